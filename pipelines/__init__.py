@@ -1,0 +1,1 @@
+"""One readable end-to-end script a stage, composed from the library."""

@@ -1,0 +1,7 @@
+"""Offline teacher-feature caches and ScaleKD student training.
+
+Importing this package loads no torch; import the room you need, such as
+``scalekd.distillation`` or ``scalekd.cache``.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,43 @@
+"""Every failure a user can cause or meet, each with the exit code that scripts rely on.
+
+A message says where, what was found, what was expected, and what to do; the command line
+prints it as one line and exits with ``exit_code``.
+"""
+
+
+class ScaleKDError(Exception):
+    """Base of the errors that are reported as one line rather than a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(ScaleKDError):
+    """The command or call cannot be carried out as given: unknown model, impossible option."""
+
+    exit_code = 2
+
+
+class DataError(ScaleKDError):
+    """The input data is at fault: missing or empty folder, corrupt image, other data set."""
+
+    exit_code = 3
+
+
+class CacheError(ScaleKDError):
+    """The cache cannot be used as asked."""
+
+    exit_code = 4
+
+
+class CacheCorrupt(CacheError):
+    """Bytes in the cache are missing, extra, or not those that were committed."""
+
+
+class CacheMismatch(CacheError):
+    """The cache is sound but belongs to another teacher, data set, view or format version."""
+
+
+class EnvironmentFault(ScaleKDError):
+    """The machine is at fault: disk full, no permission, a missing package or weights file."""
+
+    exit_code = 5

@@ -1,0 +1,30 @@
+"""The shape of one view's features at one stage, as every room of the house speaks of it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FeatureShape:
+    """Features of one view are ``(token, channel)``: prefix tokens first, then the grid row by row.
+
+    Attributes:
+        grid: Rows and columns of patch tokens.
+        num_channels: Width of a token.
+        num_prefix_tokens: Class, distillation and register tokens before the patch tokens.
+    """
+
+    grid: tuple[int, int]
+    num_channels: int
+    num_prefix_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.grid) < 1 or self.num_channels < 1 or self.num_prefix_tokens < 0:
+            raise ValueError(f"not a feature shape: {self!r}")
+
+    @property
+    def num_patch_tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_prefix_tokens + self.num_patch_tokens
