@@ -1,0 +1,185 @@
+"""Which arrays a cache holds, where they stand, and how each is cut into files.
+
+``samples/…`` holds what is true of a sample whatever the pass: key, label, hash of the encoded
+bytes. ``passes/0007/…`` holds one view of every sample: how it was drawn, the hash of its
+pixels, and the teacher's targets. Row ``i`` of every array is the same sample.
+
+Targets are cut into *blocks*, the unit of reading: one block of one array is one file. The
+small arrays are cut into *shards*, the unit of commit, because a file has a price of its own.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, Protocol
+
+import numpy as np
+from zarr.codecs import BloscCodec
+
+from scalekd.cache.manifest import Identity
+from scalekd.errors import CacheCorrupt
+
+SAMPLES = "samples"
+PLAN_FILE = "plan.json"
+MANIFEST_FILE = "manifest.json"
+TAIL_FILE = "tail.safetensors"
+RECORDS_FOLDER = "records"
+
+_MAX_CHUNK_BYTES = 2**31 - 1  # Blosc's own limit; Swin-L's stage 3 in fp16 needs 77 MB
+
+Unit = str | int
+"""``"samples"`` or the number of a pass."""
+
+
+class Plane(Protocol):
+    """What the layout asks of a codec's array (``scalekd.codecs.PlaneSpec``)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def shape_before(self) -> tuple[int, ...]: ...
+    @property
+    def shape_after(self) -> tuple[int, ...]: ...
+    def zarr_kwargs(self) -> dict[str, Any]: ...
+
+
+def compressed() -> dict[str, Any]:
+    """Zarr codecs of the small arrays: byte shuffle, then zstd."""
+    return {"compressors": BloscCodec(cname="zstd", clevel=9, shuffle="shuffle")}
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One Zarr array, with one axis that counts views.
+
+    Attributes:
+        name: Path inside its group, such as ``stage4/codes``.
+        dtype: Stored type.
+        before: Axes before the view axis.
+        after: Axes after the view axis.
+        per_block: Cut into blocks rather than shards.
+        codecs: Keyword arguments for ``zarr.create_array`` that choose the coding.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    per_block: bool = False
+    codecs: dict[str, Any] = field(default_factory=compressed, compare=False)
+
+    @property
+    def view_axis(self) -> int:
+        return len(self.before)
+
+    @property
+    def bytes_per_view(self) -> int:
+        """Decoded size of one view."""
+        return int(np.prod(self.before + self.after, dtype=np.int64)) * self.dtype.itemsize
+
+    def shape(self, identity: Identity) -> tuple[int, ...]:
+        return (*self.before, identity.data.num_samples, *self.after)
+
+    def chunks(self, identity: Identity) -> tuple[int, ...]:
+        return (*self.before, self.rows_per_chunk(identity), *self.after)
+
+    def rows_per_chunk(self, identity: Identity) -> int:
+        return identity.block_size if self.per_block else identity.shard_size
+
+    def chunk_files(self, identity: Identity, unit: Unit, shard: int, rows: int) -> Iterator[str]:
+        """Paths of the files that hold the first ``rows`` rows of a shard."""
+        step = self.rows_per_chunk(identity)
+        first = shard * identity.shard_size // step
+        for index in range(first, first + -(-rows // step)):
+            yield chunk_path(unit, self, index)
+
+    @staticmethod
+    def of_plane(group: str, plane: Plane) -> "ArraySpec":
+        return ArraySpec(
+            name=f"{group}/{plane.name}",
+            dtype=np.dtype(plane.dtype),
+            before=tuple(plane.shape_before),
+            after=tuple(plane.shape_after),
+            per_block=True,
+            codecs=plane.zarr_kwargs(),
+        )
+
+
+def unit_path(unit: Unit) -> str:
+    return SAMPLES if unit == SAMPLES else f"passes/{unit:04d}"
+
+
+def array_path(unit: Unit, array: ArraySpec) -> str:
+    return f"{unit_path(unit)}/{array.name}"
+
+
+def chunk_path(unit: Unit, array: ArraySpec, index: int) -> str:
+    """File of chunk number ``index`` along the view axis (Zarr v3's default key encoding)."""
+    coordinates = ("0",) * len(array.before) + (str(index),) + ("0",) * len(array.after)
+    return f"{array_path(unit, array)}/c/{'/'.join(coordinates)}"
+
+
+def record_path(unit: Unit, shard: int) -> str:
+    folder = SAMPLES if unit == SAMPLES else f"{unit:04d}"
+    return f"{RECORDS_FOLDER}/{folder}/{shard:06d}.json"
+
+
+def group_paths(unit: Unit, arrays: tuple[ArraySpec, ...]) -> Iterator[str]:
+    """Metadata documents of a unit: its groups from the root down, then its arrays."""
+    groups = {PurePosixPath(".")}
+    for array in arrays:
+        groups.update(PurePosixPath(array_path(unit, array)).parents)
+    yield from (str(group / "zarr.json") for group in sorted(groups))
+    yield from (f"{array_path(unit, array)}/zarr.json" for array in arrays)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The arrays of a cache: those of its samples and those of each pass."""
+
+    identity: Identity
+    samples: tuple[ArraySpec, ...]
+    views: tuple[ArraySpec, ...]
+
+    def __post_init__(self) -> None:
+        names = [array.name for array in self.samples + self.views]
+        if len(set(names)) != len(names):
+            raise CacheCorrupt(f"two arrays of a cache share a name: {sorted(names)}")
+        for array in self.samples + self.views:
+            size = array.rows_per_chunk(self.identity) * array.bytes_per_view
+            if size > _MAX_CHUNK_BYTES:
+                raise CacheCorrupt(
+                    f"array {array.name}: one file would hold {size:,} bytes, more than the"
+                    f" {_MAX_CHUNK_BYTES:,} allowed; use smaller blocks"
+                )
+
+    def arrays(self, unit: Unit) -> tuple[ArraySpec, ...]:
+        return self.samples if unit == SAMPLES else self.views
+
+    def find(self, name: str) -> ArraySpec:
+        for array in self.views:
+            if array.name == name:
+                return array
+        raise KeyError(name)
+
+
+def sample_arrays(max_key_bytes: int) -> tuple[ArraySpec, ...]:
+    """Key (UTF-8, zero-padded), label (-1: none) and xxh3-64 of the encoded image."""
+    return (
+        ArraySpec("key", np.dtype(np.uint8), after=(max_key_bytes,)),
+        ArraySpec("label", np.dtype(np.int32)),
+        ArraySpec("source_hash", np.dtype(np.uint64)),
+    )
+
+
+def view_arrays(columns: dict[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> tuple[ArraySpec, ...]:
+    """Columns of the stored view parameters, and the hash of the pixels they gave."""
+    return (
+        *(
+            ArraySpec(f"view/{name}", np.dtype(dtype), after=shape)
+            for name, (dtype, shape) in columns.items()
+        ),
+        ArraySpec("pixel_hash", np.dtype(np.uint64)),
+    )

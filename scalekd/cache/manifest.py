@@ -1,0 +1,243 @@
+"""What a cache says of itself: plan, commit records of its shards, manifest.
+
+``plan.json`` is written before the first shard and never changes. Its *identity* is everything
+that decides the bytes of a shard; the hash of the identity, ``cache_id``, stands in every
+record, so that a shard of another cache is recognised however alike the shapes are.
+``manifest.json`` is written last, and its presence is what makes a cache complete. It holds no
+date and no machine name: the same job gives the same manifest.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from scalekd.cache.files import FileDigest
+from scalekd.errors import CacheCorrupt, CacheMismatch
+from scalekd.shapes import FeatureShape
+
+FORMAT = "scalekd-cache"
+FORMAT_VERSION = 1
+
+MAX_JSON_BYTES = 64 << 20
+_MAX_SAMPLES = 1 << 40
+_MAX_BLOCK_VIEWS = 1 << 16
+
+Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+RelativePath = Annotated[str, Field(min_length=1, max_length=512)]
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CodecInfo(_Record):
+    """A codec's JSON configuration, and the file of its tables when it has any."""
+
+    config: dict[str, Any]
+    tables: RelativePath | None = None
+    tables_digest: FileDigest | None = None
+
+
+class StageInfo(_Record):
+    """One stage's features: their shape for one view, and the codec that holds them."""
+
+    grid: tuple[int, int]
+    num_channels: int = Field(ge=1, le=1 << 16)
+    num_prefix_tokens: int = Field(ge=0, le=1 << 10)
+    codec: CodecInfo
+
+    @model_validator(mode="after")
+    def _plausible(self) -> Self:
+        if not all(1 <= side <= 1 << 10 for side in self.grid):
+            raise ValueError(f"a token grid of {self.grid} is outside 1 to 1,024")
+        return self
+
+    @property
+    def shape(self) -> FeatureShape:
+        return FeatureShape(self.grid, self.num_channels, self.num_prefix_tokens)
+
+
+class DataInfo(_Record):
+    """The image set: how many samples, how they are cut into shards, and what must match."""
+
+    fingerprint: Sha256
+    num_samples: int = Field(ge=1, le=_MAX_SAMPLES)
+    max_key_bytes: int = Field(ge=1, le=4096)
+    class_names: tuple[str, ...] | None = None
+
+
+class ViewsInfo(_Record):
+    """How views were drawn, and the pixels' size the teacher saw."""
+
+    policy: dict[str, Any]
+    view_size: tuple[int, int]
+    seed: int = Field(ge=0, lt=1 << 63)
+    environment: dict[str, str]
+
+    @model_validator(mode="after")
+    def _plausible(self) -> Self:
+        if not all(1 <= side <= 1 << 14 for side in self.view_size):
+            raise ValueError(f"a view of {self.view_size} pixels is outside 1 to 16,384")
+        return self
+
+
+class Identity(_Record):
+    """Everything that decides the bytes of a shard."""
+
+    format: Literal["scalekd-cache"] = FORMAT
+    format_version: Literal[1] = FORMAT_VERSION
+    teacher: dict[str, Any]
+    precision: Literal["fp32", "bf16", "fp16"]
+    batch_size: int = Field(ge=1)
+    stages: dict[Literal["3", "4"], StageInfo]
+    logits: CodecInfo | None
+    tail: RelativePath | None
+    tail_digest: FileDigest | None
+    views: ViewsInfo
+    data: DataInfo
+    skip_corrupt: bool
+    shard_size: int = Field(ge=1, le=1 << 24)
+    block_size: int = Field(ge=1, le=_MAX_BLOCK_VIEWS)
+
+    @model_validator(mode="after")
+    def _blocks_fill_shards(self) -> Self:
+        if self.shard_size % self.block_size:
+            raise ValueError(
+                f"a shard of {self.shard_size} views is not whole blocks of {self.block_size}"
+            )
+        return self
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.data.num_samples // self.shard_size)
+
+    def rows_of(self, shard: int) -> int:
+        """Samples that shard number ``shard`` was given; fewer views if some were skipped."""
+        return min(self.shard_size, self.data.num_samples - shard * self.shard_size)
+
+
+class Provenance(_Record):
+    """Facts worth keeping that decide no byte: versions, licence, a note of the maker."""
+
+    software: dict[str, str]
+    licence: str | None = None
+    note: str | None = None
+    measured: dict[str, Any] = Field(default_factory=dict)
+
+
+class Plan(_Record):
+    """Content of ``plan.json``."""
+
+    cache_id: Sha256
+    identity: Identity
+    provenance: Provenance
+
+    @classmethod
+    def of(cls, identity: Identity, provenance: Provenance) -> Self:
+        return cls(cache_id=_identity_hash(identity), identity=identity, provenance=provenance)
+
+    @model_validator(mode="after")
+    def _is_itself(self) -> Self:
+        if self.cache_id != _identity_hash(self.identity):
+            raise ValueError("cache_id is not the hash of the identity: the plan was edited")
+        return self
+
+
+class ShardRecord(_Record):
+    """Commit of one unit of work: the files of one shard in one pass, or of its samples.
+
+    Attributes:
+        cache_id: The cache this shard belongs to.
+        unit: ``"samples"`` or the number of the pass.
+        shard: Number of the shard.
+        num_rows: Valid rows; rows after them are padding.
+        keys_sha256: Hash of the shard's keys in order.
+        files: Digest of every file of the unit, by path inside the cache.
+        skipped: Keys of corrupt images left out at the maker's wish.
+    """
+
+    cache_id: Sha256
+    unit: Literal["samples"] | Annotated[int, Field(ge=0, lt=1 << 20)]
+    shard: int = Field(ge=0)
+    num_rows: int = Field(ge=0)
+    keys_sha256: Sha256
+    files: dict[RelativePath, FileDigest]
+    skipped: tuple[str, ...] = ()
+
+
+class Manifest(_Record):
+    """Content of ``manifest.json``."""
+
+    plan: Plan
+    num_passes: int = Field(ge=1, le=1 << 20)
+    num_views: int = Field(ge=0)
+    skipped: tuple[str, ...]
+    files: dict[RelativePath, FileDigest]
+    records: dict[RelativePath, Sha256]
+    total_bytes: int = Field(ge=0)
+    digest: Sha256 | Literal[""] = ""
+
+    def sealed(self) -> Self:
+        """The same manifest with its own digest filled in."""
+        return self.model_copy(update={"digest": self._own_digest()})
+
+    def _own_digest(self) -> str:
+        return hashlib.sha256(canonical(self.model_copy(update={"digest": ""}))).hexdigest()
+
+    @model_validator(mode="after")
+    def _unedited(self) -> Self:
+        if self.digest and self.digest != self._own_digest():
+            raise ValueError("its digest does not match its content: it was edited or damaged")
+        return self
+
+
+def canonical(model: BaseModel) -> bytes:
+    """The one JSON text of a model: sorted keys, two spaces, a final newline."""
+    text = json.dumps(
+        model.model_dump(mode="json"), sort_keys=True, indent=2, ensure_ascii=True, allow_nan=False
+    )
+    return text.encode("ascii") + b"\n"
+
+
+def parse(model: type[Model], data: bytes, *, where: str) -> Model:
+    """Read untrusted JSON as ``model``.
+
+    Raises:
+        CacheMismatch: It was written by another version of the format.
+        CacheCorrupt: It is not JSON, nests too deep, or does not fit the model.
+    """
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CacheCorrupt(f"{where}: not the JSON of a cache ({error})") from None
+    _check_version(document, where)
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "document"
+        raise CacheCorrupt(f"{where}: {place}: {first['msg']}") from None
+
+
+def _check_version(document: Any, where: str) -> None:
+    plan = document.get("plan", document) if isinstance(document, dict) else None
+    identity = plan.get("identity") if isinstance(plan, dict) else None
+    if not isinstance(identity, dict):
+        return
+    version = identity.get("format_version")
+    if identity.get("format") == FORMAT and isinstance(version, int) and version != FORMAT_VERSION:
+        newer = version > FORMAT_VERSION
+        raise CacheMismatch(
+            f"{where}: cache format {version}, and this scalekd reads format {FORMAT_VERSION}: "
+            + ("update scalekd to read it" if newer else "write the cache again")
+        )
+
+
+def _identity_hash(identity: Identity) -> str:
+    return hashlib.sha256(canonical(identity)).hexdigest()

@@ -1,0 +1,234 @@
+"""Reading a cache: every byte is checked against its commit record before it is used.
+
+Opening reads the manifest, the plan and the records; targets are read a block at a time. A
+reader holds no open file, so it may be pickled or forked into the workers of a loader.
+"""
+
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from scalekd.cache.files import FileDigest, read_bounded, read_checked
+from scalekd.cache.layout import (
+    MANIFEST_FILE,
+    PLAN_FILE,
+    SAMPLES,
+    ArraySpec,
+    Layout,
+    Unit,
+    array_path,
+    record_path,
+)
+from scalekd.cache.manifest import (
+    MAX_JSON_BYTES,
+    Identity,
+    Manifest,
+    ShardRecord,
+    parse,
+)
+from scalekd.cache.records import keys_hash, read_record, record_hash
+from scalekd.cache.store import CheckedStore, open_array
+from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
+
+Rows = np.ndarray[Any, Any]
+
+
+def read_manifest(root: Path) -> Manifest:
+    """The manifest of a complete cache.
+
+    Raises:
+        DataError: There is no cache at ``root``.
+        CacheCorrupt: The cache is incomplete, or its manifest is damaged.
+        CacheMismatch: It was written in another version of the format.
+    """
+    if not root.is_dir():
+        raise DataError(f"no cache at {root}: there is no such folder")
+    path = root / MANIFEST_FILE
+    if not path.exists():
+        if (root / PLAN_FILE).exists():
+            raise CacheCorrupt(
+                f"{root}: the cache is not complete (no {MANIFEST_FILE}); run the same"
+                " `scalekd cache-teacher` again to finish it"
+            )
+        raise DataError(f"no cache at {root}: it holds neither {MANIFEST_FILE} nor {PLAN_FILE}")
+    manifest = parse(
+        Manifest,
+        read_bounded(path, max_bytes=MAX_JSON_BYTES, what="the manifest"),
+        where=str(path),
+    )
+    if not manifest.digest:
+        raise CacheCorrupt(f"{path}: carries no digest of itself: it was edited")
+    return manifest
+
+
+class SampleTable:
+    """The samples of a cache, in order of shard and row, without those skipped as corrupt.
+
+    Attributes:
+        keys: UTF-8 bytes, one fixed-width NumPy string a sample.
+        labels: Class, or -1.
+        source_hashes: xxh3-64 of the encoded image.
+        starts: ``starts[s]`` is the first sample of shard ``s``; one more entry at the end.
+    """
+
+    def __init__(self, keys: Rows, labels: Rows, source_hashes: Rows, starts: Rows) -> None:
+        self.keys = keys
+        self.labels = labels
+        self.source_hashes = source_hashes
+        self.starts = starts
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def key(self, sample: int) -> str:
+        return bytes(self.keys[sample]).decode()
+
+
+class CacheReader:
+    """A complete cache, opened for reading.
+
+    Args:
+        root: Folder of the cache.
+        layout: Its arrays; whoever opens a cache knows the codecs, which this room does not.
+        manifest: Its manifest (:func:`read_manifest`).
+
+    Raises:
+        CacheCorrupt: While reading, whenever a file is not the one committed.
+    """
+
+    def __init__(self, root: Path, layout: Layout, manifest: Manifest) -> None:
+        self.root = root
+        self.manifest = manifest
+        self.layout = layout
+        self._opened: dict[str, zarr.Array[Any]] = {}
+        self._records: dict[tuple[Unit, int], ShardRecord] = {}
+        self._store = CheckedStore(root, dict(manifest.files))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": {}, "_store": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._store = CheckedStore(self.root, dict(self.manifest.files))
+        for record in self._records.values():
+            self._store.expect(record.files)
+
+    @property
+    def identity(self) -> Identity:
+        return self.manifest.plan.identity
+
+    @property
+    def num_passes(self) -> int:
+        return self.manifest.num_passes
+
+    def file(self, relative: str | None, expected: FileDigest | None) -> bytes:
+        """A checked file of the cache, such as its tail.
+
+        Raises:
+            UsageError: The cache was written without it.
+        """
+        if relative is None or expected is None:
+            raise UsageError(f"{self.root}: the cache was written without this file")
+        if self.manifest.files.get(relative) != expected:
+            raise CacheCorrupt(f"{self.root}: the manifest and the plan disagree on {relative}")
+        return read_checked(self.root, relative, expected)
+
+    def record(self, unit: Unit, shard: int) -> ShardRecord:
+        """The commit record of a shard, checked against the manifest."""
+        record = self._records.get((unit, shard))
+        if record is None:
+            path = record_path(unit, shard)
+            record = read_record(self.root, self.manifest.plan, self.layout, unit, shard)
+            if record_hash(record) != self.manifest.records.get(path):
+                raise CacheCorrupt(
+                    f"{self.root / path}: not the record that the manifest was written for"
+                )
+            self._records[unit, shard] = record
+            self._store.expect(record.files)
+        return record
+
+    @cached_property
+    def samples(self) -> SampleTable:
+        """All samples; read once, a few tens of bytes each."""
+        parts: dict[str, list[Rows]] = {array.name: [] for array in self.layout.samples}
+        counts = []
+        for shard in range(self.identity.num_shards):
+            record = self.record(SAMPLES, shard)
+            counts.append(record.num_rows)
+            start = shard * self.identity.shard_size
+            for array in self.layout.samples:
+                rows = self._read(SAMPLES, array, start, record.num_rows)
+                parts[array.name].append(rows)
+            keys = _as_strings(parts["key"][-1])
+            if keys_hash(bytes(key).decode() for key in keys) != record.keys_sha256:
+                raise CacheCorrupt(f"{self.root}: the keys of shard {shard} are not in order")
+        return SampleTable(
+            _as_strings(np.concatenate(parts["key"])),
+            np.concatenate(parts["label"]),
+            np.concatenate(parts["source_hash"]),
+            np.cumsum([0, *counts]),
+        )
+
+    def blocks(self) -> list[tuple[int, int]]:
+        """``(first sample, number of samples)`` of each block, in order; alike in all passes."""
+        found = []
+        for shard in range(self.identity.num_shards):
+            first, rows = int(self.samples.starts[shard]), self.record(SAMPLES, shard).num_rows
+            for offset in range(0, rows, self.identity.block_size):
+                found.append((first + offset, min(self.identity.block_size, rows - offset)))
+        return found
+
+    def read_rows(
+        self, pass_index: int, first: int, count: int, names: Iterable[str]
+    ) -> dict[str, Rows]:
+        """Rows of one block, or of several within one shard.
+
+        Args:
+            pass_index: Which pass.
+            first: Number of the first sample, as in :class:`SampleTable`.
+            count: Number of rows; they lie in one shard.
+            names: Arrays to read, such as ``stage4/codes`` or ``pixel_hash``.
+
+        Returns:
+            Array by name, view axis first.
+
+        Raises:
+            CacheCorrupt: A file is missing or is not the one committed.
+        """
+        starts = self.samples.starts
+        shard = int(np.searchsorted(starts, first, side="right")) - 1
+        if first + count > starts[shard + 1]:
+            raise ValueError(f"rows {first} to {first + count} lie in more than one shard")
+        if not 0 <= pass_index < self.num_passes:
+            raise CacheMismatch(
+                f"{self.root}: pass {pass_index} asked for, the cache has {self.num_passes}"
+            )
+        record = self.record(pass_index, shard)
+        if record.keys_sha256 != self.record(SAMPLES, shard).keys_sha256:
+            raise CacheCorrupt(
+                f"{self.root}: shard {shard} of pass {pass_index} holds other samples than the"
+                " cache's table of samples"
+            )
+        start = shard * self.identity.shard_size + first - int(starts[shard])
+        return {
+            name: self._read(pass_index, self.layout.find(name), start, count) for name in names
+        }
+
+    def _read(self, unit: Unit, array: ArraySpec, start: int, count: int) -> Rows:
+        path = array_path(unit, array)
+        opened = self._opened.get(path)
+        if opened is None:
+            opened = self._opened[path] = open_array(self._store, self.identity, unit, array)
+        axis = array.view_axis
+        rows = np.asarray(opened[(slice(None),) * axis + (slice(start, start + count),)])
+        return np.ascontiguousarray(np.moveaxis(rows, axis, 0))
+
+
+def _as_strings(rows: Rows) -> Rows:
+    """Rows of zero-padded UTF-8 bytes as NumPy byte strings."""
+    rows = np.ascontiguousarray(rows)
+    return rows.view(f"S{rows.shape[1]}")[:, 0]

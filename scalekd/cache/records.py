@@ -1,0 +1,84 @@
+"""Commit records: the write-once proof that a shard is complete, and what it consists of."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from scalekd.cache.files import commit_file, inside, read_bounded
+from scalekd.cache.layout import Layout, Unit, record_path
+from scalekd.cache.manifest import MAX_JSON_BYTES, Plan, ShardRecord, canonical, parse
+from scalekd.errors import CacheCorrupt, CacheMismatch
+
+
+def keys_hash(keys: Iterable[str]) -> str:
+    """Hash of keys in order; a newline cannot stand in a key."""
+    return hashlib.sha256("\n".join(keys).encode()).hexdigest()
+
+
+def write_record(root: Path, record: ShardRecord) -> None:
+    """Commit a shard. A record that another process wrote for the same bytes is left as it is.
+
+    Raises:
+        CacheMismatch: The shard was committed meanwhile with other bytes.
+    """
+    path = inside(root, record_path(record.unit, record.shard))
+    content = canonical(record)
+    if not commit_file(path, content, exclusive=True):
+        found = read_bounded(path, max_bytes=MAX_JSON_BYTES, what="a commit record")
+        if found != content:
+            raise CacheMismatch(
+                f"{path}: another process committed this shard with other bytes. Two jobs write"
+                " this cache on machines that do not compute alike; give each its own --shards"
+            )
+
+
+def read_record(root: Path, plan: Plan, layout: Layout, unit: Unit, shard: int) -> ShardRecord:
+    """Read a commit record and check that it is the record of this shard of this cache.
+
+    Raises:
+        CacheCorrupt: Missing, damaged, swapped, or naming other files than the layout's.
+        CacheMismatch: It belongs to another cache.
+    """
+    relative = record_path(unit, shard)
+    path = inside(root, relative)
+    data = read_bounded(path, max_bytes=MAX_JSON_BYTES, what="a commit record")
+    record = parse(ShardRecord, data, where=str(path))
+    if canonical(record) != data:
+        raise CacheCorrupt(f"{path}: its bytes changed since it was committed")
+    if record.cache_id != plan.cache_id:
+        raise CacheMismatch(
+            f"{path}: this shard belongs to cache {record.cache_id[:12]}…, this is"
+            f" {plan.cache_id[:12]}…"
+        )
+    if (record.unit, record.shard) != (unit, shard):
+        raise CacheCorrupt(
+            f"{path}: holds the record of {record.unit!r}, shard {record.shard}: files were swapped"
+        )
+    if record.num_rows + len(record.skipped) != plan.identity.rows_of(shard):
+        raise CacheCorrupt(
+            f"{path}: {record.num_rows} rows and {len(record.skipped)} skipped samples do not make"
+            f" the shard's {plan.identity.rows_of(shard)}"
+        )
+    expected = set(unit_files(layout, unit, shard, record.num_rows))
+    if set(record.files) != expected:
+        odd = sorted(set(record.files) ^ expected)[0]
+        raise CacheCorrupt(f"{path}: names other files than shard {shard} has, such as {odd!r}")
+    return record
+
+
+def unit_files(layout: Layout, unit: Unit, shard: int, num_rows: int) -> list[str]:
+    """Every chunk file of one shard, in the order of the layout."""
+    return [
+        path
+        for array in layout.arrays(unit)
+        for path in array.chunk_files(layout.identity, unit, shard, num_rows)
+    ]
+
+
+def has_record(root: Path, unit: Unit, shard: int) -> bool:
+    return inside(root, record_path(unit, shard)).exists()
+
+
+def record_hash(record: ShardRecord) -> str:
+    """SHA-256 of the record's file."""
+    return hashlib.sha256(canonical(record)).hexdigest()

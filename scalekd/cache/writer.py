@@ -1,0 +1,329 @@
+"""Writing a cache: plan first, then shards in any order by any process, the manifest last.
+
+A shard is written by one process. Its files appear one by one, each atomically, and count for
+nothing until the shard's commit record stands. A killed writer leaves committed shards, whole
+files of at most one uncommitted shard, and temporary files; the next run redoes that shard.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import zarr
+
+from scalekd.cache.files import (
+    TEMPORARY_SUFFIX,
+    FileDigest,
+    commit_file,
+    digest,
+    digest_on_disk,
+    explained,
+    inside,
+    read_bounded,
+)
+from scalekd.cache.layout import (
+    MANIFEST_FILE,
+    PLAN_FILE,
+    SAMPLES,
+    ArraySpec,
+    Layout,
+    Unit,
+    array_path,
+    record_path,
+)
+from scalekd.cache.manifest import (
+    MAX_JSON_BYTES,
+    Identity,
+    Manifest,
+    Plan,
+    ShardRecord,
+    canonical,
+    parse,
+)
+from scalekd.cache.records import has_record, keys_hash, read_record, record_hash, write_record
+from scalekd.cache.store import CommittingStore, metadata_documents, open_array, write_rows
+from scalekd.errors import CacheMismatch, UsageError
+
+_KNOWN_NAMES = frozenset(
+    {
+        PLAN_FILE,
+        MANIFEST_FILE,
+        "zarr.json",
+        "samples",
+        "passes",
+        "records",
+        "codecs",
+        "tail.safetensors",
+    }
+)
+
+
+def read_plan(root: Path) -> Plan | None:
+    """The plan of the cache at ``root``, or ``None`` when no cache was begun there.
+
+    Raises:
+        UsageError: The folder holds something that is no cache.
+    """
+    if not root.exists():
+        return None
+    if not root.is_dir():
+        raise UsageError(f"{root} is a file; --output names the folder of a cache")
+    path = root / PLAN_FILE
+    if not path.exists():
+        strangers = sorted(
+            entry.name
+            for entry in root.iterdir()
+            if entry.name not in _KNOWN_NAMES and not entry.name.endswith(TEMPORARY_SUFFIX)
+        )
+        if strangers:
+            raise UsageError(
+                f"{root} holds something that is no cache ({', '.join(strangers[:3])}, …); choose"
+                " an empty or new folder"
+            )
+        return None
+    return parse(
+        Plan, read_bounded(path, max_bytes=MAX_JSON_BYTES, what="the plan"), where=str(path)
+    )
+
+
+def begin(root: Path, plan: Plan, layout: Layout, num_passes: int) -> Plan:
+    """Write the plan, unless another process was first, and the metadata of all arrays.
+
+    Returns:
+        The plan in force.
+
+    Raises:
+        CacheMismatch: The cache was begun for something else.
+    """
+    if not commit_file(root / PLAN_FILE, canonical(plan), exclusive=True):
+        standing = read_plan(root)
+        if standing is None or standing.cache_id != plan.cache_id:
+            raise CacheMismatch(
+                f"{root} was begun for something else: "
+                + (differences(standing.identity, plan.identity) if standing else "no plan")
+                + ". Choose another --output, or --overwrite"
+            )
+        plan = standing
+    for unit in (SAMPLES, *range(num_passes)):
+        for path, content in metadata_documents(layout.identity, unit, layout.arrays(unit)).items():
+            target = inside(root, path)
+            if not target.exists() or target.read_bytes() != content:
+                commit_file(target, content)
+    return plan
+
+
+def differences(standing: Identity, wanted: Identity) -> str:
+    """The fields in which two identities differ, as ``name: old in the cache, new wanted``."""
+    found: list[str] = []
+
+    def walk(place: str, old: Any, new: Any) -> None:
+        if isinstance(old, dict) and isinstance(new, dict):
+            for key in sorted(old.keys() | new.keys()):
+                walk(f"{place}.{key}" if place else key, old.get(key), new.get(key))
+        elif old != new:
+            found.append(f"{place} is {_short(old)} in the cache, {_short(new)} here")
+
+    walk("", standing.model_dump(mode="json"), wanted.model_dump(mode="json"))
+    return "; ".join(found[:4]) + ("; …" if len(found) > 4 else "")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "…"
+
+
+@dataclass(frozen=True)
+class SampleRows:
+    """What is stored of a shard's samples, row by row."""
+
+    keys: tuple[str, ...]
+    labels: np.ndarray[Any, Any]
+    source_hashes: np.ndarray[Any, Any]
+
+    def columns(self, max_key_bytes: int) -> dict[str, np.ndarray[Any, Any]]:
+        keys = np.zeros((len(self.keys), max_key_bytes), np.uint8)
+        for row, key in enumerate(self.keys):
+            encoded = key.encode()
+            keys[row, : len(encoded)] = np.frombuffer(encoded, np.uint8)
+        return {
+            "key": keys,
+            "label": self.labels.astype(np.int32),
+            "source_hash": self.source_hashes.astype(np.uint64),
+        }
+
+
+class ShardWriter:
+    """Takes the rows of one shard in order, and commits them.
+
+    Blocks are coded and written by a pool of threads beside the teacher.
+    """
+
+    def __init__(self, writer: "CacheWriter", unit: int, shard: int) -> None:
+        self._writer = writer
+        self._unit = unit
+        self._shard = shard
+        self._pending: list[Future[None]] = []
+        self._next_row = shard * writer.layout.identity.shard_size
+        self._remove_debris(unit)
+
+    def write_block(self, arrays: dict[str, np.ndarray[Any, Any]], num_rows: int) -> None:
+        """Queue the per-block arrays of the next block; raises what an earlier block met."""
+        for future in [future for future in self._pending if future.done()]:
+            future.result()
+        start, self._next_row = self._next_row, self._next_row + num_rows
+        for name, rows in arrays.items():
+            array = self._writer.layout.find(name)
+            self._pending.append(
+                self._writer.pool.submit(self._writer.write, self._unit, array, start, rows)
+            )
+
+    def commit(
+        self,
+        samples: SampleRows,
+        views: dict[str, np.ndarray[Any, Any]],
+        skipped: Sequence[str],
+    ) -> None:
+        """Write the per-shard arrays and the commit record, once every block is on disk."""
+        for future in self._pending:
+            future.result()
+        layout, writer = self._writer.layout, self._writer
+        start = self._shard * layout.identity.shard_size
+        for name, rows in views.items():
+            writer.write(self._unit, layout.find(name), start, rows)
+        keys_sha256 = keys_hash(samples.keys)
+        if has_record(writer.root, SAMPLES, self._shard):
+            committed = read_record(writer.root, writer.plan, layout, SAMPLES, self._shard)
+            if committed.keys_sha256 != keys_sha256:
+                raise CacheMismatch(
+                    f"{writer.root}: shard {self._shard} was cached with other samples than the"
+                    " data set gives now"
+                )
+        else:
+            self._remove_debris(SAMPLES)
+            columns = samples.columns(layout.identity.data.max_key_bytes)
+            for array in layout.samples:
+                writer.write(SAMPLES, array, start, columns[array.name])
+            self._record(SAMPLES, samples, keys_sha256, skipped)
+        self._record(self._unit, samples, keys_sha256, skipped)
+
+    def _record(
+        self, unit: Unit, samples: SampleRows, keys_sha256: str, skipped: Sequence[str]
+    ) -> None:
+        writer, rows = self._writer, len(samples.keys)
+        files: dict[str, FileDigest] = {}
+        for array in writer.layout.arrays(unit):
+            for path in array.chunk_files(writer.layout.identity, unit, self._shard, rows):
+                files[path] = writer.store.written.pop(path)
+        write_record(
+            writer.root,
+            ShardRecord(
+                cache_id=writer.plan.cache_id,
+                unit=unit,
+                shard=self._shard,
+                num_rows=rows,
+                keys_sha256=keys_sha256,
+                files=files,
+                skipped=tuple(skipped),
+            ),
+        )
+
+    def _remove_debris(self, unit: Unit) -> None:
+        """Delete what an interrupted writer of this shard left, temporary files included."""
+        layout, root = self._writer.layout, self._writer.root
+        rows = layout.identity.rows_of(self._shard)
+        for array in layout.arrays(unit):
+            for path in array.chunk_files(layout.identity, unit, self._shard, rows):
+                target = inside(root, path)
+                with explained(target, "cannot remove"):
+                    target.unlink(missing_ok=True)
+                    for partial in target.parent.glob(f".{target.name}.*{TEMPORARY_SUFFIX}"):
+                        partial.unlink(missing_ok=True)
+
+
+class CacheWriter:
+    """One process's hand in a cache.
+
+    Args:
+        root: Folder of the cache, already begun (:func:`begin`).
+        plan: The plan in force.
+        layout: Its arrays.
+        num_threads: Threads that code and write blocks beside the teacher.
+    """
+
+    def __init__(self, root: Path, plan: Plan, layout: Layout, *, num_threads: int = 2) -> None:
+        self.root = root
+        self.plan = plan
+        self.layout = layout
+        self.store = CommittingStore(root)
+        self.pool = ThreadPoolExecutor(num_threads, thread_name_prefix="cache-writer")
+        self._opened: dict[str, zarr.Array[Any]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.pool.shutdown(wait=True, cancel_futures=True)
+
+    def missing(self, unit: int, shards: Sequence[int]) -> Iterator[int]:
+        """Those of ``shards`` that are not committed in pass ``unit``; checks those that are."""
+        for shard in shards:
+            if has_record(self.root, unit, shard):
+                read_record(self.root, self.plan, self.layout, unit, shard)
+            else:
+                yield shard
+
+    def shard(self, unit: int, shard: int) -> ShardWriter:
+        return ShardWriter(self, unit, shard)
+
+    def write(self, unit: Unit, array: ArraySpec, start: int, rows: np.ndarray[Any, Any]) -> None:
+        """Write rows of one array, padded to whole chunks."""
+        path = array_path(unit, array)
+        opened = self._opened.get(path)
+        if opened is None:
+            opened = self._opened[path] = open_array(self.store, self.layout.identity, unit, array)
+        step = array.rows_per_chunk(self.layout.identity)
+        end = min(start + step, self.layout.identity.data.num_samples)
+        write_rows(opened, array, start, rows, span=end - start)
+
+
+def finish(root: Path, plan: Plan, layout: Layout, num_passes: int) -> Manifest | None:
+    """Write the manifest if every shard of every pass is committed, else return ``None``."""
+    units: tuple[Unit, ...] = (SAMPLES, *range(num_passes))
+    identity = plan.identity
+    pairs = [(unit, shard) for unit in units for shard in range(identity.num_shards)]
+    if not all(has_record(root, unit, shard) for unit, shard in pairs):
+        return None
+    records = {pair: read_record(root, plan, layout, *pair) for pair in pairs}
+    files = {PLAN_FILE: digest_on_disk(root / PLAN_FILE)}
+    for unit in units:
+        for path, content in metadata_documents(identity, unit, layout.arrays(unit)).items():
+            files[path] = digest(content)
+    for part in [identity.logits, *(stage.codec for stage in identity.stages.values())]:
+        if part and part.tables and part.tables_digest:
+            files[part.tables] = part.tables_digest
+    if identity.tail and identity.tail_digest:
+        files[identity.tail] = identity.tail_digest
+    skipped = [
+        key for shard in range(identity.num_shards) for key in records[SAMPLES, shard].skipped
+    ]
+    manifest = Manifest(
+        plan=plan,
+        num_passes=num_passes,
+        num_views=sum(record.num_rows for (unit, _), record in records.items() if unit != SAMPLES),
+        skipped=tuple(skipped),
+        files=files,
+        records={record_path(*pair): record_hash(record) for pair, record in records.items()},
+        total_bytes=sum(entry.num_bytes for entry in files.values())
+        + sum(entry.num_bytes for record in records.values() for entry in record.files.values()),
+    ).sealed()
+    commit_file(root / MANIFEST_FILE, canonical(manifest))
+    return manifest
