@@ -1,1 +1,49 @@
-"""TODO"""
+"""ScaleKD as a library: projectors, losses, and their composition for any training loop."""
+
+from scalekd.distillation.config import ScaleKDConfig, StageConfig
+from scalekd.distillation.factory import ObjectiveName, build_objective
+from scalekd.distillation.feature_objective import ScaleKDObjective, StudentLevel
+from scalekd.distillation.losses import (
+    TASK_LOSSES,
+    bce_loss,
+    cross_entropy_loss,
+    frequency_loss,
+    kd_loss,
+    soft_cross_entropy,
+    spatial_loss,
+    topk_kd_loss,
+)
+from scalekd.distillation.objective import KDObjective, Objective, PlainObjective
+from scalekd.distillation.projector import (
+    ConvProjector,
+    CrossAttentionProjector,
+    default_num_heads,
+)
+from scalekd.distillation.targets import FullLogits, LogitTargets, Targets, TopKLogits
+
+__all__ = [
+    "TASK_LOSSES",
+    "ConvProjector",
+    "CrossAttentionProjector",
+    "FullLogits",
+    "KDObjective",
+    "LogitTargets",
+    "Objective",
+    "ObjectiveName",
+    "PlainObjective",
+    "ScaleKDConfig",
+    "ScaleKDObjective",
+    "StageConfig",
+    "StudentLevel",
+    "Targets",
+    "TopKLogits",
+    "bce_loss",
+    "build_objective",
+    "cross_entropy_loss",
+    "default_num_heads",
+    "frequency_loss",
+    "kd_loss",
+    "soft_cross_entropy",
+    "spatial_loss",
+    "topk_kd_loss",
+]

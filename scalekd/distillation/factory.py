@@ -1,0 +1,50 @@
+"""Objectives by the names that command lines and recipes use."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from torch import nn
+
+from scalekd.distillation.config import ScaleKDConfig
+from scalekd.distillation.feature_objective import ScaleKDObjective, StudentLevel
+from scalekd.distillation.objective import KDObjective, Objective, PlainObjective
+from scalekd.errors import UsageError
+from scalekd.shapes import FeatureShape
+
+ObjectiveName = Literal["scalekd", "kd", "none"]
+
+
+def build_objective(
+    name: ObjectiveName,
+    config: ScaleKDConfig | None = None,
+    *,
+    student_levels: Sequence[StudentLevel] | None = None,
+    teacher_stages: Mapping[int, FeatureShape] | None = None,
+    tail: nn.Module | None = None,
+) -> Objective:
+    """Build an objective by name.
+
+    Args:
+        name: ``"scalekd"``, ``"kd"`` (logits only) or ``"none"`` (no teacher).
+        config: Shared by all; each reads its part.
+        student_levels: See `ScaleKDObjective`; other objectives ignore it.
+        teacher_stages: Likewise.
+        tail: Likewise.
+
+    Raises:
+        UsageError: The name is unknown, or the objective cannot be built as configured.
+    """
+    if name == "none":
+        return PlainObjective(config)
+    if name == "kd":
+        return KDObjective(config)
+    if name != "scalekd":
+        raise UsageError(f"unknown objective {name!r}; there are scalekd, kd and none")
+    if student_levels is None or teacher_stages is None:
+        raise UsageError(
+            "the scalekd objective needs the shapes of the student's levels and of the teacher's "
+            "stages; a cache of logits only serves the objective 'kd'"
+        )
+    return ScaleKDObjective(
+        config, student_levels=student_levels, teacher_stages=teacher_stages, tail=tail
+    )

@@ -1,0 +1,212 @@
+"""The terms that the objectives add up.
+
+Every loss here takes half precision, computes in float32 or better, averages over the batch
+only, and carries no weight: weights belong to the objective. The teacher's side gets no
+gradient.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from scalekd.distillation.targets import FullLogits, LogitTargets, TopKLogits, at_least_float32
+
+_MIN_NORM = 1e-12  # as the published method; a shorter token is taken to have no direction
+
+
+def spatial_loss(
+    predicted: Float[Tensor, "batch token channel"],
+    target: Float[Tensor, "batch token channel"],
+) -> Float[Tensor, ""]:
+    """Squared distance of the unit-normalised tokens, summed over tokens (DFM's spatial view).
+
+    Equals the sum over tokens of ``2 - 2 cos``: 0 for equal directions, about ``2 * tokens``
+    for unrelated ones, ``4 * tokens`` at most. A token of zeros has no direction: its unit
+    vector is zero, it costs 1, and its own gradient is zero. (The published code divides by
+    1e-12 there, which sends gradients of 1e10 and more through the student.)
+
+    Args:
+        predicted: Tokens of the student, in the teacher's width, on the teacher's grid.
+        target: Tokens of the teacher; no gradient flows.
+
+    Returns:
+        Sum over tokens, mean over the batch.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    _check_same_shape(predicted, target)
+    difference = _unit(at_least_float32(predicted)) - _unit(at_least_float32(target.detach()))
+    return difference.square().sum(dim=(1, 2)).mean()
+
+
+def frequency_loss(
+    predicted: Float[Tensor, "batch token channel"],
+    target: Float[Tensor, "batch token channel"],
+) -> Float[Tensor, ""]:
+    """`spatial_loss` after each channel's mean over the grid is removed (DFM's frequency view).
+
+    The published method takes a 2-D DCT of each channel, zeroes the constant coefficient and
+    transforms back. That is exactly the subtraction of the mean, so neither a transform nor a
+    square grid is needed. A spatially constant map leaves exact zeros and therefore costs
+    nothing against another constant map and has no gradient, where the transform's rounding
+    noise would be blown up to unit length.
+
+    Args:
+        predicted: Tokens of the student, in the teacher's width, on the teacher's grid.
+        target: Tokens of the teacher; no gradient flows.
+
+    Returns:
+        Sum over tokens, mean over the batch.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    _check_same_shape(predicted, target)
+    return spatial_loss(
+        _without_mean(at_least_float32(predicted)),
+        _without_mean(at_least_float32(target.detach())),
+    )
+
+
+def kd_loss(
+    student_logits: Float[Tensor, "batch cls"],
+    teacher_logits: Float[Tensor, "batch cls"],
+    *,
+    temperature: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Cross entropy from the softened teacher to the softened student, averaged over the batch.
+
+    Scaled by ``temperature**2`` so that its gradient keeps its size as the temperature
+    changes (Hinton et al. 2015, section 2).
+
+    Args:
+        student_logits: Scores before softmax.
+        teacher_logits: Scores before softmax, decoded from the cache; no gradient flows.
+        temperature: Divides both sets of scores; above 1 the minor classes count for more.
+
+    Returns:
+        Loss in nats.
+
+    Raises:
+        ValueError: ``temperature`` is not positive, or the numbers of classes differ.
+    """
+    return soft_cross_entropy(student_logits, FullLogits(teacher_logits), temperature=temperature)
+
+
+def topk_kd_loss(
+    student_logits: Float[Tensor, "batch cls"],
+    teacher_logits: TopKLogits,
+    *,
+    temperature: float = 1.0,
+) -> Float[Tensor, ""]:
+    """`kd_loss` from the teacher's likeliest classes; the others share the rest evenly.
+
+    Args:
+        student_logits: Scores of all classes before softmax.
+        teacher_logits: What the cache kept; no gradient flows.
+        temperature: Any, whatever was cached: see `TopKLogits.probabilities`.
+
+    Returns:
+        Loss in nats.
+
+    Raises:
+        ValueError: ``temperature`` is not positive, or the numbers of classes differ.
+    """
+    return soft_cross_entropy(student_logits, teacher_logits, temperature=temperature)
+
+
+def soft_cross_entropy(
+    student_logits: Float[Tensor, "batch cls"],
+    teacher_logits: LogitTargets,
+    *,
+    temperature: float = 1.0,
+) -> Float[Tensor, ""]:
+    """The one body of `kd_loss` and `topk_kd_loss`, for targets of either kind."""
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, not {temperature}")
+    if student_logits.shape[-1] != teacher_logits.num_classes:
+        raise ValueError(
+            f"the student scores {student_logits.shape[-1]} classes and the teacher "
+            f"{teacher_logits.num_classes}: logits can only be distilled over the same classes; "
+            "give the student the teacher's number of classes, or turn the kd loss off"
+        )
+    # log_softmax and not log(softmax): scores 100 apart stay finite in float32.
+    log_student = (at_least_float32(student_logits) / temperature).log_softmax(dim=-1)
+    teacher = teacher_logits.probabilities(temperature)
+    return -(teacher * log_student).sum(dim=-1).mean() * temperature**2
+
+
+def cross_entropy_loss(
+    logits: Float[Tensor, "batch cls"],
+    labels: Int64[Tensor, " batch"],
+    *,
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Cross entropy with the labels, averaged over the batch.
+
+    Args:
+        logits: Scores before softmax.
+        labels: Classes.
+        label_smoothing: Part of the target spread evenly over all classes, the label's included.
+
+    Returns:
+        Loss in nats.
+    """
+    return F.cross_entropy(at_least_float32(logits), labels, label_smoothing=label_smoothing)
+
+
+def bce_loss(
+    logits: Float[Tensor, "batch cls"],
+    labels: Int64[Tensor, " batch"],
+    *,
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Sigmoid cross entropy of every class with the one-hot label.
+
+    Summed over classes and averaged over the batch: ``classes * ln 2`` at zero scores.
+
+    Args:
+        logits: Scores before sigmoid.
+        labels: Classes.
+        label_smoothing: Part of the target spread evenly over all classes, the label's included.
+
+    Returns:
+        Loss in nats.
+    """
+    scores = at_least_float32(logits)
+    num_classes = scores.shape[-1]
+    target = torch.full_like(scores, label_smoothing / num_classes)
+    on = 1 - label_smoothing + label_smoothing / num_classes
+    target.scatter_(1, labels[:, None], on)
+    return F.binary_cross_entropy_with_logits(scores, target, reduction="sum") / len(scores)
+
+
+TASK_LOSSES = {"cross_entropy": cross_entropy_loss, "bce": bce_loss}
+"""The student's own loss by name; all take ``(logits, labels, *, label_smoothing)``."""
+
+
+def _unit(tokens: Float[Tensor, "batch token channel"]) -> Float[Tensor, "batch token channel"]:
+    squared = tokens.square().sum(dim=-1, keepdim=True)
+    has_direction = squared > _MIN_NORM**2
+    # The inner `where` keeps the root's infinite slope at zero out of the backward pass.
+    return tokens * (torch.where(has_direction, squared, 1.0).rsqrt() * has_direction)
+
+
+def _without_mean(
+    tokens: Float[Tensor, "batch token channel"],
+) -> Float[Tensor, "batch token channel"]:
+    # Any shift cancels, also in the gradient; this one makes a constant map exactly zero and
+    # costs a map of large mean no precision.
+    shifted = tokens - tokens[:, :1].detach()
+    return shifted - shifted.mean(dim=1, keepdim=True)
+
+
+def _check_same_shape(predicted: Tensor, target: Tensor) -> None:
+    if predicted.shape != target.shape or predicted.ndim != 3:
+        raise ValueError(
+            f"features are compared token by token, and {tuple(predicted.shape) = } differs from "
+            f"{tuple(target.shape) = }; both must be (batch, patch tokens, channels) of the "
+            "teacher's final stage"
+        )
