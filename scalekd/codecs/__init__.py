@@ -1,1 +1,60 @@
-"""TODO"""
+"""Codecs: features and logits as small integer arrays, and back. The contract is in ``base``."""
+
+from scalekd.codecs.base import (
+    Codec,
+    FeatureCodec,
+    FeatureDecoder,
+    LogitCodec,
+    LogitDecoder,
+    PlaneSpec,
+    quiet_zarr,
+)
+from scalekd.codecs.files import codec_to_bytes, load_codec, save_codec
+from scalekd.codecs.int8 import Int8Codec
+from scalekd.codecs.logits import FullLogitCodec, TopKLogitCodec
+from scalekd.codecs.measure import (
+    ErrorSummary,
+    FeatureErrors,
+    measure_errors,
+    summarise,
+    view_errors,
+)
+from scalekd.codecs.plain import Float16Codec
+from scalekd.codecs.registry import (
+    DEFAULT_FEATURE_CODEC,
+    CodecRequest,
+    codec_from_config,
+    create_logit_codec,
+    fit_codec,
+    logit_codec_from_config,
+    parse_codec,
+)
+
+__all__ = [
+    "DEFAULT_FEATURE_CODEC",
+    "Codec",
+    "CodecRequest",
+    "ErrorSummary",
+    "FeatureCodec",
+    "FeatureDecoder",
+    "FeatureErrors",
+    "Float16Codec",
+    "FullLogitCodec",
+    "Int8Codec",
+    "LogitCodec",
+    "LogitDecoder",
+    "PlaneSpec",
+    "TopKLogitCodec",
+    "codec_from_config",
+    "codec_to_bytes",
+    "create_logit_codec",
+    "fit_codec",
+    "load_codec",
+    "logit_codec_from_config",
+    "measure_errors",
+    "parse_codec",
+    "quiet_zarr",
+    "save_codec",
+    "summarise",
+    "view_errors",
+]

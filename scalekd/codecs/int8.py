@@ -1,0 +1,65 @@
+"""Eight-bit features, one scale per token.
+
+A token's scale keeps a token of small norm as precise, relative to itself, as one of large norm;
+one scale for the whole view would spend every level on the largest token. It is stored in single
+precision: half precision would lose the scale of tokens below 1e-5 altogether.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scalekd.codecs._checks import check_config
+from scalekd.codecs.base import FeatureCodec, FeatureDecoder, JsonDict, PlaneSpec
+from scalekd.shapes import FeatureShape
+
+_LEVELS = 127  # symmetric: -128 stays unused, so that decode(-codes) == -decode(codes)
+
+
+class _Int8Decoder(FeatureDecoder):
+    def forward(self, planes: Mapping[str, Tensor]) -> Tensor:
+        return planes["codes"].float() * planes["scales"].float()[..., None]
+
+
+class Int8Codec(FeatureCodec):
+    """``code * scale`` with a code in -127…127 and one float32 scale a token.
+
+    Error at most half a scale, the scale being the token's largest magnitude over 127.
+    """
+
+    name = "int8"
+
+    @property
+    def planes(self) -> tuple[PlaneSpec, ...]:
+        tokens, channels = self.shape.num_tokens, self.shape.num_channels
+        return (
+            PlaneSpec("codes", "int8", shape_after=(tokens, channels), compression="zstd"),
+            PlaneSpec("scales", "float32", shape_after=(tokens,), page_values=262_144),
+        )
+
+    def encode(self, features: np.ndarray) -> dict[str, np.ndarray]:
+        self.check_features(features)
+        values = features.astype(np.float32, copy=False)
+        largest = np.maximum(values.max(axis=-1), -values.min(axis=-1))
+        scales = largest / np.float32(_LEVELS)
+        # Below the smallest normal number the division would lose precision: such a token is zero.
+        scales[scales < np.finfo(np.float32).tiny] = 0
+        inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > 0)
+        codes = np.rint(values * inverse[..., None])
+        np.clip(codes, -_LEVELS, _LEVELS, out=codes)
+        return {"codes": codes.astype(np.int8), "scales": scales}
+
+    def decoder(self, *, compute_dtype: torch.dtype = torch.float32) -> FeatureDecoder:
+        return _Int8Decoder()
+
+    def to_config(self) -> JsonDict:
+        return {"codec": self.name, "version": self.version}
+
+    @classmethod
+    def from_config(
+        cls, config: JsonDict, tables: Mapping[str, np.ndarray], shape: FeatureShape
+    ) -> "Int8Codec":
+        check_config(cls, config, tables)
+        return cls(shape)

@@ -1,0 +1,158 @@
+"""Logits: all classes in half precision, or the K likeliest with what is left over.
+
+Softmax ignores a common offset, so ``topk`` stores scores relative to the largest and a log-sum-exp
+relative to it too: half precision is finest near zero, where the likely classes are. With the mass of
+the rest the distribution can be formed at any temperature; the rest is spread evenly.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from torch import Tensor
+
+from scalekd.codecs._checks import check_config
+from scalekd.codecs.base import JsonDict, LogitCodec, LogitDecoder, PlaneSpec
+from scalekd.errors import CacheCorrupt, DataError, UsageError
+
+
+class _FullDecoder(LogitDecoder):
+    def forward(self, planes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"logits": planes["values"].float()}
+
+
+class FullLogitCodec(LogitCodec):
+    """Every class in half precision; decodes to ``logits``: float32 ``(view, class)``."""
+
+    name = "full"
+
+    @property
+    def planes(self) -> tuple[PlaneSpec, ...]:
+        return (
+            PlaneSpec("values", "float16", shape_after=(self.num_classes,), page_values=262_144),
+        )
+
+    def encode(self, logits: np.ndarray) -> dict[str, np.ndarray]:
+        self.check_logits(logits)
+        with np.errstate(over="ignore"):
+            values = logits.astype(np.float16)
+        overflow = ~np.isfinite(values)
+        if overflow.any():
+            view, column = (int(i) for i in np.argwhere(overflow)[0])
+            raise DataError(
+                f"logits of view {view} reach {logits[view, column]:.6g} at class {column}, beyond "
+                "float16's 65504; use --logits topk:K, which stores differences"
+            )
+        return {"values": np.ascontiguousarray(values)}
+
+    def decoder(self) -> LogitDecoder:
+        return _FullDecoder()
+
+    def to_config(self) -> JsonDict:
+        return {"codec": self.name, "version": self.version, "num_classes": self.num_classes}
+
+    @classmethod
+    def from_config(
+        cls, config: JsonDict, tables: Mapping[str, np.ndarray] | None = None
+    ) -> "FullLogitCodec":
+        check_config(cls, config, tables, keys=frozenset({"num_classes"}))
+        return cls(_positive(config, "num_classes"))
+
+
+class _TopKDecoder(LogitDecoder):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
+    def forward(self, planes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        log_sum_exp = planes["log_sum_exp"].float()
+        return {
+            # A class beyond the last can only come from damage; it must not index out of range.
+            "indices": planes["indices"].long().clamp(max=self.num_classes - 1),
+            "log_probs": planes["scores"].float() - log_sum_exp[:, None],
+            "log_sum_exp": log_sum_exp,
+            "tail_mass": planes["tail_mass"].float(),
+        }
+
+
+class TopKLogitCodec(LogitCodec):
+    """The K likeliest classes, likeliest first.
+
+    Decodes to ``indices`` int64 ``(view, k)``; ``log_probs`` float32 ``(view, k)``, log-probabilities
+    at temperature 1; ``log_sum_exp`` float32 ``(view,)`` of the scores *relative to the largest*
+    (so ``log_probs + log_sum_exp`` are logits whose maximum is 0); ``tail_mass`` float32 ``(view,)``,
+    the probability of all other classes together at temperature 1.
+
+    Scores more than 65504 below the largest are stored as -65504: probability zero either way.
+    """
+
+    name = "topk"
+
+    def __init__(self, num_classes: int, num_kept: int) -> None:
+        super().__init__(num_classes)
+        if not 1 <= num_kept <= num_classes:
+            raise UsageError(
+                f"topk:{num_kept} keeps more or fewer classes than there are ({num_classes}); "
+                f"give a number from 1 to {num_classes}, or --logits full"
+            )
+        self.num_kept = num_kept
+
+    @property
+    def planes(self) -> tuple[PlaneSpec, ...]:
+        index_type = "uint16" if self.num_classes <= 65_536 else "uint32"
+        kept = (self.num_kept,)
+        return (
+            # Rank by rank: the scores of a rank are alike, and the first rank's are all zero.
+            PlaneSpec("indices", index_type, shape_before=kept, page_values=262_144),
+            PlaneSpec("scores", "float16", shape_before=kept, page_values=4_096),
+            PlaneSpec("log_sum_exp", "float32", page_values=262_144),
+            PlaneSpec("tail_mass", "float32", page_values=262_144),
+        )
+
+    def encode(self, logits: np.ndarray) -> dict[str, np.ndarray]:
+        self.check_logits(logits)
+        values = logits.astype(np.float64)
+        values -= values.max(axis=1, keepdims=True)
+        # A stable sort: equal scores keep the order of their classes on every machine.
+        order = np.argsort(-values, axis=1, kind="stable")
+        kept, rest = order[:, : self.num_kept], order[:, self.num_kept :]
+        weights = np.exp(values)
+        total = weights.sum(axis=1)
+        tail = np.take_along_axis(weights, rest, axis=1).sum(axis=1) / total
+        scores = np.maximum(np.take_along_axis(values, kept, axis=1), -65504.0)
+        index_type = self.planes[0].dtype
+        return {
+            "indices": np.ascontiguousarray(kept.T.astype(index_type)),
+            "scores": np.ascontiguousarray(scores.T.astype(np.float16)),
+            "log_sum_exp": np.log(total).astype(np.float32),
+            "tail_mass": tail.astype(np.float32),
+        }
+
+    def decoder(self) -> LogitDecoder:
+        return _TopKDecoder(self.num_classes)
+
+    def to_config(self) -> JsonDict:
+        return {
+            "codec": self.name,
+            "version": self.version,
+            "num_classes": self.num_classes,
+            "num_kept": self.num_kept,
+        }
+
+    @classmethod
+    def from_config(
+        cls, config: JsonDict, tables: Mapping[str, np.ndarray] | None = None
+    ) -> "TopKLogitCodec":
+        check_config(cls, config, tables, keys=frozenset({"num_classes", "num_kept"}))
+        num_classes, num_kept = _positive(config, "num_classes"), _positive(config, "num_kept")
+        if num_kept > num_classes:
+            raise CacheCorrupt(
+                f"configuration of codec 'topk' keeps {num_kept} of {num_classes} classes"
+            )
+        return cls(num_classes, num_kept)
+
+
+def _positive(config: JsonDict, key: str) -> int:
+    value = config[key]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CacheCorrupt(f"codec configuration has {key}={value!r}, expected a positive integer")
+    return value

@@ -1,0 +1,112 @@
+"""How far decoded features are from the originals, in the units that the losses care about.
+
+All errors are relative and squared, one number a view, of which mean, 95th percentile and maximum
+over the views are reported:
+
+* ``raw``: squared distance over squared norm of the whole view, prefix tokens included;
+* ``spatial``: mean over patch tokens of the squared distance between unit vectors, the distance
+  that the spatial feature loss measures;
+* ``frequency``: the same after each view's mean patch token is subtracted, which is what removing
+  the zero frequency does.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from scalekd.codecs.base import JsonDict
+from scalekd.shapes import FeatureShape
+
+# A vector this much shorter than its view's largest token is rounding noise without direction; both
+# sides then count as the zero vector. Float32 sums leave about 1e-7.
+_NEGLIGIBLE = 1e-6
+
+
+@dataclass(frozen=True)
+class ErrorSummary:
+    """Relative squared error over views."""
+
+    mean: float
+    p95: float
+    max: float
+
+    @classmethod
+    def of(cls, per_view: np.ndarray) -> "ErrorSummary":
+        values = np.asarray(per_view, np.float64)
+        return cls(float(values.mean()), float(np.percentile(values, 95)), float(values.max()))
+
+
+@dataclass(frozen=True)
+class FeatureErrors:
+    """Errors of the raw features and of both targets, with the number of views measured."""
+
+    raw: ErrorSummary
+    spatial: ErrorSummary
+    frequency: ErrorSummary
+    num_views: int
+
+    def to_json(self) -> JsonDict:
+        return asdict(self)
+
+
+def view_errors(
+    original: np.ndarray, decoded: np.ndarray, shape: FeatureShape
+) -> dict[str, np.ndarray]:
+    """Errors view by view.
+
+    Args:
+        original: ``(view, token, channel)``, any float type.
+        decoded: The same shape.
+        shape: Tells prefix tokens from patch tokens.
+
+    Returns:
+        ``raw``, ``spatial``, ``frequency``: float64 ``(view,)``.
+    """
+    if original.shape != decoded.shape:
+        raise ValueError(f"{original.shape = } but {decoded.shape = }")
+    before = np.asarray(original, np.float32)
+    after = np.asarray(decoded, np.float32)
+    # Scaled by the view's largest value, or squares of float32 features could overflow.
+    largest = np.abs(before).max(axis=(1, 2), keepdims=True)
+    scale = np.divide(1, largest, out=np.ones_like(largest), where=largest > 0)
+    before, after = before * scale, after * scale
+    difference = after - before
+    energy = np.einsum("vtc,vtc->v", before, before, dtype=np.float64)
+    squared = np.einsum("vtc,vtc->v", difference, difference, dtype=np.float64)
+    raw = np.divide(squared, energy, out=np.where(squared > 0, np.inf, 0.0), where=energy > 0)
+    patches = slice(shape.num_prefix_tokens, None)
+    before, after = before[:, patches], after[:, patches]
+    floor = _NEGLIGIBLE * np.sqrt(np.einsum("vtc,vtc->vt", before, before).max(axis=1))
+    spatial = _unit_distance(before, after, floor)
+    frequency = _unit_distance(
+        before - before.mean(axis=1, keepdims=True),
+        after - after.mean(axis=1, keepdims=True),
+        floor,
+    )
+    return {"raw": raw, "spatial": spatial, "frequency": frequency}
+
+
+def measure_errors(original: np.ndarray, decoded: np.ndarray, shape: FeatureShape) -> FeatureErrors:
+    """Summarise :func:`view_errors` over all views."""
+    return summarise([view_errors(original, decoded, shape)])
+
+
+def summarise(blocks: Iterable[dict[str, np.ndarray]]) -> FeatureErrors:
+    """Join the :func:`view_errors` of several blocks into one summary."""
+    parts = list(blocks)
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    summaries = {name: ErrorSummary.of(values) for name, values in joined.items()}
+    return FeatureErrors(**summaries, num_views=len(joined["raw"]))
+
+
+def _unit_distance(before: np.ndarray, after: np.ndarray, floor: np.ndarray) -> np.ndarray:
+    first, second = _unit(before, floor), _unit(after, floor)
+    difference = second - first
+    return np.einsum("vtc,vtc->v", difference, difference, dtype=np.float64) / before.shape[1]
+
+
+def _unit(vectors: np.ndarray, floor: np.ndarray) -> np.ndarray:
+    norms = np.sqrt(np.einsum("vtc,vtc->vt", vectors, vectors))
+    inverse = np.divide(1, norms, out=np.zeros_like(norms), where=norms > floor[:, None])
+    return np.asarray(vectors * inverse[..., None])

@@ -1,0 +1,135 @@
+"""Codecs by name: what a command line says, and what a manifest says, become a codec.
+
+The command line's form is ``name`` or ``name:key=value,key=value`` (``transform:error=0.01``), for
+logits ``full`` or ``topk:K``. The manifest's form is the codec's own configuration and tables.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from scalekd.codecs.base import FeatureCodec, JsonDict, LogitCodec
+from scalekd.codecs.int8 import Int8Codec
+from scalekd.codecs.logits import FullLogitCodec, TopKLogitCodec
+from scalekd.codecs.options import TransformOptions
+from scalekd.codecs.plain import Float16Codec
+from scalekd.errors import CacheMismatch, UsageError
+from scalekd.shapes import FeatureShape
+
+_FEATURE_CODECS: dict[str, type[FeatureCodec]] = {
+    codec.name: codec for codec in (Float16Codec, Int8Codec)
+}
+_LOGIT_CODECS: dict[str, type[FullLogitCodec] | type[TopKLogitCodec]] = {
+    codec.name: codec for codec in (FullLogitCodec, TopKLogitCodec)
+}
+DEFAULT_FEATURE_CODEC = "transform"
+
+Progress = Callable[[str, float], None]
+"""Called with what is being done and the fraction of the whole fit that is behind it."""
+
+
+@dataclass(frozen=True)
+class CodecRequest:
+    """A feature codec as asked for: ``str()`` gives the form that was parsed, normalised."""
+
+    name: str
+    options: TransformOptions | None = None
+
+    @property
+    def needs_calibration(self) -> bool:
+        return self.options is not None
+
+    def num_calibration_views(self, shape: FeatureShape) -> int:
+        """Views to draw for :func:`fit_codec`; 0 for a codec without tables."""
+        return 0 if self.options is None else self.options.num_calibration_views(shape)
+
+    def __str__(self) -> str:
+        return self.name if self.options is None else f"{self.name}:{self.options}"
+
+
+def parse_codec(text: str) -> CodecRequest:
+    """Read ``float16``, ``int8`` or ``transform[:error=0.01][,metric=spatial|frequency|raw]``.
+
+    Raises:
+        UsageError: Unknown codec, option or value.
+    """
+    name, _, rest = text.partition(":")
+    if name not in _FEATURE_CODECS:
+        raise UsageError(_unknown("codec", name, _FEATURE_CODECS))
+    if rest:
+        raise UsageError(f"codec {name!r} takes no options, got {rest!r}")
+    return CodecRequest(name)
+
+
+def fit_codec(
+    request: str | CodecRequest,
+    shape: FeatureShape,
+    calibration: Iterable[np.ndarray] | None = None,
+    *,
+    progress: Progress | None = None,
+) -> FeatureCodec:
+    """Make the codec asked for, fitted on calibration views where it has tables.
+
+    Args:
+        request: As :func:`parse_codec` reads it.
+        shape: Of the stage's features.
+        calibration: Blocks ``(view, token, channel)``, read once and in order, of which the codec
+            keeps what it needs; the same blocks give the same tables on the same machine.
+        progress: Told how far the fit is.
+
+    Raises:
+        UsageError: A codec that needs calibration got none, or views of another shape.
+        DataError: Calibration views hold NaN or infinity.
+    """
+    asked = parse_codec(request) if isinstance(request, str) else request
+    if asked.options is None:
+        return _FEATURE_CODECS[asked.name].from_config(
+            {"codec": asked.name, "version": _FEATURE_CODECS[asked.name].version}, {}, shape
+        )
+    raise UsageError(f"unknown codec {asked}")
+
+
+def codec_from_config(
+    config: JsonDict, tables: Mapping[str, np.ndarray], shape: FeatureShape
+) -> FeatureCodec:
+    """Rebuild a feature codec from what a cache holds.
+
+    Raises:
+        CacheMismatch: A codec or version that this release does not know.
+        CacheCorrupt: Configuration or tables are inconsistent.
+    """
+    name = config.get("codec")
+    if name not in _FEATURE_CODECS:
+        raise CacheMismatch(_unknown("codec", str(name), _FEATURE_CODECS))
+    return _FEATURE_CODECS[name].from_config(config, tables, shape)
+
+
+def create_logit_codec(text: str, num_classes: int) -> LogitCodec:
+    """Make the logit codec that ``full`` or ``topk:K`` asks for.
+
+    Raises:
+        UsageError: Another text, or K out of range.
+    """
+    name, _, rest = text.partition(":")
+    if name == FullLogitCodec.name and not rest:
+        return FullLogitCodec(num_classes)
+    if name == TopKLogitCodec.name and rest.isdecimal():
+        return TopKLogitCodec(num_classes, int(rest))
+    raise UsageError(f"logits {text!r} are neither 'full' nor 'topk:K' with a number K")
+
+
+def logit_codec_from_config(config: JsonDict) -> LogitCodec:
+    """Rebuild a logit codec; errors as :func:`codec_from_config`."""
+    name = config.get("codec")
+    if name not in _LOGIT_CODECS:
+        raise CacheMismatch(_unknown("logit codec", str(name), _LOGIT_CODECS))
+    return _LOGIT_CODECS[name].from_config(config)
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> str:
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {what} {name!r}: this release knows {', '.join(names)}{hint}"
