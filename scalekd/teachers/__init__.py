@@ -1,1 +1,28 @@
-"""TODO"""
+"""Teachers: frozen timm models, their features, and their tails.
+
+Example:
+    >>> from scalekd.teachers import TeacherConfig, load_teacher
+    >>> teacher = load_teacher(TeacherConfig(model="swin_t", pretrained=False))
+    >>> teacher.spec.stages[4].grid, teacher.spec.stages[4].num_channels
+    ((7, 7), 768)
+"""
+
+from scalekd.teachers.names import ALIASES, resolve_model_name
+from scalekd.teachers.spec import TeacherConfig, TeacherSpec
+from scalekd.teachers.tail import Tail, TailConfig
+from scalekd.teachers.tail_file import load_tail, save_tail
+from scalekd.teachers.teacher import Teacher, TeacherOutput, load_teacher
+
+__all__ = [
+    "ALIASES",
+    "Tail",
+    "TailConfig",
+    "Teacher",
+    "TeacherConfig",
+    "TeacherOutput",
+    "TeacherSpec",
+    "load_tail",
+    "load_teacher",
+    "resolve_model_name",
+    "save_tail",
+]

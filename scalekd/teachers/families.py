@@ -1,0 +1,268 @@
+"""The kinds of timm backbone a teacher may be: where its last stage begins and how it runs.
+
+A family knows four things of a timm model: the shapes of its last two stages, how to read them in
+one forward, how to cut the model down to its tail, and how to run that tail. Heads are timm's own
+``forward_head`` throughout, so that every pooling and final norm is the model's.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
+
+import torch
+from jaxtyping import Float
+from timm.models.beit import Beit
+from timm.models.eva import Eva
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from scalekd.errors import UsageError
+from scalekd.shapes import FeatureShape
+
+TimmModel = Any  # timm's models share conventions that no type states
+Tokens = Float[Tensor, "batch token channel"]
+
+
+class Family:
+    """What the code around a teacher needs to know of its architecture. Instances hold no state."""
+
+    name: ClassVar[str]
+    model_classes: ClassVar[tuple[type[nn.Module], ...]]
+    kept: ClassVar[frozenset[str]]  # direct submodules that a tail keeps, besides its blocks
+
+    def check(self, model: TimmModel, tail_blocks: int) -> None:
+        """Raise UsageError if the model has no such last stage."""
+        raise NotImplementedError
+
+    def size_multiple(self, model: TimmModel) -> tuple[int, int]:
+        """Pixels that height and width must be a multiple of."""
+        raise NotImplementedError
+
+    def stages(self, model: TimmModel, tail_blocks: int) -> dict[int, FeatureShape]:
+        """Shapes of stage 3 and stage 4 at the image size the model was built for."""
+        raise NotImplementedError
+
+    def forward(
+        self, model: TimmModel, images: Float[Tensor, "batch 3 height width"], tail_blocks: int
+    ) -> tuple[Tokens, Tokens]:
+        """Features of both stages, prefix tokens included, in one pass."""
+        raise NotImplementedError
+
+    def cut(self, model: TimmModel, tail_blocks: int) -> None:
+        """Remove, in place, all that runs before the last stage."""
+        raise NotImplementedError
+
+    def tail_name(self, name: str, model: TimmModel, tail_blocks: int) -> str | None:
+        """The name in a cut model of a tensor of the whole one; none if the tail lacks it."""
+        raise NotImplementedError
+
+    def rope(self, model: TimmModel, tail_blocks: int) -> Tensor | None:
+        """Rotary embedding that the tail's blocks are given, where the family has one."""
+        return None
+
+    def run_tail(
+        self, cut: TimmModel, tokens: Tokens, rope: Tensor | None, *, checkpointed: bool
+    ) -> Tokens:
+        """From stage 3 to stage 4, both with prefix tokens."""
+        raise NotImplementedError
+
+    def run_head(self, model: TimmModel, features: Tokens) -> Float[Tensor, "batch cls"]:
+        """Logits from stage 4 with prefix tokens."""
+        return cast(Tensor, model.forward_head(features))
+
+
+def _drop(model: TimmModel, kept: frozenset[str]) -> None:
+    for name, _ in list(model.named_children()):
+        if name not in kept:
+            setattr(model, name, None)
+    for name, _ in list(model.named_parameters(recurse=False)):
+        setattr(model, name, None)
+    for name, _ in list(model.named_buffers(recurse=False)):
+        delattr(model, name)
+
+
+class SwinFamily(Family):
+    """Swin and Swin V2: the last stage is ``layers[-1]``, patch merging included."""
+
+    name = "swin"
+    model_classes = (SwinTransformer, SwinTransformerV2)
+    kept = frozenset({"layers", "norm", "head"})
+
+    def check(self, model: TimmModel, tail_blocks: int) -> None:
+        if len(model.layers) < 2:
+            raise UsageError("a Swin teacher needs at least two stages; this one has one")
+
+    def size_multiple(self, model: TimmModel) -> tuple[int, int]:
+        height, width = model.patch_embed.patch_size
+        return int(height), int(width)
+
+    def stages(self, model: TimmModel, tail_blocks: int) -> dict[int, FeatureShape]:
+        shapes = {}
+        for stage, layer in zip((3, 4), list(model.layers)[-2:], strict=True):
+            width = layer.blocks[0].dim
+            shapes[stage] = FeatureShape(tuple(layer.output_resolution), width)
+        return shapes
+
+    def forward(self, model: TimmModel, images: Tensor, tail_blocks: int) -> tuple[Tokens, Tokens]:
+        penultimate = len(model.layers) - 2
+        final, (stage3,) = model.forward_intermediates(images, indices=[penultimate])
+        return stage3.flatten(2).transpose(1, 2), final.flatten(1, 2)
+
+    def cut(self, model: TimmModel, tail_blocks: int) -> None:
+        model.layers = nn.Sequential(list(model.layers)[-1])
+        _drop(model, self.kept)
+
+    def tail_name(self, name: str, model: TimmModel, tail_blocks: int) -> str | None:
+        root, _, rest = name.partition(".")
+        if root == "layers":
+            index, _, rest = rest.partition(".")
+            return f"layers.0.{rest}" if int(index) == len(model.layers) - 1 else None
+        return name if root in self.kept else None
+
+    def run_tail(
+        self, cut: TimmModel, tokens: Tokens, rope: Tensor | None, *, checkpointed: bool
+    ) -> Tokens:
+        layer = cut.layers[0]
+        x = layer.downsample(_as_map(tokens, layer.input_resolution))
+        for block in layer.blocks:
+            x = _run(block, x, {}, checkpointed)
+        return cast(Tensor, cut.norm(x).flatten(1, 2))
+
+    def run_head(self, model: TimmModel, features: Tokens) -> Float[Tensor, "batch cls"]:
+        features = _as_map(features, model.layers[-1].output_resolution)
+        return cast(Tensor, model.forward_head(features))
+
+
+class ViTFamily(Family):
+    """ViT, DeiT, DeiT3, DINOv2: the last stage is the last blocks and the norm after them."""
+
+    name = "vit"
+    model_classes: ClassVar[tuple[type[nn.Module], ...]] = (VisionTransformer,)
+    kept = frozenset({"blocks", "norm", "fc_norm", "attn_pool", "head", "head_dist", "head_drop"})
+
+    def check(self, model: TimmModel, tail_blocks: int) -> None:
+        depth = len(model.blocks)
+        if depth <= tail_blocks:
+            raise UsageError(
+                f"a tail of {tail_blocks} blocks needs a teacher of more; this one has {depth}"
+            )
+
+    def size_multiple(self, model: TimmModel) -> tuple[int, int]:
+        embed = model.patch_embed
+        ratio = (
+            embed.feat_ratio(as_scalar=False) if hasattr(embed, "feat_ratio") else embed.patch_size
+        )
+        return int(ratio[0]), int(ratio[1])
+
+    def stages(self, model: TimmModel, tail_blocks: int) -> dict[int, FeatureShape]:
+        rows, columns = model.patch_embed.grid_size
+        shape = FeatureShape((rows, columns), model.embed_dim, model.num_prefix_tokens)
+        return {3: shape, 4: shape}
+
+    def forward(self, model: TimmModel, images: Tensor, tail_blocks: int) -> tuple[Tokens, Tokens]:
+        has_prefix = model.num_prefix_tokens > 0
+        final, (stage3,) = model.forward_intermediates(
+            images,
+            indices=[len(model.blocks) - tail_blocks - 1],
+            output_fmt="NLC",
+            return_prefix_tokens=has_prefix,
+        )
+        if has_prefix:
+            patches, prefix = stage3
+            stage3 = torch.cat([prefix, patches], dim=1)
+        return stage3, final
+
+    def cut(self, model: TimmModel, tail_blocks: int) -> None:
+        model.blocks = nn.ModuleList(list(model.blocks)[-tail_blocks:])
+        _drop(model, self.kept)
+
+    def tail_name(self, name: str, model: TimmModel, tail_blocks: int) -> str | None:
+        root, _, rest = name.partition(".")
+        if root == "blocks":
+            index, _, rest = rest.partition(".")
+            position = int(index) - (len(model.blocks) - tail_blocks)
+            return f"blocks.{position}.{rest}" if position >= 0 else None
+        return name if root in self.kept and rest else None
+
+    def run_tail(
+        self, cut: TimmModel, tokens: Tokens, rope: Tensor | None, *, checkpointed: bool
+    ) -> Tokens:
+        x = tokens
+        for index, block in enumerate(cut.blocks):
+            x = _run(block, x, self.block_kwargs(cut, rope, index), checkpointed)
+        return cast(Tensor, cut.norm(x))
+
+    def block_kwargs(self, cut: TimmModel, rope: Tensor | None, index: int) -> Mapping[str, Any]:
+        """What a block of the tail is called with besides its tokens."""
+        return {}
+
+
+class BeitFamily(ViTFamily):
+    """BEiT and BEiT v2: as ViT, with relative position biases of each block or of all."""
+
+    name = "beit"
+    model_classes = (Beit,)
+    kept = ViTFamily.kept | {"rel_pos_bias"}
+
+    def block_kwargs(self, cut: TimmModel, rope: Tensor | None, index: int) -> Mapping[str, Any]:
+        shared = cut.rel_pos_bias
+        return {"shared_rel_pos_bias": shared() if shared is not None else None}
+
+
+class EvaFamily(ViTFamily):
+    """EVA, EVA-02, DINOv3: as ViT, with a rotary embedding given to every block."""
+
+    name = "eva"
+    model_classes = (Eva,)
+
+    def rope(self, model: TimmModel, tail_blocks: int) -> Tensor | None:
+        """As ``Eva._pos_embed`` computes it, for the one grid of this image size."""
+        eva = model
+        if eva.rope is None:
+            return None
+        fixed = hasattr(eva.rope, "feat_shape") and not eva.dynamic_img_size
+        with torch.no_grad():
+            embed = eva.rope.get_embed(**({} if fixed else {"shape": eva.patch_embed.grid_size}))
+        if eva.rope_mixed:  # one embedding a block
+            embed = embed[-tail_blocks:]
+        return cast(Tensor, embed).detach().clone()
+
+    def block_kwargs(self, cut: TimmModel, rope: Tensor | None, index: int) -> Mapping[str, Any]:
+        if rope is not None and cut.rope_mixed:
+            rope = rope[index]
+        return {"rope": rope}
+
+
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (SwinFamily(), ViTFamily(), BeitFamily(), EvaFamily())
+}
+
+
+def family_of(model: nn.Module, label: str) -> Family:
+    """The family of a timm model.
+
+    Raises:
+        UsageError: It is none of those with a known tail.
+    """
+    for family in FAMILIES.values():
+        if isinstance(model, family.model_classes):
+            return family
+    known = ", ".join(c.__name__ for family in FAMILIES.values() for c in family.model_classes)
+    raise UsageError(
+        f"{label} is a timm {type(model).__name__}, which cannot teach yet: scalekd knows the last "
+        f"stage of {known} (Swin, Swin V2, ViT, DeiT, DeiT3, DINOv2, BEiT, BEiT v2, EVA, EVA-02, "
+        "DINOv3)"
+    )
+
+
+def _run(block: nn.Module, x: Tensor, kwargs: Mapping[str, Any], checkpointed: bool) -> Tensor:
+    if checkpointed and torch.is_grad_enabled():
+        return cast(Tensor, checkpoint(block, x, use_reentrant=False, **kwargs))
+    return cast(Tensor, block(x, **kwargs))
+
+
+def _as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Tokens row by row to ``(batch, row, column, channel)``, as Swin's layers take them."""
+    return tokens.reshape(len(tokens), *grid, tokens.shape[-1])

@@ -1,0 +1,59 @@
+"""Short names of teachers, and the way from a typed name to a timm model."""
+
+from scalekd._model_names import resolve_name
+
+# Tags as in the ScaleKD paper where it used the model: Swin-L and Swin-B pre-trained on
+# ImageNet-22K and fine-tuned at 224 px, Swin-S on ImageNet-1K alone; for the others, timm's
+# strongest classifier at the usual size, and features without a head for DINO.
+ALIASES: dict[str, str] = {
+    "swin_t": "swin_tiny_patch4_window7_224.ms_in1k",
+    "swin_s": "swin_small_patch4_window7_224.ms_in1k",
+    "swin_b": "swin_base_patch4_window7_224.ms_in22k_ft_in1k",
+    "swin_l": "swin_large_patch4_window7_224.ms_in22k_ft_in1k",
+    "swinv2": "swinv2_large_window12to16_192to256.ms_in22k_ft_in1k",
+    "swinv2_b": "swinv2_base_window12to16_192to256.ms_in22k_ft_in1k",
+    "swinv2_l": "swinv2_large_window12to16_192to256.ms_in22k_ft_in1k",
+    "beit_b": "beit_base_patch16_224.in22k_ft_in22k_in1k",
+    "beit_l": "beit_large_patch16_224.in22k_ft_in22k_in1k",
+    "beitv2_b": "beitv2_base_patch16_224.in1k_ft_in22k_in1k",
+    "beitv2_l": "beitv2_large_patch16_224.in1k_ft_in22k_in1k",
+    "eva_l": "eva_large_patch14_196.in22k_ft_in22k_in1k",
+    "eva02_s": "eva02_small_patch14_336.mim_in22k_ft_in1k",
+    "eva02_b": "eva02_base_patch14_448.mim_in22k_ft_in22k_in1k",
+    "eva02_l": "eva02_large_patch14_448.mim_m38m_ft_in22k_in1k",
+    "deit3_s": "deit3_small_patch16_224.fb_in22k_ft_in1k",
+    "deit3_b": "deit3_base_patch16_224.fb_in22k_ft_in1k",
+    "deit3_l": "deit3_large_patch16_224.fb_in22k_ft_in1k",
+    "deit3_h": "deit3_huge_patch14_224.fb_in22k_ft_in1k",
+    "dinov2_s": "vit_small_patch14_dinov2.lvd142m",
+    "dinov2_b": "vit_base_patch14_dinov2.lvd142m",
+    "dinov2_l": "vit_large_patch14_dinov2.lvd142m",
+    "dinov2_g": "vit_giant_patch14_dinov2.lvd142m",
+    "dinov2_reg_s": "vit_small_patch14_reg4_dinov2.lvd142m",
+    "dinov2_reg_b": "vit_base_patch14_reg4_dinov2.lvd142m",
+    "dinov2_reg_l": "vit_large_patch14_reg4_dinov2.lvd142m",
+    "dinov3_s": "vit_small_patch16_dinov3.lvd1689m",
+    "dinov3_b": "vit_base_patch16_dinov3.lvd1689m",
+    "dinov3_l": "vit_large_patch16_dinov3.lvd1689m",
+    "vit_s": "vit_small_patch16_224.augreg_in21k_ft_in1k",
+    "vit_b": "vit_base_patch16_224.augreg_in21k_ft_in1k",
+    "vit_l": "vit_large_patch16_224.augreg_in21k_ft_in1k",
+    "vit_l14": "vit_large_patch14_clip_224.openai_ft_in12k_in1k",
+}
+
+
+def resolve_model_name(name: str) -> tuple[str, str | None]:
+    """Expand what the user typed into the name of one timm model.
+
+    Args:
+        name: An alias, ``architecture``, ``architecture.tag``, ``hf-hub:owner/name``,
+            ``local-dir:path`` or the path of a folder that timm exported.
+
+    Returns:
+        The full name (``architecture.tag``, ``hf-hub:…`` or ``local-dir:`` with an absolute path),
+        and a sentence to print when it is not what was typed.
+
+    Raises:
+        UsageError: Nothing has this name; the message suggests the nearest ones.
+    """
+    return resolve_name(name, ALIASES)

@@ -1,0 +1,86 @@
+"""What a teacher is asked to be, and what it turned out to be."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from scalekd._model_build import check_model_kwargs
+from scalekd.shapes import FeatureShape
+
+
+class TeacherConfig(BaseModel):
+    """A teacher to load.
+
+    Attributes:
+        model: Any name that :func:`~scalekd.teachers.resolve_model_name` takes.
+        checkpoint: Weights on disk, instead of the published ones.
+        pretrained: Read the published weights; otherwise, and without ``checkpoint``, they are
+            random but always the same.
+        model_kwargs: Arguments of the timm model's constructor: JSON scalars or lists.
+        img_size: Height and width in pixels when not the model's own; one number for a square.
+        mean: Mean of RGB in 0..1 when not the model's own.
+        std: Standard deviation of RGB in 0..1 when not the model's own.
+        tail_blocks: Blocks of a ViT that count as its final stage. Stage 3 is what enters them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: str = Field(min_length=1)
+    checkpoint: str | None = None
+    pretrained: bool = True
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+    img_size: tuple[int, int] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    tail_blocks: int = Field(default=2, ge=1)
+
+    @field_validator("img_size", mode="before")
+    @classmethod
+    def _square(cls, value: object) -> object:
+        return (value, value) if isinstance(value, int) else value
+
+    @field_validator("model_kwargs")
+    @classmethod
+    def _plain(cls, value: dict[str, Any]) -> dict[str, Any]:
+        check_model_kwargs(value)
+        return value
+
+
+class TeacherSpec(BaseModel):
+    """A loaded teacher, as a cache's manifest records it.
+
+    Attributes:
+        model: ``architecture.tag``, ``hf-hub:…`` or the name of a local folder.
+        architecture: timm's entry point.
+        family: ``swin``, ``vit``, ``beit`` or ``eva``: how its tail runs.
+        weights_sha256: Over names, dtypes, shapes and bytes of the whole state dict.
+        weights_source: Where the weights came from.
+        img_size: Height and width of the pixels it takes.
+        mean: Mean of RGB in 0..1.
+        std: Standard deviation of RGB in 0..1.
+        interpolation: timm's name of the resize filter it was trained with.
+        crop_pct: Share of the shorter side that its evaluation crop keeps.
+        stages: Shape of the features of stage 3 and stage 4.
+        num_classes: Width of the logits; none for a teacher without a head.
+        licence: Licence of the published weights, as timm records it.
+        model_kwargs: All constructor arguments over timm's defaults for the architecture.
+        tail_blocks: Blocks in the tail of a ViT.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: str
+    architecture: str
+    family: str
+    weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    weights_source: Literal["pretrained", "checkpoint", "random"]
+    img_size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+    crop_pct: float
+    stages: dict[int, FeatureShape]
+    num_classes: int | None
+    licence: str | None
+    model_kwargs: dict[str, Any]
+    tail_blocks: int

@@ -1,0 +1,224 @@
+"""A teacher's last stage, norm and head on their own, and their file.
+
+Teacher parameter perception sends the student's stage-3 projection through this frozen tail. A
+student run must not pay for the whole teacher, so the tail is cut from a model built without
+memory (on torch's ``meta`` device) and only what remains is allocated and filled.
+
+Prefix tokens (class, distillation, register) are no part of a student's projection. The tail
+holds constant ones: the mean, over calibration images, of those that enter it in the teacher.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from scalekd.shapes import FeatureShape
+from scalekd.teachers.families import FAMILIES, Family
+
+
+class TailConfig(BaseModel):
+    """All that is needed to rebuild a tail's modules; it travels in the tail file as JSON.
+
+    Attributes:
+        format_version: Of the tail file.
+        architecture: timm's entry point, without tag.
+        family: One of :data:`~scalekd.teachers.families.FAMILIES`.
+        model_kwargs: Constructor arguments over timm's defaults.
+        img_size: Height and width in pixels that the teacher took.
+        num_classes: Outputs of the head; 0 without one.
+        global_pool: timm's pooling before the head.
+        tail_blocks: Blocks of a ViT in the tail.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    format_version: Literal[1] = 1
+    architecture: str
+    family: Literal["swin", "vit", "beit", "eva"]
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+    img_size: tuple[int, int]
+    num_classes: int = Field(ge=0)
+    global_pool: str
+    tail_blocks: int = Field(default=2, ge=1)
+
+
+class Tail(nn.Module):
+    """Frozen modules from stage 3 to the logits. Always in eval mode; autograd runs through it.
+
+    Attributes:
+        config: How it was built.
+        stages: Shapes of what enters (3) and leaves (4), prefix tokens included.
+    """
+
+    prefix_tokens: Tensor | None
+    rope: Tensor | None
+
+    def __init__(
+        self,
+        config: TailConfig,
+        cut: nn.Module,
+        *,
+        family: Family,
+        stages: Mapping[int, FeatureShape],
+        rope: Tensor | None,
+    ) -> None:
+        """Use :meth:`from_config`, ``teacher.tail()`` or :func:`load_tail`."""
+        super().__init__()
+        self.config = config
+        self.stages = dict(stages)
+        self.family = family
+        self.model = cut
+        self.grad_checkpointing = False
+        self.register_buffer("rope", rope)
+        self.register_buffer("prefix_tokens", None)
+        self.requires_grad_(False)
+        super().train(False)
+
+    @classmethod
+    def from_config(cls, config: TailConfig) -> Self:
+        """Build the modules, allocated with undefined values, without the rest of the teacher.
+
+        Fill it with ``load_state_dict``; tables that timm computes are already right.
+
+        Raises:
+            UsageError: timm cannot build the architecture with these arguments.
+        """
+        return cls.on_meta(config).allocated()
+
+    @classmethod
+    def on_meta(cls, config: TailConfig) -> Self:
+        """As :meth:`from_config`, but without memory: shapes only."""
+        from scalekd._model_build import create_on_meta
+
+        family = FAMILIES[config.family]
+        model = create_on_meta(
+            config.architecture,
+            {
+                **config.model_kwargs,
+                "img_size": config.img_size,
+                "num_classes": config.num_classes,
+                "global_pool": config.global_pool,
+            },
+        ).eval()
+        family.check(model, config.tail_blocks)
+        stages = family.stages(model, config.tail_blocks)
+        rope = family.rope(model, config.tail_blocks)
+        family.cut(model, config.tail_blocks)
+        return cls(config, model, family=family, stages=stages, rope=rope)
+
+    def allocated(self) -> Self:
+        """Give a tail built by :meth:`on_meta` its memory and its computed tables."""
+        self.to_empty(device="cpu")
+        for module in self.modules():
+            init = getattr(module, "init_non_persistent_buffers", None)
+            if callable(init):
+                init()
+        return self
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        return self.stages[3].num_prefix_tokens
+
+    @property
+    def num_classes(self) -> int | None:
+        """Width of the logits; none for a teacher without a head."""
+        return self.config.num_classes or None
+
+    def set_prefix_tokens(self, prefix: Float[Tensor, "prefix channel"] | None) -> None:
+        """Set the constant prefix; a teacher without prefix tokens needs none.
+
+        Raises:
+            ValueError: The shape is not ``(prefix tokens, channels)`` of stage 3.
+        """
+        shape = (self.num_prefix_tokens, self.stages[3].num_channels)
+        if prefix is None or tuple(prefix.shape) != shape:
+            found = None if prefix is None else tuple(prefix.shape)
+            raise ValueError(f"prefix tokens of shape {found}; this tail takes {shape}")
+        parameter = next(self.parameters())
+        self.prefix_tokens = prefix.detach().to(parameter.device, parameter.dtype).clone()
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.grad_checkpointing = enable
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "batch patch channel3"],
+        prefix_tokens: Float[Tensor, "batch prefix channel3"] | None = None,
+    ) -> Float[Tensor, "batch final_patch channel4"]:
+        """Send patch tokens through the teacher's last stage.
+
+        Args:
+            tokens: Patch tokens of stage 3, row by row; gradients flow back to them.
+            prefix_tokens: Those of the same images; the constant ones when left out.
+
+        Returns:
+            Patch tokens of the final stage, after the last norm.
+
+        Raises:
+            ValueError: Wrong shapes, or constant prefix tokens are needed and were never set.
+        """
+        features = self.forward_features(tokens, prefix_tokens)
+        return features[:, self.stages[4].num_prefix_tokens :]
+
+    def forward_features(
+        self,
+        tokens: Float[Tensor, "batch patch channel3"],
+        prefix_tokens: Float[Tensor, "batch prefix channel3"] | None = None,
+    ) -> Float[Tensor, "batch final_token channel4"]:
+        """As :meth:`forward`, keeping the prefix tokens: what :meth:`head` takes."""
+        shape = self.stages[3]
+        if tokens.ndim != 3 or tokens.shape[1:] != (shape.num_patch_tokens, shape.num_channels):
+            raise ValueError(
+                f"the tail takes (batch, {shape.num_patch_tokens}, {shape.num_channels}) patch "
+                f"tokens of a {shape.grid[0]} x {shape.grid[1]} grid, not {tuple(tokens.shape)}"
+            )
+        if shape.num_prefix_tokens:
+            tokens = torch.cat([self._prefix_for(tokens, prefix_tokens), tokens], dim=1)
+        return self.family.run_tail(
+            self.model, tokens, self.rope, checkpointed=self.grad_checkpointing
+        )
+
+    def head(
+        self, features: Float[Tensor, "batch final_token channel4"]
+    ) -> Float[Tensor, "batch cls"]:
+        """Logits of final-stage features, prefix tokens included, by the teacher's own head.
+
+        Raises:
+            ValueError: The teacher has no head, or the features are not those of its last stage.
+        """
+        if self.num_classes is None:
+            raise ValueError(f"{self.config.architecture} was loaded without a classification head")
+        shape = self.stages[4]
+        if features.ndim != 3 or features.shape[1:] != (shape.num_tokens, shape.num_channels):
+            raise ValueError(
+                f"the head takes (batch, {shape.num_tokens}, {shape.num_channels}) features with "
+                f"{shape.num_prefix_tokens} prefix tokens, not {tuple(features.shape)}"
+            )
+        return self.family.run_head(self.model, features)
+
+    def train(self, mode: bool = True) -> Self:
+        """Do nothing: the teacher's stochastic depth and dropout never act."""
+        return self
+
+    def _prefix_for(self, tokens: Tensor, given: Tensor | None) -> Tensor:
+        prefix = self.prefix_tokens if given is None else given
+        if prefix is None:
+            raise ValueError(
+                "the tail's constant prefix tokens were never set: call "
+                "teacher.calibrate_prefix(batches) before teacher.tail()"
+            )
+        wanted = (self.num_prefix_tokens, self.stages[3].num_channels)
+        if tuple(prefix.shape[-2:]) != wanted:
+            raise ValueError(
+                f"prefix tokens of shape {tuple(prefix.shape)}; this tail takes {wanted}"
+            )
+        return prefix.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
+
+    def extra_repr(self) -> str:
+        return json.dumps(self.config.model_dump(mode="json"))

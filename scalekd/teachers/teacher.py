@@ -1,0 +1,224 @@
+"""A frozen timm model that gives the features of its last two stages and its logits."""
+
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple, Self
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from scalekd._model_build import build_model, constructor_arguments, preprocessing_of
+from scalekd._model_names import ModelSource, describe_model
+from scalekd.errors import UsageError
+from scalekd.teachers._weights_hash import weights_sha256
+from scalekd.teachers.families import Family, family_of
+from scalekd.teachers.names import resolve_model_name
+from scalekd.teachers.spec import TeacherConfig, TeacherSpec
+from scalekd.teachers.tail import Tail, TailConfig
+
+
+class TeacherOutput(NamedTuple):
+    """What a teacher says about a batch.
+
+    Attributes:
+        features: Stage 3 (what enters the tail, not normed) and stage 4 (after the last norm),
+            each ``(batch, token, channel)`` with prefix tokens first.
+        logits: ``(batch, class)``; none for a teacher without a head.
+    """
+
+    features: dict[int, Tensor]
+    logits: Tensor | None
+
+
+class Teacher(nn.Module):
+    """Frozen, in eval mode for ever. Made by :func:`load_teacher`.
+
+    Attributes:
+        spec: What it is, for manifests.
+        model: The timm model.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, spec: TeacherSpec, family: Family) -> None:
+        super().__init__()
+        self.model = model
+        self.spec = spec
+        self.family = family
+        self.prefix_tokens: Tensor | None = None
+        for name, value in (("mean", spec.mean), ("std", spec.std)):
+            scaled = torch.tensor(value, dtype=torch.float64) * 255
+            buffer = scaled.to(torch.float32).view(1, 3, 1, 1)
+            self.register_buffer(name, buffer, persistent=False)
+        self.requires_grad_(False)
+        super().train(False)
+
+    def forward(self, pixels: UInt8[Tensor, "batch 3 height width"]) -> TeacherOutput:
+        """Features and logits of a batch, in one pass through the model.
+
+        Under autocast the model runs in the lower precision; the normalisation does not.
+
+        Raises:
+            ValueError: The pixels are not uint8 RGB of the teacher's image size.
+        """
+        images = self.normalise(pixels)
+        stage3, stage4 = self.family.forward(self.model, images, self.spec.tail_blocks)
+        has_head = self.spec.num_classes is not None
+        logits = self.family.run_head(self.model, stage4) if has_head else None
+        return TeacherOutput({3: stage3, 4: stage4}, logits)
+
+    def normalise(
+        self, pixels: UInt8[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """Subtract the mean and divide by the standard deviation, in float32 on the device."""
+        if pixels.dtype != torch.uint8 or pixels.shape[1:] != (3, *self.spec.img_size):
+            height, width = self.spec.img_size
+            raise ValueError(
+                f"{self.spec.model} takes uint8 pixels (batch, 3, {height}, {width}), not "
+                f"{pixels.dtype} {tuple(pixels.shape)}"
+            )
+        return (pixels.to(self.mean.dtype) - self.mean) / self.std
+
+    def calibrate_prefix(
+        self, batches: Iterable[UInt8[Tensor, "batch 3 height width"]]
+    ) -> Float[Tensor, "prefix channel"] | None:
+        """Average the prefix tokens that enter the tail, for the tails taken from now on.
+
+        Args:
+            batches: Pixels of calibration images; the result does not depend on their order
+                beyond rounding in float64.
+
+        Returns:
+            The mean over all images, or none for a teacher without prefix tokens.
+
+        Raises:
+            ValueError: There were no images.
+        """
+        num_prefix_tokens = self.spec.stages[3].num_prefix_tokens
+        if not num_prefix_tokens:
+            return None
+        total, num_images = torch.zeros((), dtype=torch.float64), 0
+        with torch.no_grad():
+            for pixels in batches:
+                prefix = self(pixels).features[3][:, :num_prefix_tokens]
+                total = total + prefix.cpu().double().sum(dim=0)
+                num_images += len(prefix)
+        if not num_images:
+            raise ValueError("no images to calibrate the prefix tokens on")
+        self.prefix_tokens = (total / num_images).float()
+        return self.prefix_tokens
+
+    def tail(self) -> Tail:
+        """Copies of the last stage, norm and head, on the CPU.
+
+        Its constant prefix tokens are those of the last :meth:`calibrate_prefix`; without one, a
+        tail that needs them must be given prefix tokens at every call.
+        """
+        tail = Tail.from_config(self._tail_config())
+        state = {}
+        for name, tensor in self.model.state_dict().items():
+            tail_name = self.family.tail_name(name, self.model, self.spec.tail_blocks)
+            if tail_name is not None:
+                state[f"model.{tail_name}"] = tensor.detach()
+        rope = self.family.rope(self.model, self.spec.tail_blocks)
+        if rope is not None:
+            state["rope"] = rope
+        tail.load_state_dict(state)
+        if self.prefix_tokens is not None:
+            tail.set_prefix_tokens(self.prefix_tokens)
+        return tail
+
+    def train(self, mode: bool = True) -> Self:
+        """Do nothing: targets never carry stochastic depth or dropout."""
+        return self
+
+    def _tail_config(self) -> TailConfig:
+        return TailConfig(
+            architecture=self.spec.architecture,
+            family=self.spec.family,  # type: ignore[arg-type]
+            model_kwargs=self.spec.model_kwargs,
+            img_size=self.spec.img_size,
+            num_classes=self.spec.num_classes or 0,
+            global_pool=str(self.model.global_pool),
+            tail_blocks=self.spec.tail_blocks,
+        )
+
+
+def load_teacher(config: TeacherConfig) -> Teacher:
+    """Build the teacher a configuration asks for, on the CPU, frozen.
+
+    Raises:
+        UsageError: Unknown model, unsupported family, an image size or argument the model does
+            not take, a checkpoint that does not fit.
+        DataError: A checkpoint or model folder cannot be read.
+        EnvironmentFault: Published weights are neither cached nor reachable.
+    """
+    name, _ = resolve_model_name(config.model)
+    source = describe_model(name)
+    kwargs = {**source.model_args, **config.model_kwargs}
+    if config.img_size is not None:
+        kwargs["img_size"] = config.img_size
+    model = build_model(
+        source, pretrained=config.pretrained, checkpoint=config.checkpoint, model_kwargs=kwargs
+    )
+    model = model.eval()
+    family = family_of(model, source.label)
+    try:
+        family.check(model, config.tail_blocks)
+    except UsageError as error:
+        raise UsageError(f"{source.label}: {error}") from error
+    img_size = _image_size(model)
+    _check_image_size(source.label, family.size_multiple(model), img_size)
+    return Teacher(model, _spec(config, source, model, family, kwargs, img_size), family)
+
+
+def _spec(
+    config: TeacherConfig,
+    source: ModelSource,
+    model: nn.Module,
+    family: Family,
+    kwargs: dict[str, Any],
+    img_size: tuple[int, int],
+) -> TeacherSpec:
+    own = preprocessing_of(model)
+    known = set(constructor_arguments(type(model))) - {"img_size", "num_classes", "global_pool"}
+    weights: Literal["pretrained", "checkpoint", "random"]
+    if config.checkpoint is not None:
+        weights = "checkpoint"
+    else:
+        weights = "pretrained" if config.pretrained else "random"
+    return TeacherSpec(
+        model=source.label,
+        architecture=source.architecture,
+        family=family.name,
+        weights_sha256=weights_sha256(model.state_dict()),
+        weights_source=weights,
+        img_size=img_size,
+        mean=config.mean or own.mean,
+        std=config.std or own.std,
+        interpolation=own.interpolation,
+        crop_pct=own.crop_pct,
+        stages=family.stages(model, config.tail_blocks),
+        num_classes=int(model.num_classes) or None,  # type: ignore[arg-type]
+        licence=source.pretrained_cfg.get("license") if weights == "pretrained" else None,
+        model_kwargs={k: v for k, v in kwargs.items() if k in known and v is not None},
+        tail_blocks=config.tail_blocks,
+    )
+
+
+def _image_size(model: nn.Module) -> tuple[int, int]:
+    embed: Any = model.patch_embed
+    height, width = embed.img_size
+    return int(height), int(width)
+
+
+def _check_image_size(label: str, multiple: tuple[int, int], img_size: tuple[int, int]) -> None:
+    if any(size % step for size, step in zip(img_size, multiple, strict=True)):
+        sizes = ", ".join(
+            str(max(1, img_size[0] // multiple[0] + offset) * multiple[0]) for offset in (0, 1, 2)
+        )
+        raise UsageError(
+            f"{label} takes image sizes that are multiples of {multiple[0]} px, such as {sizes}, "
+            f"not {img_size[0]} x {img_size[1]}"
+        )
