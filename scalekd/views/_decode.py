@@ -1,0 +1,116 @@
+"""Encoded bytes to RGB pixels: the only decoder, for teacher and student alike.
+
+Pillow, full size, always: libjpeg's draft mode is quicker and gives other pixels. EXIF
+orientation is ignored, as in timm, torchvision and every published ImageNet recipe. Alpha is
+dropped and CMYK converted as ``Image.convert("RGB")`` does, which is what timm calls. One thing
+differs from timm: 16-bit gray images keep their upper eight bits, where ``convert`` would clip
+nearly every value to white.
+"""
+
+import io
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from scalekd.errors import DataError
+from scalekd.views._params import MAX_SIDE
+
+# Others are left out because nobody trains on them and some, such as EPS, run programs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_MAX_PIXELS = 89_478_485  # Pillow's own warning level, a quarter of a gigabyte of RGB
+
+
+def decode_image(data: bytes, *, key: str) -> Image.Image:
+    """Decode an image.
+
+    Args:
+        data: JPEG, PNG, WebP, BMP, GIF (first frame), TIFF (first page) or PPM.
+        key: The sample's key, for errors.
+
+    Returns:
+        RGB image of the encoded size; no EXIF rotation.
+
+    Raises:
+        DataError: The bytes are no such image, are cut short or damaged where Pillow notices, or
+            the image is larger than 89 megapixels or 65,535 pixels on a side.
+    """
+    try:
+        with _truncation_is_an_error():
+            return _decode(data, key)
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # what damaged bytes make Pillow's readers raise has no base class
+        reason = str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = f"not a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} image"
+        raise DataError(
+            f"sample {key}: its {len(data):,} bytes cannot be decoded: {reason}. Replace or "
+            "remove it, or skip such samples with --skip-corrupt"
+        ) from error
+
+
+def _decode(data: bytes, key: str) -> Image.Image:
+    image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    width, height = image.size
+    if width * height > _MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise DataError(
+            f"sample {key}: {width:,} x {height:,} px; views are drawn from images of at most "
+            f"{_MAX_PIXELS:,} pixels and {MAX_SIDE:,} on a side. Shrink or remove it"
+        )
+    image.load()
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):
+        return _upper_byte(image, key)
+    if image.mode == "F":
+        raise DataError(f"sample {key}: floating-point images have no fixed range of values")
+    # Transparency cannot change what RGB conversion gives, but makes Pillow warn or work more.
+    image.info.pop("transparency", None)
+    return image.convert("RGB")
+
+
+def _upper_byte(image: Image.Image, key: str) -> Image.Image:
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise DataError(f"sample {key}: gray values beyond 16 bits; save it with 8 or 16 bits")
+    return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+
+
+class _Strictness:
+    """How many decodes are under way, and what the switch said before the first of them."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.running = 0
+        self.previous = False
+
+
+_strictness = _Strictness()
+if hasattr(os, "register_at_fork"):
+    # A child must not inherit a lock held, or decodes counted, by a thread it does not have.
+    os.register_at_fork(after_in_child=lambda: _strictness.__init__())  # type: ignore[misc]
+
+
+@contextmanager
+def _truncation_is_an_error() -> Iterator[None]:
+    """Keep Pillow's process-wide ``LOAD_TRUNCATED_IMAGES`` off while images are decoded.
+
+    Any library may switch it on, and then half an image decodes to half a gray picture without a
+    word. It is put back when the last of the concurrent decodes ends.
+    """
+    with _strictness.lock:
+        if _strictness.running == 0:
+            _strictness.previous = ImageFile.LOAD_TRUNCATED_IMAGES
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+        _strictness.running += 1
+    try:
+        yield
+    finally:
+        with _strictness.lock:
+            _strictness.running -= 1
+            if _strictness.running == 0:
+                ImageFile.LOAD_TRUNCATED_IMAGES = _strictness.previous
