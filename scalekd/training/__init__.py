@@ -1,1 +1,31 @@
-"""TODO"""
+"""Training: one module for student and projectors, the loop, checkpoints and logs."""
+
+from scalekd.training.checkpoint import Checkpoint, Position, find_checkpoint, read_checkpoint
+from scalekd.training.config import TrainConfig
+from scalekd.training.coordination import Coordinator, TrainingDiverged, TrainingInterrupted
+from scalekd.training.module import DistillationModule, StepOutput, freeze_parameters
+from scalekd.training.optim import build_optimizer, build_scheduler, parameter_groups
+from scalekd.training.targets import NoTargets, OnlineTargets
+from scalekd.training.trainer import EpochLoader, Trainer, TrainResult
+
+__all__ = [
+    "Checkpoint",
+    "Coordinator",
+    "DistillationModule",
+    "EpochLoader",
+    "NoTargets",
+    "OnlineTargets",
+    "Position",
+    "StepOutput",
+    "TrainConfig",
+    "TrainResult",
+    "Trainer",
+    "TrainingDiverged",
+    "TrainingInterrupted",
+    "build_optimizer",
+    "build_scheduler",
+    "find_checkpoint",
+    "freeze_parameters",
+    "parameter_groups",
+    "read_checkpoint",
+]

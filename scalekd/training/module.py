@@ -1,0 +1,145 @@
+"""Student and objective as one module, so that data parallelism and compilation see one forward.
+
+``DistributedDataParallel`` averages the gradients of the module it wraps and of nothing else,
+and knows no method but ``forward``; a projector left outside would train on one process only.
+"""
+
+import fnmatch
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor, nn
+
+from scalekd.distillation import FullLogits, Objective, Targets, TopKLogits
+from scalekd.errors import UsageError
+
+
+class StepOutput(NamedTuple):
+    """One batch's result.
+
+    Attributes:
+        losses: Weighted terms and their sum ``total``, from the objective.
+        metrics: Percent of the batch, without gradient: ``top1`` on the training views and, where
+            the teacher's logits are at hand, ``teacher_agreement`` of the likeliest class.
+    """
+
+    losses: dict[str, Float[Tensor, ""]]
+    metrics: dict[str, Float[Tensor, ""]]
+
+
+class Normalise(nn.Module):
+    """Subtracts the mean and divides by the standard deviation, on the pixels' device.
+
+    Args:
+        mean: Per channel, of pixels scaled to 0..1.
+        std: Likewise.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        for name, values in (("mean", mean), ("std", std)):
+            scaled = torch.tensor(values, dtype=torch.float64) * 255
+            self.register_buffer(name, scaled.float().view(1, -1, 1, 1), persistent=False)
+
+    def forward(
+        self, pixels: UInt8[Tensor, "batch 3 row column"]
+    ) -> Float[Tensor, "batch 3 row column"]:
+        return (pixels.to(self.mean.dtype) - self.mean) / self.std
+
+
+class DistillationModule(nn.Module):
+    """Normalises pixels for the student, runs it, and asks the objective for the losses.
+
+    Args:
+        student: Called with normalised pixels ``(batch, 3, row, column)``; returns an object with
+            ``logits`` and ``levels``.
+        objective: One of `scalekd.distillation`'s. Its frozen tail is none of its parameters.
+        mean: Per channel, of pixels scaled to 0..1.
+        std: Likewise.
+        channels_last: Feed the student channels-last memory.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        objective: Objective,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.objective = objective
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        if channels_last:
+            student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.normalise = Normalise(mean, std)
+
+    def forward(
+        self,
+        pixels: UInt8[Tensor, "batch 3 row column"],
+        labels: Int64[Tensor, " batch"],
+        targets: Targets,
+    ) -> StepOutput:
+        images = self.normalise(pixels).contiguous(memory_format=self._memory_format)
+        output = self.student(images)
+        losses = self.objective(output.levels, output.logits, labels, targets)
+        with torch.no_grad():
+            answer = output.logits.detach().argmax(dim=1)
+            metrics = {"top1": 100 * (answer == labels).float().mean()}
+            if targets.logits is not None:
+                agreement = answer == likeliest_class(targets.logits)
+                metrics["teacher_agreement"] = 100 * agreement.float().mean()
+        return StepOutput(losses, metrics)
+
+
+def likeliest_class(logits: FullLogits | TopKLogits) -> Int64[Tensor, " batch"]:
+    """The teacher's answer."""
+    if isinstance(logits, FullLogits):
+        return logits.logits.argmax(dim=1)
+    best = logits.log_probs.argmax(dim=1, keepdim=True)
+    return logits.indices.gather(1, best).squeeze(1)
+
+
+def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Stop training the parameters that a pattern names, and hold their norms' statistics.
+
+    Args:
+        model: Bare student.
+        patterns: Parameter or module names, with ``*``: ``stem``, ``blocks.0``, ``layers.[01]``.
+
+    Raises:
+        UsageError: A pattern matches nothing.
+    """
+    for pattern in patterns:
+        matched = False
+        for name, parameter in model.named_parameters():
+            parents = name.split(".")
+            prefixes = (".".join(parents[:depth]) for depth in range(1, len(parents) + 1))
+            if any(fnmatch.fnmatchcase(prefix, pattern) for prefix in prefixes):
+                parameter.requires_grad_(False)
+                matched = True
+        if not matched:
+            children = ", ".join(name for name, _ in model.named_children())
+            raise UsageError(
+                f"--freeze {pattern}: no parameter of the student has this name; "
+                f"its parts are {children}"
+            )
+
+
+def hold_frozen_norms(model: nn.Module) -> None:
+    """Put norms whose parameters are all frozen into eval mode; call it after ``train()``."""
+    for module in model.modules():
+        parameters = list(module.parameters(recurse=False))
+        if (
+            isinstance(module, nn.modules.batchnorm._BatchNorm)
+            and parameters
+            and not any(parameter.requires_grad for parameter in parameters)
+        ):
+            module.eval()

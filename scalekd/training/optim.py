@@ -1,0 +1,148 @@
+"""The optimiser and schedule of a run, from timm's factories, over student and projectors together.
+
+timm groups parameters by what the *student* knows of itself (``no_weight_decay``,
+``group_matcher``); the projectors around it have neither. So the groups are made here:
+layer decay reaches the student only, and the projectors train at the full rate.
+"""
+
+import fnmatch
+from collections.abc import Iterable
+from typing import Any
+
+import timm.optim
+import timm.scheduler
+from timm.models import group_parameters
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+from torch.optim import Optimizer
+
+from scalekd.errors import UsageError
+from scalekd.training.config import TrainConfig
+
+# The published DeiT-B recipe decays no position embedding, the projectors' included, and no
+# class token; it does decay the projectors' learned queries.
+_UNDECAYED_NAMES = ("*pos_embed*", "*cls_token*", "*dist_token*", "*reg_token*")
+
+
+def parameter_groups(
+    student: nn.Module,
+    others: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    wd_exclude: str = "timm",
+    layer_decay: float | None = None,
+) -> list[dict[str, Any]]:
+    """Group every trainable parameter by its weight decay and learning-rate scale.
+
+    Args:
+        student: Bare timm model; its ``no_weight_decay`` and ``group_matcher`` are asked.
+        others: Modules trained beside it, such as projectors.
+        lr: Full rate, in the groups' ``lr``.
+        weight_decay: Decay of the parameters that are decayed.
+        wd_exclude: ``"timm"`` leaves out vectors, biases, position embeddings, tokens and what the
+            student lists; ``"none"`` decays everything.
+        layer_decay: Factor on the rate from each layer to the one before it, or None.
+
+    Returns:
+        Groups with ``params``, ``lr``, ``weight_decay`` and, with layer decay, ``lr_scale``, which
+        timm's schedules multiply into the rate.
+
+    Raises:
+        UsageError: Nothing is trainable, or the student cannot be split into layers.
+    """
+    scales = _layer_scales(student, layer_decay)
+    listed = set(getattr(student, "no_weight_decay", lambda: set())())
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+
+    def add(parameters: Iterable[tuple[str, nn.Parameter]], is_student: bool) -> None:
+        for name, parameter in parameters:
+            if not parameter.requires_grad:
+                continue
+            excluded = wd_exclude == "timm" and (
+                parameter.ndim <= 1
+                or name.endswith(".bias")
+                or (is_student and name in listed)
+                or any(fnmatch.fnmatch(name, pattern) for pattern in _UNDECAYED_NAMES)
+            )
+            scale = scales.get(name, 1.0) if is_student else 1.0
+            groups.setdefault((0.0 if excluded else weight_decay, scale), []).append(parameter)
+
+    add(student.named_parameters(), True)
+    add(others.named_parameters(), False)
+    if not groups:
+        raise UsageError("no parameter is trainable: --freeze leaves nothing to train")
+    made = []
+    for (decay, scale), parameters in groups.items():
+        group: dict[str, Any] = {"params": parameters, "weight_decay": decay, "lr": lr * scale}
+        if layer_decay is not None:
+            # timm's schedules start from `initial_lr`, the unscaled rate, and apply the scale.
+            group |= {"lr_scale": scale, "initial_lr": lr}
+        made.append(group)
+    return made
+
+
+def _layer_scales(student: nn.Module, layer_decay: float | None) -> dict[str, float]:
+    if layer_decay is None:
+        return {}
+    matcher = getattr(student, "group_matcher", None)
+    if matcher is None:
+        raise UsageError(
+            f"--layer-decay: {type(student).__name__} does not say which layer its parameters "
+            "belong to (timm's group_matcher); leave the option out"
+        )
+    layers: dict[str, int] = group_parameters(student, matcher(coarse=False), reverse=True)
+    deepest = max(layers.values())
+    return {name: layer_decay ** (deepest - layer) for name, layer in layers.items()}
+
+
+def build_optimizer(config: TrainConfig, student: nn.Module, others: nn.Module) -> Optimizer:
+    """The optimiser of ``config`` over the student and the modules trained beside it.
+
+    Raises:
+        UsageError: timm knows no such optimiser, or it refuses an argument.
+    """
+    groups = parameter_groups(
+        student,
+        others,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        wd_exclude=config.wd_exclude,
+        layer_decay=config.layer_decay,
+    )
+    arguments: dict[str, Any] = {**config.opt_args}
+    if config.opt_eps is not None:
+        arguments["eps"] = config.opt_eps
+    if config.opt_betas is not None:
+        arguments["betas"] = config.opt_betas
+    try:
+        return timm.optim.create_optimizer_v2(
+            groups,
+            opt=config.opt,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            **arguments,
+        )
+    except (ValueError, TypeError) as error:
+        raise UsageError(
+            f"--opt {config.opt}: timm cannot build this optimiser: {error}"
+        ) from error
+
+
+def build_scheduler(
+    config: TrainConfig, optimizer: Optimizer, *, updates_per_epoch: int
+) -> tuple[Scheduler | None, int]:
+    """The schedule and the total number of epochs, warm-up prefix and cool-down included.
+
+    Raises:
+        UsageError: The schedule does not fit into the number of epochs.
+    """
+    arguments = timm.scheduler.scheduler_kwargs(config)
+    try:
+        scheduler, num_epochs = timm.scheduler.create_scheduler_v2(
+            optimizer, **arguments, updates_per_epoch=updates_per_epoch
+        )
+    except ValueError as error:
+        raise UsageError(f"--sched {config.sched}: {error}") from error
+    return scheduler, int(num_epochs)

@@ -1,0 +1,71 @@
+"""What a person watches: one moving line on a terminal, plain lines elsewhere.
+
+Everything goes to standard error; standard output belongs to results.
+"""
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+_PLAIN_SECONDS = 30.0  # between plain lines of one epoch: a night's log stays readable
+
+
+class TrainingProgress:
+    """Shows epochs, rates, the share of time spent waiting for data, and the time left."""
+
+    def __init__(self, *, num_epochs: int, updates_per_epoch: int, shown: bool) -> None:
+        self._num_epochs = num_epochs
+        self._updates_per_epoch = updates_per_epoch
+        self._shown = shown
+        self._console = Console(stderr=True)
+        self._last_plain = time.monotonic()
+        self._bar: Progress | None = None
+        if shown and sys.stderr.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[facts]}"),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._bar.add_task(
+                "training", total=num_epochs * updates_per_epoch, facts=""
+            )
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def say(self, text: str) -> None:
+        if self._shown:
+            self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    def step(self, epoch: int, num_updates: int, values: Mapping[str, float]) -> None:
+        """Show one update's figures: ``loss``, ``images_per_second``, ``data_wait_share``."""
+        facts = (
+            f"loss {values['loss']:.4g}  {values['images_per_second']:.0f} images/s  "
+            f"{values['data_wait_share']:.0%} waiting for data"
+        )
+        where = f"epoch {epoch + 1}/{self._num_epochs}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=num_updates, description=where, facts=facts)
+        elif time.monotonic() - self._last_plain >= _PLAIN_SECONDS:
+            self._last_plain = time.monotonic()
+            done = num_updates % self._updates_per_epoch or self._updates_per_epoch
+            self.say(f"{where}  step {done}/{self._updates_per_epoch}  {facts}")

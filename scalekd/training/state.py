@@ -1,0 +1,151 @@
+"""All that changes while a run trains, gathered so that it can be saved and put back exactly."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from scalekd.errors import DataError
+from scalekd.training.checkpoint import (
+    EMA_FILE,
+    OBJECTIVE_FILE,
+    STUDENT_FILE,
+    Checkpoint,
+    Position,
+)
+from scalekd.training.coordination import Coordinator
+from scalekd.training.module import DistillationModule
+from scalekd.training.random_state import random_state, restore_random_state
+
+# Hyperparameters follow the configuration of this launch; everything else in a group (LAMB and
+# Lookahead count their steps there) belongs to the optimiser's state.
+_CONFIGURED = ("lr", "initial_lr", "lr_scale", "weight_decay")
+
+_WRAPPER_PREFIXES = ("_orig_mod.", "module.")
+
+
+class TrainingState:
+    """Student, projectors, average, optimiser and random states of one run.
+
+    Args:
+        accelerator: Of the run.
+        module: Student and objective, not wrapped.
+        optimizer: As prepared by Accelerate.
+        ema: Average of the bare student, or None.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        module: DistillationModule,
+        optimizer: Optimizer,
+        ema: ModelEmaV3 | None,
+    ) -> None:
+        self._accelerator = accelerator
+        self._module = module
+        self._optimizer = optimizer
+        self._ema = ema
+
+    @property
+    def student(self) -> nn.Module:
+        """The bare timm model."""
+        model: nn.Module = self._module.student.model  # type: ignore[assignment]
+        return model
+
+    def capture(
+        self,
+        position: Position,
+        coordinator: Coordinator,
+        *,
+        meters: Mapping[str, Any],
+        facts: Mapping[str, Any],
+    ) -> Checkpoint:
+        """Describe the present moment; collective, because every process has its random states."""
+        weights: dict[str, Mapping[str, Tensor]] = {
+            STUDENT_FILE: plain_names(self.student.state_dict()),
+            OBJECTIVE_FILE: plain_names(self._module.objective.state_dict()),
+        }
+        if self._ema is not None:
+            weights[EMA_FILE] = plain_names(self._ema.module.state_dict())
+        scaler = self._accelerator.scaler
+        training = {
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "random_states": coordinator.collect(random_state()),
+            "meters": dict(meters),
+        }
+        return Checkpoint(position, weights, training, facts)
+
+    def restore(self, checkpoint: Checkpoint) -> list[str]:
+        """Put a captured moment back, here or under another number of processes.
+
+        Returns:
+            Sentences on what could not be put back exactly.
+
+        Raises:
+            DataError: The checkpoint's tensors are not those of this student and objective.
+        """
+        notes = []
+        self._load(self.student, checkpoint, STUDENT_FILE)
+        self._load(self._module.objective, checkpoint, OBJECTIVE_FILE)
+        if self._ema is not None:
+            self._load(self._ema.module, checkpoint, EMA_FILE)
+        configured = [
+            {name: group[name] for name in _CONFIGURED if name in group}
+            for group in self._optimizer.param_groups
+        ]
+        try:
+            self._optimizer.load_state_dict(checkpoint.training["optimizer"])
+        except (ValueError, KeyError) as error:
+            raise DataError(
+                f"the checkpoint's optimiser is not that of this run: {error}"
+            ) from error
+        for group, values in zip(self._optimizer.param_groups, configured, strict=True):
+            group.update(values)
+        if self._accelerator.scaler is not None and checkpoint.training["scaler"]:
+            self._accelerator.scaler.load_state_dict(checkpoint.training["scaler"])
+        states = checkpoint.training["random_states"]
+        if len(states) == self._accelerator.num_processes:
+            restore_random_state(states[self._accelerator.process_index])
+        else:
+            notes.append(
+                f"the run had {len(states)} processes and has {self._accelerator.num_processes} "
+                "now: random states start anew and the rest of this epoch comes in another order, "
+                "so the weights will not be those of an uninterrupted run"
+            )
+        return notes
+
+    def _load(self, target: nn.Module, checkpoint: Checkpoint, name: str) -> None:
+        try:
+            target.load_state_dict(dict(checkpoint.weights[name]))
+        except (KeyError, RuntimeError) as error:
+            raise DataError(
+                f"{name} of the checkpoint does not fit this {type(target).__name__}: {error}"
+            ) from error
+
+    @torch.no_grad()
+    def share_buffers(self) -> None:
+        """Give every process the main one's running statistics, so that all evaluate one model."""
+        if self._accelerator.num_processes == 1:
+            return
+        models: list[nn.Module] = [self.student]
+        if self._ema is not None:
+            models.append(self._ema.module)
+        for model in models:
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
+
+def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Strip what compilation and data parallelism prepend to names."""
+    stripped = {}
+    for name, tensor in state.items():
+        plain = name
+        while plain.startswith(_WRAPPER_PREFIXES):
+            plain = plain.partition(".")[2]
+        stripped[plain.replace("._orig_mod.", ".")] = tensor
+    return stripped
