@@ -27,17 +27,24 @@ class StageConfig(_Frozen):
         spatial_weight: Of the spatial loss; the published alpha's first entry.
         frequency_weight: Of the frequency loss; the second entry.
         num_heads: Of this stage's projectors; None takes heads about 64 wide.
-        softmax_scale: Multiplies the attention scores: 5 in most published pairs.
+        softmax_scale: Multiplies the attention scores: 5 in most published pairs. Two numbers
+            are for the spatial and the frequency projector.
     """
 
     spatial_weight: _Weight = 0.08
     frequency_weight: _Weight = 0.06
     num_heads: Annotated[int, Field(ge=1)] | None = None
-    softmax_scale: _Positive = 5.0
+    softmax_scale: _Positive | tuple[_Positive, _Positive] = 5.0
 
     def weight(self, view: View) -> float:
         """The weight of one view's loss."""
         return self.spatial_weight if view == "spatial" else self.frequency_weight
+
+    def scale(self, view: View) -> float:
+        """The softmax scale of one view's projector."""
+        if isinstance(self.softmax_scale, tuple):
+            return self.softmax_scale[0 if view == "spatial" else 1]
+        return self.softmax_scale
 
 
 class ScaleKDConfig(_Frozen):
@@ -53,7 +60,6 @@ class ScaleKDConfig(_Frozen):
         norm: Norm in the projectors' stem.
         self_query: Stage-4 projectors learn their queries, instead of asking with stage 3's
             outputs. (The published code has a switch of this name that such outputs override.)
-        checkpoint_tail: Recompute the tail in the backward pass: less memory, more time.
         cap: Cross attention projectors; off, `ConvProjector` stands in.
         spatial: The spatial view at both stages.
         frequency: The frequency view at both stages.
@@ -70,7 +76,6 @@ class ScaleKDConfig(_Frozen):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     norm: Literal["batch", "layer"] = "batch"
     self_query: bool = False
-    checkpoint_tail: bool = False
     cap: bool = True
     spatial: bool = True
     frequency: bool = True

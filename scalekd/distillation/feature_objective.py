@@ -8,7 +8,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from scalekd.distillation.config import ScaleKDConfig, Stage, View
 from scalekd.distillation.losses import frequency_loss, spatial_loss
@@ -100,11 +99,11 @@ class ScaleKDObjective(Objective):
         projectors: dict[str, nn.Module] = {}
         for view in self._stage3:
             projectors[f"stage3_{view}"] = _build_projector(
-                config, 3, student_levels[0], stage3_shape, learned_query=True
+                config, 3, view, student_levels[0], stage3_shape, learned_query=True
             )
         for view in self._stage4:
             projectors[f"stage4_{view}"] = _build_projector(
-                config, 4, student_levels[1], self._final, learned_query=view not in asking
+                config, 4, view, student_levels[1], self._final, learned_query=view not in asking
             )
         self.projectors = nn.ModuleDict(projectors)
 
@@ -173,10 +172,7 @@ class ScaleKDObjective(Objective):
         if tail is None:
             return projected
         tokens = torch.cat(projected)  # both views in one pass
-        if self.config.checkpoint_tail and torch.is_grad_enabled():
-            final: Tensor = checkpoint(tail, tokens, use_reentrant=False)
-        else:
-            final = tail(tokens)
+        final: Tensor = tail(tokens)
         expected = (len(tokens), self._final.num_patch_tokens, self._final.num_channels)
         if final.shape != expected:
             raise ValueError(
@@ -207,6 +203,7 @@ class ScaleKDObjective(Objective):
 def _build_projector(
     config: ScaleKDConfig,
     stage: Stage,
+    view: View,
     level: StudentLevel,
     shape: FeatureShape,
     *,
@@ -228,7 +225,7 @@ def _build_projector(
         teacher_channels=shape.num_channels,
         query_grid=shape.grid,
         num_heads=settings.num_heads or default_num_heads(shape.num_channels),
-        softmax_scale=settings.softmax_scale,
+        softmax_scale=settings.scale(view),
         norm=config.norm,
         learned_query=learned_query,
     )

@@ -69,7 +69,9 @@ class CrossAttentionProjector(nn.Module):
     The student's map passes a 3 x 3 convolution, norm and ReLU, gets a learned position added,
     and serves as keys and values. The queries, learned or given, pass a linear layer and ReLU.
     Then: multi-head attention, layer norm, a ReLU MLP with a residual from the normed tokens.
-    There is no residual from the queries, and no final norm, as in the published code.
+    There is no residual from the queries, and no final norm, as in the published code. Unlike
+    there, keys have no bias: it would add one number to all scores of a query, which softmax
+    ignores, and so would only drift on its gradient's rounding noise.
 
     Args:
         student_channels: Channels of the student's map.
@@ -119,7 +121,7 @@ class CrossAttentionProjector(nn.Module):
         )
         self.query_proj = nn.Linear(teacher_channels, teacher_channels)
         self.q = nn.Linear(teacher_channels, teacher_channels)
-        self.k = nn.Linear(student_channels, teacher_channels)
+        self.k = nn.Linear(student_channels, teacher_channels, bias=False)
         self.v = nn.Linear(student_channels, teacher_channels)
         self.out = nn.Linear(teacher_channels, teacher_channels)
         self.norm = nn.LayerNorm(teacher_channels, eps=1e-5)
