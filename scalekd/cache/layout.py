@@ -11,38 +11,25 @@ small arrays are cut into *shards*, the unit of commit, because a file has a pri
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from zarr.codecs import BloscCodec
 
 from scalekd.cache.manifest import Identity
+from scalekd.codecs import PlaneSpec
 from scalekd.errors import CacheCorrupt
 
 SAMPLES = "samples"
 PLAN_FILE = "plan.json"
 MANIFEST_FILE = "manifest.json"
-TAIL_FILE = "tail.safetensors"
+TABLES_FOLDER = "tables"
 RECORDS_FOLDER = "records"
 
 _MAX_CHUNK_BYTES = 2**31 - 1  # Blosc's own limit; Swin-L's stage 3 in fp16 needs 77 MB
 
 Unit = str | int
 """``"samples"`` or the number of a pass."""
-
-
-class Plane(Protocol):
-    """What the layout asks of a codec's array (``scalekd.codecs.PlaneSpec``)."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-    @property
-    def shape_before(self) -> tuple[int, ...]: ...
-    @property
-    def shape_after(self) -> tuple[int, ...]: ...
-    def zarr_kwargs(self) -> dict[str, Any]: ...
 
 
 def compressed() -> dict[str, Any]:
@@ -96,12 +83,12 @@ class ArraySpec:
             yield chunk_path(unit, self, index)
 
     @staticmethod
-    def of_plane(group: str, plane: Plane) -> "ArraySpec":
+    def of_plane(group: str, plane: PlaneSpec) -> "ArraySpec":
         return ArraySpec(
             name=f"{group}/{plane.name}",
             dtype=np.dtype(plane.dtype),
-            before=tuple(plane.shape_before),
-            after=tuple(plane.shape_after),
+            before=plane.shape_before,
+            after=plane.shape_after,
             per_block=True,
             codecs=plane.zarr_kwargs(),
         )

@@ -79,6 +79,8 @@ class ViewsInfo(_Record):
     view_size: tuple[int, int]
     seed: int = Field(ge=0, lt=1 << 63)
     environment: dict[str, str]
+    witnesses: RelativePath
+    witnesses_digest: FileDigest
 
     @model_validator(mode="after")
     def _plausible(self) -> Self:
@@ -95,6 +97,7 @@ class Identity(_Record):
     teacher: dict[str, Any]
     precision: Literal["fp32", "bf16", "fp16"]
     batch_size: int = Field(ge=1)
+    request: dict[str, Any]
     stages: dict[Literal["3", "4"], StageInfo]
     logits: CodecInfo | None
     tail: RelativePath | None

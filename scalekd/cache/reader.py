@@ -18,7 +18,6 @@ from scalekd.cache.layout import (
     PLAN_FILE,
     SAMPLES,
     ArraySpec,
-    Layout,
     Unit,
     array_path,
     record_path,
@@ -32,7 +31,9 @@ from scalekd.cache.manifest import (
 )
 from scalekd.cache.records import keys_hash, read_record, record_hash
 from scalekd.cache.store import CheckedStore, open_array
+from scalekd.cache.targets import CacheCodecs, load_tables
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
+from scalekd.views import ViewPolicy
 
 Rows = np.ndarray[Any, Any]
 
@@ -65,6 +66,19 @@ def read_manifest(root: Path) -> Manifest:
     return manifest
 
 
+def open_cache(root: str | Path) -> "CacheReader":
+    """Open a complete cache; reads its manifest and codec tables.
+
+    Raises:
+        DataError, CacheCorrupt, CacheMismatch: As for :func:`read_manifest`.
+    """
+    path = Path(root)
+    manifest = read_manifest(path)
+    identity = manifest.plan.identity
+    codecs = CacheCodecs.load(path, identity)
+    return CacheReader(path, manifest, codecs)
+
+
 class SampleTable:
     """The samples of a cache, in order of shard and row, without those skipped as corrupt.
 
@@ -93,17 +107,19 @@ class CacheReader:
 
     Args:
         root: Folder of the cache.
-        layout: Its arrays; whoever opens a cache knows the codecs, which this room does not.
         manifest: Its manifest (:func:`read_manifest`).
+        codecs: Its codecs.
 
     Raises:
         CacheCorrupt: While reading, whenever a file is not the one committed.
     """
 
-    def __init__(self, root: Path, layout: Layout, manifest: Manifest) -> None:
+    def __init__(self, root: Path, manifest: Manifest, codecs: CacheCodecs) -> None:
         self.root = root
         self.manifest = manifest
-        self.layout = layout
+        self.codecs = codecs
+        self.layout = codecs.layout(manifest.plan.identity)
+        self.policy = ViewPolicy.from_config(manifest.plan.identity.views.policy)
         self._opened: dict[str, zarr.Array[Any]] = {}
         self._records: dict[tuple[Unit, int], ShardRecord] = {}
         self._store = CheckedStore(root, dict(manifest.files))
@@ -116,6 +132,12 @@ class CacheReader:
         self._store = CheckedStore(self.root, dict(self.manifest.files))
         for record in self._records.values():
             self._store.expect(record.files)
+
+    def reopened(self) -> "CacheReader":
+        """The same cache for another process: nothing opened is shared with this one."""
+        twin = CacheReader(self.root, self.manifest, self.codecs)
+        twin.__dict__["samples"] = self.samples
+        return twin
 
     @property
     def identity(self) -> Identity:
@@ -172,6 +194,24 @@ class CacheReader:
             np.concatenate(parts["source_hash"]),
             np.cumsum([0, *counts]),
         )
+
+    @cached_property
+    def witnesses(self) -> Rows:
+        """Pixels of the first samples' views in pass 0, ``(view, height, width, 3)`` uint8.
+
+        They tell how far a machine drifts that does not redraw views exactly.
+        """
+        views = self.identity.views
+        content = self.file(views.witnesses, views.witnesses_digest)
+        pixels = load_tables(content, self.root / views.witnesses).get("pixels")
+        if (
+            pixels is None
+            or pixels.dtype != np.uint8
+            or pixels.ndim != 4
+            or pixels.shape[1:] != (*views.view_size, 3)
+        ):
+            raise CacheCorrupt(f"{self.root / views.witnesses}: does not hold views' pixels")
+        return pixels
 
     def blocks(self) -> list[tuple[int, int]]:
         """``(first sample, number of samples)`` of each block, in order; alike in all passes."""

@@ -19,6 +19,7 @@ from zarr.storage import LocalStore, MemoryStore
 from scalekd.cache.files import FileDigest, commit_file, digest, inside, read_checked
 from scalekd.cache.layout import ArraySpec, Unit, array_path, group_paths
 from scalekd.cache.manifest import Identity
+from scalekd.codecs import quiet_zarr
 from scalekd.errors import CacheCorrupt
 
 _METADATA = "zarr.json"
@@ -76,20 +77,21 @@ def metadata_documents(
     memory: dict[str, Buffer] = {}
     store = MemoryStore(memory)
     for array in arrays:
-        zarr.create_array(
-            store,
-            name=array_path(unit, array),
-            shape=array.shape(identity),
-            chunks=array.chunks(identity),
-            dtype=array.dtype,
-            fill_value=0,
-            dimension_names=[
-                *(f"before_{axis}" for axis in range(len(array.before))),
-                "view",
-                *(f"after_{axis}" for axis in range(len(array.after))),
-            ],
-            **array.codecs,
-        )
+        with quiet_zarr():
+            zarr.create_array(
+                store,
+                name=array_path(unit, array),
+                shape=array.shape(identity),
+                chunks=array.chunks(identity),
+                dtype=array.dtype,
+                fill_value=0,
+                dimension_names=[
+                    *(f"before_{axis}" for axis in range(len(array.before))),
+                    "view",
+                    *(f"after_{axis}" for axis in range(len(array.after))),
+                ],
+                **array.codecs,
+            )
     return {path: memory[path].to_bytes() for path in group_paths(unit, arrays)}
 
 
@@ -102,13 +104,14 @@ def open_array(
         CacheCorrupt: Shape, type, chunks or codecs are not those of the plan.
     """
     path = array_path(unit, array)
-    opened = zarr.open_array(
-        store,
-        path=path,
-        mode="r" if store.read_only else "r+",
-        zarr_format=3,
-        config={"write_empty_chunks": True},
-    )
+    with quiet_zarr():
+        opened = zarr.open_array(
+            store,
+            path=path,
+            mode="r" if store.read_only else "r+",
+            zarr_format=3,
+            config={"write_empty_chunks": True},
+        )
     found = (opened.shape, opened.chunks, opened.dtype)
     expected = (array.shape(identity), array.chunks(identity), array.dtype)
     if found != expected:

@@ -5,7 +5,8 @@ nothing until the shard's commit record stands. A killed writer leaves committed
 files of at most one uncommitted shard, and temporary files; the next run redoes that shard.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from scalekd.cache.layout import (
     MANIFEST_FILE,
     PLAN_FILE,
     SAMPLES,
+    TABLES_FOLDER,
     ArraySpec,
     Layout,
     Unit,
@@ -48,6 +50,10 @@ from scalekd.cache.records import has_record, keys_hash, read_record, record_has
 from scalekd.cache.store import CommittingStore, metadata_documents, open_array, write_rows
 from scalekd.errors import CacheMismatch, UsageError
 
+Rows = np.ndarray[Any, Any]
+
+_MAX_QUEUED_BLOCKS = 4  # bounds memory when coding falls behind the teacher
+
 _KNOWN_NAMES = frozenset(
     {
         PLAN_FILE,
@@ -56,8 +62,7 @@ _KNOWN_NAMES = frozenset(
         "samples",
         "passes",
         "records",
-        "codecs",
-        "tail.safetensors",
+        TABLES_FOLDER,
     }
 )
 
@@ -108,12 +113,27 @@ def begin(root: Path, plan: Plan, layout: Layout, num_passes: int) -> Plan:
                 + ". Choose another --output, or --overwrite"
             )
         plan = standing
+    wanted = set(table_files(plan.identity))
+    for path in (root / TABLES_FOLDER).glob("*.safetensors"):
+        if f"{TABLES_FOLDER}/{path.name}" not in wanted:
+            path.unlink(missing_ok=True)  # of a run that was killed before it wrote a plan
     for unit in (SAMPLES, *range(num_passes)):
         for path, content in metadata_documents(layout.identity, unit, layout.arrays(unit)).items():
             target = inside(root, path)
             if not target.exists() or target.read_bytes() != content:
                 commit_file(target, content)
     return plan
+
+
+def table_files(identity: Identity) -> dict[str, FileDigest]:
+    """Tail, witnesses and codec tables: the files that the plan itself names."""
+    codecs = [stage.codec for stage in identity.stages.values()]
+    pairs = [
+        (identity.tail, identity.tail_digest),
+        (identity.views.witnesses, identity.views.witnesses_digest),
+        *((codec.tables, codec.tables_digest) for codec in codecs),
+    ]
+    return {path: found for path, found in pairs if path and found}
 
 
 def differences(standing: Identity, wanted: Identity) -> str:
@@ -141,10 +161,10 @@ class SampleRows:
     """What is stored of a shard's samples, row by row."""
 
     keys: tuple[str, ...]
-    labels: np.ndarray[Any, Any]
-    source_hashes: np.ndarray[Any, Any]
+    labels: Rows
+    source_hashes: Rows
 
-    def columns(self, max_key_bytes: int) -> dict[str, np.ndarray[Any, Any]]:
+    def columns(self, max_key_bytes: int) -> dict[str, Rows]:
         keys = np.zeros((len(self.keys), max_key_bytes), np.uint8)
         for row, key in enumerate(self.keys):
             encoded = key.encode()
@@ -166,25 +186,35 @@ class ShardWriter:
         self._writer = writer
         self._unit = unit
         self._shard = shard
-        self._pending: list[Future[None]] = []
+        self._pending: deque[Future[None]] = deque()
         self._next_row = shard * writer.layout.identity.shard_size
         self._remove_debris(unit)
 
-    def write_block(self, arrays: dict[str, np.ndarray[Any, Any]], num_rows: int) -> None:
-        """Queue the per-block arrays of the next block; raises what an earlier block met."""
-        for future in [future for future in self._pending if future.done()]:
-            future.result()
+    def write_block(self, encode: Callable[[], dict[str, Rows]], num_rows: int) -> None:
+        """Queue the next block; waits while too many are queued.
+
+        Args:
+            encode: Makes the per-block arrays, by name, in one of the writer's threads.
+            num_rows: Rows in the block.
+
+        Raises:
+            ScaleKDError: What an earlier block met.
+        """
         start, self._next_row = self._next_row, self._next_row + num_rows
-        for name, rows in arrays.items():
-            array = self._writer.layout.find(name)
-            self._pending.append(
-                self._writer.pool.submit(self._writer.write, self._unit, array, start, rows)
-            )
+
+        def encode_and_write() -> None:
+            for name, rows in encode().items():
+                array = self._writer.layout.find(name)
+                self._writer.write(self._unit, array, start, rows)
+
+        self._pending.append(self._writer.pool.submit(encode_and_write))
+        while len(self._pending) > _MAX_QUEUED_BLOCKS:
+            self._pending.popleft().result()
 
     def commit(
         self,
         samples: SampleRows,
-        views: dict[str, np.ndarray[Any, Any]],
+        views: dict[str, Rows],
         skipped: Sequence[str],
     ) -> None:
         """Write the per-shard arrays and the commit record, once every block is on disk."""
@@ -282,14 +312,17 @@ class CacheWriter:
                 yield shard
 
     def shard(self, unit: int, shard: int) -> ShardWriter:
+        """Begin a shard; what an interrupted writer of it left is removed."""
+        for each in (SAMPLES, unit):
+            for array in self.layout.arrays(each):
+                path = array_path(each, array)
+                if path not in self._opened:
+                    self._opened[path] = open_array(self.store, self.layout.identity, each, array)
         return ShardWriter(self, unit, shard)
 
     def write(self, unit: Unit, array: ArraySpec, start: int, rows: np.ndarray[Any, Any]) -> None:
         """Write rows of one array, padded to whole chunks."""
-        path = array_path(unit, array)
-        opened = self._opened.get(path)
-        if opened is None:
-            opened = self._opened[path] = open_array(self.store, self.layout.identity, unit, array)
+        opened = self._opened[array_path(unit, array)]
         step = array.rows_per_chunk(self.layout.identity)
         end = min(start + step, self.layout.identity.data.num_samples)
         write_rows(opened, array, start, rows, span=end - start)
@@ -307,11 +340,7 @@ def finish(root: Path, plan: Plan, layout: Layout, num_passes: int) -> Manifest 
     for unit in units:
         for path, content in metadata_documents(identity, unit, layout.arrays(unit)).items():
             files[path] = digest(content)
-    for part in [identity.logits, *(stage.codec for stage in identity.stages.values())]:
-        if part and part.tables and part.tables_digest:
-            files[part.tables] = part.tables_digest
-    if identity.tail and identity.tail_digest:
-        files[identity.tail] = identity.tail_digest
+    files |= table_files(identity)
     skipped = [
         key for shard in range(identity.num_shards) for key in records[SAMPLES, shard].skipped
     ]

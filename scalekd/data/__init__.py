@@ -1,1 +1,15 @@
-"""TODO"""
+"""Image sets, views of them, and batches of views with targets."""
+
+from scalekd.data.loader import Batch, CachedViewLoader
+from scalekd.data.samples import ImageDataset, Sample, open_dataset
+from scalekd.data.views import draw_view, replay_view
+
+__all__ = [
+    "Batch",
+    "CachedViewLoader",
+    "ImageDataset",
+    "Sample",
+    "draw_view",
+    "open_dataset",
+    "replay_view",
+]

@@ -1,0 +1,18 @@
+"""``scalekd cache info``."""
+
+from pathlib import Path
+
+import click
+from scalekd.cli._options import emit, json_option, size
+
+
+@click.command("info")
+@click.argument("cache", type=click.Path(path_type=Path))
+@json_option
+def command(cache: Path, *, as_json: bool) -> None:
+    """Say what a cache holds: teacher, views, stages, codecs and their errors, size."""
+    from scalekd.pipelines.inspect_cache import cache_info
+
+    info = cache_info(cache)
+    lines = [f"{name:<16}{value}" for name, value in info.rows(size)]
+    emit(info.model_dump(mode="json"), lines, as_json=as_json)

@@ -1,0 +1,82 @@
+"""``scalekd cache-teacher``."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+from scalekd.cli._options import KeyValue, NumberRange, Stages, checked, emit, json_option, size
+
+
+@click.command("cache-teacher")
+@click.option("--model", required=True, help="timm name, alias, hf-hub:… or local-dir:….")
+@click.option("--checkpoint", help="Weights on disk (safetensors or a state dict).")
+@click.option(
+    "--model-kwargs", multiple=True, type=KeyValue(), help="Argument of the model; repeat."
+)
+@click.option("--pretrained/--no-pretrained", default=True, help="Read published weights.")
+@click.option("--data-dir", required=True, help="Folder or pattern of the images.")
+@click.option("--split", default="train", show_default=True, help="Name, folder or pattern.")
+@click.option(
+    "--output", required=True, type=click.Path(path_type=Path), help="Folder of the cache."
+)
+@click.option("--passes", default=1, show_default=True, help="Views of every sample.")
+@click.option("--img-size", type=int, help="Image size, when not the model's own.")
+@click.option(
+    "--stages", default="3,4", show_default=True, type=Stages(), help="3,4, final or none."
+)
+@click.option("--logits", default="full", show_default=True, help="full, topk:K or none.")
+@click.option("--codec", default=None, help="Codec of the features.  [default: float16]")
+@click.option("--aug", default="crop-flip", show_default=True, help="View policy.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the views.")
+@click.option("--limit", type=int, help="Take the first N samples.")
+@click.option("--shards", type=NumberRange(), help="Do these shards only.")
+@click.option("--shard-size", type=int, help="Views a shard; a multiple of the block.")
+@click.option("-b", "--batch-size", default=64, show_default=True, help="Views a forward.")
+@click.option("-j", "--workers", default=2, show_default=True, help="Processes that draw views.")
+@click.option(
+    "--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "fp16"])
+)
+@click.option("--skip-corrupt", is_flag=True, help="Leave corrupt images out, and count them.")
+@click.option("--overwrite", is_flag=True, help="Delete the cache at --output first.")
+@click.option("--note", help="Free text to keep in the manifest.")
+@click.option("--dry-run", is_flag=True, help="Say what it would cost, from a short probe.")
+@json_option
+def command(*, as_json: bool, dry_run: bool, **options: Any) -> None:
+    """Run a teacher once over drawn views, and keep its features and logits.
+
+    The same command finishes a cache that was interrupted.
+    """
+    from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher
+    from scalekd.pipelines.estimate import estimate_cache
+
+    from scalekd.teachers import TeacherConfig, resolve_model_name
+
+    teacher = TeacherConfig(
+        model=options.pop("model"),
+        checkpoint=options.pop("checkpoint"),
+        model_kwargs=dict(options.pop("model_kwargs")),
+        pretrained=options.pop("pretrained"),
+        img_size=options.pop("img_size"),
+    )
+    given = {name: value for name, value in options.items() if value is not None}
+    config = checked(CacheTeacherConfig, teacher=teacher, **given)
+    _, expansion = resolve_model_name(config.teacher.model)
+    if expansion:
+        click.echo(expansion, err=True)
+    if dry_run:
+        estimate = estimate_cache(config)
+        emit(estimate.model_dump(mode="json"), estimate.lines(), as_json=as_json)
+        return
+    result = cache_teacher(config)
+    state = "complete" if result.complete else "not complete: other shards are still to be done"
+    lines = [
+        f"{result.output}: {state}; {result.num_samples:,} samples, {result.num_passes} passes,"
+        f" {result.num_shards} shards ({result.shards_written} written now)",
+        f"{result.views_written:,} views in {result.seconds:,.0f} s,"
+        f" {result.views_per_second:,.1f} views/s, data wait {result.data_wait_share:.0%}",
+    ]
+    if result.total_bytes is not None and result.bytes_per_view is not None:
+        lines.append(f"{size(result.total_bytes)}, {size(result.bytes_per_view)} a view")
+    if result.skipped:
+        lines.append(f"{result.skipped} corrupt images left out; `scalekd cache info` names them")
+    emit(result.model_dump(mode="json"), lines, as_json=as_json)

@@ -1,0 +1,90 @@
+"""``scalekd``: the command line. A command is loaded when it is called: ``--help`` is instant."""
+
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+
+import click
+
+from scalekd import __version__
+from scalekd.errors import EnvironmentFault, ScaleKDError
+
+_COMMANDS = {
+    "cache-teacher": ("cache_teacher", "Run a teacher once and write its features and logits."),
+    "train-student": ("train_student", "Train a student from a cache."),
+    "evaluate": ("evaluate", "Measure a trained student or any timm model."),
+    "export": ("export", "Write a trained student for use elsewhere."),
+    "demo": ("demo", "The whole path on scikit-learn's digits, in a few minutes."),
+    "models": ("models", "List the teachers and students known by a short name."),
+}
+_CACHE_COMMANDS = {
+    "info": ("cache_info", "Say what a cache holds."),
+    "verify": ("cache_verify", "Check every byte of a cache."),
+}
+
+
+class _LazyGroup(click.Group):
+    """Knows its commands by name and summary; imports one when it is called."""
+
+    def __init__(self, commands: dict[str, tuple[str, str]], **kwargs: object) -> None:
+        super().__init__(**kwargs)  # type: ignore[arg-type]
+        self._lazy = commands
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return [*self._lazy, *self.commands]
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in self._lazy:
+            return super().get_command(context, name)
+        module = importlib.import_module(f"scalekd.cli.{self._lazy[name][0]}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, summary) for name, (_, summary) in self._lazy.items()]
+        rows += [(name, command.get_short_help_str()) for name, command in self.commands.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+group = _LazyGroup(
+    _COMMANDS,
+    name="scalekd",
+    help="Offline teacher-feature caches, and students trained from them with ScaleKD.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+group = click.version_option(__version__, prog_name="scalekd")(group)
+group.add_command(_LazyGroup(_CACHE_COMMANDS, name="cache", help="Look at and look after caches."))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; errors become one line and an exit code.
+
+    Exit codes: 0 done, 2 usage, 3 input data, 4 cache integrity or mismatch, 5 environment,
+    130 interrupted.
+    """
+    try:
+        group.main(args=arguments, prog_name="scalekd", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _complain("interrupted; what was committed is kept, the same command goes on from there")
+        sys.exit(128 + signal.SIGINT)
+    except ScaleKDError as error:
+        _complain(str(error))
+        sys.exit(error.exit_code)
+    except OSError as error:
+        _complain(f"{type(error).__name__}: {error}")
+        sys.exit(EnvironmentFault.exit_code)
+
+
+def _complain(message: str) -> None:
+    click.echo(f"scalekd: error: {' '.join(message.split())}", err=True)
+
+
+if __name__ == "__main__":
+    main()

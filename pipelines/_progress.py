@@ -1,0 +1,88 @@
+"""Progress of long commands: a live bar on a terminal, a plain line now and then elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+_PLAIN_SECONDS = 10.0
+
+
+class ProgressReport:
+    """Counts things done, and says rate, share of time spent waiting for data, and time left.
+
+    Args:
+        what: What is being done, for the line's start.
+        total: Things to do.
+        unit: Their plural.
+        enabled: Whether this process reports; one of many does.
+    """
+
+    def __init__(self, what: str, total: int, unit: str = "views", *, enabled: bool = True) -> None:
+        self.what, self.total, self.unit, self.enabled = what, total, unit, enabled
+        self.done = 0
+        self.waited_seconds = 0.0
+        self._started = self._spoken = time.monotonic()
+        console = Console(stderr=True)
+        self._live: Progress | None = None
+        if enabled and console.is_terminal:
+            self._live = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            self._task = self._live.add_task(what, total=total, rate="")
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    @property
+    def rate(self) -> float:
+        """Things a second so far."""
+        return self.done / max(self.seconds, 1e-9)
+
+    @property
+    def data_wait_share(self) -> float:
+        """Share of the time in which nothing could be done for want of data."""
+        return self.waited_seconds / max(self.seconds, 1e-9)
+
+    def advance(self, count: int) -> None:
+        """Count things as done and, when it is time, say so."""
+        self.done += count
+        if not self.enabled:
+            return
+        rate = f"{self.rate:,.0f} {self.unit}/s, data wait {self.data_wait_share:.0%}"
+        if self._live:
+            self._live.update(self._task, completed=self.done, rate=rate)
+        elif time.monotonic() - self._spoken > _PLAIN_SECONDS:
+            self._spoken = time.monotonic()
+            left = (self.total - self.done) / max(self.rate, 1e-9)
+            count = f"{self.done:,} of {self.total:,} {self.unit}"
+            print(f"{self.what}: {count}, {rate}, {left:,.0f} s left", file=sys.stderr, flush=True)

@@ -1,0 +1,164 @@
+"""Looking at a cache: what it holds, and whether it is sound."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from scalekd.cache import CacheReader, open_cache
+from scalekd.cache.layout import SAMPLES, Unit
+from scalekd.cache.verify import verify
+
+
+class CacheInfo(BaseModel):
+    """What ``scalekd cache info`` says."""
+
+    path: str
+    cache_id: str
+    format_version: int
+    teacher: str
+    weights_sha256: str
+    licence: str | None
+    precision: str
+    num_samples: int
+    num_skipped: int
+    skipped: tuple[str, ...]
+    num_passes: int
+    num_shards: int
+    shard_size: int
+    block_size: int
+    view_size: tuple[int, int]
+    views: str
+    seed: int
+    stages: dict[str, dict[str, Any]]
+    logits: dict[str, Any] | None
+    has_tail: bool
+    total_bytes: int
+    bytes_per_view: float
+    bytes_per_view_by_array: dict[str, float]
+    environment: dict[str, str]
+    software: dict[str, str]
+    note: str | None
+
+    def rows(self, size: Callable[[float], str]) -> Iterator[tuple[str, str]]:
+        """Name and value of each line a person reads; ``size`` writes a number of bytes."""
+        yield "cache", f"{self.path} (format {self.format_version}, id {self.cache_id[:12]}…)"
+        yield "teacher", f"{self.teacher} ({self.precision}, weights {self.weights_sha256[:12]}…)"
+        if self.licence:
+            yield "licence", self.licence
+        yield "samples", f"{self.num_samples:,}, of which {self.num_skipped} skipped as corrupt"
+        for key in self.skipped:
+            yield "  skipped", key
+        height, width = self.view_size
+        yield "views", f"{self.num_passes} passes of {self.views}, {height} x {width} px"
+        yield (
+            "shards",
+            f"{self.num_shards} of {self.shard_size:,} views, blocks of {self.block_size}",
+        )
+        for stage, facts in self.stages.items():
+            grid = " x ".join(map(str, facts["grid"]))
+            yield (
+                f"stage {stage}",
+                f"{grid} tokens + {facts['num_prefix_tokens']} prefix, {facts['num_channels']}"
+                f" channels, {facts['codec']}",
+            )
+            for target, error in facts["errors"].items():
+                yield (
+                    f"  {target} error",
+                    "mean {mean:.3%}, p95 {p95:.3%}, max {max:.3%}".format(**error),
+                )
+        yield "logits", str(self.logits["codec"]) if self.logits else "none"
+        yield "tail", "yes" if self.has_tail else "no"
+        yield "size", f"{size(self.total_bytes)}, {size(self.bytes_per_view)} a view"
+        for name, num_bytes in self.bytes_per_view_by_array.items():
+            yield f"  {name}", f"{num_bytes:,.2f} B a view"
+        yield "drawn with", ", ".join(f"{k} {v}" for k, v in self.environment.items())
+        if self.note:
+            yield "note", self.note
+
+
+def cache_info(path: Path) -> CacheInfo:
+    """Read what a complete cache says of itself.
+
+    Raises:
+        DataError: No cache there.
+        CacheError: It is damaged or incomplete.
+    """
+    reader = open_cache(path)
+    manifest, identity = reader.manifest, reader.identity
+    measured = manifest.plan.provenance.measured
+    return CacheInfo(
+        path=str(path),
+        cache_id=manifest.plan.cache_id,
+        format_version=identity.format_version,
+        teacher=identity.teacher["model"],
+        weights_sha256=identity.teacher["weights_sha256"],
+        licence=manifest.plan.provenance.licence,
+        precision=identity.precision,
+        num_samples=identity.data.num_samples,
+        num_skipped=len(manifest.skipped),
+        skipped=manifest.skipped,
+        num_passes=manifest.num_passes,
+        num_shards=identity.num_shards,
+        shard_size=identity.shard_size,
+        block_size=identity.block_size,
+        view_size=identity.views.view_size,
+        views=str(reader.policy),
+        seed=identity.views.seed,
+        stages={
+            stage: {
+                "grid": info.grid,
+                "num_channels": info.num_channels,
+                "num_prefix_tokens": info.num_prefix_tokens,
+                "codec": identity.request["codec"],
+                "errors": measured.get(stage, {}),
+            }
+            for stage, info in identity.stages.items()
+        },
+        logits=identity.logits.config if identity.logits else None,
+        has_tail=identity.tail is not None,
+        total_bytes=manifest.total_bytes,
+        bytes_per_view=manifest.total_bytes / max(1, manifest.num_views),
+        bytes_per_view_by_array=_bytes_by_array(reader),
+        environment=identity.views.environment,
+        software=manifest.plan.provenance.software,
+        note=manifest.plan.provenance.note,
+    )
+
+
+def _bytes_by_array(reader: CacheReader) -> dict[str, float]:
+    totals: dict[str, int] = {}
+    units: tuple[Unit, ...] = (SAMPLES, *range(reader.num_passes))
+    for unit in units:
+        for shard in range(reader.identity.num_shards):
+            for relative, found in reader.record(unit, shard).files.items():
+                name = relative.split("/c/")[0].removeprefix(f"passes/{unit:0>4}/")
+                totals[name] = totals.get(name, 0) + found.num_bytes
+    return {
+        name: total / max(1, reader.manifest.num_views) for name, total in sorted(totals.items())
+    }
+
+
+class Verification(BaseModel):
+    """What ``scalekd cache verify`` says."""
+
+    path: str
+    sound: bool
+    problems: tuple[str, ...]
+    damaged_shards: tuple[tuple[str, int], ...]
+    num_files: int
+    num_bytes: int
+
+
+def verify_cache(path: Path, *, quick: bool = False) -> Verification:
+    """Check every file of a cache; see :func:`scalekd.cache.verify.verify`."""
+    found = verify(path, quick=quick)
+    return Verification(
+        path=str(path),
+        sound=not found.problems,
+        problems=tuple(found.problems),
+        damaged_shards=tuple(sorted((str(unit), shard) for unit, shard in found.damaged)),
+        num_files=found.num_files,
+        num_bytes=found.num_bytes,
+    )

@@ -1,0 +1,178 @@
+"""The codecs of a cache: written beside it, rebuilt from it, decoded into targets."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from torch import Tensor, nn
+
+from scalekd.cache.files import FileDigest, commit_file, digest, inside, read_checked
+from scalekd.cache.layout import TABLES_FOLDER, ArraySpec, Layout, sample_arrays, view_arrays
+from scalekd.cache.manifest import CodecInfo, Identity, StageInfo
+from scalekd.codecs import (
+    FeatureCodec,
+    LogitCodec,
+    codec_from_config,
+    logit_codec_from_config,
+)
+from scalekd.distillation import FullLogits, LogitTargets, Targets, TopKLogits
+from scalekd.errors import CacheCorrupt, UsageError
+from scalekd.views import ViewPolicy, view_columns
+
+Tables = dict[str, np.ndarray[Any, Any]]
+
+
+def save_codec(root: Path, codec: FeatureCodec | LogitCodec, name: str) -> CodecInfo:
+    """Describe a codec, and commit its tables, if it has any."""
+    tables = codec.tables()
+    if not tables:
+        return CodecInfo(config=codec.to_config())
+    relative, found = save_arrays(root, name, tables)
+    return CodecInfo(config=codec.to_config(), tables=relative, tables_digest=found)
+
+
+def _tables(root: Path, info: CodecInfo) -> Tables:
+    if info.tables is None or info.tables_digest is None:
+        return {}
+    content = read_checked(root, info.tables, info.tables_digest)
+    return load_tables(content, root / info.tables)
+
+
+def load_tables(content: bytes, path: Path) -> Tables:
+    """Arrays of a safetensors file that was read and checked; ``path`` is for the message."""
+    try:
+        return safetensors.numpy.load(content)
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise CacheCorrupt(f"{path}: not a safetensors file ({error})") from None
+
+
+def save_table(root: Path, name: str, content: bytes) -> tuple[str, FileDigest]:
+    """Commit a file of tables under a name made from its content, so that none is overwritten.
+
+    Returns:
+        Path inside the cache, and digest.
+    """
+    found = digest(content)
+    relative = f"{TABLES_FOLDER}/{name}-{found.sha256[:16]}.safetensors"
+    commit_file(inside(root, relative), content)
+    return relative, found
+
+
+def save_arrays(root: Path, name: str, arrays: Tables) -> tuple[str, FileDigest]:
+    """Commit arrays as a safetensors file of the cache; see :func:`save_table`."""
+    contiguous = {key: np.ascontiguousarray(arrays[key]) for key in sorted(arrays)}
+    return save_table(root, name, safetensors.numpy.save(contiguous))
+
+
+class CacheCodecs:
+    """The feature codecs by stage number, and the logit codec, of one cache."""
+
+    def __init__(self, stages: dict[int, FeatureCodec], logits: LogitCodec | None) -> None:
+        self.stages = stages
+        self.logits = logits
+
+    @classmethod
+    def load(cls, root: Path, identity: Identity) -> "CacheCodecs":
+        """Rebuild the codecs from the plan and the cache's table files.
+
+        Raises:
+            CacheCorrupt: Configuration or tables are damaged or do not fit the stage's shape.
+        """
+        return cls(
+            {
+                int(stage): codec_from_config(
+                    info.codec.config, _tables(root, info.codec), info.shape
+                )
+                for stage, info in sorted(identity.stages.items())
+            },
+            logit_codec_from_config(identity.logits.config) if identity.logits else None,
+        )
+
+    def layout(self, identity: Identity) -> Layout:
+        """The arrays of a cache with these codecs."""
+        arrays: list[ArraySpec] = []
+        for stage, codec in self.stages.items():
+            arrays += (ArraySpec.of_plane(f"stage{stage}", plane) for plane in codec.planes)
+        if self.logits is not None:
+            arrays += (ArraySpec.of_plane("logits", plane) for plane in self.logits.planes)
+        policy = ViewPolicy.from_config(identity.views.policy)
+        return Layout(
+            identity,
+            samples=sample_arrays(identity.data.max_key_bytes),
+            views=(*arrays, *view_arrays(view_columns(policy))),
+        )
+
+
+class TargetDecoder(nn.Module):
+    """Turns the target arrays of a batch into :class:`~scalekd.distillation.Targets`.
+
+    Args:
+        codecs: Of the cache.
+        features: Decode the final stage's features; the batch must hold its planes.
+        logits: Decode logits.
+
+    Raises:
+        UsageError: The cache does not hold what is asked for.
+    """
+
+    def __init__(self, codecs: CacheCodecs, *, features: bool, logits: bool) -> None:
+        super().__init__()
+        if features and 4 not in codecs.stages:
+            raise UsageError(
+                "this cache holds no final-stage features, which --objective scalekd needs;"
+                " write one with --stages final or 3,4, or train with --objective kd"
+            )
+        if logits and codecs.logits is None:
+            raise UsageError(
+                "this cache holds no logits, which the KD loss needs; write one with --logits full"
+            )
+        self._prefix = codecs.stages[4].shape.num_prefix_tokens if features else 0
+        self.features = codecs.stages[4].decoder() if features else None
+        self.logits = codecs.logits.decoder() if logits and codecs.logits else None
+        self._num_classes = codecs.logits.num_classes if codecs.logits else 0
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Groups of arrays that a batch must hold."""
+        return ("stage4",) * (self.features is not None) + ("logits",) * (self.logits is not None)
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Targets:
+        """Decode a batch of planes named ``stage4.<plane>`` and ``logits.<plane>``.
+
+        Args:
+            batch: Tensors with the view axis first, on the device.
+
+        Returns:
+            Patch tokens of the final stage (prefix tokens are left out) and logits.
+        """
+        tokens = None
+        if self.features is not None:
+            tokens = self.features(_group(batch, "stage4"))[:, self._prefix :]
+        return Targets(features=tokens, logits=self._logit_targets(batch))
+
+    def _logit_targets(self, batch: Mapping[str, Tensor]) -> LogitTargets | None:
+        if self.logits is None:
+            return None
+        decoded = self.logits(_group(batch, "logits"))
+        if "logits" in decoded:
+            return FullLogits(decoded["logits"])
+        return TopKLogits(**decoded, num_classes=self._num_classes)
+
+
+def _group(batch: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
+    start = f"{group}."
+    return {name[len(start) :]: batch[name] for name in batch if name.startswith(start)}
+
+
+def stage_info(codec: FeatureCodec, info: CodecInfo) -> StageInfo:
+    """How the plan describes one stage."""
+    shape = codec.shape
+    return StageInfo(
+        grid=shape.grid,
+        num_channels=shape.num_channels,
+        num_prefix_tokens=shape.num_prefix_tokens,
+        codec=info,
+    )

@@ -1,0 +1,158 @@
+"""Checking a whole cache: every file named, of the right size, holding the committed bytes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from scalekd.cache.files import TEMPORARY_SUFFIX, FileDigest, digest_on_disk, inside
+from scalekd.cache.layout import MANIFEST_FILE, SAMPLES, Unit, record_path
+from scalekd.cache.manifest import Manifest, ShardRecord, canonical
+from scalekd.cache.reader import open_cache, read_manifest
+from scalekd.cache.records import read_record, record_hash
+from scalekd.cache.store import metadata_documents
+from scalekd.cache.targets import CacheCodecs
+from scalekd.errors import CacheError
+
+
+class Findings:
+    """What a check found.
+
+    Attributes:
+        problems: One sentence for each thing that is wrong; empty for a sound cache.
+        damaged: The shards that must be redone, as ``(unit, shard)``.
+        num_files: Files checked.
+        num_bytes: Their bytes.
+    """
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self.damaged: set[tuple[Unit, int]] = set()
+        self.num_files = 0
+        self.num_bytes = 0
+
+
+def verify(root: Path, *, quick: bool = False) -> Findings:
+    """Check every file of a complete cache.
+
+    Args:
+        root: Folder of the cache.
+        quick: Check records and sizes, but read no data.
+
+    Raises:
+        DataError: There is no cache at ``root``.
+        CacheError: Manifest or tables are damaged so that the rest cannot be judged.
+    """
+    manifest = read_manifest(root)
+    codecs = CacheCodecs.load(root, manifest.plan.identity)
+    found = Findings()
+    known = {MANIFEST_FILE, *manifest.files}
+    for relative, expected in manifest.files.items():
+        _check_file(root, relative, expected, quick, found, None)
+    for (unit, shard), record in _records(root, manifest, codecs, found):
+        for relative, expected in record.files.items():
+            known.add(relative)
+            _check_file(root, relative, expected, quick, found, (unit, shard))
+    known |= set(manifest.records)
+    _check_strangers(root, known, found)
+    if not found.problems and not quick:
+        _check_rows(root, found)
+    return found
+
+
+def _records(
+    root: Path, manifest: Manifest, codecs: CacheCodecs, found: Findings
+) -> Iterator[tuple[tuple[Unit, int], ShardRecord]]:
+    identity = manifest.plan.identity
+    layout = codecs.layout(identity)
+    units: tuple[Unit, ...] = (SAMPLES, *range(manifest.num_passes))
+    for unit in units:
+        for shard in range(identity.num_shards):
+            path = record_path(unit, shard)
+            try:
+                record = read_record(root, manifest.plan, layout, unit, shard)
+            except CacheError as error:
+                found.problems.append(str(error))
+                found.damaged.add((unit, shard))
+                continue
+            found.num_files += 1
+            found.num_bytes += len(canonical(record))
+            if record_hash(record) != manifest.records.get(path):
+                found.problems.append(
+                    f"{root / path}: not the record that the manifest was written for"
+                )
+                found.damaged.add((unit, shard))
+            yield (unit, shard), record
+    expected = {record_path(unit, s) for unit in units for s in range(identity.num_shards)}
+    if expected != set(manifest.records):
+        found.problems.append(f"{root / MANIFEST_FILE}: names other shards than the plan has")
+
+
+def _check_file(
+    root: Path,
+    relative: str,
+    expected: FileDigest,
+    quick: bool,
+    found: Findings,
+    unit: tuple[Unit, int] | None,
+) -> None:
+    try:
+        path = inside(root, relative)
+        problem = _file_problem(path, expected, quick)
+    except CacheError as error:
+        problem = str(error)
+    found.num_files += 1
+    found.num_bytes += 0 if quick else expected.num_bytes
+    if problem is None:
+        return
+    where = ""
+    if unit is not None:
+        found.damaged.add(unit)
+        where = f" (shard {unit[1]} of " + (
+            "the samples)" if unit[0] == SAMPLES else f"pass {unit[0]})"
+        )
+    found.problems.append(f"{root / relative}{where}: {problem}")
+
+
+def _file_problem(path: Path, expected: FileDigest, quick: bool) -> str | None:
+    if not path.exists():
+        return "missing"
+    if not path.is_file():
+        return "not a plain file"
+    size = path.stat().st_size
+    if size != expected.num_bytes:
+        return f"{size:,} bytes, {expected.num_bytes:,} were committed"
+    if not quick and digest_on_disk(path) != expected:
+        return "its bytes changed since they were committed"
+    return None
+
+
+def _check_strangers(root: Path, known: set[str], found: Findings) -> None:
+    """Name files that nothing accounts for; the temporary ones of dead writers are no harm."""
+    for path in sorted(root.rglob("*")):
+        relative = path.relative_to(root).as_posix()
+        if path.is_symlink():
+            found.problems.append(f"{path}: a symbolic link; a cache holds plain files only")
+        elif path.is_file() and relative not in known and path.suffix != TEMPORARY_SUFFIX:
+            found.problems.append(f"{path}: no record names this file")
+
+
+def _check_rows(root: Path, found: Findings) -> None:
+    """The files are those committed; now that the metadata and keys say what the records say."""
+    reader = open_cache(root)
+    identity = reader.identity
+    try:
+        _ = reader.samples
+        reader.witnesses  # noqa: B018
+    except CacheError as error:
+        found.problems.append(str(error))
+        return
+    for unit in range(reader.num_passes):
+        for shard in range(identity.num_shards):
+            if reader.record(unit, shard).keys_sha256 != reader.record(SAMPLES, shard).keys_sha256:
+                found.problems.append(
+                    f"{root}: shard {shard} of pass {unit} holds other samples than the table"
+                )
+                found.damaged.add((unit, shard))
+    for unit in (SAMPLES, *range(reader.num_passes)):
+        for relative in metadata_documents(identity, unit, reader.layout.arrays(unit)):
+            if relative not in reader.manifest.files:
+                found.problems.append(f"{root / MANIFEST_FILE}: does not name {relative}")

@@ -1,0 +1,170 @@
+"""Stage one's loader: samples of whole shards, in order, with a fresh view drawn of each."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from scalekd.data._workers import as_is, empty_batch, single_threaded
+from scalekd.data.samples import ImageDataset
+from scalekd.data.views import draw_view
+from scalekd.errors import DataError, ScaleKDError
+from scalekd.views import ViewParams, ViewPolicy
+
+
+@dataclass(frozen=True)
+class DrawRequest:
+    """Samples of one batch. All lie in one shard.
+
+    Attributes:
+        pass_index: Pass to draw for.
+        shard: Shard they lie in.
+        samples: Positions in the image set.
+        last: Whether the shard ends with this batch.
+    """
+
+    pass_index: int
+    shard: int
+    samples: range | tuple[int, ...]
+    last: bool = False
+
+
+@dataclass(frozen=True)
+class DrawnBatch:
+    """Views drawn for the samples of a request.
+
+    Attributes:
+        request: What was asked for.
+        keys: Of the samples drawn, in order.
+        labels: Class numbers, or -1.
+        source_hashes: xxh3-64 of the encoded images.
+        params: How to redraw each view.
+        pixel_hashes: xxh3-64 of each view's pixels.
+        pixels: uint8 ``(view, 3, height, width)``.
+        skipped: Keys of corrupt images left out.
+    """
+
+    request: DrawRequest
+    keys: tuple[str, ...]
+    labels: np.ndarray[Any, Any]
+    source_hashes: np.ndarray[Any, Any]
+    params: tuple[ViewParams, ...]
+    pixel_hashes: np.ndarray[Any, Any]
+    pixels: Tensor
+    skipped: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DrawnViews(Dataset[DrawnBatch]):
+    """Draws the views of requested samples.
+
+    Attributes:
+        images: The image set.
+        policy: How views are drawn.
+        seed: Of the cache.
+        view_size: Height and width for the teacher.
+        skip_corrupt: Leave out images that cannot be decoded, instead of stopping.
+    """
+
+    images: ImageDataset
+    policy: ViewPolicy
+    seed: int
+    view_size: tuple[int, int]
+    skip_corrupt: bool = False
+
+    def __getitems__(self, request: DrawRequest) -> DrawnBatch | ScaleKDError:
+        """One batch; in a worker an error is returned, so that it reaches the user as it is."""
+        try:
+            return self.draw(request)
+        except ScaleKDError as error:
+            if get_worker_info() is None:
+                raise
+            return error
+
+    def draw(self, request: DrawRequest) -> DrawnBatch:
+        """Draw one batch.
+
+        Raises:
+            DataError: An image is corrupt and may not be skipped.
+        """
+        height, width = self.view_size
+        pixels = empty_batch((len(request.samples), height, width, 3), torch.uint8)
+        filled = pixels.numpy()
+        rows, skipped = [], []
+        for position in request.samples:
+            sample = self.images[position]
+            try:
+                view = draw_view(
+                    sample,
+                    self.policy,
+                    seed=self.seed,
+                    pass_index=request.pass_index,
+                    view_size=self.view_size,
+                )
+            except DataError as error:
+                if not self.skip_corrupt:
+                    raise DataError(
+                        f"{error}; mend it, or leave it out with --skip-corrupt"
+                    ) from None
+                skipped.append(sample.key)
+                continue
+            filled[len(rows)] = view.pixels
+            rows.append((sample, view))
+        return DrawnBatch(
+            request=request,
+            keys=tuple(sample.key for sample, _ in rows),
+            labels=np.array([sample.label for sample, _ in rows], np.int32),
+            source_hashes=np.array([sample.source_hash for sample, _ in rows], np.uint64),
+            params=tuple(view.params for _, view in rows),
+            pixel_hashes=np.array([view.pixel_hash for _, view in rows], np.uint64),
+            pixels=pixels[: len(rows)].permute(0, 3, 1, 2),
+            skipped=tuple(skipped),
+        )
+
+
+def shard_requests(
+    shards: Iterable[tuple[int, int]], *, num_samples: int, shard_size: int, batch_size: int
+) -> Iterator[DrawRequest]:
+    """Batches of whole shards, in order; a batch never spans two shards.
+
+    So the batches a sample shares, and with them the teacher's rounding, depend on the batch
+    size alone, and never on which process does which shard.
+
+    Args:
+        shards: ``(pass, shard)`` pairs.
+        num_samples: Of the cache.
+        shard_size: Of the cache.
+        batch_size: Views a batch.
+    """
+    for pass_index, shard in shards:
+        first = shard * shard_size
+        end = min(first + shard_size, num_samples)
+        for start in range(first, end, batch_size):
+            stop = min(start + batch_size, end)
+            yield DrawRequest(pass_index, shard, range(start, stop), last=stop == end)
+
+
+def drawing_loader(
+    views: DrawnViews, requests: Sequence[DrawRequest], *, num_workers: int
+) -> Iterator[DrawnBatch]:
+    """Draw requests in order, in worker processes.
+
+    Raises:
+        DataError: An image is corrupt and may not be skipped.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        views,
+        batch_sampler=requests,  # type: ignore[arg-type]
+        collate_fn=as_is,
+        num_workers=num_workers,
+        prefetch_factor=2 if num_workers else None,
+        worker_init_fn=single_threaded,
+    )
+    for batch in loader:
+        if isinstance(batch, ScaleKDError):
+            raise batch
+        yield batch

@@ -1,0 +1,293 @@
+"""Batches of replayed views with the teacher's targets for them.
+
+Workers read targets a block at a time, check each image and each view against the cache, and
+write a batch once, into shared memory, in the small types the codecs store. Everything that
+costs arithmetic on features happens later, on the training device.
+"""
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from scalekd.cache import CacheReader
+from scalekd.data._workers import as_is, empty_batch, single_threaded
+from scalekd.data.order import BUFFER_BLOCKS, LANES_PER_RANK, EpochOrder
+from scalekd.data.samples import ImageDataset
+from scalekd.data.views import Pixels, ReplayContract, replay_view
+from scalekd.errors import CacheMismatch, ScaleKDError, UsageError
+from scalekd.views import unpack_view
+
+CHECKED_BATCHES = 4
+"""Batches of an epoch's start of which every view is checked, whatever the student's size."""
+
+CHECK_ONE_IN = 100
+"""Of later batches, one view in this many; all of them where the check costs no second drawing."""
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One batch, as the sampler asks for it."""
+
+    pass_index: int
+    number: int
+    samples: np.ndarray[Any, np.dtype[np.int64]]
+
+
+class CachedViews(Dataset[Batch]):
+    """Views of a cache, a batch at a time.
+
+    Args:
+        reader: The cache.
+        images: The image set; every sample of the cache must be in it.
+        view_size: Height and width for the student; the teacher's when ``None``.
+        groups: Groups of target arrays to read, such as ``("stage4", "logits")``.
+        allowed_drift: See :class:`~scalekd.data.views.ReplayContract`.
+        kept_blocks: Blocks a worker keeps in memory.
+
+    Raises:
+        CacheMismatch: The image set lacks samples of the cache, or the witnesses differ.
+    """
+
+    def __init__(
+        self,
+        reader: CacheReader,
+        images: ImageDataset,
+        *,
+        view_size: tuple[int, int] | None = None,
+        groups: tuple[str, ...] = (),
+        allowed_drift: float = 0.0,
+        kept_blocks: int = LANES_PER_RANK * BUFFER_BLOCKS,
+    ) -> None:
+        views = reader.identity.views
+        self.reader = reader
+        self.images = images
+        self.view_size = view_size or views.view_size
+        self.contract = ReplayContract(
+            policy=reader.policy,
+            view_size=views.view_size,
+            seed=views.seed,
+            environment=views.environment,
+            allowed_drift=allowed_drift,
+        )
+        self.targets = [
+            array.name for array in reader.layout.views if array.name.split("/")[0] in groups
+        ]
+        self._columns = [
+            array.name for array in reader.layout.views if array.name.startswith("view/")
+        ]
+        self._positions = self._find_samples()
+        self.drift = self._check_witnesses()
+        self._blocks: OrderedDict[tuple[int, int], dict[str, np.ndarray[Any, Any]]] = OrderedDict()
+        self._kept_blocks = kept_blocks
+        self._block_list = reader.blocks()
+        self._starts = np.array([first for first, _ in self._block_list])
+        self._process = os.getpid()
+
+    def _find_samples(self) -> np.ndarray[Any, Any]:
+        samples = self.reader.samples
+        positions = self.images.positions(samples.keys)
+        missing = np.flatnonzero(positions < 0)
+        if len(missing):
+            raise CacheMismatch(
+                f"{self.images.place} lacks {len(missing):,} of the {len(samples):,} samples of the"
+                f" cache, such as {samples.key(int(missing[0]))!r}; --data-dir must be the data set"
+                " the cache was made from"
+            )
+        return positions
+
+    def _check_witnesses(self) -> float:
+        """Redraw the witnesses; the first samples of the cache."""
+        pixels = self.reader.witnesses
+        found = [self.images[int(self._positions[row])] for row in range(len(pixels))]
+        for row, sample in enumerate(found):
+            self.contract.check_source(sample, int(self.reader.samples.source_hashes[row]))
+        return self.contract.check_witnesses(found, list(pixels))
+
+    def __len__(self) -> int:
+        return len(self.reader.samples)
+
+    def __getitems__(self, request: _Request) -> Batch | ScaleKDError:
+        """One batch; an error is returned, not raised, so that it reaches the user as it is."""
+        try:
+            return self._batch(request)
+        except ScaleKDError as error:
+            if get_worker_info() is None:
+                raise
+            return error
+
+    def _batch(self, request: _Request) -> Batch:
+        height, width = self.view_size
+        count = len(request.samples)
+        pixels = empty_batch((count, height, width, 3), torch.uint8)
+        filled = pixels.numpy()
+        labels = torch.from_numpy(self.reader.samples.labels[request.samples].astype(np.int64))
+        batch = {"label": labels}
+        rows = [self._row(request.pass_index, int(sample)) for sample in request.samples]
+        for place, (sample, (block, row)) in enumerate(zip(request.samples, rows, strict=True)):
+            every = request.number < CHECKED_BATCHES or int(sample) % CHECK_ONE_IN == 0
+            filled[place] = self._replay(int(sample), block, row, check=every)
+        batch["pixels"] = pixels.permute(0, 3, 1, 2)
+        for name in self.targets:
+            first = rows[0][0][name]
+            tensor = empty_batch((count, *first.shape[1:]), _torch_type(first.dtype))
+            out = tensor.numpy()
+            for place, (block, row) in enumerate(rows):
+                out[place] = block[name][row]
+            batch[name.replace("/", ".")] = tensor
+        return batch
+
+    def _replay(
+        self, index: int, block: Mapping[str, np.ndarray[Any, Any]], row: int, *, check: bool
+    ) -> Pixels:
+        sample = self.images[int(self._positions[index])]
+        self.contract.check_source(sample, int(self.reader.samples.source_hashes[index]))
+        columns = {name.removeprefix("view/"): block[name] for name in self._columns}
+        params = unpack_view(columns, row, self.contract.policy)
+        pixels = replay_view(sample, params, self.contract.policy, view_size=self.view_size)
+        if self.view_size == self.contract.view_size:
+            seen = pixels
+        elif check:
+            seen = replay_view(
+                sample, params, self.contract.policy, view_size=self.contract.view_size
+            )
+        else:
+            return pixels
+        self.contract.check_pixels(sample, seen, int(block["pixel_hash"][row]))
+        return pixels
+
+    def _row(self, pass_index: int, sample: int) -> tuple[dict[str, np.ndarray[Any, Any]], int]:
+        """The block that holds a sample, and its row there; blocks are kept while in use."""
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self._blocks.clear()
+            self.reader = self.reader.reopened()
+        number = int(np.searchsorted(self._starts, sample, side="right")) - 1
+        first, count = self._block_list[number]
+        block = self._blocks.get((pass_index, number))
+        if block is None:
+            names = [*self.targets, *self._columns, "pixel_hash"]
+            block = self.reader.read_rows(pass_index, first, count, names)
+            self._blocks[pass_index, number] = block
+            if len(self._blocks) > self._kept_blocks:
+                self._blocks.popitem(last=False)
+        else:
+            self._blocks.move_to_end((pass_index, number))
+        return block, sample - first
+
+
+class _Requests(Sampler[_Request]):
+    """Feeds the loader the batches of whatever epoch comes next."""
+
+    def __init__(self, order: EpochOrder, num_passes: int) -> None:
+        self.order = order
+        self.num_passes = num_passes
+        self.epoch = 0
+        self.start = 0
+
+    def __iter__(self) -> Iterator[_Request]:
+        batches = self.order.batches(self.epoch, start=self.start)
+        for number, samples in enumerate(batches, self.start):
+            yield _Request(self.epoch % self.num_passes, number, samples)
+
+    def __len__(self) -> int:
+        return max(0, self.order.num_batches - self.start)
+
+
+class CachedViewLoader:
+    """Epochs of batches for one rank; every rank gets the same number.
+
+    A batch is a dictionary: ``pixels`` uint8 ``(batch, 3, height, width)``; ``label`` int64
+    ``(batch,)``, -1 where the data set names no class; and a tensor for every plane of the
+    target groups, such as ``stage4.codes``, view axis first.
+
+    Args:
+        reader: The cache.
+        images: The image set the cache was made from.
+        batch_size: Views a batch on this rank.
+        num_workers: Processes that decode images; 0 decodes in this one.
+        seed: Of the order; the same for every rank.
+        view_size, groups, allowed_drift: See :class:`CachedViews`.
+        rank, world_size: This process among all.
+
+    Raises:
+        CacheMismatch: See :class:`CachedViews`.
+        UsageError: The cache holds fewer views than one batch of all ranks.
+    """
+
+    def __init__(
+        self,
+        reader: CacheReader,
+        images: ImageDataset,
+        *,
+        batch_size: int,
+        num_workers: int = 0,
+        seed: int = 0,
+        view_size: tuple[int, int] | None = None,
+        groups: tuple[str, ...] = (),
+        allowed_drift: float = 0.0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        lanes = -(-LANES_PER_RANK // max(1, num_workers))
+        self.views = CachedViews(
+            reader,
+            images,
+            view_size=view_size,
+            groups=groups,
+            allowed_drift=allowed_drift,
+            kept_blocks=lanes * BUFFER_BLOCKS,
+        )
+        order = EpochOrder(
+            tuple(reader.blocks()), batch_size, seed, rank=rank, world_size=world_size
+        )
+        if order.num_batches == 0:
+            raise UsageError(
+                f"the cache has {len(self.views):,} views, fewer than one batch of {batch_size} on"
+                f" {world_size} processes; use a smaller -b"
+            )
+        self._requests = _Requests(order, reader.num_passes)
+        self._loader: DataLoader[Any] = DataLoader(
+            self.views,
+            batch_sampler=self._requests,  # type: ignore[arg-type]
+            collate_fn=as_is,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            prefetch_factor=4 if num_workers else None,
+            worker_init_fn=single_threaded,
+        )
+
+    @property
+    def num_batches(self) -> int:
+        """Batches an epoch."""
+        return self._requests.order.num_batches
+
+    def epoch(self, epoch: int, *, start_batch: int = 0) -> Iterator[Batch]:
+        """Batches of one epoch, of pass ``epoch`` modulo the number of passes.
+
+        Args:
+            epoch: Number of the epoch.
+            start_batch: Batches to leave out at the start, without reading them.
+
+        Raises:
+            CacheMismatch: An image or view is not the one the teacher saw.
+            CacheCorrupt: The cache is damaged.
+            DataError: An image cannot be read.
+        """
+        self._requests.epoch, self._requests.start = epoch, start_batch
+        for batch in self._loader:
+            if isinstance(batch, ScaleKDError):
+                raise batch
+            yield batch
+
+
+def _torch_type(dtype: np.dtype[Any]) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype)).dtype

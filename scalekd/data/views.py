@@ -1,0 +1,157 @@
+"""From a sample to the pixels of one view: the one path of drawing and replaying.
+
+Both stages come through :func:`load_view`: stage one with parameters it has just drawn, stage
+two with those the cache holds. There is no second way to make pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scalekd.data.samples import Sample
+from scalekd.errors import CacheMismatch
+from scalekd.views import (
+    ViewParams,
+    ViewPolicy,
+    decode_image,
+    draw,
+    mean_difference,
+    pixel_environment,
+    pixel_hash,
+    render,
+)
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+_ADVICE = (
+    "The student would train on pixels that the teacher never saw. Install the versions of the"
+    " cache, or accept the drift with --allow-pixel-drift X (mean difference in levels of 255)"
+)
+
+
+@dataclass(frozen=True)
+class DrawnView:
+    """A view that was drawn for the first time.
+
+    Attributes:
+        params: How to redraw it.
+        pixels: What it looks like, ``(height, width, 3)``.
+        pixel_hash: xxh3-64 of the pixels.
+    """
+
+    params: ViewParams
+    pixels: Pixels
+    pixel_hash: int
+
+
+def draw_view(
+    sample: Sample,
+    policy: ViewPolicy,
+    *,
+    seed: int,
+    pass_index: int,
+    view_size: tuple[int, int],
+) -> DrawnView:
+    """Draw one view of a sample.
+
+    Raises:
+        DataError: The image is corrupt.
+    """
+    image = decode_image(sample.image, key=sample.key)
+    params = draw(
+        policy,
+        seed=seed,
+        key=sample.key,
+        pass_index=pass_index,
+        source_size=(image.height, image.width),
+        view_size=view_size,
+    )
+    pixels = render(image, params, view_size=view_size)
+    return DrawnView(params, pixels, pixel_hash(pixels))
+
+
+def replay_view(
+    sample: Sample, params: ViewParams, policy: ViewPolicy, *, view_size: tuple[int, int]
+) -> Pixels:
+    """Redraw a stored view, at the teacher's size or another."""
+    image = decode_image(sample.image, key=sample.key)
+    return render(image, params, view_size=view_size)
+
+
+@dataclass(frozen=True)
+class ReplayContract:
+    """Holds replayed pixels against the hash of the pixels the teacher saw.
+
+    Attributes:
+        policy: Of the cache's views.
+        view_size: Height and width the teacher saw.
+        seed: Of the cache's views.
+        environment: Versions that drew the cache's views.
+        allowed_drift: Mean difference, in levels of 255, that the user accepts.
+    """
+
+    policy: ViewPolicy
+    view_size: tuple[int, int]
+    seed: int
+    environment: dict[str, str]
+    allowed_drift: float = 0.0
+
+    def check_source(self, sample: Sample, expected_hash: int) -> None:
+        """Raise ``CacheMismatch`` unless this is the very image file the teacher was given."""
+        if sample.source_hash != expected_hash:
+            raise CacheMismatch(
+                f"sample {sample.key} is another image than the one the teacher saw (hash of its"
+                f" encoded bytes {sample.source_hash:016x} here, {expected_hash:016x} there)."
+                " Point --data-dir at the data set the cache was made from"
+            )
+
+    def check_pixels(self, sample: Sample, pixels: Pixels, expected_hash: int) -> None:
+        """Raise ``CacheMismatch`` unless ``pixels``, at :attr:`view_size`, hash as stored.
+
+        A machine whose drift was measured on the witnesses and accepted is let through.
+        """
+        found = pixel_hash(pixels)
+        if found == expected_hash or self.allowed_drift > 0:
+            return
+        raise CacheMismatch(
+            f"this machine redraws a view of sample {sample.key} differently (pixel hash"
+            f" {expected_hash:016x} in the cache, {found:016x} here; {self._versions()})."
+            f" {_ADVICE}"
+        )
+
+    def check_witnesses(self, samples: Sequence[Sample], pixels: Sequence[Pixels]) -> float:
+        """Redraw the witnesses, views of which the cache keeps the pixels themselves.
+
+        Args:
+            samples: The witnesses' samples.
+            pixels: What the teacher saw of them in pass 0.
+
+        Returns:
+            Mean absolute difference in levels of 255; zero means that every pixel is the same.
+
+        Raises:
+            CacheMismatch: The difference is larger than :attr:`allowed_drift`.
+        """
+        drift = 0.0
+        for sample, seen in zip(samples, pixels, strict=True):
+            drawn = draw_view(
+                sample, self.policy, seed=self.seed, pass_index=0, view_size=self.view_size
+            )
+            drift = max(drift, mean_difference(drawn.pixels, seen))
+        if drift > self.allowed_drift:
+            raise CacheMismatch(
+                f"this machine redraws the cache's {len(samples)} witness views with a mean"
+                f" difference of up to {drift:.3g}/255 ({self._versions()}). {_ADVICE}"
+            )
+        return drift
+
+    def _versions(self) -> str:
+        here = pixel_environment()
+        names = sorted(here.keys() | self.environment.keys())
+        changed = [
+            f"{name} {self.environment.get(name)} in the cache, {here.get(name)} here"
+            for name in names
+            if here.get(name) != self.environment.get(name)
+        ]
+        return "; ".join(changed) or "all recorded versions are the same"
