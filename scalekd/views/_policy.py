@@ -1,7 +1,6 @@
 """What views are drawn from: a short text that people type, and its JSON form in a manifest."""
 
 import difflib
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,8 +29,9 @@ or a preset: crop-flip (= crop+flip), center."""
 
 _DEFAULT_LEVEL = 10  # timm's magnitude, and its limit, when m or mmax is not given
 _UNIFORM_ABOVE = 100  # timm: mstd above this means magnitudes uniform in 0..m
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_RAND_OPTION = re.compile(r"(mstd|mmax|inc|m|n|p)(\d+(?:\.\d+)?)")
+# Bounded, so that no text makes a number that cannot be read; 400 decimals hold any float.
+_NUMBER = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,400})?")
+_RAND_OPTION = re.compile(rf"(mstd|mmax|inc|m|n|p)({_NUMBER.pattern})")
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ class RandAugment:
             raise UsageError(f"{self}: m needs 0..30 and mmax 1..30")
         if not 1 <= self.num_operations <= 16:
             raise UsageError(f"{self}: n needs 1..16")
-        if not 0 <= self.probability <= 1 or not 0 <= self.magnitude_std < math.inf:
-            raise UsageError(f"{self}: p needs 0..1 and mstd a finite number from 0")
+        if not 0 <= self.probability <= 1 or not 0 <= self.magnitude_std <= 1000:
+            raise UsageError(f"{self}: p needs 0..1 and mstd 0..1000")
 
     @property
     def uniform_magnitude(self) -> bool:
@@ -172,7 +172,7 @@ class ViewPolicy:
         for component in PRESETS.get(text.strip(), text).split("+"):
             field, value = _parse_component(component.strip(), text)
             if field in fields:
-                raise UsageError(f"view policy {text!r} names {field} twice\n{GRAMMAR}")
+                raise UsageError(f"view policy {text!r} sets the {field} twice\n{GRAMMAR}")
             fields[field] = value
         if "geometry" not in fields:
             raise UsageError(f"view policy {text!r} needs crop or center\n{GRAMMAR}")
