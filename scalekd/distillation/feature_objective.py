@@ -22,8 +22,8 @@ from scalekd.distillation.targets import Targets
 from scalekd.errors import UsageError
 from scalekd.shapes import FeatureShape
 
-StudentLevel = tuple[int, Grid]
-"""Channels and grid of one level of the student."""
+StudentLevel = FeatureShape | tuple[int, Grid]
+"""One level of the student: its shape, or plainly its channels and grid."""
 
 _VIEWS: tuple[View, ...] = ("spatial", "frequency")
 _FEATURE_LOSSES = {"spatial": spatial_loss, "frequency": frequency_loss}
@@ -49,7 +49,7 @@ class ScaleKDObjective(Objective):
 
     Args:
         config: Weights, heads and switches.
-        student_levels: Channels and grid of the student's last two levels, stage 3 first.
+        student_levels: Shapes of the student's last two levels, stage 3 first.
         teacher_stages: Shapes of the teacher's stages 3 and 4; only patch tokens are compared.
         tail: Maps stage-3 patch tokens ``(batch, token, channel)`` to final patch tokens.
             Needed unless stage 3 is unused or ``config.tpp`` is off.
@@ -209,19 +209,19 @@ def _build_projector(
     *,
     learned_query: bool,
 ) -> nn.Module:
-    channels, grid = level
+    student = level if isinstance(level, FeatureShape) else FeatureShape(level[1], level[0])
     if not config.cap:
         return ConvProjector(
-            student_channels=channels,
-            student_grid=grid,
+            student_channels=student.num_channels,
+            student_grid=student.grid,
             teacher_channels=shape.num_channels,
             query_grid=shape.grid,
             norm=config.norm,
         )
     settings = config.stage(stage)
     return CrossAttentionProjector(
-        student_channels=channels,
-        student_grid=grid,
+        student_channels=student.num_channels,
+        student_grid=student.grid,
         teacher_channels=shape.num_channels,
         query_grid=shape.grid,
         num_heads=settings.num_heads or default_num_heads(shape.num_channels),

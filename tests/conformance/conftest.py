@@ -140,7 +140,10 @@ class Golden:
     def timm_weights(self) -> dict[str, Tensor]:
         """Teacher weights in timm's names, float32."""
         weights = self.below("w_timm/") or _from_mmcls(self.below("w_mmcls/"))
-        return {name: torch.from_numpy(np.array(a)).float() for name, a in weights.items()}
+        return {
+            name: torch.from_numpy(np.array(a, np.float32, order="C"))
+            for name, a in weights.items()
+        }
 
     def _is_zero(self, name: str) -> bool:
         listed = self.meta.get("params_with_zero_grad_in_exact_arithmetic", ())
