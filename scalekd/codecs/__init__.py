@@ -19,6 +19,7 @@ from scalekd.codecs.measure import (
     summarise,
     view_errors,
 )
+from scalekd.codecs.options import TransformOptions
 from scalekd.codecs.plain import Float16Codec
 from scalekd.codecs.registry import (
     DEFAULT_FEATURE_CODEC,
@@ -29,6 +30,7 @@ from scalekd.codecs.registry import (
     logit_codec_from_config,
     parse_codec,
 )
+from scalekd.codecs.transform import TransformCodec
 
 __all__ = [
     "DEFAULT_FEATURE_CODEC",
@@ -45,6 +47,8 @@ __all__ = [
     "LogitDecoder",
     "PlaneSpec",
     "TopKLogitCodec",
+    "TransformCodec",
+    "TransformOptions",
     "codec_from_config",
     "codec_to_bytes",
     "create_logit_codec",

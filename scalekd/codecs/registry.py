@@ -15,11 +15,12 @@ from scalekd.codecs.int8 import Int8Codec
 from scalekd.codecs.logits import FullLogitCodec, TopKLogitCodec
 from scalekd.codecs.options import TransformOptions
 from scalekd.codecs.plain import Float16Codec
+from scalekd.codecs.transform import TransformCodec
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.shapes import FeatureShape
 
 _FEATURE_CODECS: dict[str, type[FeatureCodec]] = {
-    codec.name: codec for codec in (Float16Codec, Int8Codec)
+    codec.name: codec for codec in (Float16Codec, Int8Codec, TransformCodec)
 }
 _LOGIT_CODECS: dict[str, type[FullLogitCodec] | type[TopKLogitCodec]] = {
     codec.name: codec for codec in (FullLogitCodec, TopKLogitCodec)
@@ -58,6 +59,8 @@ def parse_codec(text: str) -> CodecRequest:
     name, _, rest = text.partition(":")
     if name not in _FEATURE_CODECS:
         raise UsageError(_unknown("codec", name, _FEATURE_CODECS))
+    if name == TransformCodec.name:
+        return CodecRequest(name, TransformOptions.parse(rest))
     if rest:
         raise UsageError(f"codec {name!r} takes no options, got {rest!r}")
     return CodecRequest(name)
@@ -88,7 +91,9 @@ def fit_codec(
         return _FEATURE_CODECS[asked.name].from_config(
             {"codec": asked.name, "version": _FEATURE_CODECS[asked.name].version}, {}, shape
         )
-    raise UsageError(f"unknown codec {asked}")
+    if calibration is None:
+        raise UsageError(f"codec {asked} is fitted on features of the data set, and got none")
+    return TransformCodec.fit(shape, calibration, options=asked.options, progress=progress)
 
 
 def codec_from_config(

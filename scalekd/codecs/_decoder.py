@@ -1,0 +1,106 @@
+"""The transform codec's decoder: integers to features in a few matrix products."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scalekd.codecs import _trellis
+from scalekd.codecs._analysis import GAIN_STEPS, coefficient_columns
+from scalekd.codecs._spatial import DENSE_TOKENS, cosine_basis, radial_bands
+from scalekd.codecs._tables import TransformTables
+from scalekd.codecs.base import FeatureDecoder
+from scalekd.shapes import FeatureShape
+
+
+class TransformDecoder(FeatureDecoder):
+    """Dequantise, inverse channel transforms by band, inverse cosine transform, gains."""
+
+    columns: Tensor
+    scale: Tensor
+    pull: Tensor
+    mean: Tensor
+
+    def __init__(
+        self, shape: FeatureShape, tables: TransformTables, compute_dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.shape = shape
+        self.compute_dtype = compute_dtype
+        self.num_trellis = tables.num_trellis
+        self.reference = tables.reference
+        bands = radial_bands(shape, tables.num_bands)
+        sizes = [len(basis) for basis in tables.bases]
+        self._rows = [int((bands == band).sum()) for band in range(len(sizes))]
+        self._sizes = sizes
+        columns = coefficient_columns(tables.order, bands, sizes, shape.num_channels)
+        tuning = tables.groups[tables.group_of()] * np.float32(tables.step)
+        self.register_buffer("columns", torch.from_numpy(columns), persistent=False)
+        self.register_buffer("scale", torch.from_numpy(tuning[:, 0].copy()), persistent=False)
+        self.register_buffer("pull", torch.from_numpy(tuning[:, 1].copy()), persistent=False)
+        self.register_buffer("mean", torch.from_numpy(tables.mean.copy()), persistent=False)
+        for band, basis in enumerate(tables.bases):
+            matrix = torch.from_numpy(basis.astype(np.float32)).to(compute_dtype)
+            self.register_buffer(f"basis_{band}", matrix, persistent=False)
+        # Bands lie end to end: frequencies in the order of their bands, prefix tokens last.
+        order = np.argsort(bands[shape.num_prefix_tokens :], kind="stable")
+        matrices = [cosine_basis(size).astype(np.float32) for size in shape.grid]
+        self.dense = shape.num_patch_tokens <= DENSE_TOKENS
+        if self.dense:
+            inverse = np.kron(matrices[0], matrices[1])[order].T
+            spatial = [np.ascontiguousarray(inverse)]
+        else:
+            spatial = [np.ascontiguousarray(matrix.T) for matrix in matrices]
+        for index, matrix in enumerate(spatial):
+            tensor = torch.from_numpy(matrix).to(compute_dtype)
+            self.register_buffer(f"spatial_{index}", tensor, persistent=False)
+        unsort = torch.from_numpy(np.argsort(order, kind="stable"))
+        self.register_buffer("unsort", unsort, persistent=False)
+
+    def forward(self, planes: Mapping[str, Tensor]) -> Tensor:
+        coefficients = self._dequantise(planes["coefficients"])
+        tokens = self._synthesise(coefficients)
+        gains = torch.exp2(planes["gains"].float() / GAIN_STEPS + self.reference)
+        return tokens * gains[..., None]
+
+    def _dequantise(self, indices: Tensor) -> Tensor:
+        """Values of all coefficients, the dropped ones zero: ``(view, coefficient by band)``."""
+        points = indices.float().mul_(2)
+        if self.num_trellis:
+            trellis = points[:, : self.num_trellis]
+            choices = _trellis.quantiser_choices(indices[:, : self.num_trellis])
+            trellis.add_(0.5).mul_(choices.float().mul_(-2).add_(1))
+        values = points.clamp(-0.5, 0.5).mul_(self.pull).addcmul_(points, self.scale)
+        total = sum(rows * size for rows, size in zip(self._rows, self._sizes, strict=True))
+        spread = values.new_zeros((len(indices), total), dtype=self.compute_dtype)
+        return spread.index_copy_(1, self.columns, values.to(self.compute_dtype))
+
+    def _synthesise(self, coefficients: Tensor) -> Tensor:
+        """Inverse of both transforms and of the mean: ``(view, token, channel)``, normalised."""
+        views, channels = len(coefficients), self.shape.num_channels
+        rows = coefficients.new_empty((views, self.shape.num_tokens, channels))
+        start = first_row = 0
+        for band, (count, size) in enumerate(zip(self._rows, self._sizes, strict=True)):
+            part = coefficients[:, start : start + count * size].reshape(-1, size)
+            product = part @ self.get_buffer(f"basis_{band}")
+            rows[:, first_row : first_row + count] = product.view(views, count, channels)
+            start, first_row = start + count * size, first_row + count
+        num_patches = self.shape.num_patch_tokens
+        patches = rows[:, :num_patches]
+        if self.dense:
+            spatial = self.get_buffer("spatial_0")
+            grid = torch.matmul(spatial, patches)
+        else:
+            height, width = self.shape.grid
+            patches = patches[:, self.get_buffer("unsort")]
+            grid = torch.matmul(
+                self.get_buffer("spatial_0"), patches.reshape(views, height, width * channels)
+            )
+            grid = torch.matmul(
+                self.get_buffer("spatial_1"), grid.view(views * height, width, channels)
+            )
+        grid = grid.view(views, num_patches, channels)
+        if self.shape.num_prefix_tokens:
+            grid = torch.cat([rows[:, num_patches:], grid], dim=1)
+        return grid.float() + self.mean

@@ -1,0 +1,162 @@
+"""What a fitted transform codec consists of, and the checks that a file holds exactly that."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from scalekd.codecs import _trellis
+from scalekd.codecs._spatial import radial_bands
+from scalekd.codecs.base import JsonDict
+from scalekd.codecs.options import METRICS, Metric, TransformOptions
+from scalekd.errors import CacheCorrupt, UsageError
+from scalekd.shapes import FeatureShape
+
+# Coefficients of one group share their quantiser's fine tuning: one slab of trellis paths, or
+# this many scalar-coded ones.
+SCALAR_GROUP = 128
+GROUP_COLUMNS = ("scale", "pull", "shift", "weight", "threshold")
+
+
+@dataclass(frozen=True)
+class TransformTables:
+    """Everything that a calibration decides.
+
+    A coefficient is a row (prefix token or spatial frequency) and a component of its band's basis.
+    Stored coefficients are sorted by falling standard deviation; the first ``num_trellis`` are
+    trellis-coded, the others have a quantiser of their own, and absent ones are zero.
+
+    Attributes:
+        options: Target that the step was fitted to.
+        num_bands: Radial bands asked for; small grids use fewer.
+        step: Fine step, in units of normalised features.
+        reference: Binary logarithm of the gain that a stored gain of 0 means.
+        num_trellis: A multiple of ``_trellis.STEPS``.
+        mean: float32 ``(token, channel)``, mean of normalised features.
+        bases: By band, float16 ``(component, channel)``, most energetic component first.
+        order: int32 ``(coefficient,)``: ``row * channels + component``.
+        groups: float32 ``(group, 5)``: the columns of ``GROUP_COLUMNS``, in units of the step.
+            Decoding maps a point ``y`` to ``scale * y + pull * clamp(y, -1/2, 1/2)``; encoding
+            first moves a magnitude ``a`` to ``(a - shift) / weight``; scalar-coded magnitudes up to
+            ``threshold`` become zero.
+    """
+
+    options: TransformOptions
+    num_bands: int
+    step: float
+    reference: float
+    num_trellis: int
+    mean: np.ndarray
+    bases: tuple[np.ndarray, ...]
+    order: np.ndarray
+    groups: np.ndarray
+
+    @property
+    def num_coefficients(self) -> int:
+        return len(self.order)
+
+    def group_of(self) -> np.ndarray:
+        """Group of each coefficient, int64 ``(coefficient,)``."""
+        return coefficient_groups(self.num_coefficients, self.num_trellis)
+
+    def to_config(self) -> JsonDict:
+        return {
+            "error": self.options.error,
+            "metric": self.options.metric,
+            "num_bands": self.num_bands,
+            "step": self.step,
+            "reference": self.reference,
+            "num_trellis": self.num_trellis,
+        }
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        bases = {f"basis_{band}": basis for band, basis in enumerate(self.bases)}
+        return {"mean": self.mean, "order": self.order, "groups": self.groups, **bases}
+
+
+def coefficient_groups(num_coefficients: int, num_trellis: int) -> np.ndarray:
+    """Trellis slabs first, then runs of ``SCALAR_GROUP`` coefficients."""
+    slab = max(num_trellis // _trellis.STEPS, 1)
+    trellis = np.arange(num_trellis) // slab
+    first = _trellis.STEPS if num_trellis else 0
+    return np.concatenate(
+        [trellis, first + np.arange(num_coefficients - num_trellis) // SCALAR_GROUP]
+    )
+
+
+def tables_from(
+    config: JsonDict, arrays: Mapping[str, np.ndarray], shape: FeatureShape
+) -> TransformTables:
+    """Check and assemble; the keys of ``config`` have been checked.
+
+    Raises:
+        CacheCorrupt: A value is out of range, an array is missing, unexpected, of another type or
+            shape, not finite, or points outside the others.
+    """
+    num_bands = _integer(config, "num_bands", 1, 1024)
+    num_trellis = _integer(config, "num_trellis", 0, shape.num_tokens * shape.num_channels)
+    step, reference = _real(config, "step"), _real(config, "reference")
+    if step <= 0 or abs(reference) > 200 or num_trellis % _trellis.STEPS:
+        raise CacheCorrupt(f"transform codec: {step=}, {reference=}, {num_trellis=} cannot be")
+    metric: Metric = config["metric"]
+    if metric not in METRICS:
+        raise CacheCorrupt(f"transform codec: unknown metric {metric!r}")
+    try:
+        options = TransformOptions(_real(config, "error"), metric)
+    except UsageError as error:
+        raise CacheCorrupt(str(error)) from error
+    bands = radial_bands(shape, num_bands)
+    names = [f"basis_{band}" for band in range(int(bands.max()) + 1)]
+    expected = {"mean", "order", "groups", *names}
+    if set(arrays) != expected:
+        raise CacheCorrupt(
+            f"transform codec: tables {sorted(arrays)} found, {sorted(expected)} expected"
+        )
+    mean = _array(arrays, "mean", np.float32, (shape.num_tokens, shape.num_channels))
+    bases = tuple(_array(arrays, name, np.float16, (None, shape.num_channels)) for name in names)
+    order = _array(arrays, "order", np.int32, (None,))
+    if not 1 <= len(order) <= shape.num_tokens * shape.num_channels or num_trellis > len(order):
+        raise CacheCorrupt(f"transform codec: {len(order)} coefficients, {num_trellis} by trellis")
+    count = int(coefficient_groups(len(order), num_trellis)[-1]) + 1
+    groups = _array(arrays, "groups", np.float32, (count, len(GROUP_COLUMNS)))
+    row, component = np.divmod(order, shape.num_channels)
+    if order.min() < 0 or row.max() >= shape.num_tokens or len(np.unique(order)) != len(order):
+        raise CacheCorrupt("transform codec: the coefficient order is not one")
+    if (component >= np.array([len(basis) for basis in bases])[bands[row]]).any():
+        raise CacheCorrupt("transform codec: a coefficient lies outside its band's basis")
+    if (groups[:, 3] < 1).any():
+        raise CacheCorrupt("transform codec: a weight is below 1")
+    return TransformTables(
+        options, num_bands, step, reference, num_trellis, mean, bases, order, groups
+    )
+
+
+def _integer(config: JsonDict, key: str, low: int, high: int) -> int:
+    value = config[key]
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise CacheCorrupt(f"transform codec: {key}={value!r} is not an integer in {low}…{high}")
+    return value
+
+
+def _real(config: JsonDict, key: str) -> float:
+    value = config[key]
+    if not isinstance(value, int | float) or isinstance(value, bool) or not np.isfinite(value):
+        raise CacheCorrupt(f"transform codec: {key}={value!r} is not a number")
+    return float(value)
+
+
+def _array(
+    arrays: Mapping[str, np.ndarray], name: str, dtype: type, shape: tuple[int | None, ...]
+) -> np.ndarray:
+    array = arrays[name]
+    fits = array.ndim == len(shape) and all(
+        want in (None, have) for want, have in zip(shape, array.shape, strict=True)
+    )
+    if array.dtype != dtype or not fits:
+        raise CacheCorrupt(
+            f"transform codec: table {name!r} is {array.dtype}{array.shape}, expected "
+            f"{np.dtype(dtype)}{shape}"
+        )
+    if not np.isfinite(array).all():
+        raise CacheCorrupt(f"transform codec: table {name!r} holds NaN or infinity")
+    return array

@@ -1,0 +1,132 @@
+"""Dense features at a fraction of their size: transform, trellis quantisation, entropy coding.
+
+Each token is divided by its length (the losses compare unit vectors), the mean map is subtracted, a
+two-dimensional cosine transform over the token grid and, in each radial band of frequencies, a
+Karhunen-Loève basis over the channels gather the energy in few coefficients. One step fits them
+all; coefficients that stay below it are dropped. What is left is quantised along trellis paths
+(:mod:`scalekd.codecs._trellis`), sorted by scale, and stored coefficient-major as 16-bit integers,
+so that pcodec sees one scale at a time. Decoding is a few matrix products on the training device.
+
+``docs/codec.md`` explains the choices and gives the measurements.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import torch
+
+from scalekd.codecs import _analysis, _fit, _quantiser
+from scalekd.codecs._checks import check_config
+from scalekd.codecs._decoder import TransformDecoder
+from scalekd.codecs._spatial import radial_bands
+from scalekd.codecs._tables import TransformTables, tables_from
+from scalekd.codecs.base import FeatureCodec, FeatureDecoder, JsonDict, PlaneSpec
+from scalekd.codecs.options import TransformOptions
+from scalekd.shapes import FeatureShape
+
+_CONFIG_KEYS = frozenset({"error", "metric", "num_bands", "step", "reference", "num_trellis"})
+_LARGEST = 32_000  # indices stay below int16's end
+# Values that the encoder works on at a time: the trellis' arrays then stay in a core's cache, and
+# memory does not grow with the block.
+_BLOCK_VALUES = 1 << 20
+
+
+class TransformCodec(FeatureCodec):
+    """See the module. Two planes: ``coefficients`` int16 and ``gains`` int16.
+
+    Stated bound: none for a single value; the mean error over views like those of the calibration is
+    the target's, and is measured.
+    """
+
+    name = "transform"
+
+    def __init__(self, shape: FeatureShape, tables: TransformTables) -> None:
+        super().__init__(shape)
+        self.transform_tables = tables
+        self._bands = radial_bands(shape, tables.num_bands)
+        self._groups_of = tables.group_of()
+        self._bases = tuple(basis.astype(np.float32) for basis in tables.bases)
+        self._columns = _analysis.coefficient_columns(
+            tables.order, self._bands, [len(basis) for basis in self._bases], shape.num_channels
+        )
+
+    @property
+    def planes(self) -> tuple[PlaneSpec, ...]:
+        tables = self.transform_tables
+        gains = _analysis.num_gains(self.shape, tables.options.metric)
+        return (
+            PlaneSpec("coefficients", "int16", shape_before=(tables.num_coefficients,)),
+            PlaneSpec("gains", "int16", shape_before=(gains,)),
+        )
+
+    def encode(self, features: np.ndarray) -> dict[str, np.ndarray]:
+        self.check_features(features)
+        tables = self.transform_tables
+        num_views = len(features)
+        coefficients = np.empty((tables.num_coefficients, num_views), np.int16)
+        gains = np.empty((self.planes[1].shape_before[0], num_views), np.int16)
+        at_once = max(1, _BLOCK_VALUES // (self.shape.num_tokens * self.shape.num_channels))
+        for start in range(0, num_views, at_once):
+            part = slice(start, start + at_once)
+            block = features[part]
+            logs = _analysis.gain_logs(block, self.shape, tables.options.metric)
+            stored = _analysis.quantise_gains(logs, tables.reference)
+            coefficients[:, part], stored = self._encode_block(block, stored)
+            gains[:, part] = stored.T
+        return {"coefficients": coefficients, "gains": gains}
+
+    def _encode_block(
+        self, features: np.ndarray, gains: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Quantise; a view whose indices outgrow int16 gets larger gains, so coarser steps."""
+        tables = self.transform_tables
+        normalised = _analysis.normalise(features, gains, tables.reference)
+        parts = _analysis.analyse(normalised, tables.mean, self._bases, self._bands, self.shape)
+        joined = np.concatenate([part.reshape(len(features), -1) for part in parts], axis=1)
+        values = joined.T[self._columns]
+        values *= np.float32(1 / tables.step)
+        limit = np.abs(values).max(axis=0)
+        too_large = limit > 2 * _LARGEST
+        if too_large.any():
+            octaves = np.ceil(np.log2(limit[too_large] / _LARGEST)).astype(np.int16)
+            gains = gains.copy()
+            gains[too_large] += octaves[:, None] * _analysis.GAIN_STEPS
+            return self._encode_block(features, gains)
+        indices = _quantiser.quantise(values, tables.groups, self._groups_of, tables.num_trellis)
+        return indices.astype(np.int16), gains
+
+    def decoder(self, *, compute_dtype: torch.dtype = torch.float32) -> FeatureDecoder:
+        return TransformDecoder(self.shape, self.transform_tables, compute_dtype)
+
+    def to_config(self) -> JsonDict:
+        return {
+            "codec": self.name,
+            "version": self.version,
+            **self.transform_tables.to_config(),
+        }
+
+    def tables(self) -> dict[str, np.ndarray]:
+        return self.transform_tables.to_arrays()
+
+    @classmethod
+    def from_config(
+        cls, config: JsonDict, tables: Mapping[str, np.ndarray], shape: FeatureShape
+    ) -> "TransformCodec":
+        check_config(cls, config, keys=_CONFIG_KEYS)
+        return cls(shape, tables_from(config, tables, shape))
+
+    @classmethod
+    def fit(
+        cls,
+        shape: FeatureShape,
+        calibration: Iterable[np.ndarray],
+        *,
+        options: TransformOptions,
+        progress: Callable[[str, float], None] | None = None,
+    ) -> "TransformCodec":
+        """Fit to calibration views; see :func:`scalekd.codecs.fit_codec`."""
+
+        def decode(tables: TransformTables, planes: Mapping[str, np.ndarray]) -> np.ndarray:
+            return cls(shape, tables).decode(planes)
+
+        return cls(shape, _fit.fit(shape, calibration, options, decode, progress))
