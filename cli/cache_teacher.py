@@ -68,6 +68,8 @@ def command(*, as_json: bool, dry_run: bool, **options: Any) -> None:
         emit(estimate.model_dump(mode="json"), estimate.lines(), as_json=as_json)
         return
     result = cache_teacher(config)
+    if not result.is_main_process:
+        return
     state = "complete" if result.complete else "not complete: other shards are still to be done"
     lines = [
         f"{result.output}: {state}; {result.num_samples:,} samples, {result.num_passes} passes,"

@@ -25,6 +25,7 @@ from scalekd.pipelines._progress import ProgressReport
 from torch import Tensor
 
 from scalekd.cache.files import FileDigest, explained, remove_abandoned
+from scalekd.cache.layout import RECORDS_FOLDER, Layout
 from scalekd.cache.manifest import (
     CodecInfo,
     DataInfo,
@@ -35,7 +36,15 @@ from scalekd.cache.manifest import (
     ViewsInfo,
 )
 from scalekd.cache.targets import CacheCodecs, save_arrays, save_codec, save_table, stage_info
-from scalekd.cache.writer import CacheWriter, SampleRows, begin, differences, finish, read_plan
+from scalekd.cache.writer import (
+    CacheWriter,
+    SampleRows,
+    begin,
+    committed_passes,
+    differences,
+    finish,
+    read_plan,
+)
 from scalekd.codecs import create_logit_codec, fit_codec, measure_errors, parse_codec
 from scalekd.data.drawing import (
     DrawnBatch,
@@ -52,6 +61,7 @@ from scalekd.views import ViewPolicy, pack_views, pixel_environment
 
 _PREFIX_VIEWS = 256  # calibration of the tail's constant prefix tokens; their mean moves little
 _NUM_WITNESSES = 8
+_LEAST_COMPRESSED = {"float16": 0.8, "int8": 0.7, "int16": 0.05}  # of a plane's bytes, by type
 _HELD_OUT_VIEWS = 128  # of which the codecs' errors are measured
 BLOCK_SIZE = 256
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -108,11 +118,12 @@ class CacheTeacherConfig(BaseModel):
 
 
 class CacheTeacherResult(BaseModel):
-    """What a run did: counts, bytes, seconds."""
+    """What a run did: counts, bytes, seconds. Shards and views are those of all processes."""
 
     output: str
     cache_id: str
     complete: bool
+    is_main_process: bool = Field(exclude=True)
     num_samples: int
     num_passes: int
     num_shards: int
@@ -133,7 +144,8 @@ def cache_teacher(config: CacheTeacherConfig) -> CacheTeacherResult:
     Raises:
         ScaleKDError: Anything a user can mend; what was committed is kept.
     """
-    state = PartialState()
+    # Accelerate starts gloo for processes on CPUs only when told that CPUs are meant.
+    state = PartialState(cpu=not torch.accelerator.is_available())
     everyone = Coordinator(state.num_processes)
 
     def on_main(work: Callable[[], T]) -> T | None:
@@ -146,35 +158,39 @@ def cache_teacher(config: CacheTeacherConfig) -> CacheTeacherResult:
     teacher = everyone.together(lambda: load_checked_teacher(config).to(state.device))
     on_main(lambda: _prepare(config, teacher, images, policy))
     plan, codecs = everyone.together(lambda: _join(config, teacher, images, policy))
+    config = config.model_copy(
+        update={"passes": max(config.passes, committed_passes(config.output))}
+    )
     layout = codecs.layout(plan.identity)
-    on_main(lambda: remove_abandoned(config.output))
+    on_main(lambda: _tidy_and_check_space(config, plan, layout))
     with CacheWriter(config.output, plan, layout) as writer:
         work = everyone.together(lambda: _divide(config, writer, state))
         drawn = DrawnViews(
             images, policy, config.seed, teacher.spec.img_size, skip_corrupt=config.skip_corrupt
         )
-        with ProgressReport(
-            "caching", work.num_views, enabled=state.is_main_process
-        ) as progress:
+        with ProgressReport("caching", work.num_views, enabled=state.is_main_process) as progress:
             everyone.together(
                 lambda: _write_shards(
                     config, writer, codecs, teacher, drawn, work.requests, progress
                 )
             )
+    counts = everyone.collect((len(work.shards), work.num_found, progress.done))
+    num_views = sum(views for _, _, views in counts)
     manifest = on_main(lambda: finish(config.output, plan, layout, config.passes))
     return CacheTeacherResult(
         output=str(config.output),
         cache_id=plan.cache_id,
         complete=manifest is not None,
+        is_main_process=state.is_main_process,
         num_samples=plan.identity.data.num_samples,
         num_passes=config.passes,
         num_shards=plan.identity.num_shards,
-        shards_written=len(work.shards),
-        shards_found=work.num_found,
-        views_written=progress.done,
+        shards_written=sum(done for done, _, _ in counts),
+        shards_found=sum(found for _, found, _ in counts),
+        views_written=num_views,
         skipped=len(manifest.skipped) if manifest else 0,
         seconds=progress.seconds,
-        views_per_second=progress.rate,
+        views_per_second=num_views / progress.seconds,
         data_wait_share=progress.data_wait_share,
         total_bytes=manifest.total_bytes if manifest else None,
         bytes_per_view=manifest.total_bytes / max(1, manifest.num_views) if manifest else None,
@@ -192,6 +208,26 @@ def preflight(config: CacheTeacherConfig) -> tuple[ImageDataset, ViewPolicy]:
         read_plan(config.output)
     images = open_dataset(config.data_dir, config.split).limited(config.limit)
     return images, policy
+
+
+def _tidy_and_check_space(config: CacheTeacherConfig, plan: Plan, layout: Layout) -> None:
+    """Remove what dead writers left; refuse to start a job that cannot fit on the disk."""
+    remove_abandoned(config.output)
+    records = sum(1 for _ in (config.output / RECORDS_FOLDER).glob("[0-9]*/*.json"))
+    missing = max(0, config.passes * plan.identity.num_shards - records) * plan.identity.shard_size
+    views = min(missing, config.passes * plan.identity.data.num_samples)
+    at_least = views * sum(
+        array.bytes_per_view * _LEAST_COMPRESSED.get(array.dtype.name, 0.0)
+        for array in layout.views
+        if array.per_block
+    )
+    free = shutil.disk_usage(config.output).free
+    if free < at_least:
+        raise EnvironmentFault(
+            f"{config.output}: {free / 1e9:,.1f} GB are free, and {views:,} views need at least"
+            f" {at_least / 1e9:,.1f} GB; free space, or choose fewer passes, --stages final or"
+            " another --codec"
+        )
 
 
 def _remove(output: Path) -> None:

@@ -63,7 +63,8 @@ class CacheInfo(BaseModel):
                 f"{grid} tokens + {facts['num_prefix_tokens']} prefix, {facts['num_channels']}"
                 f" channels, {facts['codec']}",
             )
-            for target, error in facts["errors"].items():
+            for target in ("raw", "spatial", "frequency") if facts["errors"] else ():
+                error = facts["errors"][target]
                 yield (
                     f"  {target} error",
                     "mean {mean:.3%}, p95 {p95:.3%}, max {max:.3%}".format(**error),

@@ -354,5 +354,16 @@ def finish(root: Path, plan: Plan, layout: Layout, num_passes: int) -> Manifest 
         total_bytes=sum(entry.num_bytes for entry in files.values())
         + sum(entry.num_bytes for record in records.values() for entry in record.files.values()),
     ).sealed()
-    commit_file(root / MANIFEST_FILE, canonical(manifest))
+    content, path = canonical(manifest), root / MANIFEST_FILE
+    if not path.exists() or path.read_bytes() != content:
+        commit_file(path, content)
     return manifest
+
+
+def committed_passes(root: Path) -> int:
+    """Passes of the manifest that stands; 0 before the first is written."""
+    path = root / MANIFEST_FILE
+    if not path.exists():
+        return 0
+    data = read_bounded(path, max_bytes=MAX_JSON_BYTES, what="the manifest")
+    return parse(Manifest, data, where=str(path)).num_passes
