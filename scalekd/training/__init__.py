@@ -1,11 +1,18 @@
 """Training: one module for student and projectors, the loop, checkpoints and logs."""
 
-from scalekd.training.checkpoint import Checkpoint, Position, find_checkpoint, read_checkpoint
+from scalekd.training.checkpoint import (
+    Checkpoint,
+    Position,
+    find_checkpoint,
+    find_run_checkpoint,
+    read_checkpoint,
+)
 from scalekd.training.config import TrainConfig
 from scalekd.training.coordination import Coordinator, TrainingDiverged, TrainingInterrupted
 from scalekd.training.module import DistillationModule, StepOutput, freeze_parameters
 from scalekd.training.optim import build_optimizer, build_scheduler, parameter_groups
 from scalekd.training.targets import NoTargets, OnlineTargets
+from scalekd.training.trained import TrainedStudent, load_trained_student, student_facts
 from scalekd.training.trainer import EpochLoader, Trainer, TrainResult
 
 __all__ = [
@@ -19,13 +26,17 @@ __all__ = [
     "StepOutput",
     "TrainConfig",
     "TrainResult",
+    "TrainedStudent",
     "Trainer",
     "TrainingDiverged",
     "TrainingInterrupted",
     "build_optimizer",
     "build_scheduler",
     "find_checkpoint",
+    "find_run_checkpoint",
     "freeze_parameters",
+    "load_trained_student",
     "parameter_groups",
     "read_checkpoint",
+    "student_facts",
 ]

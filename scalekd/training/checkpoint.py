@@ -126,6 +126,12 @@ def find_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def find_run_checkpoint(run: Path) -> Path | None:
+    """The best checkpoint of a run, its last where there is no best, or ``run`` if it is one."""
+    candidates = (run, run / "model_best", run / "last")
+    return next((found for path in candidates if (found := find_checkpoint(path))), None)
+
+
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint onto the CPU.
 

@@ -34,7 +34,8 @@ class TrainConfig(BaseModel):
     model: str
     cache: str | None = None
     data_dir: str | None = None
-    val_split: str = "val"
+    split: str = "train"
+    val_split: str | None = "val"
     img_size: Positive | None = None
     num_classes: Positive | None = None
     model_kwargs: dict[str, Any] = {}
@@ -48,6 +49,7 @@ class TrainConfig(BaseModel):
     objective: Literal["scalekd", "kd", "none"] = "scalekd"
     distillation: ScaleKDConfig = ScaleKDConfig()
     online: bool = False
+    teacher: str | None = None
     teacher_checkpoint: str | None = None
     smoothing: Fraction = 0.0
     bce_loss: bool = False
@@ -91,7 +93,7 @@ class TrainConfig(BaseModel):
     lr_noise_std: float = 1.0
 
     # How it is computed.
-    amp: Literal["bf16", "fp16", "no"] = "bf16"
+    amp: Literal["auto", "bf16", "fp16", "no"] = "auto"
     channels_last: bool = False
     torchcompile: str | None = None
     model_ema: bool = False

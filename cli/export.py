@@ -1,0 +1,38 @@
+"""``scalekd export``."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from scalekd.cli._options import emit, json_option
+
+
+@click.command("export")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Not yet existing.")
+@click.option(
+    "--format",
+    "export_format",
+    default="timm",
+    show_default=True,
+    type=click.Choice(["timm", "safetensors"]),
+    help="timm: a folder for timm.create_model('local-dir:DIR', pretrained=True).",
+)
+@click.option("--use-ema", is_flag=True, help="Take the averaged weights.")
+@json_option
+def command(run: Path, output: Path, *, export_format: str, use_ema: bool, as_json: bool) -> None:
+    """Write the best student of the training run RUN, or of a checkpoint folder inside it.
+
+    What was written is opened again and must give the very same outputs.
+    """
+    from scalekd.pipelines.export import export
+
+    result = export(run, output, export_format=export_format, use_ema=use_ema)  # type: ignore[arg-type]
+    lines = [
+        f"{result.output}: {result.architecture}, {result.num_parameters:,} parameters, "
+        f"{result.num_classes} classes; outputs identical when opened with timm"
+    ]
+    if result.feature_channels is not None:
+        widths = ", ".join(str(width) for width in result.feature_channels)
+        lines.append(f"as a backbone (features_only=True): maps of {widths} channels")
+    emit(asdict(result), lines, as_json=as_json)

@@ -1,0 +1,74 @@
+"""From a recipe and flags to a training configuration; flags win.
+
+A recipe is a YAML file of `TrainConfig`'s names, with ``_about`` for what people want to know of it
+before they run it. Recipes that ship with the package lie in ``recipes/`` beside this file.
+"""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scalekd.errors import UsageError
+from scalekd.training.config import TrainConfig, read_yaml_mapping
+
+RECIPES = Path(__file__).parent / "recipes"
+ABOUT = "_about"
+
+
+def train_config(recipe: str | None, flags: Mapping[str, Any]) -> TrainConfig:
+    """The configuration of a run.
+
+    Args:
+        recipe: Name of a shipped recipe, or path of a YAML file.
+        flags: Values given on the command line, without those left at their default; the value
+            of ``distillation`` is a list of ``(dotted name, value)``.
+
+    Raises:
+        UsageError: Unknown recipe, name or value.
+    """
+    values = {} if recipe is None else read_recipe(recipe)
+    if recipe is not None:
+        # Checked on its own first, so that an error names the file and not the flags.
+        TrainConfig.from_mapping({"model": "", "output": "", **values}, source=f"recipe {recipe}")
+    flags = dict(flags)
+    distillation = _nested(values.get("distillation", {}), flags.pop("distillation", ()))
+    merged = {**values, **flags}
+    if distillation:
+        merged["distillation"] = distillation
+    return TrainConfig.from_mapping(merged, source="the options")
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """A recipe's values by `TrainConfig`'s names, without its description."""
+    path = RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        path = Path(name)
+    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        known = recipe_names()
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
+        raise UsageError(
+            f"--recipe {name}: neither a shipped recipe nor a YAML file; there is "
+            f"{', '.join(near) or 'no shipped recipe'}"
+        )
+    values = {key.replace("-", "_"): value for key, value in read_yaml_mapping(path).items()}
+    values.pop(ABOUT, None)
+    return values
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def _nested(base: Mapping[str, Any], changes: Any) -> dict[str, Any]:
+    result = dict(base)
+    for dotted, value in changes:
+        place = result
+        *parents, name = dotted.split(".")
+        for parent in parents:
+            inner = place.get(parent, {})
+            place[parent] = dict(inner) if isinstance(inner, Mapping) else {}
+            place = place[parent]
+        place[name] = value
+    return result

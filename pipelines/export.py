@@ -1,0 +1,22 @@
+"""Write a trained student for use elsewhere.
+
+scalekd export ./run --output ./resnet50-scalekd --format timm
+"""
+
+from pathlib import Path
+
+from scalekd.export import Exported, ExportFormat, export_student
+from scalekd.training import load_trained_student
+
+
+def export(
+    run: Path, output: Path, *, export_format: ExportFormat = "timm", use_ema: bool = False
+) -> Exported:
+    """Export a run's best student, or that of one of its checkpoints.
+
+    Raises:
+        UsageError: There is no such run, or ``output`` exists.
+        EnvironmentFault: The export cannot be written, or does not give the student's outputs.
+    """
+    student = load_trained_student(run, use_ema=use_ema)
+    return export_student(student, output, export_format=export_format)

@@ -1,0 +1,293 @@
+r"""Stage two: train a student from a cache.
+
+    scalekd train-student --cache ./swin_l-cache --data-dir /imagenet --model resnet50 \
+        --output ./run
+
+Under ``torchrun`` or ``accelerate launch`` every process trains on its share of each epoch. The
+same command with ``--resume auto`` goes on from the last checkpoint, to the bit on one CPU process.
+"""
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import set_seed
+from torch import nn
+
+from scalekd.cache import CacheReader, TargetDecoder, open_cache
+from scalekd.data import CachedViewLoader, ImageDataset, open_dataset
+from scalekd.distillation import Objective, build_objective
+from scalekd.errors import CacheMismatch, DataError, UsageError
+from scalekd.evaluation import EvaluationConfig, Evaluator
+from scalekd.students import Student, create_student
+from scalekd.teachers import Teacher, TeacherConfig, TeacherSpec, load_tail, load_teacher
+from scalekd.training import (
+    DistillationModule,
+    NoTargets,
+    OnlineTargets,
+    TrainConfig,
+    Trainer,
+    TrainResult,
+    find_run_checkpoint,
+    freeze_parameters,
+    student_facts,
+)
+from scalekd.training.checkpoint import STUDENT_FILE
+from scalekd.training.precision import AUTOCAST_DTYPES, choose_precision
+
+_SOFTWARE = ("scalekd", "torch", "timm", "accelerate", "numpy", "pillow")
+
+
+def train_student(config: TrainConfig) -> TrainResult:
+    """Train as configured, or go on with the run in ``config.output``.
+
+    Everything that can be wrong with cache, data, teacher or student is found before the first
+    update.
+
+    Raises:
+        ScaleKDError: See `Trainer.fit`, and every part's own errors.
+    """
+    accelerator = make_accelerator(config)
+    set_seed(config.seed)  # every process builds the same student and projectors
+    source = _open_source(config)
+    student = _make_student(config, source)
+    objective = _make_objective(config, source, student)
+    targets, groups = _make_targets(config, source, objective)
+    loader = CachedViewLoader(
+        source.reader,
+        source.images,
+        batch_size=config.batch_size,
+        num_workers=config.workers,
+        seed=config.seed,
+        view_size=student.spec.img_size,
+        groups=groups,
+        allowed_drift=config.allow_pixel_drift or 0.0,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    evaluator = _make_evaluator(config, student, accelerator)
+    set_seed(config.seed + accelerator.process_index)  # dropout differs between processes
+    trainer = Trainer(
+        config,
+        accelerator=accelerator,
+        module=DistillationModule(
+            student,
+            objective,
+            mean=student.spec.mean,
+            std=student.spec.std,
+            channels_last=config.channels_last,
+        ),
+        loader=loader,
+        targets=targets,
+        evaluate=evaluator,
+        facts=_facts(config, source, student),
+    )
+    result = trainer.fit()
+    accelerator.end_training()
+    return result
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Processes, device and precision of a run.
+
+    Raises:
+        UsageError: The machine cannot compute in the precision.
+    """
+    try:
+        return Accelerator(
+            mixed_precision=choose_precision(config.amp),
+            log_with=list(config.log_with) or None,
+            project_dir=config.output,
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        )
+    except (ValueError, ImportError) as error:
+        raise UsageError(f"--amp {config.amp} --log-with {config.log_with}: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What the student learns from."""
+
+    reader: CacheReader
+    images: ImageDataset
+    teacher: TeacherSpec
+    num_classes: int
+
+
+def _open_source(config: TrainConfig) -> _Source:
+    if config.cache is None:
+        raise UsageError("--cache is missing; write one with `scalekd cache-teacher`")
+    if config.data_dir is None:
+        raise UsageError(
+            "--data-dir is missing: this cache holds targets, and the images stay where they are"
+        )
+    reader = open_cache(config.cache)
+    images = open_dataset(config.data_dir, config.split)
+    teacher = TeacherSpec.model_validate(reader.identity.teacher)
+    # The teacher's classes are the student's wherever its logits are learnt from.
+    found = (config.num_classes, teacher.num_classes, images.num_classes)
+    num_classes = next(number for number in found if number)
+    largest = int(images.labels.max())
+    if int(images.labels.min()) < 0 or largest >= num_classes:
+        raise DataError(
+            f"{images.place}: labels run from {int(images.labels.min())} to {largest}, and "
+            f"the student has classes 0 to {num_classes - 1}; every image "
+            "needs a label (see --num-classes)"
+        )
+    return _Source(reader, images, teacher, num_classes)
+
+
+def _make_student(config: TrainConfig, source: _Source) -> Student:
+    kwargs = dict(config.model_kwargs)
+    if config.drop_path is not None:
+        kwargs["drop_path_rate"] = config.drop_path
+    student = create_student(
+        config.model,
+        num_classes=source.num_classes,
+        img_size=config.img_size or source.reader.identity.views.view_size,
+        pretrained=config.pretrained,
+        checkpoint=_initial_weights(config.initial_checkpoint),
+        model_kwargs=kwargs,
+    )
+    if config.grad_checkpointing:
+        student.model.set_grad_checkpointing(True)  # type: ignore[operator]
+    freeze_parameters(student.model, config.freeze)
+    return student
+
+
+def _initial_weights(path: str | None) -> Path | None:
+    """A file of weights, or the student of another run given by its folder."""
+    if path is None:
+        return None
+    folder = Path(path)
+    if not folder.is_dir():
+        return folder
+    checkpoint = find_run_checkpoint(folder)
+    if checkpoint is None:
+        raise UsageError(f"--initial-checkpoint {path}: neither a file nor a training run")
+    return checkpoint / STUDENT_FILE
+
+
+def _make_objective(config: TrainConfig, source: _Source, student: Student) -> Objective:
+    name, settings = config.objective, config.objective_config
+    if name == "scalekd":
+        objective = build_objective(
+            name,
+            settings,
+            student_levels=[(level.num_channels, level.grid) for level in student.spec.levels],
+            teacher_stages=source.teacher.stages,
+            tail=_load_tail(source.reader) if settings.tpp else None,
+        )
+    else:
+        objective = build_objective(name, settings)
+    if objective.needs_logits and source.teacher.num_classes != student.spec.num_classes:
+        raise UsageError(
+            "the KD loss compares classes one by one, and the teacher has "
+            f"{source.teacher.num_classes} of them where the student has "
+            f"{student.spec.num_classes}; train without it "
+            "(--distillation kd=false), or with the teacher's classes"
+        )
+    return objective
+
+
+def _load_tail(reader: CacheReader) -> nn.Module:
+    identity = reader.identity
+    if identity.tail is None:
+        raise UsageError(
+            f"{reader.root}: holds no teacher tail, which stage 3 of the scalekd objective passes "
+            "through; write the cache with --stages final or 3,4, or give --distillation tpp=false"
+        )
+    reader.file(identity.tail, identity.tail_digest)  # checks its bytes
+    return load_tail(reader.root / identity.tail)
+
+
+def _make_targets(
+    config: TrainConfig, source: _Source, objective: Objective
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The target source, and the groups of arrays that the loader must read for it."""
+    if not objective.needs_features and not objective.needs_logits:
+        return NoTargets(), ()
+    if config.online:
+        return OnlineTargets(
+            _live_teacher(config, source), amp_dtype=AUTOCAST_DTYPES[choose_precision(config.amp)]
+        ), ()
+    decoder = TargetDecoder(
+        source.reader.codecs, features=objective.needs_features, logits=objective.needs_logits
+    )
+    return decoder, decoder.groups
+
+
+def _live_teacher(config: TrainConfig, source: _Source) -> Teacher:
+    spec = source.teacher
+    view_size = source.reader.identity.views.view_size
+    if config.img_size is not None and (config.img_size, config.img_size) != view_size:
+        raise UsageError(
+            f"--online: the teacher takes views of {view_size[0]} x {view_size[1]} pixels, and "
+            f"--img-size {config.img_size} draws none of that size; leave --img-size out"
+        )
+    teacher = load_teacher(
+        TeacherConfig(
+            model=config.teacher or spec.model,
+            checkpoint=config.teacher_checkpoint,
+            pretrained=spec.weights_source != "random",
+            model_kwargs=spec.model_kwargs,
+            img_size=spec.img_size,
+            mean=spec.mean,
+            std=spec.std,
+            tail_blocks=spec.tail_blocks,
+        )
+    )
+    if teacher.spec.weights_sha256 != spec.weights_sha256:
+        raise CacheMismatch(
+            f"{source.reader.root}: was made by {spec.model} with weights "
+            f"{spec.weights_sha256[:12]}…, and the live teacher has "
+            f"{teacher.spec.weights_sha256[:12]}…; give --teacher or "
+            "--teacher-checkpoint for the same weights"
+        )
+    return teacher
+
+
+def _make_evaluator(
+    config: TrainConfig, student: Student, accelerator: Accelerator
+) -> Evaluator | None:
+    if config.val_split is None or config.data_dir is None:
+        return None
+    try:
+        images = open_dataset(config.data_dir, config.val_split)
+    except DataError as error:
+        raise DataError(
+            f"{error}; name the validation split with --val-split, or train without by "
+            "--val-split none"
+        ) from error
+    spec = student.spec
+    return Evaluator(
+        images,
+        EvaluationConfig(
+            img_size=spec.img_size,
+            mean=spec.mean,
+            std=spec.std,
+            crop_pct=spec.crop_pct,
+            interpolation=spec.interpolation,
+        ),
+        accelerator=accelerator,
+        batch_size=config.batch_size,
+        num_workers=config.workers,
+    )
+
+
+def _facts(config: TrainConfig, source: _Source, student: Student) -> Mapping[str, Any]:
+    plan = source.reader.manifest.plan
+    return {
+        **student_facts(student.spec, source.images.class_names),
+        "objective": config.objective,
+        "online": config.online,
+        "teacher": source.teacher.model,
+        "teacher_weights_sha256": source.teacher.weights_sha256,
+        "teacher_licence": source.teacher.licence,
+        "cache_id": plan.cache_id,
+        "data_fingerprint": plan.identity.data.fingerprint,
+        "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},
+    }

@@ -1,0 +1,194 @@
+"""Trained students for everyone else: folders and files that need no ``scalekd`` to be opened.
+
+What is written is read back before it gets its name, and must give the very outputs of the
+student; an export that cannot be opened is worse than none.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from scalekd.errors import EnvironmentFault, UsageError
+from scalekd.training.state import plain_names
+from scalekd.training.trained import TrainedStudent
+
+ExportFormat = Literal["timm", "safetensors"]
+
+_PARITY_BATCH = 2
+_WEIGHTS_FILE = "model.safetensors"
+# How the student was trained, not what it is.
+_TRAINING_ARGUMENTS = frozenset({"drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate"})
+# What timm records about weights that are no longer those.
+_FOREIGN = (
+    "url",
+    "file",
+    "hf_hub_id",
+    "hf_hub_filename",
+    "source",
+    "state_dict",
+    "architecture",
+    "tag",
+    "origin_url",
+    "paper_name",
+    "paper_ids",
+    "notes",
+    "license",
+    "label_offset",
+    "label_names",
+    "label_descriptions",
+    "test_input_size",
+    "test_crop_pct",
+    "pool_size",
+    "custom_load",
+)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written and how it was checked.
+
+    Attributes:
+        output: Folder or file.
+        architecture: timm's name of the student.
+        num_classes: Of the student.
+        num_parameters: Of the student.
+        feature_channels: Widths of the maps that ``features_only=True`` gives, coarsest last; None
+            where timm has no such mode for the architecture.
+    """
+
+    output: str
+    architecture: str
+    num_classes: int
+    num_parameters: int
+    feature_channels: tuple[int, ...] | None
+
+
+def export_student(
+    student: TrainedStudent, output: Path, *, export_format: ExportFormat = "timm"
+) -> Exported:
+    """Write a student in a format, check what was written, and only then give it its name.
+
+    Args:
+        student: From `load_trained_student`.
+        output: Folder for ``timm``, file for ``safetensors``; must not exist.
+        export_format: ``"timm"``: ``config.json`` and ``model.safetensors``, which
+            ``timm.create_model("local-dir:DIR", pretrained=True)`` opens; ``"safetensors"``: the
+            bare weights under timm's names.
+
+    Raises:
+        UsageError: ``output`` exists.
+        EnvironmentFault: It cannot be written, or what was read back differs.
+    """
+    if output.exists():
+        raise UsageError(f"{output}: exists already; choose another --output")
+    temporary = output.absolute().with_name(f".{output.name}.writing")
+    state = {
+        name: tensor.contiguous()
+        for name, tensor in plain_names(student.model.state_dict()).items()
+    }
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file(state, temporary / _WEIGHTS_FILE, metadata={"format": "pt"})
+        (temporary / _WEIGHTS_FILE).chmod(0o644)
+        config = timm_config(student)
+        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        channels = check_parity(student, temporary)
+        if export_format == "timm":
+            temporary.rename(output)
+        else:
+            (temporary / _WEIGHTS_FILE).rename(output)
+    except OSError as error:
+        raise EnvironmentFault(f"{output}: cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Exported(
+        output=str(output),
+        architecture=student.spec.architecture,
+        num_classes=student.spec.num_classes,
+        num_parameters=sum(parameter.numel() for parameter in student.model.parameters()),
+        feature_channels=channels,
+    )
+
+
+def timm_config(student: TrainedStudent) -> dict[str, Any]:
+    """The ``config.json`` of timm's Hugging Face layout for a student."""
+    model, spec = student.model, student.spec
+    arguments = {k: v for k, v in spec.model_kwargs.items() if k not in _TRAINING_ARGUMENTS}
+    inherited: Mapping[str, Any] = getattr(model, "pretrained_cfg", {}) or {}
+    pretrained_cfg = {
+        name: value
+        for name, value in inherited.items()
+        if name not in _FOREIGN and value is not None
+    }
+    pretrained_cfg |= {
+        "custom_load": False,
+        "input_size": [3, *spec.img_size],
+        "interpolation": spec.interpolation,
+        "crop_pct": spec.crop_pct,
+        "crop_mode": "center",
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+        "num_classes": spec.num_classes,
+        "pool_size": None,
+    }
+    config: dict[str, Any] = {
+        "architecture": spec.architecture,
+        "num_classes": spec.num_classes,
+        "num_features": getattr(model, "num_features", None),
+        "model_args": {"num_classes": spec.num_classes, **arguments},
+        "pretrained_cfg": pretrained_cfg,
+    }
+    if student.class_names is not None and len(student.class_names) == spec.num_classes:
+        config["label_names"] = list(student.class_names)
+    return config
+
+
+@torch.inference_mode()
+def check_parity(student: TrainedStudent, folder: Path) -> tuple[int, ...] | None:
+    """Open a timm folder as anyone would, and compare logits and feature maps to the bit.
+
+    Returns:
+        Widths of the ``features_only`` maps, or None where timm has none for the architecture.
+
+    Raises:
+        EnvironmentFault: They differ.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(_PARITY_BATCH, 3, *student.spec.img_size, generator=generator)
+    name = f"local-dir:{folder.absolute()}"
+    reopened = timm.create_model(name, pretrained=True).eval()
+    model = student.model.eval()
+    _require_equal(reopened(images), model(images), f"{folder}: logits")
+    try:
+        backbone = timm.create_model(name, pretrained=True, features_only=True).eval()
+    except (RuntimeError, AttributeError, AssertionError, TypeError, ValueError):
+        return None  # the architecture's own limit, the same for timm's published weights
+    maps = backbone(images)
+    channels = tuple(int(number) for number in backbone.feature_info.channels())
+    expected = model.forward_intermediates(  # type: ignore[operator]
+        images, indices=len(channels), intermediates_only=True
+    )
+    for found, want, width in zip(maps, expected, channels, strict=True):
+        rows_first = found.shape[1] != width or found.shape != want.shape
+        _require_equal(
+            found.permute(0, 3, 1, 2) if rows_first else found, want, f"{folder}: feature maps"
+        )
+    return channels
+
+
+def _require_equal(found: Tensor, expected: Tensor, what: str) -> None:
+    if found.shape != expected.shape or not torch.equal(found, expected):
+        raise EnvironmentFault(
+            f"{what} of the exported student differ from the trained one's (shapes "
+            f"{tuple(found.shape)} and {tuple(expected.shape)}); nothing was kept. Please report "
+            "this with the versions of timm and torch"
+        )
