@@ -43,7 +43,8 @@ def test_any_grid_answers_any_grid(
 def test_attention_by_loops() -> None:
     projector = _projector(softmax_scale=5.0).eval()
     x = torch.randn(2, 6, 5, 3)
-    keys = (projector.stem(x) + projector.pos_embed).flatten(2).transpose(1, 2)
+    stem = projector.stem.norm(projector.stem.conv(x)).relu() + projector.pos_embed
+    keys = stem.flatten(2).transpose(1, 2)
     assert projector.query_embed is not None
     q = projector.q(projector.query_proj(projector.query_embed).relu())
     k, v = projector.k(keys), projector.v(keys)
