@@ -45,6 +45,18 @@ def test_a_crop_is_torchvisions_resized_crop(image: Image.Image) -> None:
     np.testing.assert_array_equal(render(image, PLAIN, view_size=(56, 48)), np.asarray(expected))
 
 
+def test_columns_are_resized_before_rows_whatever_pillow_prefers(make_image: Maker) -> None:
+    """Pillow 13 does rows first in tall images, and a bicubic pixel moves by up to 20."""
+    image = make_image(300, 70)
+    view = replace(PLAIN, crop=CropBox(0, 0, 300, 70))
+    narrow = image.resize((64, 300), Image.Resampling.BICUBIC)
+    expected = np.asarray(narrow.resize((64, 64), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(render(image, view, view_size=(64, 64)), expected)
+    short = image.resize((70, 64), Image.Resampling.BICUBIC)
+    other = np.asarray(short.resize((64, 64), Image.Resampling.BICUBIC))
+    assert (other != expected).any(), "the order matters, so this test would notice"
+
+
 def test_pixels_outside_the_crop_have_no_say(image: Image.Image) -> None:
     inside = Image.new("RGB", image.size)
     inside.paste(image.crop((20, 10, 100, 70)), (20, 10))
