@@ -24,8 +24,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     Prefixes left by ``torch.compile`` and DDP are removed.
 
     Raises:
-        UsageError: No such file, or it needs unpickling.
-        DataError: The file is damaged or holds no named tensors.
+        UsageError: No such file.
+        DataError: The file is damaged, needs unpickling, or holds no named tensors.
     """
     from timm.models import load_state_dict
 
@@ -36,12 +36,10 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         state = load_state_dict(str(file), device="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        if "weights_only" in reason[0] or "allowlisted" in reason[0]:
-            raise UsageError(
-                f"--checkpoint {path} holds pickled objects besides tensors, which are never "
-                f"loaded; save its state dict as safetensors ({reason[0][:200]})"
-            ) from error
-        raise DataError(f"--checkpoint {path} cannot be read: {reason[0][:300]}") from error
+        raise DataError(
+            f"--checkpoint {path} is damaged, or holds pickled objects besides tensors, which are "
+            f"never loaded; a state dict saved as safetensors is ({reason[0][:160]})"
+        ) from error
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise DataError(f"--checkpoint {path} holds no named tensors")

@@ -1,5 +1,6 @@
 """Building a timm model from a name, with its weights, for teachers and students alike."""
 
+import contextlib
 import inspect
 import math
 import re
@@ -14,6 +15,7 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from scalekd._checkpoint import describe_mismatch, load_exactly, matches, read_state_dict
+from scalekd._hub import cached_only_when_unreachable
 from scalekd._model_names import ModelSource, nearest_names, unreachable_weights
 from scalekd.errors import EnvironmentFault, UsageError
 
@@ -25,7 +27,6 @@ _RESERVED_KWARGS = frozenset(
     | {"feature_cls", "out_indices", "scriptable", "exportable", "no_jit", "pruned", "use_naflex"}
     | {"device", "dtype", "in_chans"}
 )
-_RANDOM_SEED = 0  # random teachers must be the same on every process and at every resume
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,11 @@ def build_model(
     pretrained: bool,
     checkpoint: str | Path | None,
     model_kwargs: Mapping[str, Any],
+    seed: int | None = None,
 ) -> nn.Module:
     """Create the model on the CPU with the weights asked for.
 
-    Random weights depend on nothing but the architecture. A checkpoint with other names or
+    A checkpoint with other names or
     shapes than the model's is offered to timm's own conversion of that architecture's released
     files (layouts of the original authors, position tables of another image size), which is
     strict.
@@ -84,6 +86,8 @@ def build_model(
         pretrained: Read the published weights; ignored when ``checkpoint`` is given.
         checkpoint: A safetensors or PyTorch file with the weights.
         model_kwargs: Arguments of the model's constructor, over those stored with the model.
+        seed: For weights that stay random, leaving torch's generator untouched; by default they
+            come from that generator.
 
     Raises:
         UsageError: The constructor refuses an argument, or the weights do not fit.
@@ -91,16 +95,18 @@ def build_model(
         EnvironmentFault: Published weights cannot be fetched.
     """
     kwargs = {k: v for k, v in model_kwargs.items() if v is not None}
-    if checkpoint is None and pretrained:
-        return _create_pretrained(source, kwargs)
-    state = read_state_dict(checkpoint) if checkpoint is not None else None
-    model = _create_random(source, kwargs)
-    if state is None:
-        return model
-    if matches(model, state):
-        load_exactly(model, state)
-        return model
-    return _convert(source, kwargs, model, state, checkpoint)
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        if checkpoint is None:
+            create = _create_pretrained if pretrained else _create_random
+            return create(source, kwargs)
+        state = read_state_dict(checkpoint)
+        model = _create_random(source, kwargs)
+        if not matches(model, state):
+            return _convert(source, kwargs, model, state, checkpoint)
+    load_exactly(model, state)
+    return model
 
 
 def preprocessing_of(model: nn.Module) -> Preprocessing:
@@ -131,15 +137,15 @@ def constructor_arguments(model_class: type[nn.Module]) -> list[str]:
     return [name for name in names if name != "self" and name not in _RESERVED_KWARGS]
 
 
-def _create_random(source: ModelSource, kwargs: dict[str, Any], **factory: Any) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_RANDOM_SEED)
-        return _create(source, kwargs, pretrained=False, **factory)
+def _create_random(source: ModelSource, kwargs: dict[str, Any]) -> nn.Module:
+    return _create(source, kwargs, pretrained=False)
 
 
 def _create_pretrained(source: ModelSource, kwargs: dict[str, Any]) -> nn.Module:
+    on_disk = source.name.startswith("local-dir:")
     try:
-        return _create(source, kwargs, pretrained=True)
+        with contextlib.nullcontext() if on_disk else cached_only_when_unreachable():
+            return _create(source, kwargs, pretrained=True)
     except (UsageError, EnvironmentFault):
         raise
     except RuntimeError as error:  # from timm or torch: no weights published, or they do not fit
@@ -170,7 +176,7 @@ def _convert(
     kwargs: dict[str, Any],
     model: nn.Module,
     state: dict[str, Tensor],
-    checkpoint: str | Path | None,
+    checkpoint: str | Path,
 ) -> nn.Module:
     overlay = {
         "state_dict": dict(state),
@@ -194,6 +200,9 @@ def _convert(
 
 
 def _unexpected_argument(source: ModelSource, kwargs: dict[str, Any], error: TypeError) -> str:
+    fixed = re.search(r"multiple values for keyword argument '(\w+)'", str(error))
+    if fixed:
+        return f"{source.label} fixes {fixed[1]!r} itself; it cannot be set"
     try:
         bare = timm.create_model(source.architecture, pretrained=False, device="meta")
     except Exception:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scalekd._hub import cached_only_when_unreachable
 from scalekd.errors import DataError, EnvironmentFault, UsageError
 
 _NUM_SUGGESTIONS = 5
@@ -148,20 +149,22 @@ def _read_hub(model_id: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
     from timm.models import load_model_config_from_hf
 
     try:
-        cfg, architecture, model_args = load_model_config_from_hf(model_id)
+        with cached_only_when_unreachable():
+            cfg, architecture, model_args = load_model_config_from_hf(model_id)
         return dict(cfg), str(architecture), dict(model_args)
     except Exception as error:
-        raise unreachable_weights(f"{_HUB}:{model_id}", error) from error
+        raise EnvironmentFault(
+            f"the configuration of {_HUB}:{model_id} is neither in the local cache nor reachable "
+            f"over the network ({type(error).__name__}); pass a downloaded copy as {_LOCAL}:PATH"
+        ) from error
 
 
 def unreachable_weights(name: str, error: Exception) -> EnvironmentFault:
     """The one line for weights that could not be fetched, whatever library failed to fetch them."""
-    reason = str(error).strip().splitlines()
-    cause = f"{type(error).__name__}: {reason[0] if reason else 'no reason given'}"
     return EnvironmentFault(
         f"the weights of {name} are neither in the local cache nor reachable over the network "
-        f"({cause[:160]}); pass weights on disk with --checkpoint FILE, or --no-pretrained for "
-        "random ones"
+        f"({type(error).__name__}); pass weights on disk with --checkpoint FILE, or "
+        "--no-pretrained for random ones"
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Float
+from timm.models import is_model_in_modules
 from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformer
@@ -30,6 +31,7 @@ class Family:
 
     name: ClassVar[str]
     model_classes: ClassVar[tuple[type[nn.Module], ...]]
+    modules: ClassVar[tuple[str, ...]]  # of timm, whose entry points a tail file may name
     kept: ClassVar[frozenset[str]]  # direct submodules that a tail keeps, besides its blocks
 
     def check(self, model: TimmModel, tail_blocks: int) -> None:
@@ -88,6 +90,7 @@ class SwinFamily(Family):
 
     name = "swin"
     model_classes = (SwinTransformer, SwinTransformerV2)
+    modules = ("swin_transformer", "swin_transformer_v2")
     kept = frozenset({"layers", "norm", "head"})
 
     def check(self, model: TimmModel, tail_blocks: int) -> None:
@@ -140,6 +143,12 @@ class ViTFamily(Family):
 
     name = "vit"
     model_classes: ClassVar[tuple[type[nn.Module], ...]] = (VisionTransformer,)
+    modules: ClassVar[tuple[str, ...]] = (
+        "vision_transformer",
+        "vision_transformer_hybrid",
+        "deit",
+        "vitamin",
+    )
     kept = frozenset({"blocks", "norm", "fc_norm", "attn_pool", "head", "head_dist", "head_drop"})
 
     def check(self, model: TimmModel, tail_blocks: int) -> None:
@@ -204,6 +213,7 @@ class BeitFamily(ViTFamily):
 
     name = "beit"
     model_classes = (Beit,)
+    modules = ("beit",)
     kept = ViTFamily.kept | {"rel_pos_bias"}
 
     def block_kwargs(self, cut: TimmModel, rope: Tensor | None, index: int) -> Mapping[str, Any]:
@@ -216,6 +226,7 @@ class EvaFamily(ViTFamily):
 
     name = "eva"
     model_classes = (Eva,)
+    modules = ("eva",)
 
     def rope(self, model: TimmModel, tail_blocks: int) -> Tensor | None:
         """As ``Eva._pos_embed`` computes it, for the one grid of this image size."""
@@ -240,20 +251,22 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def family_of(model: nn.Module, label: str) -> Family:
-    """The family of a timm model.
+def family_of(model: nn.Module, architecture: str) -> Family:
+    """The family of a timm model made by the entry point ``architecture``.
 
     Raises:
         UsageError: It is none of those with a known tail.
     """
     for family in FAMILIES.values():
-        if isinstance(model, family.model_classes):
+        if isinstance(model, family.model_classes) and is_model_in_modules(
+            architecture, family.modules
+        ):
             return family
     known = ", ".join(c.__name__ for family in FAMILIES.values() for c in family.model_classes)
     raise UsageError(
-        f"{label} is a timm {type(model).__name__}, which cannot teach yet: scalekd knows the last "
-        f"stage of {known} (Swin, Swin V2, ViT, DeiT, DeiT3, DINOv2, BEiT, BEiT v2, EVA, EVA-02, "
-        "DINOv3)"
+        f"{architecture} is a timm {type(model).__name__}, which cannot teach: scalekd knows the "
+        f"last stage of {known} (Swin, Swin V2, ViT, DeiT, DeiT3, DINOv2, BEiT, BEiT v2, EVA, "
+        "EVA-02, DINOv3)"
     )
 
 

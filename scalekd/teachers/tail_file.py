@@ -15,23 +15,17 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from timm.models import is_model, is_model_in_modules
+from safetensors.torch import save
+from timm.models import is_model_in_modules
 from torch import Tensor
 
 from scalekd._checkpoint import describe_mismatch
 from scalekd._model_build import constructor_arguments
-from scalekd.errors import CacheCorrupt, ScaleKDError
+from scalekd.errors import CacheCorrupt, EnvironmentFault, ScaleKDError
 from scalekd.teachers.families import FAMILIES
 from scalekd.teachers.tail import Tail, TailConfig
 
 _METADATA_KEY = "scalekd_tail"
-_MODULES = {
-    "swin": ("swin_transformer", "swin_transformer_v2"),
-    "vit": ("vision_transformer", "vision_transformer_hybrid", "deit"),
-    "beit": ("beit",),
-    "eva": ("eva",),
-}
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 # Far above any published backbone (40 blocks, 4096 channels, 21,841 classes, 1,024 px); they bound
 # the Python objects that a hostile configuration can ask for.
@@ -47,6 +41,7 @@ def save_tail(tail: Tail, path: str | Path) -> None:
 
     Raises:
         ValueError: The tail needs constant prefix tokens and has none.
+        EnvironmentFault: The file cannot be written.
     """
     if tail.num_prefix_tokens and tail.prefix_tokens is None:
         raise ValueError(
@@ -55,7 +50,10 @@ def save_tail(tail: Tail, path: str | Path) -> None:
         )
     tensors = {name: _smallest(tensor) for name, tensor in tail.state_dict().items()}
     metadata = {_METADATA_KEY: json.dumps(tail.config.model_dump(mode="json"), sort_keys=True)}
-    save_file(tensors, str(path), metadata=metadata)
+    try:  # through bytes, because save_file makes files that only their owner can read
+        Path(path).write_bytes(save(tensors, metadata=metadata))
+    except OSError as error:
+        raise EnvironmentFault(f"cannot write the tail file {path}: {error}") from error
 
 
 def load_tail(path: str | Path) -> Tail:
@@ -105,9 +103,7 @@ def _config_of(metadata: Mapping[str, str]) -> TailConfig:
         ) from error
     _check_bounds("", config.model_dump())
     family = FAMILIES[config.family]
-    if not is_model(config.architecture) or not is_model_in_modules(
-        config.architecture, _MODULES[config.family]
-    ):
+    if not is_model_in_modules(config.architecture, family.modules):
         raise CacheCorrupt(f"{config.architecture!r} is no timm backbone of family {config.family}")
     known = {name for cls in family.model_classes for name in constructor_arguments(cls)}
     if unknown := sorted(set(config.model_kwargs) - known):
@@ -125,6 +121,8 @@ def _check_bounds(name: str, value: object) -> None:
             raise CacheCorrupt(f"{name} has {len(value)} entries, more than {_MAX_LIST}")
         for item in value:
             _check_bounds(name, item)
+        if "depth" in name and sum(n for n in value if isinstance(n, int)) > _MAX_BLOCKS:
+            raise CacheCorrupt(f"{name}={value} makes more than {_MAX_BLOCKS} blocks")
     elif isinstance(value, str) and len(value) > _MAX_TEXT:
         raise CacheCorrupt(f"{name} is a text of {len(value)} characters, more than {_MAX_TEXT}")
     elif isinstance(value, int | float) and not isinstance(value, bool):

@@ -16,6 +16,8 @@ from scalekd.teachers.names import resolve_model_name
 from scalekd.teachers.spec import TeacherConfig, TeacherSpec
 from scalekd.teachers.tail import Tail, TailConfig
 
+_RANDOM_SEED = 0  # random teachers are the same on every process and at every resume
+
 
 class TeacherOutput(NamedTuple):
     """What a teacher says about a batch.
@@ -160,10 +162,13 @@ def load_teacher(config: TeacherConfig) -> Teacher:
     if config.img_size is not None:
         kwargs["img_size"] = config.img_size
     model = build_model(
-        source, pretrained=config.pretrained, checkpoint=config.checkpoint, model_kwargs=kwargs
-    )
-    model = model.eval()
-    family = family_of(model, source.label)
+        source,
+        pretrained=config.pretrained,
+        checkpoint=config.checkpoint,
+        model_kwargs=kwargs,
+        seed=_RANDOM_SEED,
+    ).eval()
+    family = family_of(model, source.architecture)
     try:
         family.check(model, config.tail_blocks)
     except UsageError as error:

@@ -1,0 +1,128 @@
+"""A timm model that gives its logits and the two feature maps ScaleKD reads, in one forward."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from scalekd._model_build import (
+    build_model,
+    check_model_kwargs,
+    constructor_arguments,
+    preprocessing_of,
+)
+from scalekd._model_names import describe_model
+from scalekd.errors import UsageError
+from scalekd.students._levels import Levels, find_levels
+from scalekd.students.names import resolve_student_name
+from scalekd.students.spec import StudentSpec
+
+
+class StudentOutput(NamedTuple):
+    """What a student makes of a batch.
+
+    Attributes:
+        logits: ``(batch, class)``, equal to the bare model's output.
+        levels: The penultimate and the final map, each ``(batch, channel, row, column)``.
+    """
+
+    logits: Tensor
+    levels: tuple[Tensor, Tensor]
+
+
+class Student(nn.Module):
+    """A trainable timm model with its last two levels laid open. Made by :func:`create_student`.
+
+    Attributes:
+        model: The bare timm model; its state dict is what is exported.
+        spec: What it is, for files and checks.
+    """
+
+    def __init__(self, model: nn.Module, spec: StudentSpec, levels: Levels) -> None:
+        super().__init__()
+        self.model = model
+        self.spec = spec
+        self._levels = levels
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> StudentOutput:
+        """Logits and levels of normalised images, in one pass through the model."""
+        model: Any = self.model
+        final, (third, fourth) = model.forward_intermediates(
+            images, indices=list(self._levels.indices)
+        )
+        logits = model.forward_head(final)
+        return StudentOutput(logits, (third, self._levels.final_map(final, fourth)))
+
+
+def create_student(
+    model: str,
+    *,
+    num_classes: int,
+    img_size: int | tuple[int, int] | None = None,
+    pretrained: bool = False,
+    checkpoint: str | Path | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+) -> Student:
+    """Create a student on the CPU, in training mode.
+
+    Random weights come from torch's generator, so that a run's seed decides them.
+
+    Args:
+        model: Any name that :func:`~scalekd.students.resolve_student_name` takes.
+        num_classes: Width of the logits; another number than that of published weights gives the
+            classifier random weights.
+        img_size: Pixels; by default the model's own size.
+        pretrained: Start from the published weights.
+        checkpoint: Start from weights on disk.
+        model_kwargs: Arguments of the timm model's constructor.
+        mean: Mean of RGB in 0..1, when not the one timm records for the model.
+        std: Standard deviation of RGB in 0..1, likewise.
+
+    Raises:
+        UsageError: Unknown model, an argument or image size it does not take, weights that do not
+            fit, or features that distillation cannot use.
+        DataError: A checkpoint or model folder cannot be read.
+        EnvironmentFault: Published weights are neither cached nor reachable.
+    """
+    if num_classes < 1:
+        raise UsageError(f"a student needs at least one class, not num_classes={num_classes}")
+    try:
+        check_model_kwargs(model_kwargs or {})
+    except ValueError as error:
+        raise UsageError(f"student {model}: {error}") from error
+    name, _ = resolve_student_name(model)
+    source = describe_model(name)
+    own_size = source.pretrained_cfg.get("input_size") or (3, 224, 224)
+    size = (img_size, img_size) if isinstance(img_size, int) else img_size
+    kwargs = {**source.model_args, **(model_kwargs or {}), "num_classes": num_classes}
+    if size is not None and (source.pretrained_cfg.get("fixed_input_size") or "img_size" in kwargs):
+        kwargs["img_size"] = size
+    built = build_model(source, pretrained=pretrained, checkpoint=checkpoint, model_kwargs=kwargs)
+    if size is None:
+        size = _square(kwargs.get("img_size")) or (int(own_size[1]), int(own_size[2]))
+    levels = find_levels(built.eval(), source.label, size)
+    own = preprocessing_of(built)
+    known = set(constructor_arguments(type(built))) - {"num_classes"}
+    spec = StudentSpec(
+        model=source.label,
+        architecture=source.architecture,
+        img_size=size,
+        mean=mean or own.mean,
+        std=std or own.std,
+        interpolation=own.interpolation,
+        crop_pct=own.crop_pct,
+        levels=levels.shapes,
+        num_classes=num_classes,
+        model_kwargs={k: v for k, v in kwargs.items() if k in known and v is not None},
+    )
+    return Student(built.train(), spec, levels)
+
+
+def _square(size: Any) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
