@@ -115,6 +115,13 @@ def test_crops_are_distributed_as_timm_draws_them(
         assert max(box[start] + box[length] for box in ours) >= side * 0.99
 
 
+def test_crops_reach_every_edge_exactly() -> None:
+    boxes = [view.crop for view in draw_many(ViewPolicy(), 500, (12, 12)) if view.crop]
+    for start, length in ((0, 2), (1, 3)):
+        assert min(box[start] for box in boxes) == 0
+        assert max(box[start] + box[length] for box in boxes if box[length] < 9) == 12
+
+
 @pytest.mark.parametrize(
     ("source", "box"),
     [
