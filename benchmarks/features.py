@@ -1,6 +1,6 @@
 """Make the feature file that ``benchmarks.codecs`` reads, from a teacher and a WebDataset folder.
 
-    python -m benchmarks.features --teacher DIR --data DIR --output /tmp/features [--calibration 2560]
+    python -m benchmarks.features --teacher DIR --data DIR --output /tmp/features
 
 writes ``features-mid.npz`` (what enters the last two blocks) and ``features-final.npz`` (after the
 last norm), each with ``calibration`` and ``test`` of shape (view, token, channel) in float16.

@@ -3,7 +3,7 @@
 import numpy as np
 
 from scalekd.codecs._spatial import forward
-from scalekd.codecs.options import Metric
+from scalekd.codecs.options import Gain, Metric
 from scalekd.shapes import FeatureShape
 
 # Gains are powers of two in eighths: finer ones cost more bits than they save (docs/LOG.md).
@@ -15,17 +15,12 @@ _MAX_GAIN = 31 * GAIN_STEPS
 _FREQUENCY_FLOOR = 0.25
 
 
-def num_gains(shape: FeatureShape, metric: Metric) -> int:
-    """One gain a token, or one a view for the raw metric, which weighs all tokens alike."""
-    return 1 if metric == "raw" else shape.num_tokens
-
-
-def gain_logs(features: np.ndarray, shape: FeatureShape, metric: Metric) -> np.ndarray:
+def gain_logs(features: np.ndarray, shape: FeatureShape, metric: Metric, gain: Gain) -> np.ndarray:
     """Binary logarithm of what each token (or view) is divided by; ``-inf`` for zero tokens.
 
-    The losses compare unit vectors, so an error counts relative to its token's length (in the frequency
-    view: its distance from the view's mean). After division one step fits all tokens, and massive
-    tokens cost no more than others.
+    The losses compare unit vectors, so an error counts relative to its token's length (in the
+    frequency view: its distance from the view's mean). After division one step fits all tokens,
+    and massive tokens cost no more than others.
     """
     if metric == "frequency":
         first = shape.num_prefix_tokens
@@ -37,7 +32,7 @@ def gain_logs(features: np.ndarray, shape: FeatureShape, metric: Metric) -> np.n
         lengths[:, first:] = np.maximum(distances, _FREQUENCY_FLOOR * typical)
     else:
         lengths = _lengths(features)
-    if metric == "raw":
+    if gain == "view":
         lengths = np.sqrt(np.square(lengths).mean(axis=1, keepdims=True))
     with np.errstate(divide="ignore"):
         return np.asarray(np.log2(lengths))

@@ -39,7 +39,8 @@ def check_config(
     found = frozenset(config) - {"codec", "version"}
     if found != keys:
         raise CacheCorrupt(
-            f"configuration of codec {codec.name!r} has keys {sorted(found)}, expected {sorted(keys)}"
+            f"configuration of codec {codec.name!r} has keys {sorted(found)}, "
+            f"expected {sorted(keys)}"
         )
     if tables:
         raise CacheCorrupt(

@@ -13,11 +13,14 @@ from scalekd.codecs._tables import TransformTables
 from scalekd.codecs.base import FeatureDecoder
 from scalekd.shapes import FeatureShape
 
+# On a CPU a few views at a time stay in its caches (a third faster than 256 at once).
+_CPU_VIEWS = 16
+
 
 class TransformDecoder(FeatureDecoder):
     """Dequantise, inverse channel transforms by band, inverse cosine transform, gains."""
 
-    columns: Tensor
+    sources: Tensor
     scale: Tensor
     pull: Tensor
     mean: Tensor
@@ -36,7 +39,10 @@ class TransformDecoder(FeatureDecoder):
         self._sizes = sizes
         columns = coefficient_columns(tables.order, bands, sizes, shape.num_channels)
         tuning = tables.groups[tables.group_of()] * np.float32(tables.step)
-        self.register_buffer("columns", torch.from_numpy(columns), persistent=False)
+        total = sum(rows * size for rows, size in zip(self._rows, sizes, strict=True))
+        sources = torch.full((total,), len(columns))
+        sources[torch.from_numpy(columns)] = torch.arange(len(columns))
+        self.register_buffer("sources", sources, persistent=False)
         self.register_buffer("scale", torch.from_numpy(tuning[:, 0].copy()), persistent=False)
         self.register_buffer("pull", torch.from_numpy(tuning[:, 1].copy()), persistent=False)
         self.register_buffer("mean", torch.from_numpy(tables.mean.copy()), persistent=False)
@@ -59,10 +65,17 @@ class TransformDecoder(FeatureDecoder):
         self.register_buffer("unsort", unsort, persistent=False)
 
     def forward(self, planes: Mapping[str, Tensor]) -> Tensor:
-        coefficients = self._dequantise(planes["coefficients"])
-        tokens = self._synthesise(coefficients)
-        gains = torch.exp2(planes["gains"].float() / GAIN_STEPS + self.reference)
-        return tokens * gains[..., None]
+        indices = planes["coefficients"]
+        gains = torch.exp2(planes["gains"].float() / GAIN_STEPS + self.reference)[..., None]
+        if indices.device.type != "cpu" or len(indices) <= _CPU_VIEWS:
+            return self._synthesise(self._dequantise(indices)) * gains
+        shape = (len(indices), self.shape.num_tokens, self.shape.num_channels)
+        result = gains.new_empty(shape)
+        for start in range(0, len(indices), _CPU_VIEWS):
+            part = slice(start, start + _CPU_VIEWS)
+            tokens = self._synthesise(self._dequantise(indices[part]))
+            torch.mul(tokens, gains[part], out=result[part])
+        return result
 
     def _dequantise(self, indices: Tensor) -> Tensor:
         """Values of all coefficients, the dropped ones zero: ``(view, coefficient by band)``."""
@@ -71,10 +84,11 @@ class TransformDecoder(FeatureDecoder):
             trellis = points[:, : self.num_trellis]
             choices = _trellis.quantiser_choices(indices[:, : self.num_trellis])
             trellis.add_(0.5).mul_(choices.float().mul_(-2).add_(1))
-        values = points.clamp(-0.5, 0.5).mul_(self.pull).addcmul_(points, self.scale)
-        total = sum(rows * size for rows, size in zip(self._rows, self._sizes, strict=True))
-        spread = values.new_zeros((len(indices), total), dtype=self.compute_dtype)
-        return spread.index_copy_(1, self.columns, values.to(self.compute_dtype))
+        near = points.clamp(-0.5, 0.5).mul_(self.pull)
+        values = points.new_zeros((len(indices), points.shape[1] + 1), dtype=self.compute_dtype)
+        values[:, :-1] = near.addcmul_(points, self.scale)
+        # Gathering is three times as fast as scattering; absent ones point at the zero at the end.
+        return values.index_select(1, self.sources)
 
     def _synthesise(self, coefficients: Tensor) -> Tensor:
         """Inverse of both transforms and of the mean: ``(view, token, channel)``, normalised."""

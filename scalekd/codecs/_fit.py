@@ -1,8 +1,8 @@
 """Fitting the transform codec: statistics in one pass, then the step by bisection.
 
-Four views in five feed the mean and the bases, which are accumulated and not kept. Every fifth is held
-back, and the step and the quantisers' tuning are found on those: on views that the bases have seen,
-the smallest components look smaller than they are.
+Four views in five feed the mean and the bases, which are accumulated and not kept. Every fifth is
+held back, and the step and the quantisers' tuning are found on those: on views that the bases have
+seen, the smallest components look smaller than they are.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -14,17 +14,18 @@ from scalekd.codecs import _analysis, _quantiser, _trellis
 from scalekd.codecs._spatial import forward, radial_bands
 from scalekd.codecs._tables import TransformTables, coefficient_groups
 from scalekd.codecs.measure import view_errors
-from scalekd.codecs.options import TransformOptions
+from scalekd.codecs.options import GAINS, Gain, TransformOptions
 from scalekd.errors import DataError, UsageError
 from scalekd.shapes import FeatureShape
 
 _HOLD_OUT_EVERY = 5
 _HOLD_OUT_VIEWS = 640
 _HOLD_OUT_BYTES = 1 << 30
-# Radial bands: 4 when calibration is short; more bases follow the spectrum more closely where
-# each can be estimated, and 16 is where it stopped paying (docs/LOG.md).
-_NUM_BANDS = (4, 8, 16)
-_TOKENS_PER_BASIS_CHANNEL = 12
+# Radial bands: 8 instead of 4 saved 0.008 bit a value; 16 another 0.001 for twice the tables
+# (docs/LOG.md). Few views cannot tell that many bases apart.
+_NUM_BANDS = 8
+_NUM_BANDS_SHORT = 4
+_SHORT_TOKENS_PER_CHANNEL = 50
 # A band's covariance is shrunk towards all bands' by this many channels' worth of tokens.
 _POOLING = 0.5
 # Views' worth of trust in a component's average over its band against its own variance.
@@ -45,6 +46,7 @@ class _Statistics:
     """Sums over calibration views; bands carry their own second moments."""
 
     shape: FeatureShape
+    gain: Gain
     num_views: int
     mean: np.ndarray
     moments: np.ndarray
@@ -66,7 +68,7 @@ def fit(
     statistics = _accumulate(shape, calibration, options, tell)
     bases = _bases(statistics)
     held = statistics.held
-    logs = _analysis.gain_logs(held, shape, options.metric)
+    logs = _analysis.gain_logs(held, shape, options.metric, statistics.gain)
     gains = _analysis.quantise_gains(logs, statistics.reference)
     values = _coefficients(statistics, gains, bases, shape)
     sigmas = _sigmas(values, statistics, bases)
@@ -84,6 +86,7 @@ def _accumulate(
     expected = options.num_calibration_views(shape)
     num_bands = _choose_bands(shape, expected)
     bands = radial_bands(shape, num_bands)
+    gain: Gain | None = None
     count_bands = int(bands.max()) + 1
     tokens, channels = shape.num_tokens, shape.num_channels
     total = np.zeros((tokens, channels))
@@ -106,7 +109,8 @@ def _accumulate(
             if len(part) == 0:
                 continue
             used += len(part)
-            logs = _analysis.gain_logs(part, shape, options.metric)
+            gain = gain or _choose_gain(part, shape, options)
+            logs = _analysis.gain_logs(part, shape, options.metric, gain)
             if reference is None:
                 finite = logs[np.isfinite(logs)]
                 reference = float(np.round(np.median(finite), 3)) if finite.size else 0.0
@@ -118,7 +122,7 @@ def _accumulate(
                 flat = rows[:, bands == band].reshape(-1, channels)
                 moments[band] += flat.T @ flat
             tell("statistics", 0.5 * min(seen / expected, 1.0))
-    if reference is None:
+    if reference is None or gain is None:
         raise UsageError("the transform codec is fitted on features, and got no view")
     if kept == 0:  # fewer than five views: better the same ones than none
         held = [np.asarray(part)]
@@ -129,6 +133,7 @@ def _accumulate(
         moments[band] -= used * (member.T @ member)
     return _Statistics(
         shape,
+        gain,
         used,
         mean.astype(np.float32),
         moments,
@@ -149,13 +154,37 @@ def _check(block: np.ndarray, shape: FeatureShape, seen: int) -> None:
 
 
 def _choose_bands(shape: FeatureShape, num_views: int) -> int:
-    best = _NUM_BANDS[0]
-    for candidate in _NUM_BANDS:
-        bands = radial_bands(shape, candidate)[shape.num_prefix_tokens :]
-        smallest = np.bincount(bands).min() * num_views
-        if smallest >= _TOKENS_PER_BASIS_CHANNEL * shape.num_channels:
-            best = candidate
-    return best
+    enough = shape.num_patch_tokens * num_views >= _SHORT_TOKENS_PER_CHANNEL * shape.num_channels
+    return _NUM_BANDS if enough else _NUM_BANDS_SHORT
+
+
+def _choose_gain(views: np.ndarray, shape: FeatureShape, options: TransformOptions) -> Gain:
+    """Token or view gains, whichever the rate-distortion bound of the first views favours.
+
+    Equal relative errors for all tokens are what the loss asks for, and massive tokens demand
+    them; but where lengths differ little, dividing by them also disturbs what the tokens share.
+    """
+    if options.metric == "raw":
+        return "view"
+    energy = np.exp2(2 * _analysis.gain_logs(views, shape, options.metric, "token"))
+    energy = np.maximum(energy[:, shape.num_prefix_tokens :], 1e-12 * energy.max() + 1e-300)
+    rates = {}
+    for gain in GAINS:
+        logs = _analysis.gain_logs(views, shape, options.metric, gain)
+        gains = _analysis.quantise_gains(logs, 0.0)
+        normalised = _analysis.normalise(views, gains, 0.0)
+        normalised -= normalised.mean(axis=0)
+        rows = forward(normalised, shape)
+        flat = rows.reshape(-1, shape.num_channels)
+        _, vectors = np.linalg.eigh((flat.T @ flat).astype(np.float64))
+        variances = np.square(rows @ vectors.astype(np.float32)).mean(axis=0, dtype=np.float64)
+        # White noise of this size a value meets the target on average.
+        weight = np.exp2(2 * logs) if gain == "view" else energy
+        level = options.error / (shape.num_channels * float((weight / energy).mean()))
+        rate = 0.5 * np.log2(np.maximum(variances / level, 1)).sum()
+        # Gains of tokens cost about 3 bits each.
+        rates[gain] = float(rate) + (3.0 * shape.num_tokens if gain == "token" else 0.0)
+    return min(GAINS, key=lambda gain: rates[gain])
 
 
 def _bases(statistics: _Statistics) -> tuple[np.ndarray, ...]:
@@ -286,6 +315,7 @@ class _Search:
         )
         return TransformTables(
             options=self.options,
+            gain=self.statistics.gain,
             num_bands=self.statistics.num_bands,
             step=step,
             reference=self.statistics.reference,

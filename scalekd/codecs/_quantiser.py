@@ -1,10 +1,10 @@
 """The encoder's quantisers and their fine tuning.
 
-Rate-distortion optimisation without a search over rates: in each group of coefficients of one scale the
-cost in bits of a point ``y`` is close to ``a + b|y| + c y**2``. Squared distance plus that price is,
-up to a constant, ``(1 + price * c)`` times the squared distance from the value moved towards zero:
-``(|v| - price * b / 2) / (1 + price * c)``. So moving the values first makes the plain nearest-point
-search the rate-aware one.
+Rate-distortion optimisation without a search over rates: in each group of coefficients of one
+scale the cost in bits of a point ``y`` is close to ``a + b|y| + c y**2``. Squared distance plus
+that price is, up to a constant, ``(1 + price * c)`` times the squared distance from the value
+moved towards zero: ``(|v| - price * b / 2) / (1 + price * c)``. So moving the values first makes
+the plain nearest-point search the rate-aware one.
 """
 
 import numpy as np

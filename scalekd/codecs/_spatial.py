@@ -35,7 +35,7 @@ def radial_bands(shape: FeatureShape, num_bands: int) -> np.ndarray:
 
 
 def forward(tokens: np.ndarray, shape: FeatureShape) -> np.ndarray:
-    """Prefix tokens as they are, then grid frequencies row by row; float32 ``(view, row, channel)``."""
+    """Prefix tokens as they are, then frequencies; float32 ``(view, row, channel)``."""
     views, _, channels = tokens.shape
     first = shape.num_prefix_tokens
     rows, columns = (cosine_basis(size).astype(np.float32) for size in shape.grid)

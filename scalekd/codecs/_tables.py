@@ -8,7 +8,7 @@ import numpy as np
 from scalekd.codecs import _trellis
 from scalekd.codecs._spatial import radial_bands
 from scalekd.codecs.base import JsonDict
-from scalekd.codecs.options import METRICS, Metric, TransformOptions
+from scalekd.codecs.options import GAINS, METRICS, Gain, Metric, TransformOptions
 from scalekd.errors import CacheCorrupt, UsageError
 from scalekd.shapes import FeatureShape
 
@@ -28,6 +28,7 @@ class TransformTables:
 
     Attributes:
         options: Target that the step was fitted to.
+        gain: What is divided by its own length: each token, or the view as a whole.
         num_bands: Radial bands asked for; small grids use fewer.
         step: Fine step, in units of normalised features.
         reference: Binary logarithm of the gain that a stored gain of 0 means.
@@ -42,6 +43,7 @@ class TransformTables:
     """
 
     options: TransformOptions
+    gain: Gain
     num_bands: int
     step: float
     reference: float
@@ -55,6 +57,10 @@ class TransformTables:
     def num_coefficients(self) -> int:
         return len(self.order)
 
+    def num_gains(self, shape: FeatureShape) -> int:
+        """Stored gains of a view."""
+        return shape.num_tokens if self.gain == "token" else 1
+
     def group_of(self) -> np.ndarray:
         """Group of each coefficient, int64 ``(coefficient,)``."""
         return coefficient_groups(self.num_coefficients, self.num_trellis)
@@ -63,6 +69,7 @@ class TransformTables:
         return {
             "error": self.options.error,
             "metric": self.options.metric,
+            "gain": self.gain,
             "num_bands": self.num_bands,
             "step": self.step,
             "reference": self.reference,
@@ -99,8 +106,9 @@ def tables_from(
     if step <= 0 or abs(reference) > 200 or num_trellis % _trellis.STEPS:
         raise CacheCorrupt(f"transform codec: {step=}, {reference=}, {num_trellis=} cannot be")
     metric: Metric = config["metric"]
-    if metric not in METRICS:
-        raise CacheCorrupt(f"transform codec: unknown metric {metric!r}")
+    gain: Gain = config["gain"]
+    if metric not in METRICS or gain not in GAINS:
+        raise CacheCorrupt(f"transform codec: unknown {metric=} or {gain=}")
     try:
         options = TransformOptions(_real(config, "error"), metric)
     except UsageError as error:
@@ -127,7 +135,7 @@ def tables_from(
     if (groups[:, 3] < 1).any():
         raise CacheCorrupt("transform codec: a weight is below 1")
     return TransformTables(
-        options, num_bands, step, reference, num_trellis, mean, bases, order, groups
+        options, gain, num_bands, step, reference, num_trellis, mean, bases, order, groups
     )
 
 

@@ -13,8 +13,8 @@ For a symmetric source an index ``k`` is then equally likely under both, so one 
 entropy coder serves both without knowing the state. (VVC's points, zero in both quantisers, cost
 0.03 to 0.13 bit more with such a coder; unmirrored half-shifted ones 0.01 to 0.06; docs/LOG.md.)
 
-The machine is Ungerboeck's eight-state code (parity-check polynomials 13 and 04, octal). It is linear
-over GF(2): with ``p[n] = k[n] & 1`` the quantiser is ``z[n] = z[n-1] ^ z[n-3] ^ p[n-2]``, so
+The machine is Ungerboeck's eight-state code (parity-check polynomials 13 and 04, octal). It is
+linear over GF(2): with ``p[n] = k[n] & 1`` the quantiser is ``z[n] = z[n-1] ^ z[n-3] ^ p[n-2]``, so
 the decoder needs no loop over values (:func:`quantiser_choices`).
 
 The rows of a block are cut into ``STEPS`` slabs; row ``i`` of every slab forms one path, all paths

@@ -43,9 +43,9 @@ Planes = Mapping[str, np.ndarray]
 JsonDict = dict[str, Any]
 
 # pcodec codes a page with one table of bins: long pages share the table's cost (about 60 bytes),
-# short ones follow the data closer. 32,768 values were best or within 0.1 % of it for coefficients
-# sorted by scale (benchmarks/codecs.py).
-DEFAULT_PAGE_VALUES = 32_768
+# short ones follow the data closer. Of 2**14 to 2**18 this was best for coefficients sorted by
+# scale (docs/LOG.md).
+DEFAULT_PAGE_VALUES = 65_536
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class PlaneSpec:
         return int(shape[axis])
 
     def zarr_kwargs(self) -> dict[str, Any]:
-        """Arguments of ``zarr.create_array`` that decide the bytes: filters, serializer, compressors.
+        """What ``zarr.create_array`` takes to decide the bytes: serializer, compressors, filters.
 
         A crc32c of the compressed bytes closes every chunk, so that a reader without our
         records still notices a flipped bit.
@@ -141,24 +141,37 @@ class PlaneSpec:
             CacheCorrupt: The bytes do not decode to exactly ``num_views`` views.
         """
         out = np.empty(self.stored_shape(num_views), self.dtype)
-        codec = self._zstd() if self.compression == "zstd" else self._pcodec()
         try:
-            decoded = np.frombuffer(codec.decode(data), self.dtype)
+            count = self._decompress(data, out.reshape(-1))
         # The Rust and C decoders raise RuntimeError, ValueError and TypeError as they please,
         # and pyo3's PanicException derives from BaseException.
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
             raise CacheCorrupt(
-                f"plane {self.name!r}: {len(data)} bytes do not decode ({error}); the file is damaged"
+                f"plane {self.name!r}: {len(data)} bytes do not decode ({error}); "
+                "the file is damaged"
             ) from error
-        if decoded.size != out.size:
+        if count != out.size:
             raise CacheCorrupt(
-                f"plane {self.name!r}: {len(data)} bytes decode to {decoded.size} values, "
-                f"{num_views} views need {out.size}; the file is damaged"
+                f"plane {self.name!r}: {len(data)} bytes do not decode to the {out.size} values of "
+                f"{num_views} views; the file is damaged"
             )
-        out.reshape(-1)[:] = decoded
         return out
+
+    def _decompress(self, data: bytes, out: np.ndarray) -> int:
+        """Fill ``out`` and return how many values the bytes held, -1 when they went on."""
+        if self.compression == "zstd":
+            decoded = np.frombuffer(self._zstd().decode(data), self.dtype)
+            if decoded.size == out.size:
+                out[:] = decoded
+            return int(decoded.size)
+        from pcodec import standalone
+
+        if out.size == 0:
+            return 0
+        progress = standalone.simple_decompress_into(data, out)
+        return int(progress.n_processed) if progress.finished else -1
 
     def _pcodec_config(self) -> JsonDict:
         # Level 8, classic, no delta: neighbours are independent draws of one distribution, and

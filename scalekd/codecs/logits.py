@@ -1,8 +1,8 @@
 """Logits: all classes in half precision, or the K likeliest with what is left over.
 
 Softmax ignores a common offset, so ``topk`` stores scores relative to the largest and a log-sum-exp
-relative to it too: half precision is finest near zero, where the likely classes are. With the mass of
-the rest the distribution can be formed at any temperature; the rest is spread evenly.
+relative to it too: half precision is finest near zero, where the likely classes are. With the mass
+of the rest the distribution can be formed at any temperature; the rest is spread evenly.
 """
 
 from collections.abc import Mapping
@@ -77,10 +77,10 @@ class _TopKDecoder(LogitDecoder):
 class TopKLogitCodec(LogitCodec):
     """The K likeliest classes, likeliest first.
 
-    Decodes to ``indices`` int64 ``(view, k)``; ``log_probs`` float32 ``(view, k)``, log-probabilities
-    at temperature 1; ``log_sum_exp`` float32 ``(view,)`` of the scores *relative to the largest*
-    (so ``log_probs + log_sum_exp`` are logits whose maximum is 0); ``tail_mass`` float32 ``(view,)``,
-    the probability of all other classes together at temperature 1.
+    Decodes to ``indices`` int64 ``(view, k)``; ``log_probs`` float32 ``(view, k)``,
+    log-probabilities at temperature 1; ``log_sum_exp`` float32 ``(view,)`` of the scores *relative
+    to the largest* (so ``log_probs + log_sum_exp`` are logits whose maximum is 0); ``tail_mass``
+    float32 ``(view,)``, the probability of all other classes together at temperature 1.
 
     Scores more than 65504 below the largest are stored as -65504: probability zero either way.
     """

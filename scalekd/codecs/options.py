@@ -9,6 +9,8 @@ from scalekd.shapes import FeatureShape
 
 Metric = Literal["spatial", "frequency", "raw"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
+Gain = Literal["token", "view"]
+GAINS: tuple[Gain, ...] = get_args(Gain)
 
 # Calibration: at least 150 tokens a channel, from at least 500 images (measured: fewer images cost
 # more than fewer tokens, their tokens being alike). A quarter on top is held out of the bases
@@ -58,7 +60,8 @@ class TransformOptions:
             raise UsageError(
                 f"transform codec: error={options['error']!r} is not a number"
             ) from fault
-        return cls(error, options.get("metric", "spatial"))  # type: ignore[arg-type]  # checked above
+        metric = options.get("metric", "spatial")
+        return cls(error, metric)  # type: ignore[arg-type]  # __post_init__ checks
 
     def num_calibration_views(self, shape: FeatureShape) -> int:
         """Views that a good fit takes, fewer where their memory would exceed 3 GiB."""

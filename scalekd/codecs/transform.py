@@ -24,7 +24,9 @@ from scalekd.codecs.base import FeatureCodec, FeatureDecoder, JsonDict, PlaneSpe
 from scalekd.codecs.options import TransformOptions
 from scalekd.shapes import FeatureShape
 
-_CONFIG_KEYS = frozenset({"error", "metric", "num_bands", "step", "reference", "num_trellis"})
+_CONFIG_KEYS = frozenset(
+    {"error", "metric", "gain", "num_bands", "step", "reference", "num_trellis"}
+)
 _LARGEST = 32_000  # indices stay below int16's end
 # Values that the encoder works on at a time: the trellis' arrays then stay in a core's cache, and
 # memory does not grow with the block.
@@ -34,8 +36,8 @@ _BLOCK_VALUES = 1 << 20
 class TransformCodec(FeatureCodec):
     """See the module. Two planes: ``coefficients`` int16 and ``gains`` int16.
 
-    Stated bound: none for a single value; the mean error over views like those of the calibration is
-    the target's, and is measured.
+    Stated bound: none for a single value; the mean error over views like those of the calibration
+    is the target's, and is measured.
     """
 
     name = "transform"
@@ -53,7 +55,7 @@ class TransformCodec(FeatureCodec):
     @property
     def planes(self) -> tuple[PlaneSpec, ...]:
         tables = self.transform_tables
-        gains = _analysis.num_gains(self.shape, tables.options.metric)
+        gains = tables.num_gains(self.shape)
         return (
             PlaneSpec("coefficients", "int16", shape_before=(tables.num_coefficients,)),
             PlaneSpec("gains", "int16", shape_before=(gains,)),
@@ -69,7 +71,7 @@ class TransformCodec(FeatureCodec):
         for start in range(0, num_views, at_once):
             part = slice(start, start + at_once)
             block = features[part]
-            logs = _analysis.gain_logs(block, self.shape, tables.options.metric)
+            logs = _analysis.gain_logs(block, self.shape, tables.options.metric, tables.gain)
             stored = _analysis.quantise_gains(logs, tables.reference)
             coefficients[:, part], stored = self._encode_block(block, stored)
             gains[:, part] = stored.T
