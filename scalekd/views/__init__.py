@@ -12,16 +12,18 @@ that the student sees the very pixels the teacher saw, and ``pixel_hash`` proves
 """
 
 from scalekd.views._columns import pack_views, unpack_view, view_columns
+from scalekd.views._components import POLICY_GRAMMAR, CenterCrop, RandAugment, RandomCrop
 from scalekd.views._decode import decode_image
 from scalekd.views._draw import draw
 from scalekd.views._environment import pixel_environment
 from scalekd.views._operations import OPERATIONS
 from scalekd.views._params import CropBox, EraseBox, Interpolation, Operation, ViewParams
-from scalekd.views._policy import CenterCrop, RandAugment, RandomCrop, ViewPolicy
+from scalekd.views._policy import ViewPolicy
 from scalekd.views._render import mean_difference, pixel_hash, render
 
 __all__ = [
     "OPERATIONS",
+    "POLICY_GRAMMAR",
     "CenterCrop",
     "CropBox",
     "EraseBox",

@@ -9,8 +9,9 @@ import math
 import struct
 
 from scalekd.errors import UsageError
+from scalekd.views._components import CenterCrop, RandAugment, RandomCrop
 from scalekd.views._params import ERASE_UNIT, MAX_SIDE, CropBox, EraseBox, Operation, ViewParams
-from scalekd.views._policy import CenterCrop, RandAugment, RandomCrop, ViewPolicy
+from scalekd.views._policy import ViewPolicy
 from scalekd.views._random import below, exponential, normal, uniform, view_words
 
 _TRIES = 10  # of a crop, and of an erased box, before giving up: timm, torchvision

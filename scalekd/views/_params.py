@@ -95,8 +95,9 @@ class ViewParams:
         if self.erase is not None:
             top, left, height, width = self.erase
             inside = top + height <= ERASE_UNIT and left + width <= ERASE_UNIT
-            if min(top, left) < 0 or min(height, width) < 1 or not inside:
-                raise ValueError(f"{self.erase} is no box inside a view")
+            smaller = min(height, width) >= 1 and max(height, width) < ERASE_UNIT
+            if min(top, left) < 0 or not inside or not smaller:
+                raise ValueError(f"{self.erase} is no box inside a view and smaller than it")
         if not 0 <= self.noise_seed < 2**32:
             raise ValueError(f"a noise seed is in 0..2**32 - 1, not {self.noise_seed}")
 

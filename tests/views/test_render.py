@@ -231,6 +231,7 @@ def test_only_rgb_images_and_possible_sizes(image: Image.Image) -> None:
         {"crop": None, "center": 1.5},
         {"erase": EraseBox(0, 0, 0, 0)},
         {"erase": EraseBox(65535, 0, 2, 1)},
+        {"erase": EraseBox(0, 0, 65536, 1)},
         {"noise_seed": 2**32},
         {"operations": (Operation("blur"),)},
     ],
