@@ -8,7 +8,6 @@ shards of its own. Running the same command again finishes what is missing.
 
 import dataclasses
 import importlib.metadata
-import math
 import shutil
 import tempfile
 import time
@@ -21,10 +20,9 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from pydantic import BaseModel, ConfigDict, Field
-from scalekd.pipelines._progress import ProgressReport
 from torch import Tensor
 
-from scalekd.cache.files import FileDigest, explained, remove_abandoned
+from scalekd.cache.files import FileDigest, remove_abandoned
 from scalekd.cache.layout import RECORDS_FOLDER, Layout
 from scalekd.cache.manifest import (
     CodecInfo,
@@ -44,8 +42,9 @@ from scalekd.cache.writer import (
     differences,
     finish,
     read_plan,
+    remove_cache,
 )
-from scalekd.codecs import create_logit_codec, fit_codec, measure_errors, parse_codec
+from scalekd.codecs import FeatureCodec, create_logit_codec, fit_codec, measure_errors, parse_codec
 from scalekd.data.drawing import (
     DrawnBatch,
     DrawnViews,
@@ -55,6 +54,7 @@ from scalekd.data.drawing import (
 )
 from scalekd.data.samples import ImageDataset, open_dataset
 from scalekd.errors import CacheMismatch, DataError, EnvironmentFault, UsageError
+from scalekd.pipelines._progress import ProgressReport
 from scalekd.teachers import Teacher, TeacherConfig, load_teacher, resolve_model_name, save_tail
 from scalekd.training.coordination import Coordinator
 from scalekd.views import ViewPolicy, pack_views, pixel_environment
@@ -105,13 +105,13 @@ class CacheTeacherConfig(BaseModel):
     logits: str = "full"
     codec: str = "float16"
     aug: str = "crop-flip"
-    seed: int = Field(default=0, ge=0)
-    limit: int | None = None
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    limit: int | None = Field(default=None, ge=1)
     shards: tuple[int, int] | None = None
     batch_size: int = Field(default=64, ge=1)
     workers: int = Field(default=2, ge=0)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    shard_size: int | None = Field(default=None, ge=1)
+    shard_size: int | None = Field(default=None, ge=1, le=1 << 24)
     skip_corrupt: bool = False
     overwrite: bool = False
     note: str | None = None
@@ -153,13 +153,13 @@ def cache_teacher(config: CacheTeacherConfig) -> CacheTeacherResult:
         return everyone.together(lambda: work() if state.is_main_process else None)
 
     images, policy = everyone.together(lambda: preflight(config))
-    if config.overwrite:
-        on_main(lambda: _remove(config.output))
     teacher = everyone.together(lambda: load_checked_teacher(config).to(state.device))
+    if config.overwrite:
+        on_main(lambda: remove_cache(config.output))
     on_main(lambda: _prepare(config, teacher, images, policy))
     plan, codecs = everyone.together(lambda: _join(config, teacher, images, policy))
     config = config.model_copy(
-        update={"passes": max(config.passes, committed_passes(config.output))}
+        update={"passes": max(config.passes, committed_passes(config.output, plan))}
     )
     layout = codecs.layout(plan.identity)
     on_main(lambda: _tidy_and_check_space(config, plan, layout))
@@ -206,8 +206,22 @@ def preflight(config: CacheTeacherConfig) -> tuple[ImageDataset, ViewPolicy]:
         create_logit_codec(config.logits, num_classes=1 << 16)
     if not config.overwrite:
         read_plan(config.output)
+    elif config.shards is not None:
+        raise UsageError(
+            "--overwrite --shards: would delete the shards that other machines have done; delete"
+            " the cache first, then start every part without --overwrite"
+        )
     images = open_dataset(config.data_dir, config.split).limited(config.limit)
+    shard_size = config.shard_size or default_shard_size(len(images))
+    _check_shards(config.shards, -(-len(images) // shard_size))
     return images, policy
+
+
+def _check_shards(shards: tuple[int, int] | None, num_shards: int) -> None:
+    if shards is not None and not 0 <= shards[0] <= shards[1] < num_shards:
+        raise UsageError(
+            f"--shards {shards[0]}-{shards[1]}: the cache has shards 0 to {num_shards - 1}"
+        )
 
 
 def _tidy_and_check_space(config: CacheTeacherConfig, plan: Plan, layout: Layout) -> None:
@@ -230,14 +244,6 @@ def _tidy_and_check_space(config: CacheTeacherConfig, plan: Plan, layout: Layout
         )
 
 
-def _remove(output: Path) -> None:
-    """Delete a cache, and nothing but a cache."""
-    if output.exists():
-        read_plan(output)
-        with explained(output, "cannot remove"):
-            shutil.rmtree(output)
-
-
 def load_checked_teacher(config: CacheTeacherConfig) -> Teacher:
     teacher = load_teacher(config.teacher)
     if config.logits != "none":
@@ -253,9 +259,11 @@ def load_checked_teacher(config: CacheTeacherConfig) -> Teacher:
 def _prepare(
     config: CacheTeacherConfig, teacher: Teacher, images: ImageDataset, policy: ViewPolicy
 ) -> None:
-    """Calibrate and begin the cache, unless it was begun before."""
+    """Calibrate and begin the cache, unless it was begun before, and then for this very job."""
     plan = read_plan(config.output)
-    if plan is None:
+    if plan is not None:
+        _check_same_job(config, teacher, images, policy, plan)
+    else:
         calibration = _calibrate(config, teacher, images, policy)
         identity = _identity(config, teacher, images, policy, calibration)
         licence = teacher.spec.licence
@@ -302,8 +310,12 @@ def _calibrate(
     every = -(-count // num_held_out) if num_held_out else count + 1
     is_held_out = np.arange(count) % every == every - 1
     drawn = DrawnViews(images, policy, config.seed, spec.img_size, config.skip_corrupt)
+    seen = _draw_witnesses(drawn)
     fit_on = _Features(config, teacher, drawn, positions[~is_held_out])
-    teacher.calibrate_prefix(fit_on.pixels)
+    try:
+        teacher.calibrate_prefix(fit_on.pixels)
+    except ValueError as error:
+        raise DataError(f"{images.place}: {error}: all of them are corrupt") from error
     stages, measured = {}, {}
     for stage in config.stages:
         shape = spec.stages[stage]
@@ -311,15 +323,13 @@ def _calibrate(
         stages[stage] = stage_info(codec, save_codec(config.output, codec, f"stage{stage}"))
         if num_held_out:
             unseen = _Features(config, teacher, drawn, positions[is_held_out])
-            original = np.concatenate(list(unseen.blocks(stage)))
-            decoded = codec.decode(codec.encode(original))
-            measured[stage] = measure_errors(original, decoded, shape).to_json()
+            original = list(unseen.blocks(stage))
+            if original:
+                measured[stage] = _measured(codec, np.concatenate(original))
     logits = None
     if config.logits != "none" and spec.num_classes is not None:
         logit_codec = create_logit_codec(config.logits, spec.num_classes)
         logits = save_codec(config.output, logit_codec, "logits")
-    first = drawn.draw(DrawRequest(0, 0, range(min(_NUM_WITNESSES, len(images)))))
-    seen = np.ascontiguousarray(first.pixels.permute(0, 2, 3, 1).numpy())
     return _Calibration(
         stages=stages,
         logits=logits,
@@ -327,6 +337,24 @@ def _calibrate(
         witnesses=save_arrays(config.output, "witnesses", {"pixels": seen}),
         measured_errors=measured,
     )
+
+
+def _draw_witnesses(drawn: DrawnViews) -> np.ndarray[Any, Any]:
+    """Pixels of the views, in pass 0, of the first samples that can be decoded."""
+    found: list[np.ndarray[Any, Any]] = []
+    for position in range(len(drawn.images)):
+        batch = drawn.draw(DrawRequest(0, 0, (position,)))
+        found.extend(batch.pixels.permute(0, 2, 3, 1).numpy())
+        if len(found) == _NUM_WITNESSES:
+            break
+    if not found:
+        raise DataError(f"{drawn.images.place}: every image is corrupt")
+    return np.stack(found)
+
+
+def _measured(codec: FeatureCodec, original: np.ndarray[Any, Any]) -> dict[str, Any]:
+    decoded = codec.decode(codec.encode(original))
+    return measure_errors(original, decoded, codec.shape).to_json()
 
 
 def _save_tail(config: CacheTeacherConfig, teacher: Teacher) -> tuple[str, FileDigest]:
@@ -357,7 +385,8 @@ class _Features:
     def pixels(self) -> Iterator[Tensor]:
         device = self._teacher.mean.device
         for batch in drawing_loader(self._drawn, self._requests, num_workers=self._config.workers):
-            yield batch.pixels.to(device)
+            if batch.keys:  # else every image of it was corrupt
+                yield batch.pixels.to(device)
 
     def blocks(self, stage: int) -> Iterator[np.ndarray[Any, Any]]:
         for pixels in self.pixels:
@@ -431,8 +460,13 @@ def _identity(
         ),
         skip_corrupt=config.skip_corrupt,
         shard_size=shard_size,
-        block_size=math.gcd(shard_size, BLOCK_SIZE),
+        block_size=default_block_size(shard_size),
     )
+
+
+def default_block_size(shard_size: int) -> int:
+    """Views a block: 256, or the most below it that cut the shard into whole blocks."""
+    return next(size for size in range(BLOCK_SIZE, 0, -1) if shard_size % size == 0)
 
 
 def default_shard_size(num_samples: int) -> int:
@@ -455,13 +489,23 @@ def _join(
             f"{config.output} shows no plan, though another process wrote it: is it one folder,"
             " shared by all machines?"
         )
+    _check_same_job(config, teacher, images, policy, plan)
+    return plan, CacheCodecs.load(config.output, plan.identity)
+
+
+def _check_same_job(
+    config: CacheTeacherConfig,
+    teacher: Teacher,
+    images: ImageDataset,
+    policy: ViewPolicy,
+    plan: Plan,
+) -> None:
     wanted = _identity(config, teacher, images, policy, plan.identity)
     if wanted != plan.identity:
         raise CacheMismatch(
             f"{config.output} was begun for something else: {differences(plan.identity, wanted)}."
             " Give the same options to finish it, choose another --output, or pass --overwrite"
         )
-    return plan, CacheCodecs.load(config.output, plan.identity)
 
 
 @dataclass(frozen=True)
@@ -481,10 +525,6 @@ def _divide(config: CacheTeacherConfig, writer: CacheWriter, state: PartialState
     """Every process takes every n-th shard, whatever is missing: none is ever taken twice."""
     identity = writer.plan.identity
     first, last = config.shards or (0, identity.num_shards - 1)
-    if not 0 <= first <= last < identity.num_shards:
-        raise UsageError(
-            f"--shards {first}-{last}: the cache has shards 0 to {identity.num_shards - 1}"
-        )
     own = range(first + state.process_index, last + 1, state.num_processes)
     shards = [
         (pass_index, shard)

@@ -56,6 +56,7 @@ def explained(path: Path, doing: str) -> Iterator[None]:
             errno.EMFILE: "too many open files: raise `ulimit -n` and run the same command again",
             errno.ENFILE: "too many open files on this machine: run the same command again later",
             errno.ENOTDIR: "a file stands where a folder is needed",
+            errno.EEXIST: "a file stands where a folder is needed",
             errno.EIO: "the device failed: check it, then run the same command again",
         }.get(error.errno or 0)
         if advice is None:
@@ -82,7 +83,7 @@ def commit_file(path: Path, data: bytes | memoryview, *, exclusive: bool = False
     owner = f"{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     temporary = path.with_name(f".{path.name}.{owner}{TEMPORARY_SUFFIX}")
     with explained(path, "cannot write"):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         try:
             with temporary.open("xb") as file:
                 file.write(data)
@@ -137,6 +138,15 @@ def _is_alive(process: int) -> bool:
     return True
 
 
+def _make_folder(folder: Path) -> None:
+    """Make a folder that survives a power cut: a new folder is an entry of its parent."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -152,7 +162,8 @@ def inside(root: Path, relative: str) -> Path:
         CacheCorrupt: ``relative`` is absolute, climbs with ``..``, or passes a symbolic link.
     """
     parts = PurePosixPath(relative)
-    if parts.is_absolute() or not parts.parts or ".." in parts.parts or "\\" in relative:
+    strange = ".." in parts.parts or "\\" in relative or "\0" in relative
+    if parts.is_absolute() or not parts.parts or strange:
         raise CacheCorrupt(f"{root}: {relative!r} is not a path inside the cache")
     path = root
     for part in parts.parts:
@@ -168,10 +179,11 @@ def read_bounded(path: Path, *, max_bytes: int, what: str) -> bytes:
     Raises:
         CacheCorrupt: The file is missing, not a plain file, or too large.
     """
-    try:
-        status = path.lstat()
-    except FileNotFoundError:
-        raise CacheCorrupt(f"{path}: {what} is missing") from None
+    with explained(path, "cannot read"):
+        try:
+            status = path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise CacheCorrupt(f"{path}: {what} is missing") from None
     if not stat.S_ISREG(status.st_mode):
         raise CacheCorrupt(f"{path}: {what} is not a plain file")
     if status.st_size > max_bytes:

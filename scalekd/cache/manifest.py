@@ -160,7 +160,7 @@ class ShardRecord(_Record):
         unit: ``"samples"`` or the number of the pass.
         shard: Number of the shard.
         num_rows: Valid rows; rows after them are padding.
-        keys_sha256: Hash of the shard's keys in order.
+        samples_sha256: Hash of keys, labels and images of the shard, in order; alike in all passes.
         files: Digest of every file of the unit, by path inside the cache.
         skipped: Keys of corrupt images left out at the maker's wish.
     """
@@ -169,7 +169,7 @@ class ShardRecord(_Record):
     unit: Literal["samples"] | Annotated[int, Field(ge=0, lt=1 << 20)]
     shard: int = Field(ge=0)
     num_rows: int = Field(ge=0)
-    keys_sha256: Sha256
+    samples_sha256: Sha256
     files: dict[RelativePath, FileDigest]
     skipped: tuple[str, ...] = ()
 
@@ -226,6 +226,18 @@ def parse(model: type[Model], data: bytes, *, where: str) -> Model:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "document"
         raise CacheCorrupt(f"{where}: {place}: {first['msg']}") from None
+
+
+def parse_committed(model: type[Model], data: bytes, *, where: str) -> Model:
+    """Read a document that :func:`canonical` wrote, and refuse any other bytes of its meaning.
+
+    Raises:
+        CacheMismatch, CacheCorrupt: As for :func:`parse`; or a byte changed that JSON ignores.
+    """
+    found = parse(model, data, where=where)
+    if canonical(found) != data:
+        raise CacheCorrupt(f"{where}: its bytes changed since it was committed")
+    return found
 
 
 def _check_version(document: Any, where: str) -> None:

@@ -6,13 +6,14 @@ reader holds no open file, so it may be pickled or forked into the workers of a 
 
 from collections.abc import Iterable
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 
-from scalekd.cache.files import FileDigest, read_bounded, read_checked
+from scalekd.cache.files import FileDigest, digest, read_bounded, read_checked
 from scalekd.cache.layout import (
     MANIFEST_FILE,
     PLAN_FILE,
@@ -27,9 +28,10 @@ from scalekd.cache.manifest import (
     Identity,
     Manifest,
     ShardRecord,
-    parse,
+    canonical,
+    parse_committed,
 )
-from scalekd.cache.records import keys_hash, read_record, record_hash
+from scalekd.cache.records import read_record, record_hash, samples_hash
 from scalekd.cache.store import CheckedStore, open_array
 from scalekd.cache.targets import CacheCodecs, load_tables
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
@@ -56,7 +58,7 @@ def read_manifest(root: Path) -> Manifest:
                 " `scalekd cache-teacher` again to finish it"
             )
         raise DataError(f"no cache at {root}: it holds neither {MANIFEST_FILE} nor {PLAN_FILE}")
-    manifest = parse(
+    manifest = parse_committed(
         Manifest,
         read_bounded(path, max_bytes=MAX_JSON_BYTES, what="the manifest"),
         where=str(path),
@@ -74,9 +76,10 @@ def open_cache(root: str | Path) -> "CacheReader":
     """
     path = Path(root)
     manifest = read_manifest(path)
-    identity = manifest.plan.identity
-    codecs = CacheCodecs.load(path, identity)
-    return CacheReader(path, manifest, codecs)
+    codecs = CacheCodecs.load(path, manifest.plan.identity)
+    reader = CacheReader(path, manifest, codecs)
+    reader.file(PLAN_FILE, digest(canonical(manifest.plan)))
+    return reader
 
 
 class SampleTable:
@@ -122,16 +125,16 @@ class CacheReader:
         self.policy = ViewPolicy.from_config(manifest.plan.identity.views.policy)
         self._opened: dict[str, zarr.Array[Any]] = {}
         self._records: dict[tuple[Unit, int], ShardRecord] = {}
-        self._store = CheckedStore(root, dict(manifest.files))
+        self._pass_in_use: Unit = SAMPLES
+        self._store = self._new_store()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": {}, "_store": None}
+        left = {"_opened": {}, "_store": None, "_records": {}, "_pass_in_use": SAMPLES}
+        return {**self.__dict__, **left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._store = CheckedStore(self.root, dict(self.manifest.files))
-        for record in self._records.values():
-            self._store.expect(record.files)
+        self._store = self._new_store()
 
     def reopened(self) -> "CacheReader":
         """The same cache for another process: nothing opened is shared with this one."""
@@ -163,6 +166,9 @@ class CacheReader:
         """The commit record of a shard, checked against the manifest."""
         record = self._records.get((unit, shard))
         if record is None:
+            if unit not in (SAMPLES, self._pass_in_use):
+                self._forget_pass()
+                self._pass_in_use = unit
             path = record_path(unit, shard)
             record = read_record(self.root, self.manifest.plan, self.layout, unit, shard)
             if record_hash(record) != self.manifest.records.get(path):
@@ -172,6 +178,18 @@ class CacheReader:
             self._records[unit, shard] = record
             self._store.expect(record.files)
         return record
+
+    def _forget_pass(self) -> None:
+        """Let go of a pass's records and arrays, so that memory is flat in the number of passes."""
+        self._records = {key: kept for key, kept in self._records.items() if key[0] == SAMPLES}
+        self._opened = {}
+        self._store = self._new_store()
+
+    def _new_store(self) -> CheckedStore:
+        store = CheckedStore(self.root, dict(self.manifest.files))
+        for record in self._records.values():
+            store.expect(record.files)
+        return store
 
     @cached_property
     def samples(self) -> SampleTable:
@@ -185,9 +203,13 @@ class CacheReader:
             for array in self.layout.samples:
                 rows = self._read(SAMPLES, array, start, record.num_rows)
                 parts[array.name].append(rows)
-            keys = _as_strings(parts["key"][-1])
-            if keys_hash(bytes(key).decode() for key in keys) != record.keys_sha256:
-                raise CacheCorrupt(f"{self.root}: the keys of shard {shard} are not in order")
+            keys, labels, hashes = (parts[name][-1] for name in ("key", "label", "source_hash"))
+            names = (bytes(key).decode() for key in _as_strings(keys))
+            if samples_hash(names, labels, hashes) != record.samples_sha256:
+                raise CacheCorrupt(
+                    f"{self.root}: the table of shard {shard} does not hold the samples, in the"
+                    " order, that its record tells"
+                )
         return SampleTable(
             _as_strings(np.concatenate(parts["key"])),
             np.concatenate(parts["label"]),
@@ -216,8 +238,9 @@ class CacheReader:
     def blocks(self) -> list[tuple[int, int]]:
         """``(first sample, number of samples)`` of each block, in order; alike in all passes."""
         found = []
-        for shard in range(self.identity.num_shards):
-            first, rows = int(self.samples.starts[shard]), self.record(SAMPLES, shard).num_rows
+        starts = self.samples.starts.tolist()
+        for first, end in pairwise(starts):
+            rows = end - first
             for offset in range(0, rows, self.identity.block_size):
                 found.append((first + offset, min(self.identity.block_size, rows - offset)))
         return found
@@ -248,7 +271,7 @@ class CacheReader:
                 f"{self.root}: pass {pass_index} asked for, the cache has {self.num_passes}"
             )
         record = self.record(pass_index, shard)
-        if record.keys_sha256 != self.record(SAMPLES, shard).keys_sha256:
+        if record.samples_sha256 != self.record(SAMPLES, shard).samples_sha256:
             raise CacheCorrupt(
                 f"{self.root}: shard {shard} of pass {pass_index} holds other samples than the"
                 " cache's table of samples"
@@ -264,7 +287,13 @@ class CacheReader:
         if opened is None:
             opened = self._opened[path] = open_array(self._store, self.identity, unit, array)
         axis = array.view_axis
-        rows = np.asarray(opened[(slice(None),) * axis + (slice(start, start + count),)])
+        try:
+            rows = np.asarray(opened[(slice(None),) * axis + (slice(start, start + count),)])
+        except (ValueError, RuntimeError, TypeError) as error:
+            # The bytes are those committed; whoever committed them wrote no such array.
+            raise CacheCorrupt(
+                f"{self.root / path}: rows {start} to {start + count} cannot be decoded ({error})"
+            ) from error
         return np.ascontiguousarray(np.moveaxis(rows, axis, 0))
 
 

@@ -3,16 +3,30 @@
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from scalekd.cache.files import commit_file, inside, read_bounded
 from scalekd.cache.layout import Layout, Unit, record_path
-from scalekd.cache.manifest import MAX_JSON_BYTES, Plan, ShardRecord, canonical, parse
+from scalekd.cache.manifest import (
+    MAX_JSON_BYTES,
+    Plan,
+    ShardRecord,
+    canonical,
+    parse_committed,
+)
 from scalekd.errors import CacheCorrupt, CacheMismatch
 
 
-def keys_hash(keys: Iterable[str]) -> str:
-    """Hash of keys in order; a newline cannot stand in a key."""
-    return hashlib.sha256("\n".join(keys).encode()).hexdigest()
+def samples_hash(
+    keys: Iterable[str], labels: np.ndarray[Any, Any], source_hashes: np.ndarray[Any, Any]
+) -> str:
+    """Hash of a shard's samples in order: keys, in which no newline stands, labels, images."""
+    hasher = hashlib.sha256("\n".join(keys).encode())
+    hasher.update(np.ascontiguousarray(labels, "<i4").tobytes())
+    hasher.update(np.ascontiguousarray(source_hashes, "<u8").tobytes())
+    return hasher.hexdigest()
 
 
 def write_record(root: Path, record: ShardRecord) -> None:
@@ -42,9 +56,7 @@ def read_record(root: Path, plan: Plan, layout: Layout, unit: Unit, shard: int) 
     relative = record_path(unit, shard)
     path = inside(root, relative)
     data = read_bounded(path, max_bytes=MAX_JSON_BYTES, what="a commit record")
-    record = parse(ShardRecord, data, where=str(path))
-    if canonical(record) != data:
-        raise CacheCorrupt(f"{path}: its bytes changed since it was committed")
+    record = parse_committed(ShardRecord, data, where=str(path))
     if record.cache_id != plan.cache_id:
         raise CacheMismatch(
             f"{path}: this shard belongs to cache {record.cache_id[:12]}…, this is"

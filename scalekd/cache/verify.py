@@ -1,5 +1,6 @@
 """Checking a whole cache: every file named, of the right size, holding the committed bytes."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from scalekd.cache.records import read_record, record_hash
 from scalekd.cache.store import metadata_documents
 from scalekd.cache.targets import CacheCodecs
 from scalekd.errors import CacheError
+
+_LATER_PASS = re.compile(r"(?:passes|records)/(\d{4})/")
 
 
 class Findings:
@@ -39,20 +42,26 @@ def verify(root: Path, *, quick: bool = False) -> Findings:
 
     Raises:
         DataError: There is no cache at ``root``.
-        CacheError: Manifest or tables are damaged so that the rest cannot be judged.
+        CacheError: The manifest is damaged, so that the rest cannot be judged.
     """
     manifest = read_manifest(root)
-    codecs = CacheCodecs.load(root, manifest.plan.identity)
     found = Findings()
     known = {MANIFEST_FILE, *manifest.files}
     for relative, expected in manifest.files.items():
         _check_file(root, relative, expected, quick, found, None)
+    try:
+        codecs = CacheCodecs.load(root, manifest.plan.identity)
+    except CacheError as error:
+        if not found.problems:
+            raise
+        found.problems.append(f"shards were not checked: {error}")
+        return found
     for (unit, shard), record in _records(root, manifest, codecs, found):
         for relative, expected in record.files.items():
             known.add(relative)
             _check_file(root, relative, expected, quick, found, (unit, shard))
     known |= set(manifest.records)
-    _check_strangers(root, known, found)
+    _check_strangers(root, known, manifest.num_passes, found)
     if not found.problems and not quick:
         _check_rows(root, found)
     return found
@@ -125,13 +134,20 @@ def _file_problem(path: Path, expected: FileDigest, quick: bool) -> str | None:
     return None
 
 
-def _check_strangers(root: Path, known: set[str], found: Findings) -> None:
-    """Name files that nothing accounts for; the temporary ones of dead writers are no harm."""
+def _check_strangers(root: Path, known: set[str], num_passes: int, found: Findings) -> None:
+    """Name files that nothing accounts for.
+
+    Temporary files of dead writers are no harm, nor are passes that are being added: a cache
+    grows by passes, and the manifest tells of them when they are complete.
+    """
     for path in sorted(root.rglob("*")):
         relative = path.relative_to(root).as_posix()
         if path.is_symlink():
             found.problems.append(f"{path}: a symbolic link; a cache holds plain files only")
         elif path.is_file() and relative not in known and path.suffix != TEMPORARY_SUFFIX:
+            later = _LATER_PASS.match(relative)
+            if later and int(later[1]) >= num_passes:
+                continue
             found.problems.append(f"{path}: no record names this file")
 
 
@@ -147,7 +163,8 @@ def _check_rows(root: Path, found: Findings) -> None:
         return
     for unit in range(reader.num_passes):
         for shard in range(identity.num_shards):
-            if reader.record(unit, shard).keys_sha256 != reader.record(SAMPLES, shard).keys_sha256:
+            table = reader.record(SAMPLES, shard).samples_sha256
+            if reader.record(unit, shard).samples_sha256 != table:
                 found.problems.append(
                     f"{root}: shard {shard} of pass {unit} holds other samples than the table"
                 )

@@ -5,6 +5,7 @@ nothing until the shard's commit record stands. A killed writer leaves committed
 files of at most one uncommitted shard, and temporary files; the next run redoes that shard.
 """
 
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +22,6 @@ from scalekd.cache.files import (
     FileDigest,
     commit_file,
     digest,
-    digest_on_disk,
     explained,
     inside,
     read_bounded,
@@ -29,6 +29,7 @@ from scalekd.cache.files import (
 from scalekd.cache.layout import (
     MANIFEST_FILE,
     PLAN_FILE,
+    RECORDS_FOLDER,
     SAMPLES,
     TABLES_FOLDER,
     ArraySpec,
@@ -44,27 +45,26 @@ from scalekd.cache.manifest import (
     Plan,
     ShardRecord,
     canonical,
-    parse,
+    parse_committed,
 )
-from scalekd.cache.records import has_record, keys_hash, read_record, record_hash, write_record
+from scalekd.cache.records import (
+    has_record,
+    read_record,
+    record_hash,
+    samples_hash,
+    write_record,
+)
 from scalekd.cache.store import CommittingStore, metadata_documents, open_array, write_rows
-from scalekd.errors import CacheMismatch, UsageError
+from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
 
 Rows = np.ndarray[Any, Any]
 
 _MAX_QUEUED_BLOCKS = 4  # bounds memory when coding falls behind the teacher
 
-_KNOWN_NAMES = frozenset(
-    {
-        PLAN_FILE,
-        MANIFEST_FILE,
-        "zarr.json",
-        "samples",
-        "passes",
-        "records",
-        TABLES_FOLDER,
-    }
+_NAMES = frozenset(
+    {PLAN_FILE, MANIFEST_FILE, "zarr.json", SAMPLES, "passes", RECORDS_FOLDER, TABLES_FOLDER}
 )
+"""What stands at the top of a cache. Before the plan, there are tables alone."""
 
 
 def read_plan(root: Path) -> Plan | None:
@@ -79,20 +79,53 @@ def read_plan(root: Path) -> Plan | None:
         raise UsageError(f"{root} is a file; --output names the folder of a cache")
     path = root / PLAN_FILE
     if not path.exists():
-        strangers = sorted(
-            entry.name
-            for entry in root.iterdir()
-            if entry.name not in _KNOWN_NAMES and not entry.name.endswith(TEMPORARY_SUFFIX)
-        )
-        if strangers:
-            raise UsageError(
-                f"{root} holds something that is no cache ({', '.join(strangers[:3])}, …); choose"
-                " an empty or new folder"
-            )
+        _refuse_strangers(root, frozenset({TABLES_FOLDER}))
         return None
-    return parse(
+    return parse_committed(
         Plan, read_bounded(path, max_bytes=MAX_JSON_BYTES, what="the plan"), where=str(path)
     )
+
+
+def _refuse_strangers(root: Path, names: frozenset[str]) -> None:
+    strangers = [
+        entry.name
+        for entry in root.iterdir()
+        if entry.name not in names and not entry.name.endswith(TEMPORARY_SUFFIX)
+    ]
+    tables = root / TABLES_FOLDER
+    if tables.is_dir():
+        strangers += [
+            f"{TABLES_FOLDER}/{entry.name}"
+            for entry in tables.iterdir()
+            if not entry.name.endswith((".safetensors", TEMPORARY_SUFFIX))
+        ]
+    if strangers:
+        raise UsageError(
+            f"{root} holds something that is no cache ({', '.join(sorted(strangers)[:3])}); choose"
+            " an empty or new folder"
+        )
+
+
+def remove_cache(root: Path) -> None:
+    """Delete a cache, whole, begun or damaged, and nothing but a cache.
+
+    The plan goes last: a removal that was interrupted can be taken up again.
+
+    Raises:
+        UsageError: The folder holds something else; nothing was deleted.
+    """
+    if not root.exists():
+        return
+    if not root.is_dir() or not (root / PLAN_FILE).exists():
+        read_plan(root)
+    _refuse_strangers(root, _NAMES)
+    with explained(root, "cannot remove"):
+        (root / MANIFEST_FILE).unlink(missing_ok=True)
+        for entry in sorted(root.iterdir(), key=lambda entry: entry.name == PLAN_FILE):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)
 
 
 def begin(root: Path, plan: Plan, layout: Layout, num_passes: int) -> Plan:
@@ -188,6 +221,11 @@ class ShardWriter:
         self._shard = shard
         self._pending: deque[Future[None]] = deque()
         self._next_row = shard * writer.layout.identity.shard_size
+        if has_record(writer.root, unit, shard):  # its files are no debris
+            raise CacheMismatch(
+                f"{writer.root}: another job committed shard {shard} of pass {unit} meanwhile; two"
+                " jobs do the same shards. Let the other finish, or give each its own --shards"
+            )
         self._remove_debris(unit)
 
     def write_block(self, encode: Callable[[], dict[str, Rows]], num_rows: int) -> None:
@@ -224,24 +262,25 @@ class ShardWriter:
         start = self._shard * layout.identity.shard_size
         for name, rows in views.items():
             writer.write(self._unit, layout.find(name), start, rows)
-        keys_sha256 = keys_hash(samples.keys)
+        samples_sha256 = samples_hash(samples.keys, samples.labels, samples.source_hashes)
         if has_record(writer.root, SAMPLES, self._shard):
             committed = read_record(writer.root, writer.plan, layout, SAMPLES, self._shard)
-            if committed.keys_sha256 != keys_sha256:
+            if committed.samples_sha256 != samples_sha256:
                 raise CacheMismatch(
-                    f"{writer.root}: shard {self._shard} was cached with other samples than the"
-                    " data set gives now"
+                    f"{writer.root}: shard {self._shard} was cached with other samples, labels or"
+                    " images than the data set gives now; bring back the files it was begun with,"
+                    " or write a new cache"
                 )
         else:
             self._remove_debris(SAMPLES)
             columns = samples.columns(layout.identity.data.max_key_bytes)
             for array in layout.samples:
                 writer.write(SAMPLES, array, start, columns[array.name])
-            self._record(SAMPLES, samples, keys_sha256, skipped)
-        self._record(self._unit, samples, keys_sha256, skipped)
+            self._record(SAMPLES, samples, samples_sha256, skipped)
+        self._record(self._unit, samples, samples_sha256, skipped)
 
     def _record(
-        self, unit: Unit, samples: SampleRows, keys_sha256: str, skipped: Sequence[str]
+        self, unit: Unit, samples: SampleRows, samples_sha256: str, skipped: Sequence[str]
     ) -> None:
         writer, rows = self._writer, len(samples.keys)
         files: dict[str, FileDigest] = {}
@@ -255,7 +294,7 @@ class ShardWriter:
                 unit=unit,
                 shard=self._shard,
                 num_rows=rows,
-                keys_sha256=keys_sha256,
+                samples_sha256=samples_sha256,
                 files=files,
                 skipped=tuple(skipped),
             ),
@@ -329,30 +368,48 @@ class CacheWriter:
 
 
 def finish(root: Path, plan: Plan, layout: Layout, num_passes: int) -> Manifest | None:
-    """Write the manifest if every shard of every pass is committed, else return ``None``."""
-    units: tuple[Unit, ...] = (SAMPLES, *range(num_passes))
+    """Write the manifest if every shard of every pass is committed, else return ``None``.
+
+    Another job may have added passes meanwhile; they are kept.
+
+    Raises:
+        CacheError: A record is damaged, or a pass holds other samples than the cache's table.
+    """
     identity = plan.identity
+    num_passes = max(num_passes, committed_passes(root, plan))
+    units: tuple[Unit, ...] = (SAMPLES, *range(num_passes))
     pairs = [(unit, shard) for unit in units for shard in range(identity.num_shards)]
     if not all(has_record(root, unit, shard) for unit, shard in pairs):
         return None
-    records = {pair: read_record(root, plan, layout, *pair) for pair in pairs}
-    files = {PLAN_FILE: digest_on_disk(root / PLAN_FILE)}
+    files = {PLAN_FILE: digest(canonical(plan)), **table_files(identity)}
     for unit in units:
         for path, content in metadata_documents(identity, unit, layout.arrays(unit)).items():
             files[path] = digest(content)
-    files |= table_files(identity)
-    skipped = [
-        key for shard in range(identity.num_shards) for key in records[SAMPLES, shard].skipped
-    ]
+    records: dict[str, str] = {}
+    samples: list[str] = []
+    skipped: list[str] = []
+    num_views, total_bytes = 0, sum(entry.num_bytes for entry in files.values())
+    for unit, shard in pairs:  # one record in memory at a time
+        record = read_record(root, plan, layout, unit, shard)
+        records[record_path(unit, shard)] = record_hash(record)
+        total_bytes += sum(entry.num_bytes for entry in record.files.values())
+        if unit == SAMPLES:
+            samples.append(record.samples_sha256)
+            skipped.extend(record.skipped)
+            continue
+        num_views += record.num_rows
+        if record.samples_sha256 != samples[shard]:
+            raise CacheCorrupt(
+                f"{root}: shard {shard} of pass {unit} holds other samples than the cache's table"
+            )
     manifest = Manifest(
         plan=plan,
         num_passes=num_passes,
-        num_views=sum(record.num_rows for (unit, _), record in records.items() if unit != SAMPLES),
+        num_views=num_views,
         skipped=tuple(skipped),
         files=files,
-        records={record_path(*pair): record_hash(record) for pair, record in records.items()},
-        total_bytes=sum(entry.num_bytes for entry in files.values())
-        + sum(entry.num_bytes for record in records.values() for entry in record.files.values()),
+        records=records,
+        total_bytes=total_bytes,
     ).sealed()
     content, path = canonical(manifest), root / MANIFEST_FILE
     if not path.exists() or path.read_bytes() != content:
@@ -360,10 +417,26 @@ def finish(root: Path, plan: Plan, layout: Layout, num_passes: int) -> Manifest 
     return manifest
 
 
-def committed_passes(root: Path) -> int:
-    """Passes of the manifest that stands; 0 before the first is written."""
+def committed_passes(root: Path, plan: Plan) -> int:
+    """Passes of the manifest that stands; 0 before the first is written.
+
+    Raises:
+        CacheCorrupt: The manifest is damaged.
+        CacheMismatch: It is the manifest of another cache.
+    """
     path = root / MANIFEST_FILE
     if not path.exists():
         return 0
     data = read_bounded(path, max_bytes=MAX_JSON_BYTES, what="the manifest")
-    return parse(Manifest, data, where=str(path)).num_passes
+    try:
+        manifest = parse_committed(Manifest, data, where=str(path))
+    except CacheCorrupt as error:
+        raise CacheCorrupt(
+            f"{error}; delete it and run the same command again: it is made from the records"
+        ) from None
+    if manifest.plan.cache_id != plan.cache_id:
+        raise CacheMismatch(
+            f"{path}: is of cache {manifest.plan.cache_id[:12]}…, and the plan beside it of"
+            f" {plan.cache_id[:12]}…: files of two caches were mixed"
+        )
+    return manifest.num_passes
