@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from scalekd.data._workers import as_is, empty_batch, single_threaded
+from scalekd.data._workers import as_is, empty_batch, relayed, single_threaded
 from scalekd.data.samples import ImageDataset
 from scalekd.data.views import draw_view
 from scalekd.errors import DataError, ScaleKDError
@@ -164,7 +164,4 @@ def drawing_loader(
         prefetch_factor=2 if num_workers else None,
         worker_init_fn=single_threaded,
     )
-    for batch in loader:
-        if isinstance(batch, ScaleKDError):
-            raise batch
-        yield batch
+    yield from relayed(loader)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from scalekd.cache import CacheReader
-from scalekd.data._workers import as_is, empty_batch, single_threaded
+from scalekd.data._workers import as_is, empty_batch, relayed, single_threaded
 from scalekd.data.order import BUFFER_BLOCKS, LANES_PER_RANK, EpochOrder
 from scalekd.data.samples import ImageDataset
 from scalekd.data.views import Pixels, ReplayContract, replay_view
@@ -194,9 +194,9 @@ class _Requests(Sampler[_Request]):
         self.start = 0
 
     def __iter__(self) -> Iterator[_Request]:
-        batches = self.order.batches(self.epoch, start=self.start)
-        for number, samples in enumerate(batches, self.start):
-            yield _Request(self.epoch % self.num_passes, number, samples)
+        epoch, start = self.epoch, self.start
+        for number, samples in enumerate(self.order.batches(epoch, start=start), start):
+            yield _Request(epoch % self.num_passes, number, samples)
 
     def __len__(self) -> int:
         return max(0, self.order.num_batches - self.start)
@@ -283,10 +283,7 @@ class CachedViewLoader:
             DataError: An image cannot be read.
         """
         self._requests.epoch, self._requests.start = epoch, start_batch
-        for batch in self._loader:
-            if isinstance(batch, ScaleKDError):
-                raise batch
-            yield batch
+        yield from relayed(self._loader)
 
 
 def _torch_type(dtype: np.dtype[Any]) -> torch.dtype:

@@ -25,6 +25,9 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff")
 _LABEL_EXTENSIONS = ("cls", "cls.txt")
 _CLASS_FILES = ("classes.txt", "classnames.txt")
 _MAX_IMAGE_BYTES = 256 << 20
+_MAX_KEY_BYTES = 4096
+_TAR_BLOCK = 512
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 Rows = np.ndarray[Any, Any]
 _Row = tuple[str, int, int, int, int]  # key, file number, offset, size, label
@@ -157,7 +160,7 @@ def open_dataset(data_dir: str, split: str = "train") -> ImageDataset:
         DataError: Nothing there, no images in it, a damaged shard, a key that stands twice.
     """
     root = Path(data_dir)
-    if _is_pattern(data_dir):
+    if not root.is_dir() and (_is_pattern(data_dir) or data_dir.endswith(".tar")):
         return _index_tars(_expand(data_dir), data_dir, root.parent)
     if not root.is_dir():
         raise DataError(f"no data at {data_dir}: there is no such folder")
@@ -208,6 +211,8 @@ def _tar_samples(path: str) -> Iterator[tuple[str, int, int, int]]:
                     continue
                 folder, _, name = member.name.rpartition("/")
                 stem, _, extension = name.partition(".")
+                if not stem:  # a hidden file, such as those macOS leaves beside images
+                    continue
                 key, extension = f"{folder}/{stem}" if folder else stem, extension.lower()
                 if extension in IMAGE_EXTENSIONS:
                     if key in images:
@@ -215,7 +220,8 @@ def _tar_samples(path: str) -> Iterator[tuple[str, int, int, int]]:
                     images[key] = (member.offset_data, member.size)
                 elif extension in _LABEL_EXTENSIONS:
                     labels[key] = _label(tar, member, path)
-    except (tarfile.TarError, EOFError, OSError) as error:
+            _check_end(tar, path)
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: not a readable tar file ({error})") from error
     if not images:
         raise DataError(f"{path}: no image in it ({', '.join(IMAGE_EXTENSIONS)})")
@@ -224,6 +230,17 @@ def _tar_samples(path: str) -> Iterator[tuple[str, int, int, int]]:
         if offset + length > size:
             raise DataError(f"{path} is cut short inside sample {key!r}")
         yield key, offset, length, labels.get(key, -1)
+
+
+def _check_end(tar: tarfile.TarFile, path: str) -> None:
+    """A tar file ends in blocks of zeros; ``tarfile`` also stops, in silence, at damage."""
+    with Path(path).open("rb") as file:
+        file.seek(tar.offset)
+        if file.read(_TAR_BLOCK) != bytes(_TAR_BLOCK):
+            raise DataError(
+                f"{path}: damaged or cut short at byte {tar.offset:,}, where neither a member nor"
+                " the end of the archive stands; fetch it again"
+            )
 
 
 def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> int:
@@ -256,8 +273,24 @@ def _class_names(root: Path) -> tuple[str, ...] | None:
     for name in _CLASS_FILES:
         path = root / name
         if path.is_file():
-            return tuple(path.read_text(encoding="utf-8").splitlines())
+            try:
+                return tuple(path.read_text(encoding="utf-8").splitlines())
+            except UnicodeDecodeError as error:
+                raise DataError(f"{path}: class names are not UTF-8 ({error})") from error
     return None
+
+
+def _key_bytes(key: str, place: str) -> bytes:
+    try:
+        encoded = key.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{place}: the name of sample {key!r} is not UTF-8; rename it") from None
+    if _CONTROL.search(key) or len(encoded) > _MAX_KEY_BYTES:
+        raise DataError(
+            f"{place}: the name of sample {key[:80]!r} holds a control character or has more than"
+            f" {_MAX_KEY_BYTES:,} bytes; rename it"
+        )
+    return encoded
 
 
 def _dataset(
@@ -268,7 +301,7 @@ def _dataset(
 ) -> ImageDataset:
     if not rows:
         raise DataError(f"{place}: no image in it ({', '.join(IMAGE_EXTENSIONS)})")
-    keys = np.array([row[0].encode() for row in rows], dtype=np.bytes_)
+    keys = np.array([_key_bytes(row[0], place) for row in rows], dtype=np.bytes_)
     ordered = np.sort(keys)
     doubled = np.flatnonzero(ordered[1:] == ordered[:-1])
     if len(doubled):

@@ -133,6 +133,11 @@ class ReplayContract:
         Raises:
             CacheMismatch: The difference is larger than :attr:`allowed_drift`.
         """
+        if self.allowed_drift > 0 and not samples:
+            raise CacheMismatch(
+                "the cache keeps no witness views, so no drift can be measured and none accepted;"
+                " leave out --allow-pixel-drift"
+            )
         drift = 0.0
         for sample, seen in zip(samples, pixels, strict=True):
             drawn = draw_view(
