@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from scalekd.cli._options import KeyValue, NumberRange, Stages, checked, emit, json_option, size
 
 
@@ -48,10 +49,10 @@ def command(*, as_json: bool, dry_run: bool, **options: Any) -> None:
     """
     from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher
     from scalekd.pipelines.estimate import estimate_cache
-
     from scalekd.teachers import TeacherConfig, resolve_model_name
 
-    teacher = TeacherConfig(
+    teacher = checked(
+        TeacherConfig,
         model=options.pop("model"),
         checkpoint=options.pop("checkpoint"),
         model_kwargs=dict(options.pop("model_kwargs")),
