@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from scalekd._model_build import build_model, preprocessing_of
@@ -58,6 +59,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         UsageError: No such run or model.
         DataError: No such split, a corrupt image, or labels that do not fit.
     """
+    AcceleratorState._reset_state()  # Accelerate keeps a process's first precision otherwise
     try:
         accelerator = Accelerator(mixed_precision=choose_precision(config.amp))
     except ValueError as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import nn
 
@@ -69,7 +70,6 @@ def train_student(config: TrainConfig) -> TrainResult:
         world_size=accelerator.num_processes,
     )
     evaluator = _make_evaluator(config, student, accelerator)
-    set_seed(config.seed + accelerator.process_index)  # dropout differs between processes
     trainer = Trainer(
         config,
         accelerator=accelerator,
@@ -96,6 +96,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     Raises:
         UsageError: The machine cannot compute in the precision.
     """
+    # Accelerate keeps the first precision of a process for good; the next run may want another.
+    AcceleratorState._reset_state()
     try:
         return Accelerator(
             mixed_precision=choose_precision(config.amp),
@@ -233,7 +235,7 @@ def _live_teacher(config: TrainConfig, source: _Source) -> Teacher:
             model=config.teacher or spec.model,
             checkpoint=config.teacher_checkpoint,
             pretrained=spec.weights_source != "random",
-            model_kwargs=spec.model_kwargs,
+            model_kwargs={**spec.model_kwargs, "num_classes": spec.num_classes or 0},
             img_size=spec.img_size,
             mean=spec.mean,
             std=spec.std,

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
 from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
@@ -185,6 +186,8 @@ class Trainer:
         claimed = self._coordinator.together(
             lambda: self._run.claim(self.config) if main else (None, [])
         )
+        # Dropout draws differ between processes; nothing drawn before this moment matters.
+        set_seed(self.config.seed + self._accelerator.process_index)
         # Only the main process looked; on a shared file system all read what it found.
         path, notes = self._coordinator.collect(claimed)[0]
         if path is not None:

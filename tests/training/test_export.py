@@ -1,0 +1,97 @@
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from scalekd import export as export_module
+from scalekd.errors import EnvironmentFault, UsageError
+from scalekd.export import export_student
+from scalekd.students import create_student
+from scalekd.training import TrainedStudent, student_facts
+from scalekd.training.state import plain_names
+
+NAMES = ("ant", "bee", "cat")
+
+
+def a_student(model: str, img_size: int) -> TrainedStudent:
+    torch.manual_seed(3)
+    student = create_student(
+        model,
+        num_classes=3,
+        img_size=img_size,
+        mean=(0.1, 0.2, 0.3),
+        std=(0.5, 0.6, 0.7),
+        model_kwargs={"drop_path_rate": 0.1},
+    )
+    for module in student.model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-1, 1)  # type: ignore[union-attr, operator]
+    facts = student_facts(student.spec, NAMES)
+    return TrainedStudent(Path("run/last"), student.spec, facts, student.model)
+
+
+@pytest.mark.parametrize(
+    ("model", "img_size"),
+    [("test_resnet", 64), ("test_vit", 64), ("test_mambaout", 64), ("test_convnext", 64)],
+)
+def test_timm_opens_the_export_with_identical_outputs(
+    tmp_path: Path, model: str, img_size: int
+) -> None:
+    student = a_student(model, img_size)
+    exported = export_student(student, tmp_path / "out")
+    images = torch.randn(3, 3, img_size, img_size)
+    name = f"local-dir:{tmp_path / 'out'}"
+    with torch.inference_mode():
+        reopened = timm.create_model(name, pretrained=True).eval()
+        assert torch.equal(reopened(images), student.model.eval()(images))
+        backbone = timm.create_model(name, pretrained=True, features_only=True).eval()
+        assert tuple(backbone.feature_info.channels()) == exported.feature_channels
+        assert torch.isfinite(backbone(images)[-1]).all()
+    data = resolve_model_data_config(reopened)
+    assert data["mean"] == [0.1, 0.2, 0.3]
+    assert tuple(data["input_size"]) == (3, img_size, img_size)
+    assert reopened.pretrained_cfg["label_names"] == list(NAMES)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+def test_bare_weights_carry_timms_names(tmp_path: Path) -> None:
+    student = a_student("test_resnet", 32)
+    export_student(student, tmp_path / "out.safetensors", export_format="safetensors")
+    state = load_file(tmp_path / "out.safetensors")
+    assert state.keys() == student.model.state_dict().keys()
+
+
+def test_an_export_that_differs_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = a_student("test_resnet", 32)
+    save = export_module.save_file
+
+    def corrupt(state: dict[str, torch.Tensor], *rest: object, **more: object) -> None:
+        save({**state, "fc.bias": state["fc.bias"] + 1e-6}, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(export_module, "save_file", corrupt)
+    with pytest.raises(EnvironmentFault, match="logits of the exported student differ"):
+        export_student(student, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UsageError, match="exists already"):
+        export_student(a_student("test_resnet", 32), tmp_path / "out")
+
+
+def test_wrappers_leave_no_trace_in_names() -> None:
+    model = timm.create_model("test_resnet", num_classes=3)
+    wrapped = {
+        f"module._orig_mod.{name}": tensor for name, tensor in model.state_dict().items()
+    } | {"module.layer9._orig_mod.weight": torch.zeros(1)}
+    assert plain_names(wrapped).keys() == {*model.state_dict(), "layer9.weight"}

@@ -1,0 +1,220 @@
+import csv
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from scalekd.cli import evaluate as evaluate_command
+from scalekd.cli import export as export_command
+from scalekd.cli import train_student as train_command
+from scalekd.errors import CacheMismatch, DataError, UsageError
+from scalekd.pipelines.configure import train_config
+from scalekd.pipelines.evaluate import EvaluateConfig, evaluate
+from scalekd.pipelines.train_student import train_student
+from scalekd.training import TrainConfig
+
+
+@pytest.fixture
+def options(cache: Path, image_folder: Path, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "cache": str(cache),
+        "data_dir": str(image_folder),
+        "model": "test_resnet",
+        "img_size": None,
+        "epochs": 2,
+        "batch_size": 16,
+        "workers": 0,
+        "amp": "no",
+        "lr": 2e-3,
+        "output": str(tmp_path / "run"),
+    }
+
+
+def last_row(run: Path) -> dict[str, str]:
+    with (run / "summary.csv").open() as file:
+        return list(csv.DictReader(file))[-1]
+
+
+@pytest.mark.parametrize(
+    ("objective", "terms"),
+    [
+        ("none", {"task_loss"}),
+        ("kd", {"task_loss", "kd_loss"}),
+        (
+            "scalekd",
+            {"task_loss", "kd_loss"}
+            | {f"stage{s}_{v}_loss" for s in (3, 4) for v in ("spatial", "frequency")},
+        ),
+    ],
+)
+def test_every_objective_trains_from_one_cache(
+    options: dict[str, Any], tmp_path: Path, objective: str, terms: set[str]
+) -> None:
+    result = train_student(TrainConfig.from_mapping({**options, "objective": objective}))
+    assert result.samples_viewed == 2 * 48
+    row = last_row(tmp_path / "run")
+    assert {name for name in row if name.endswith("_loss") and name.startswith("train_")} == {
+        "train_loss",
+        *(f"train_{term}" for term in terms),
+    }
+    assert float(row["eval_num_samples"]) == 19
+    files = load_file(tmp_path / "run/last/objective.safetensors")
+    assert bool(files) == (objective == "scalekd")
+    assert not any("tail" in name for name in files)
+
+
+def test_a_student_learns_the_colours_of_images(options: dict[str, Any], tmp_path: Path) -> None:
+    options |= {"objective": "none", "epochs": 8, "batch_size": 8, "eval_interval": 8}
+    assert train_student(TrainConfig.from_mapping(options)).metrics["eval_top1"] > 90
+
+
+def test_online_and_cached_training_agree(options: dict[str, Any], tmp_path: Path) -> None:
+    # float16 features against the teacher's own float32: relative difference 2**-11.
+    options |= {"epochs": 1, "val_split": None}
+    cached = train_student(TrainConfig.from_mapping(options)).metrics
+    options |= {"output": str(tmp_path / "online"), "online": True}
+    online = train_student(TrainConfig.from_mapping(options)).metrics
+    for name in cached:
+        if name.endswith("_loss"):
+            assert online[name] == pytest.approx(cached[name], rel=2e-3), name
+
+
+def test_another_teacher_than_the_caches_is_refused(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    model = timm.create_model("test_vit", num_classes=3, img_size=32)
+    torch.save(model.state_dict(), tmp_path / "other.pt")
+    options |= {"online": True, "teacher_checkpoint": str(tmp_path / "other.pt")}
+    with pytest.raises(CacheMismatch, match=r"with weights .* and the live teacher has"):
+        train_student(TrainConfig.from_mapping(options))
+    assert not (tmp_path / "run/last").exists()
+
+
+def test_what_cannot_work_is_refused_before_training(
+    options: dict[str, Any], tmp_path: Path, image_folder: Path
+) -> None:
+    def refused(kind: type[Exception], match: str, **changes: object) -> None:
+        with pytest.raises(kind, match=match):
+            train_student(TrainConfig.from_mapping({**options, **changes}))
+        assert not (tmp_path / "run").exists()
+
+    refused(UsageError, "--cache is missing", cache=None)
+    refused(DataError, "no cache at", cache=str(tmp_path / "nowhere"))
+    refused(UsageError, "--data-dir is missing", data_dir=None)
+    refused(DataError, "--val-split none", val_split="test")
+    refused(UsageError, "resnet", model="resnot18")
+    refused(UsageError, "smaller", batch_size=64)
+    refused(UsageError, "has no such|no parameter of the student", freeze=["layer9"])
+    refused(UsageError, "compares classes one by one", num_classes=7)
+    refused(UsageError, "neither a file nor a training run", initial_checkpoint=str(image_folder))
+
+
+def test_another_runs_weights_start_a_new_run(options: dict[str, Any], tmp_path: Path) -> None:
+    first = train_student(TrainConfig.from_mapping({**options, "objective": "none"}))
+    again = {**options, "output": str(tmp_path / "second"), "objective": "none", "epochs": 1}
+    second = train_student(TrainConfig.from_mapping({**again, "initial_checkpoint": first.output}))
+    cold = {**again, "output": str(tmp_path / "cold")}
+    assert (
+        second.metrics["train_loss"]
+        < train_student(TrainConfig.from_mapping(cold)).metrics["train_loss"]
+    )
+
+
+def test_the_walk_from_training_to_an_exported_backbone(
+    options: dict[str, Any], tmp_path: Path, image_folder: Path
+) -> None:
+    run, folder = tmp_path / "run", tmp_path / "exported"
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value]
+    flags += ["--distillation", "stage3.softmax_scale=1", "--distillation", "self_query=true"]
+    trained = CliRunner().invoke(
+        train_command.command,
+        [
+            *flags,
+            "--no-pretrained",
+            "--model-ema",
+            "--model-ema-decay=0.5",
+            "--workers=0",
+            "--json",
+        ],
+        catch_exceptions=False,
+    )
+    result = json.loads(trained.stdout.splitlines()[-1])
+    assert result["epochs"] == 2
+    args = TrainConfig.from_yaml(run / "args.yaml")
+    assert args.distillation.stage3.softmax_scale == 1
+    assert args.distillation.self_query
+
+    exported = CliRunner().invoke(
+        export_command.command,
+        [str(run), "--output", str(folder), "--use-ema", "--json"],
+        catch_exceptions=False,
+    )
+    assert json.loads(exported.stdout)["feature_channels"] == [32, 32, 48, 192, 96]
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    assert model.pretrained_cfg["label_names"] == ["blue", "green", "red"]
+
+    where = ["--data-dir", str(image_folder), "-j", "0", "--json"]
+    of_folder, of_run = (
+        json.loads(
+            CliRunner()
+            .invoke(evaluate_command.command, [*place, *where], catch_exceptions=False)
+            .stdout
+        )
+        for place in ([str(folder)], [str(run), "--use-ema"])
+    )
+    assert of_folder["num_samples"] == 19
+    for name in ("top1", "top5", "loss"):
+        assert of_folder[name] == of_run[name]
+
+
+def test_evaluate_measures_a_subset_of_the_classes(
+    options: dict[str, Any], tmp_path: Path, image_folder: Path
+) -> None:
+    train_student(TrainConfig.from_mapping({**options, "objective": "none", "epochs": 1}))
+    subset = tmp_path / "subset"
+    shutil.copytree(image_folder / "val/red", subset / "val/red")
+    (tmp_path / "map.txt").write_text("2\n")
+    config = EvaluateConfig(str(tmp_path / "run"), str(subset), workers=0)
+    mapped = evaluate(dataclasses.replace(config, class_map=tmp_path / "map.txt"))
+    assert (mapped["top1"], mapped["num_samples"]) == (100, 5)  # of one class, the first is right
+    (tmp_path / "short.txt").write_text("2\n1\n")
+    config = EvaluateConfig(str(tmp_path / "run"), str(image_folder), workers=0)
+    with pytest.raises(UsageError, match=r"has 2 lines and .* has label 2"):
+        evaluate(dataclasses.replace(config, class_map=tmp_path / "short.txt"))
+
+
+def test_flags_override_a_recipe_and_unknown_keys_name_the_nearest(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "_about: {top1: 80}\nmodel: resnet50\nweight-decay: 0.02\n"
+        "distillation:\n  stage3: {num_heads: 16}\n  kd_alpha: 0.4\n"
+    )
+    flags = {"output": "run", "weight_decay": 0.1, "distillation": (("stage3.softmax_scale", 2),)}
+    config = train_config(str(recipe), flags)
+    assert (config.model, config.weight_decay) == ("resnet50", 0.1)
+    stage3 = config.distillation.stage3
+    assert (stage3.num_heads, stage3.softmax_scale, config.distillation.kd_alpha) == (16, 2, 0.4)
+
+    recipe.write_text("model: resnet50\nwieght_decay: 0.02\n")
+    with pytest.raises(UsageError, match=r"mine.yaml: unknown key 'wieght_decay'; did you mean"):
+        train_config(str(recipe), {"output": "run"})
+    recipe.write_text("distillation: {stage3: {num_head: 2}}\n")
+    with pytest.raises(
+        UsageError, match=r"'distillation.stage3.num_head'; did you mean 'num_heads'"
+    ):
+        train_config(str(recipe), {"output": "run", "model": "resnet50"})
+    with pytest.raises(UsageError, match="neither a shipped recipe nor a YAML file"):
+        train_config("swin-l_resnet", {"output": "run"})
+
+
+def test_every_option_of_the_configuration_is_a_flag() -> None:
+    flags = {parameter.name for parameter in train_command.command.params}
+    assert flags - {"recipe", "as_json"} == set(TrainConfig.model_fields)

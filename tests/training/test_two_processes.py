@@ -1,0 +1,145 @@
+"""Two processes on one machine, as ``torchrun`` starts them; gloo carries what they exchange."""
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from scalekd.data import open_dataset
+from scalekd.evaluation import EvaluationConfig, Evaluator
+from scalekd.training.checkpoint import find_checkpoint
+
+Told = tuple[Path, Any, Any]
+TIMEOUT_SECONDS = 240
+
+
+def launch(*arguments: str, processes: int = 2) -> subprocess.Popen[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    return subprocess.Popen(
+        [*torchrun, f"--master-port={port}", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail(f"hung: {process.communicate()}")
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def told(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Told:
+    output = tmp_path_factory.mktemp("processes")
+    script = Path(__file__).with_name("two_process_script.py")
+    code, _, err = finish(launch(str(script), str(output), str(image_folder)))
+    assert code == 0, err
+    first, second = (json.loads((output / f"{rank}.json").read_text()) for rank in (0, 1))
+    return output, first, second
+
+
+def test_two_processes_end_with_one_model(told: Told) -> None:
+    _, first, second = told
+    assert first["whole"] == second["whole"] == "done"
+    assert first["weights"] == second["weights"]
+    assert first["statistics"] == second["statistics"]  # batch norm's, after evaluation's sharing
+
+
+def test_a_signal_to_one_process_stops_both_at_one_update(told: Told) -> None:
+    _, first, second = told
+    assert first["preempted"].startswith("TrainingInterrupted 143 4 signal 15 received")
+    assert first["preempted"] == second["preempted"]
+
+
+def test_a_resumed_run_of_two_processes_ends_the_same(told: Told) -> None:
+    output, first, second = told
+    assert first["resumed"] == second["resumed"] == "done"
+    for name in ("model.safetensors", "ema.safetensors"):
+        whole, broken = (load_file(output / run / "last" / name) for run in ("whole", "broken"))
+        for tensor in whole:  # of two summands the order is no matter: exact here too
+            assert torch.equal(whole[tensor], broken[tensor]), tensor
+
+
+def test_a_failure_of_one_process_stops_the_other_with_its_code(told: Told) -> None:
+    output, first, second = told
+    # Epoch 2 is under way: 3 updates of the first, one of the second.
+    assert second["failing"] == "CacheMismatch 4 4 this view is another one"
+    assert first["failing"] == (
+        "ScaleKDError 4 4 process 1 failed: CacheMismatch: this view is another one"
+    )
+    assert find_checkpoint(output / "failing/last") is not None
+
+
+def test_every_sample_is_evaluated_once(told: Told, image_folder: Path) -> None:
+    output, first, second = told
+    assert first["evaluation"] == second["evaluation"]
+    assert first["evaluation"]["num_samples"] == 19  # 10 on one process, 9 on the other
+    alone = Evaluator(
+        open_dataset(str(image_folder), "val"),
+        EvaluationConfig(img_size=(32, 32), mean=(0.5,) * 3, std=(0.25,) * 3),
+        accelerator=Accelerator(cpu=True),
+        batch_size=19,
+    )
+    state = load_file(output / "whole/last/model.safetensors")
+    model = timm.create_model("test_resnet", num_classes=3)
+    model.load_state_dict(state)
+    for name, value in alone(model).items():
+        assert first["evaluation"][name] == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_command_line_trains_is_preempted_and_resumes(
+    cache: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command = [
+        *("-m", "scalekd", "train-student", f"--cache={cache}", f"--data-dir={image_folder}"),
+        *("--model=test_resnet", "--epochs=200", "--batch-size=8", "--workers=0", "--amp=no"),
+        *("--objective=kd", "--json", f"--output={run}"),
+    ]
+    preempted = launch(*command)
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while find_checkpoint(run / "last") is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    preempted.send_signal(signal.SIGTERM)
+    code, _, err = finish(preempted)
+    assert code != 0
+    state = json.loads((run / "last/state.json").read_text())
+    epochs = state["epoch"] + 2
+    assert epochs < 200
+
+    resumed = [*command, "--resume=auto", f"--epochs={epochs}"]
+    code, out, err = finish(launch(*resumed))
+    assert code == 0, err
+    assert f"update {state['num_updates']}, after" in err
+    lines = [line for line in out.splitlines() if line.strip()]
+    assert len(lines) == 1  # one process speaks
+    assert json.loads(lines[0])["samples_viewed"] == epochs * 48
+    with (run / "summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in rows] == list(range(epochs))
+    assert float(rows[-1]["eval_num_samples"]) == 19
+
+    code, out, err = finish(launch(*resumed[:-1], f"--epochs={epochs + 1}", processes=1))
+    assert code == 0, err
+    assert "the run had 2 processes and has 1 now" in " ".join(err.split())

@@ -1,0 +1,115 @@
+"""What ``test_two_processes`` runs under ``torchrun``; results go to ``OUTPUT/<rank>.json``.
+
+torchrun --nproc-per-node 2 two_process_script.py OUTPUT IMAGES
+"""
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from scalekd.data import open_dataset
+from scalekd.distillation import build_objective
+from scalekd.errors import CacheMismatch, ScaleKDError
+from scalekd.evaluation import EvaluationConfig, Evaluator
+from scalekd.students import create_student
+from scalekd.training import DistillationModule, NoTargets, TrainConfig, Trainer
+
+accelerator = Accelerator(cpu=True)
+rank = accelerator.process_index
+
+
+class RankLoader:
+    num_batches = 5
+
+    def __init__(self, failing: tuple[int, int, int] | None = None) -> None:
+        self.failing = failing
+
+    def epoch(self, epoch: int, *, start_batch: int = 0) -> Iterator[dict[str, torch.Tensor]]:
+        for number in range(start_batch, self.num_batches):
+            if (epoch, number, rank) == self.failing:
+                raise CacheMismatch("this view is another one")
+            random = torch.Generator().manual_seed(100 * epoch + 10 * number + rank)
+            pixels = torch.randint(0, 256, (4, 3, 32, 32), generator=random, dtype=torch.uint8)
+            yield {"pixels": pixels, "label": torch.randint(0, 3, (4,), generator=random)}
+
+
+def make_trainer(
+    output: str, *, failing: tuple[int, int, int] | None = None, **values: Any
+) -> Trainer:
+    config = TrainConfig.from_mapping(
+        {
+            "model": "test_resnet",
+            "output": output,
+            "objective": "none",
+            "batch_size": 4,
+            "epochs": 2,
+            "grad_accum_steps": 2,
+            "model_ema": True,
+            "model_ema_decay": 0.5,
+            "amp": "no",
+            **values,
+        }
+    )
+    torch.manual_seed(config.seed)
+    student = create_student(
+        "test_resnet", num_classes=3, img_size=32, model_kwargs={"drop_path_rate": 0.2}
+    )
+    module = DistillationModule(
+        student, build_objective("none"), mean=student.spec.mean, std=student.spec.std
+    )
+    return Trainer(
+        config,
+        accelerator=accelerator,
+        module=module,
+        loader=RankLoader(failing),
+        targets=NoTargets(),
+    )
+
+
+def attempt(trainer: Trainer) -> str:
+    try:
+        trainer.fit()
+    except ScaleKDError as error:
+        return f"{type(error).__name__} {error.exit_code} {trainer._position.num_updates} {error}"
+    return "done"
+
+
+def main(output: Path, images: str) -> None:
+    told = {}
+    whole = make_trainer(str(output / "whole"))
+    told["whole"] = attempt(whole)
+    told["statistics"] = [float(b.double().sum()) for b in whole._state.student.buffers()]
+    told["weights"] = [float(p.double().sum()) for p in whole._state.student.parameters()]
+
+    broken = make_trainer(str(output / "broken"))
+    update = broken._update
+
+    def and_preempt(*arguments: Any) -> Any:
+        if broken._position.num_updates == 3 and rank == 1:
+            broken._stop.signal_number = signal.SIGTERM  # one process is told, both must stop
+        return update(*arguments)
+
+    broken._update = and_preempt
+    told["preempted"] = attempt(broken)
+    told["resumed"] = attempt(make_trainer(str(output / "broken"), resume="auto"))
+    told["failing"] = attempt(make_trainer(str(output / "failing"), failing=(1, 2, 1)))
+
+    student = whole._state.student
+    evaluator = Evaluator(
+        open_dataset(images, "val"),
+        EvaluationConfig(img_size=(32, 32), mean=(0.5,) * 3, std=(0.25,) * 3),
+        accelerator=accelerator,
+        batch_size=4,
+    )
+    told["evaluation"] = dict(evaluator(student))
+    (output / f"{rank}.json").write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
