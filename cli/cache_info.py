@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import click
+
 from scalekd.cli._options import emit, json_option, size
 
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import click
-from scalekd.cli._options import emit, json_option, size
 
+from scalekd.cli._options import emit, json_option, size
 from scalekd.errors import CacheCorrupt
 
 

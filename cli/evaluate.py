@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from scalekd.cli._options import emit, json_option
 
 

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
+
 from scalekd.cli._options import emit, json_option
 
 

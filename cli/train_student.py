@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import click
+
 from scalekd.cli._options import KeyValue, emit, json_option
 
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 from accelerate import PartialState
 from pydantic import BaseModel
+
+from scalekd.codecs import create_logit_codec, fit_codec, parse_codec
+from scalekd.data.drawing import DrawnViews, DrawRequest
 from scalekd.pipelines.cache_teacher import (
     CacheTeacherConfig,
     load_checked_teacher,
     preflight,
     run_teacher,
 )
-
-from scalekd.codecs import create_logit_codec, fit_codec, parse_codec
-from scalekd.data.drawing import DrawnViews, DrawRequest
 
 _PROBE_VIEWS = 64
 _TRAINING_EPOCHS = 300  # the paper's recipes
