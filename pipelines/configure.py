@@ -61,6 +61,19 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
+def describe_recipe(name: str) -> dict[str, Any]:
+    """Teacher, student, epochs, batch, rate and the paper's top-1 of a shipped recipe."""
+    about = read_yaml_mapping(RECIPES / f"{name}.yaml")[ABOUT]
+    config = train_config(name, {"output": ""})
+    return {
+        "name": name,
+        **about,
+        "batch": config.batch_size * config.grad_accum_steps * about["processes"],
+        "opt": config.opt,
+        "lr": config.lr,
+    }
+
+
 def _nested(base: Mapping[str, Any], changes: Any) -> dict[str, Any]:
     result = dict(base)
     for dotted, value in changes:

@@ -43,8 +43,11 @@ class EvaluationConfig:
     @property
     def policy(self) -> ViewPolicy:
         """Timm's evaluation view, drawn by the code that draws every other view."""
-        filter_name = "bilinear" if self.interpolation == "bilinear" else "bicubic"
-        return ViewPolicy(geometry=CenterCrop(self.crop_pct), interpolation=filter_name)
+        bilinear = self.interpolation == "bilinear"
+        return ViewPolicy(
+            geometry=CenterCrop(self.crop_pct),
+            interpolation="bilinear" if bilinear else "bicubic",
+        )
 
 
 @dataclass(frozen=True)

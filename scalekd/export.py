@@ -169,7 +169,7 @@ def check_parity(student: TrainedStudent, folder: Path) -> tuple[int, ...] | Non
     model = student.model.eval()
     _require_equal(reopened(images), model(images), f"{folder}: logits")
     try:
-        backbone = timm.create_model(name, pretrained=True, features_only=True).eval()
+        backbone: Any = timm.create_model(name, pretrained=True, features_only=True).eval()
     except (RuntimeError, AttributeError, AssertionError, TypeError, ValueError):
         return None  # the architecture's own limit, the same for timm's published weights
     maps = backbone(images)

@@ -151,7 +151,8 @@ class TrainConfig(BaseModel):
         return self.distillation.model_copy(update=changes)
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return text
 
     @classmethod
     def from_yaml(cls, path: Path) -> "TrainConfig":

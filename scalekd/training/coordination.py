@@ -39,7 +39,9 @@ class Coordinator:
     """
 
     def __init__(self, num_processes: int) -> None:
-        self._group = dist.new_group(backend="gloo") if num_processes > 1 else None
+        self._group: dist.ProcessGroup | None = None
+        if num_processes > 1:
+            self._group = dist.new_group(backend="gloo")  # type: ignore[assignment]
 
     def maximum(self, value: int) -> int:
         """The largest of the processes' values."""

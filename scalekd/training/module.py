@@ -78,7 +78,7 @@ class DistillationModule(nn.Module):
         self.objective = objective
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         if channels_last:
-            student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            student.to(memory_format=torch.channels_last)
         self.normalise = Normalise(mean, std)
 
     def forward(

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import timm.optim
-import timm.scheduler
 from timm.models import group_parameters
 from timm.scheduler.scheduler import Scheduler
+from timm.scheduler.scheduler_factory import create_scheduler_v2, scheduler_kwargs
 from torch import nn
 from torch.optim import Optimizer
 
@@ -116,7 +116,7 @@ def build_optimizer(config: TrainConfig, student: nn.Module, others: nn.Module) 
     if config.opt_betas is not None:
         arguments["betas"] = config.opt_betas
     try:
-        return timm.optim.create_optimizer_v2(
+        return timm.optim.create_optimizer_v2(  # type: ignore[attr-defined, no-any-return]
             groups,
             opt=config.opt,
             lr=config.lr,
@@ -138,9 +138,9 @@ def build_scheduler(
     Raises:
         UsageError: The schedule does not fit into the number of epochs.
     """
-    arguments = timm.scheduler.scheduler_kwargs(config)
+    arguments = scheduler_kwargs(config)
     try:
-        scheduler, num_epochs = timm.scheduler.create_scheduler_v2(
+        scheduler, num_epochs = create_scheduler_v2(
             optimizer, **arguments, updates_per_epoch=updates_per_epoch
         )
     except ValueError as error:

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from timm.utils import ModelEmaV3
 from timm.utils.agc import adaptive_clip_grad
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from scalekd.errors import UsageError
@@ -224,7 +224,7 @@ class Trainer:
                 "on a second time"
             )
             self._position = replace(self._position, epoch_samples=start * per_batch)
-        return start
+        return int(start)
 
     # -- an epoch ------------------------------------------------------------------------------
 
@@ -343,7 +343,8 @@ class Trainer:
         else:
             # As timm: the classifier's rows are meant to grow and shrink freely.
             head = {id(p) for p in self._state.student.get_classifier().parameters()}  # type: ignore[operator]
-            adaptive_clip_grad([p for p in self._trainable if id(p) not in head], limit)
+            body = [p for p in self._trainable if id(p) not in head]
+            adaptive_clip_grad(body, limit)  # type: ignore[no-untyped-call]
         return norm
 
     def _check_finite(self, values: Mapping[str, float]) -> None:
@@ -391,10 +392,10 @@ class Trainer:
         metric = row.get("ema_eval_top1", row.get("eval_top1"))
         if self._evaluate is None:
             metric = -row["train_loss"]
+        best = False
         if metric is not None:
+            best = metric > max(self._metric_by_epoch.values(), default=-math.inf)
             self._metric_by_epoch[epoch] = metric
-        best = metric is not None and metric >= max(self._metric_by_epoch.values())
-        best = best and list(self._metric_by_epoch.values()).count(metric) == 1
         self._epoch_means = RunningMeans()
         self._last_row = row
         self._position = replace(self._position, epoch=epoch + 1, epoch_samples=0)

@@ -1,0 +1,22 @@
+"""``scalekd recipes``."""
+
+import click
+
+from scalekd.cli._options import emit, json_option
+
+
+@click.command("recipes")
+@json_option
+def command(*, as_json: bool) -> None:
+    """List the published pairs that train-student --recipe takes."""
+    from scalekd.pipelines.configure import describe_recipe, recipe_names
+
+    found = [describe_recipe(name) for name in recipe_names()]
+    columns = ("name", "teacher", "student", "epochs", "batch", "opt", "lr", "top1")
+    rows = [columns, *(tuple(str(recipe[c] or "-") for c in columns) for recipe in found)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(columns))]
+    lines = [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    emit({"recipes": found}, lines, as_json=as_json)
