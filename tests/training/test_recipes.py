@@ -116,8 +116,8 @@ def test_published_schedules() -> None:
     # 5 epochs up from a quarter of the rate, then a cosine over 295 epochs to 0.
     assert rates("swin_l-resnet50d", [0, 5, 5 + 295 / 2]) == pytest.approx([1.25e-3, 5e-3, 2.5e-3])
     # 20 epochs up, then from 1e-3 to 1e-5 over 280.
-    assert rates("swin_l-vit_b16", [20, 20 + 280 / 3]) == pytest.approx(
-        [1e-3, 1e-5 + 0.5 * 0.99e-3 * (1 + math.cos(math.pi / 3))]
+    assert rates("swin_l-vit_b16", [20, 20 + 280 / 4]) == pytest.approx(
+        [1e-3, 1e-5 + 0.5 * 0.99e-3 * (1 + math.cos(math.pi / 4))]
     )
 
 
