@@ -2,7 +2,7 @@
 
 ``encode`` turns float16 views into bytes, ``decode_integers`` turns the bytes into the arrays that
 were compressed, ``finish`` turns those into features. All of them work on blocks of up to 256
-views. """
+views."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -221,7 +221,14 @@ def picture(
                 )
             )
         return bytes(
-            imagecodecs.avif_encode(image, level=round(quality), speed=6, bitspersample=bits)
+            imagecodecs.avif_encode(
+                # This binding codes a single channel losslessly whatever the level.
+                np.repeat(image[..., None], 3, axis=-1),
+                level=round(quality),
+                speed=6,
+                bitspersample=bits,
+                pixelformat="420",
+            )
         )
 
     def uncode(data: bytes) -> np.ndarray:

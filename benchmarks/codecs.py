@@ -11,12 +11,7 @@ training device does otherwise. Errors are relative and squared (``scalekd.codec
 bound is Gaussian reverse water-filling over the coefficients of the mean, the cosine transform and
 four radial-band KLTs of the raw features, fitted on the calibration views, with variances of the
 test views, at the mean squared error that gives a row's spatial error if spread evenly over the
-tokens. """
-
-import os
-
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_name] = "1"  # before NumPy: one core is what the figures are about
+tokens."""
 
 import argparse
 import json
@@ -31,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from benchmarks import _codec_baselines as baselines
 from scalekd.codecs import TransformOptions, fit_codec, summarise, view_errors
@@ -246,6 +242,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write that object here too")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    threadpool_limits(1)  # one core is what the figures are about
 
     with np.load(arguments.features, allow_pickle=False) as file:
         calibration, test = (np.asarray(file[name], np.float16) for name in ("calibration", "test"))

@@ -8,8 +8,8 @@ from scalekd.shapes import FeatureShape
 
 # Gains are powers of two in eighths: finer ones cost more bits than they save (docs/LOG.md).
 GAIN_STEPS = 8
-# Beyond 31 octaves from the reference a float32 feature is as good as zero, or infinite.
-_MAX_GAIN = 31 * GAIN_STEPS
+# Gains and their inverses stay within float32's normal numbers.
+_MAX_OCTAVES = 120
 # In the frequency view a token close to its view's mean counts as much as any, but following it
 # down without end would cost the other coefficients of its view all their bits.
 _FREQUENCY_FLOOR = 0.25
@@ -40,8 +40,8 @@ def gain_logs(features: np.ndarray, shape: FeatureShape, metric: Metric, gain: G
 
 def quantise_gains(logs: np.ndarray, reference: float) -> np.ndarray:
     """Stored gains, int16 ``(view, gain)``; a zero token gets the reference gain."""
-    steps = np.rint((np.where(np.isfinite(logs), logs, reference) - reference) * GAIN_STEPS)
-    return np.clip(steps, -_MAX_GAIN, _MAX_GAIN).astype(np.int16)
+    octaves = np.clip(np.where(np.isfinite(logs), logs, reference), -_MAX_OCTAVES, _MAX_OCTAVES)
+    return np.asarray(np.rint((octaves - reference) * GAIN_STEPS).astype(np.int16))
 
 
 def normalise(features: np.ndarray, gains: np.ndarray, reference: float) -> np.ndarray:

@@ -58,8 +58,8 @@ class TransformDecoder(FeatureDecoder):
             spatial = [np.ascontiguousarray(inverse)]
         else:
             spatial = [np.ascontiguousarray(matrix.T) for matrix in matrices]
-        for index, matrix in enumerate(spatial):
-            tensor = torch.from_numpy(matrix).to(compute_dtype)
+        for index, inverse in enumerate(spatial):
+            tensor = torch.from_numpy(inverse).to(compute_dtype)
             self.register_buffer(f"spatial_{index}", tensor, persistent=False)
         unsort = torch.from_numpy(np.argsort(order, kind="stable"))
         self.register_buffer("unsort", unsort, persistent=False)
@@ -96,7 +96,7 @@ class TransformDecoder(FeatureDecoder):
         rows = coefficients.new_empty((views, self.shape.num_tokens, channels))
         start = first_row = 0
         for band, (count, size) in enumerate(zip(self._rows, self._sizes, strict=True)):
-            part = coefficients[:, start : start + count * size].reshape(-1, size)
+            part = coefficients[:, start : start + count * size].reshape(views * count, size)
             product = part @ self.get_buffer(f"basis_{band}")
             rows[:, first_row : first_row + count] = product.view(views, count, channels)
             start, first_row = start + count * size, first_row + count

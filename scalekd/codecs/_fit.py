@@ -28,6 +28,8 @@ _NUM_BANDS_SHORT = 4
 _SHORT_TOKENS_PER_CHANNEL = 50
 # A band's covariance is shrunk towards all bands' by this many channels' worth of tokens.
 _POOLING = 0.5
+# Views' worth of trust in one mean for all patch tokens against each position's own.
+_MEAN_PRIOR = 8.0
 # Views' worth of trust in a component's average over its band against its own variance.
 _VARIANCE_PRIOR = 8.0
 # In fine steps. From here up the trellis beats a dead-zone quantiser, below the lowest a
@@ -126,11 +128,17 @@ def _accumulate(
         raise UsageError("the transform codec is fitted on features, and got no view")
     if kept == 0:  # fewer than five views: better the same ones than none
         held = [np.asarray(part)]
-    mean = total / used
-    centre = forward(mean.astype(np.float32)[None], shape)[0].astype(np.float64)
+    own = total / used
+    mean = own.copy()
+    first = shape.num_prefix_tokens
+    mean[first:] += (own[first:].mean(axis=0) - own[first:]) * (_MEAN_PRIOR / (used + _MEAN_PRIOR))
+    # Moments about ``mean`` from moments about zero; ``own`` is the mean that was seen.
+    seen_rows = forward(own.astype(np.float32)[None], shape)[0].astype(np.float64)
+    rows = forward(mean.astype(np.float32)[None], shape)[0].astype(np.float64)
     for band in range(count_bands):
-        member = centre[bands == band]
-        moments[band] -= used * (member.T @ member)
+        known, centre = seen_rows[bands == band], rows[bands == band]
+        cross = known.T @ centre
+        moments[band] -= used * (cross + cross.T - centre.T @ centre)
     return _Statistics(
         shape,
         gain,
@@ -167,6 +175,8 @@ def _choose_gain(views: np.ndarray, shape: FeatureShape, options: TransformOptio
     if options.metric == "raw":
         return "view"
     energy = np.exp2(2 * _analysis.gain_logs(views, shape, options.metric, "token"))
+    if not energy.max() > 0:
+        return "view"
     energy = np.maximum(energy[:, shape.num_prefix_tokens :], 1e-12 * energy.max() + 1e-300)
     rates = {}
     for gain in GAINS:

@@ -323,7 +323,7 @@ class FeatureCodec(Codec):
         """Decode stored planes on the CPU; float32 ``(view, token, channel)``."""
         tensors = self.tensors(planes)
         with torch.inference_mode():
-            return self.decoder()(tensors).numpy()
+            return np.asarray(self.decoder()(tensors).numpy())
 
     def check_features(self, features: np.ndarray) -> None:
         """Refuse what no codec can hold; see :meth:`encode` for the errors."""

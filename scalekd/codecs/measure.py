@@ -103,7 +103,8 @@ def summarise(blocks: Iterable[dict[str, np.ndarray]]) -> FeatureErrors:
 def _unit_distance(before: np.ndarray, after: np.ndarray, floor: np.ndarray) -> np.ndarray:
     first, second = _unit(before, floor), _unit(after, floor)
     difference = second - first
-    return np.einsum("vtc,vtc->v", difference, difference, dtype=np.float64) / before.shape[1]
+    squared = np.einsum("vtc,vtc->v", difference, difference, dtype=np.float64)
+    return np.asarray(squared / before.shape[1])
 
 
 def _unit(vectors: np.ndarray, floor: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Small synthetic features with what real ones have: shared mean, smooth maps, a few strong channels."""
+"""Small synthetic features with what real ones have: a mean, smooth maps, strong channels."""
 
 from collections.abc import Callable
 

@@ -1,12 +1,14 @@
 """The contract of scalekd.codecs.base, held against every codec."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import zarr
+
 from scalekd.codecs import (
     FeatureCodec,
     codec_from_config,
@@ -24,18 +26,18 @@ NAMES = ["float16", "int8", "transform:error=0.02", "transform:error=0.05,metric
 
 
 @pytest.fixture(scope="module")
-def codecs(make_features) -> dict[str, FeatureCodec]:
+def codecs(make_features: Callable[..., np.ndarray]) -> dict[str, FeatureCodec]:
     calibration = make_features(SHAPE, 300)
     return {name: fit_codec(name, SHAPE, [calibration]) for name in NAMES}
 
 
 @pytest.fixture(scope="module")
-def views(make_features) -> np.ndarray:
+def views(make_features: Callable[..., np.ndarray]) -> np.ndarray:
     return make_features(SHAPE, 40, seed=7)
 
 
 @pytest.fixture(params=NAMES)
-def codec(request, codecs) -> FeatureCodec:
+def codec(request: pytest.FixtureRequest, codecs: dict[str, FeatureCodec]) -> FeatureCodec:
     return codecs[request.param]
 
 
@@ -53,14 +55,14 @@ def bound(codec: FeatureCodec, views: np.ndarray) -> np.ndarray:
     return np.broadcast_to(10 * np.sqrt(target * energy * 4), values.shape)
 
 
-def test_round_trip_stays_within_the_stated_bound(codec, views) -> None:
+def test_round_trip_stays_within_the_stated_bound(codec: FeatureCodec, views: np.ndarray) -> None:
     decoded = codec.decode(codec.encode(views))
     assert decoded.dtype == np.float32
     assert decoded.shape == views.shape
     assert (np.abs(decoded - views.astype(np.float32)) <= bound(codec, views)).all()
 
 
-def test_planes_are_as_declared(codec, views) -> None:
+def test_planes_are_as_declared(codec: FeatureCodec, views: np.ndarray) -> None:
     planes = codec.encode(views)
     assert list(planes) == [spec.name for spec in codec.planes]
     for spec in codec.planes:
@@ -70,7 +72,7 @@ def test_planes_are_as_declared(codec, views) -> None:
     assert codec.check_planes(planes) == 40
 
 
-def test_a_view_does_not_depend_on_its_neighbours(codec, views) -> None:
+def test_a_view_does_not_depend_on_its_neighbours(codec: FeatureCodec, views: np.ndarray) -> None:
     together = codec.encode(views)
     alone = codec.encode(views[17:18])
     for spec in codec.planes:
@@ -79,7 +81,7 @@ def test_a_view_does_not_depend_on_its_neighbours(codec, views) -> None:
         )
 
 
-def test_decoder_takes_views_first_and_any_batch(codec, views) -> None:
+def test_decoder_takes_views_first_and_any_batch(codec: FeatureCodec, views: np.ndarray) -> None:
     planes = codec.tensors(codec.encode(views))
     decoder = codec.decoder()
     whole = decoder(planes)
@@ -88,7 +90,7 @@ def test_decoder_takes_views_first_and_any_batch(codec, views) -> None:
     assert not any(parameter.requires_grad for parameter in decoder.parameters())
 
 
-def test_bfloat16_decoding_is_close(codec, views) -> None:
+def test_bfloat16_decoding_is_close(codec: FeatureCodec, views: np.ndarray) -> None:
     planes = codec.tensors(codec.encode(views))
     exact = codec.decoder()(planes)
     rough = codec.decoder(compute_dtype=torch.bfloat16)(planes)
@@ -97,7 +99,7 @@ def test_bfloat16_decoding_is_close(codec, views) -> None:
 
 
 def test_configuration_survives_json_and_tables_survive_safetensors(
-    codec, views, tmp_path: Path
+    codec: FeatureCodec, views: np.ndarray, tmp_path: Path
 ) -> None:
     config = json.loads(json.dumps(codec.to_config(), allow_nan=False))
     again = codec_from_config(config, codec.tables(), SHAPE)
@@ -112,7 +114,9 @@ def test_configuration_survives_json_and_tables_survive_safetensors(
     assert codec_to_bytes(loaded) == codec_to_bytes(codec)
 
 
-def test_zarr_alone_reads_the_stored_integers(codec, views, tmp_path: Path) -> None:
+def test_zarr_alone_reads_the_stored_integers(
+    codec: FeatureCodec, views: np.ndarray, tmp_path: Path
+) -> None:
     planes = codec.encode(views)
     for spec in codec.planes:
         path = tmp_path / spec.name
@@ -130,7 +134,9 @@ def test_zarr_alone_reads_the_stored_integers(codec, views, tmp_path: Path) -> N
         np.testing.assert_array_equal(read, planes[spec.name])
 
 
-def test_a_flipped_bit_in_a_zarr_chunk_is_noticed(codec, views, tmp_path: Path) -> None:
+def test_a_flipped_bit_in_a_zarr_chunk_is_noticed(
+    codec: FeatureCodec, views: np.ndarray, tmp_path: Path
+) -> None:
     spec = codec.planes[0]
     planes = codec.encode(views)
     with quiet_zarr():
@@ -152,21 +158,21 @@ def test_a_flipped_bit_in_a_zarr_chunk_is_noticed(codec, views, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("num_views", [1, 2, 40])
-def test_packed_bytes_round_trip(codec, views, num_views: int) -> None:
+def test_packed_bytes_round_trip(codec: FeatureCodec, views: np.ndarray, num_views: int) -> None:
     planes = codec.encode(views[:num_views])
     packed = codec.pack(planes)
     for name, plane in codec.unpack(packed, num_views).items():
         np.testing.assert_array_equal(plane, planes[name])
 
 
-def test_damaged_bytes_raise_our_error(codec, views) -> None:
+def test_damaged_bytes_raise_our_error(codec: FeatureCodec, views: np.ndarray) -> None:
     packed = codec.pack(codec.encode(views))
     for spec in codec.planes:
         good = packed[spec.name]
         for bad in (b"", good[:-3], good[: len(good) // 2], b"\xff" * len(good)):
             with pytest.raises(CacheCorrupt, match=spec.name):
                 codec.unpack({**packed, spec.name: bad}, 40)
-    with pytest.raises(CacheCorrupt, match="40 views|41 views"):
+    with pytest.raises(CacheCorrupt, match=r"40 views|41 views"):
         codec.unpack(packed, 41)
     with pytest.raises(CacheCorrupt):
         codec.unpack(packed, 39)
@@ -174,7 +180,7 @@ def test_damaged_bytes_raise_our_error(codec, views) -> None:
         codec.unpack({}, 40)
 
 
-def test_foreign_planes_raise_our_error(codec, views) -> None:
+def test_foreign_planes_raise_our_error(codec: FeatureCodec, views: np.ndarray) -> None:
     planes = codec.encode(views)
     name = codec.planes[0].name
     with pytest.raises(CacheCorrupt, match=rf"{name}|disagree on views"):
@@ -186,20 +192,22 @@ def test_foreign_planes_raise_our_error(codec, views) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_non_finite_features_name_view_and_token(codec, views, value: float) -> None:
+def test_non_finite_features_name_view_and_token(
+    codec: FeatureCodec, views: np.ndarray, value: float
+) -> None:
     bad = views.copy()
     bad[23, 4, 11] = value
     with pytest.raises(DataError, match=r"view 23 .*token 4, channel 11"):
         codec.encode(bad)
 
 
-def test_features_of_another_shape_are_refused(codec, views) -> None:
+def test_features_of_another_shape_are_refused(codec: FeatureCodec, views: np.ndarray) -> None:
     for bad in (views[:, 1:], views[..., :-1], views[0], views[:0], views.astype(np.float64)):
         with pytest.raises(UsageError):
             codec.encode(bad)
 
 
-def test_versions_names_and_keys_are_checked(codec) -> None:
+def test_versions_names_and_keys_are_checked(codec: FeatureCodec) -> None:
     config, tables = codec.to_config(), codec.tables()
     with pytest.raises(CacheMismatch, match="version 2"):
         codec_from_config({**config, "version": 2}, tables, SHAPE)
@@ -211,7 +219,7 @@ def test_versions_names_and_keys_are_checked(codec) -> None:
         codec_from_config(config, {**tables, "extra": np.zeros(3, np.float32)}, SHAPE)
 
 
-def test_damaged_tables_raise_our_error(codecs) -> None:
+def test_damaged_tables_raise_our_error(codecs: dict[str, FeatureCodec]) -> None:
     codec = codecs["transform:error=0.02"]
     config, tables = codec.to_config(), codec.tables()
     for name, table in tables.items():
@@ -246,7 +254,9 @@ def test_damaged_tables_raise_our_error(codecs) -> None:
         codec_from_config(config, tables, FeatureShape((4, 4), 24, 1))
 
 
-def test_damaged_codec_file_raises_our_error(codecs, tmp_path: Path) -> None:
+def test_damaged_codec_file_raises_our_error(
+    codecs: dict[str, FeatureCodec], tmp_path: Path
+) -> None:
     path = tmp_path / "codec.safetensors"
     data = codec_to_bytes(codecs["transform:error=0.02"])
     for bad in (b"", data[:7], data[:100], data[:-5], b"\x80\x04" + data[2:], data + b"x"):

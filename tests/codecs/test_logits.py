@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from scalekd.codecs import create_logit_codec, logit_codec_from_config
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
 
@@ -18,13 +19,13 @@ def softmax(values: np.ndarray) -> np.ndarray:
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def test_full_keeps_every_class_to_half_precision(logits) -> None:
+def test_full_keeps_every_class_to_half_precision(logits: np.ndarray) -> None:
     codec = create_logit_codec("full", 1000)
     decoded = codec.decode(codec.encode(logits))["logits"]
     assert (np.abs(decoded - logits) <= np.abs(logits) * 2**-11 + 2**-25).all()
 
 
-def test_topk_keeps_the_likeliest_classes_and_all_mass(logits) -> None:
+def test_topk_keeps_the_likeliest_classes_and_all_mass(logits: np.ndarray) -> None:
     codec = create_logit_codec("topk:10", 1000)
     decoded = codec.decode(codec.encode(logits))
     truth = softmax(logits)
@@ -36,7 +37,7 @@ def test_topk_keeps_the_likeliest_classes_and_all_mass(logits) -> None:
     np.testing.assert_allclose(decoded["log_sum_exp"], relative, rtol=1e-5)
 
 
-def test_temperature_can_change_later(logits) -> None:
+def test_temperature_can_change_later(logits: np.ndarray) -> None:
     """log_probs + log_sum_exp are logits with maximum 0, so any temperature follows from them."""
     codec = create_logit_codec("topk:1000", 1000)
     decoded = codec.decode(codec.encode(logits))
@@ -46,7 +47,7 @@ def test_temperature_can_change_later(logits) -> None:
     assert decoded["tail_mass"].max() == 0
 
 
-def test_topk_ten_fits_in_few_bytes(logits) -> None:
+def test_topk_ten_fits_in_few_bytes(logits: np.ndarray) -> None:
     codec = create_logit_codec("topk:10", 1000)
     many = np.tile(logits, (6, 1))[:256]
     assert sum(map(len, codec.pack(codec.encode(many)).values())) / 256 <= 44
@@ -68,7 +69,7 @@ def test_many_classes_take_wide_indices() -> None:
 
 
 @pytest.mark.parametrize("text", ["full", "topk:5"])
-def test_configuration_round_trip(text: str, logits) -> None:
+def test_configuration_round_trip(text: str, logits: np.ndarray) -> None:
     codec = create_logit_codec(text, 1000)
     again = logit_codec_from_config(json.loads(json.dumps(codec.to_config())))
     for name, plane in again.encode(logits).items():
@@ -83,7 +84,7 @@ def test_configuration_round_trip(text: str, logits) -> None:
 
 
 @pytest.mark.parametrize("text", ["full", "topk:5"])
-def test_bad_logits_are_refused(text: str, logits) -> None:
+def test_bad_logits_are_refused(text: str, logits: np.ndarray) -> None:
     codec = create_logit_codec(text, 1000)
     bad = logits.copy()
     bad[3, 17] = np.nan
@@ -93,7 +94,7 @@ def test_bad_logits_are_refused(text: str, logits) -> None:
         codec.encode(logits[:, 1:])
 
 
-def test_half_precision_overflow_is_refused_with_a_way_out(logits) -> None:
+def test_half_precision_overflow_is_refused_with_a_way_out(logits: np.ndarray) -> None:
     bad = logits.copy()
     bad[2, 5] = 1e5
     with pytest.raises(DataError, match=r"view 2 .*topk"):
@@ -108,7 +109,7 @@ def test_unknown_requests_are_refused(text: str) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 12), st.data())
-def test_topk_mass_always_sums_to_one(classes: int, data) -> None:
+def test_topk_mass_always_sums_to_one(classes: int, data: st.DataObject) -> None:
     kept = data.draw(st.integers(1, classes))
     row = st.lists(st.floats(-1e4, 1e4, width=32), min_size=classes, max_size=classes)
     scores = np.array(data.draw(st.lists(row, min_size=1, max_size=3)), np.float32)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from scalekd.codecs import measure_errors, view_errors
 from scalekd.shapes import FeatureShape
 

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from scalekd.codecs import _trellis
 
 
@@ -37,7 +38,7 @@ def test_encoder_and_decoder_agree_and_beat_a_scalar_quantiser() -> None:
     points = sign * (2 * indices + 0.5)
     # The machine allows two of four cosets at a time: nothing is ever further than 2 + 1/2 away.
     assert np.abs(points - values).max() < 2.5
-    # A scalar quantiser of the same step 2 has 4/12 = 0.333. 0.333 / 0.263 is 1.03 dB: granular gain
+    # A scalar quantiser of step 2 has 4/12 = 0.333; 0.333 / 0.263 is 1.03 dB. The granular gain
     # published for eight states is 1.1 dB.
     assert np.square(points - values).mean() < 0.268
 
