@@ -63,7 +63,7 @@ class Stages(click.ParamType):
         return self._KNOWN[value]
 
 
-def checked(model: type[Model], **values: Any) -> Model:
+def checked(model: type[Model], /, **values: Any) -> Model:
     """Build a configuration; what is wrong with it becomes one line.
 
     Raises:
