@@ -16,8 +16,9 @@ from scalekd.cli._options import emit, json_option
     "export_format",
     default="timm",
     show_default=True,
-    type=click.Choice(["timm", "safetensors"]),
-    help="timm: a folder for timm.create_model('local-dir:DIR', pretrained=True).",
+    type=click.Choice(["timm", "hf", "safetensors"]),
+    help="timm: a folder for timm.create_model('local-dir:DIR', pretrained=True); hf: the same "
+    "with a model card; safetensors: the bare weights.",
 )
 @click.option("--use-ema", is_flag=True, help="Take the averaged weights.")
 @json_option

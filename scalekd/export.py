@@ -17,10 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scalekd.errors import EnvironmentFault, UsageError
+from scalekd.model_card import model_card
 from scalekd.training.state import plain_names
 from scalekd.training.trained import TrainedStudent
 
-ExportFormat = Literal["timm", "safetensors"]
+ExportFormat = Literal["timm", "hf", "safetensors"]
 
 _PARITY_BATCH = 2
 _WEIGHTS_FILE = "model.safetensors"
@@ -78,10 +79,10 @@ def export_student(
 
     Args:
         student: From `load_trained_student`.
-        output: Folder for ``timm``, file for ``safetensors``; must not exist.
+        output: Folder for ``timm`` and ``hf``, file for ``safetensors``; must not exist.
         export_format: ``"timm"``: ``config.json`` and ``model.safetensors``, which
-            ``timm.create_model("local-dir:DIR", pretrained=True)`` opens; ``"safetensors"``: the
-            bare weights under timm's names.
+            ``timm.create_model("local-dir:DIR", pretrained=True)`` opens; ``"hf"``: the same with
+            a model card; ``"safetensors"``: the bare weights under timm's names.
 
     Raises:
         UsageError: ``output`` exists.
@@ -102,10 +103,12 @@ def export_student(
         config = timm_config(student)
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
         channels = check_parity(student, temporary)
-        if export_format == "timm":
-            temporary.rename(output)
-        else:
+        if export_format == "hf":
+            (temporary / "README.md").write_text(model_card(student), encoding="utf-8")
+        if export_format == "safetensors":
             (temporary / _WEIGHTS_FILE).rename(output)
+        else:
+            temporary.rename(output)
     except OSError as error:
         raise EnvironmentFault(f"{output}: cannot be written: {error}") from error
     finally:

@@ -61,6 +61,27 @@ def test_timm_opens_the_export_with_identical_outputs(
     ]
 
 
+def test_a_model_card_says_what_the_run_recorded_and_no_more(tmp_path: Path) -> None:
+    student = a_student("test_resnet", 32)
+    student.state = {
+        **student.state,
+        "objective": "kd",
+        "teacher": "swin_large_patch4_window7_224.ms_in22k_ft_in1k",
+        "teacher_licence": None,
+        "cache_id": "ab" * 32,
+        "samples_viewed": 1234567,
+        "epoch": 7,
+        "metrics": {"eval_top1": 71.25},
+    }
+    export_student(student, tmp_path / "out", export_format="hf")
+    card = (tmp_path / "out/README.md").read_text()
+    for text in ("distilled from swin_large_patch4", "| cache | abab", "1,234,567", "| 71.25 % |"):
+        assert text in card
+    assert "licence" not in card
+    assert "top-5" not in card
+    assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).num_classes == 3
+
+
 def test_bare_weights_carry_timms_names(tmp_path: Path) -> None:
     student = a_student("test_resnet", 32)
     export_student(student, tmp_path / "out.safetensors", export_format="safetensors")
