@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 # One release of torch and torchvision, so that two machines resize and compute alike.
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 
+# Tests run in two processes; two threads in each would wait for one another most of the time.
+export OMP_NUM_THREADS ?= 1
+
 .PHONY: demo test test-fast check check-static install clean
 
 demo: $(VENV)/.installed

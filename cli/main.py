@@ -16,6 +16,7 @@ _COMMANDS = {
     "evaluate": ("evaluate", "Measure a trained student or any timm model."),
     "export": ("export", "Write a trained student for use elsewhere."),
     "demo": ("demo", "The whole path on scikit-learn's digits, in a few minutes."),
+    "recipes": ("recipes", "List the published teacher-student pairs."),
     "models": ("models", "List the teachers and students known by a short name."),
 }
 _CACHE_COMMANDS = {

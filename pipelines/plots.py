@@ -27,8 +27,8 @@ def plot_runs(runs: Mapping[str, Sequence[Path]], path: Path, *, title: str) -> 
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for name, folders in runs.items():
-        _band(left, name, folders, "task_loss")
-        _band(right, name, folders, "top1")
+        _band(left, name, folders, "train_task_loss")
+        _band(right, name, folders, "eval_top1")
     left.set(xlabel="epoch", ylabel="cross entropy with the labels", yscale="log")
     right.set(xlabel="epoch", ylabel="validation top-1, %")
     right.legend(frameon=False)
