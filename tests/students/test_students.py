@@ -186,7 +186,7 @@ def test_spec_survives_json_and_says_what_was_made() -> None:
         (256, (4, 4)),
         (512, (2, 2)),
     ]
-    assert student.training
+    assert all(module.training for module in student.modules())
 
 
 def test_weights_come_back_from_a_checkpoint(tmp_path: Path) -> None:
@@ -242,3 +242,17 @@ def test_creating_a_student_opens_no_connection(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     create_student("test_vit", num_classes=3)
+
+
+def test_a_student_runs_under_distributed_data_parallel(tmp_path: Path) -> None:
+    store = f"file://{tmp_path / 'store'}"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        student = create_student("test_vit", num_classes=3)
+        parallel = torch.nn.parallel.DistributedDataParallel(student)
+        for _ in range(2):  # a parameter left out of the first step would fail the second
+            logits, levels = parallel(_images(student))
+            (logits.sum() + levels[0].sum() + levels[1].sum()).backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(p.grad is not None for p in student.parameters())

@@ -42,7 +42,7 @@ def images() -> tuple[torch.Tensor, torch.Tensor]:
             elif kind == "jpg":
                 image = Image.open(io.BytesIO(file.read())).convert("RGB")
                 pixels[key] = np.asarray(image.resize((112, 112), Image.Resampling.BICUBIC))
-            if len(labels) == 240 and labels.keys() == pixels.keys():
+            if len(labels) == 200 and labels.keys() == pixels.keys():
                 break
     stacked = np.stack([pixels[key] for key in labels]).transpose(0, 3, 1, 2)
     return torch.from_numpy(stacked.copy()), torch.tensor(list(labels.values()))
@@ -90,8 +90,7 @@ def test_top_1_on_held_out_images(
     pixels, labels = images
     hits = 0
     for chunk, expected in zip(pixels.split(40), labels.split(40), strict=True):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = teacher(chunk).logits
+        logits = teacher(chunk).logits
         assert logits is not None
         hits += int((logits.argmax(dim=1) == expected).sum())
     assert hits / len(labels) > 0.9  # its README: 94.0 % of all 4,000
