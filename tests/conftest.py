@@ -1,0 +1,171 @@
+"""A small image set and a real cache of it, made once a session by the shipped pipeline."""
+
+import io
+import os
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+NUM_IMAGES = 70
+NUM_CLASSES = 10
+BLOCK_SIZE = 8  # below the shipped 256, so that a shard of a test has several blocks
+SHARD_SIZE = 24  # shards of 24, 24 and 22 views
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_sync() -> Iterator[None]:
+    """No test cuts the power, and waiting for the disk would be most of their time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+def encoded_image(number: int) -> bytes:
+    """Image number ``number``: smooth shading and texture, of its own size; every fifth a PNG."""
+    random = np.random.default_rng(number)
+    height, width = (int(side) for side in random.integers(24, 60, 2))
+    y, x = np.mgrid[:height, :width]
+    shade = np.stack([3 * x + number, 4 * y + 2 * number, x + y + 5 * number], axis=-1) % 200
+    pixels = (shade + random.integers(0, 50, shade.shape)).astype(np.uint8)
+    buffer = io.BytesIO()
+    if number % 5 == 0:
+        Image.fromarray(pixels).save(buffer, "PNG")
+    else:
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def member_names(number: int) -> tuple[str, str]:
+    """Names of the image and the label of sample ``number`` in a shard."""
+    key = f"sample-{number:03d}"
+    return f"{key}.{'png' if number % 5 == 0 else 'jpg'}", f"{key}.cls"
+
+
+def tar_bytes(members: Mapping[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def write_tar() -> Callable[[Path, Mapping[str, bytes]], Path]:
+    """Writes a shard of named members."""
+
+    def write(path: Path, members: Mapping[str, bytes]) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(tar_bytes(members))
+        return path
+
+    return write
+
+
+def write_image_set(folder: Path, images: Mapping[int, bytes], *, per_shard: int = 40) -> Path:
+    """WebDataset shards ``train-*.tar`` of numbered images, label ``number % 10``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = sorted(images)
+    for shard, first in enumerate(range(0, len(numbers), per_shard)):
+        members = {}
+        for number in numbers[first : first + per_shard]:
+            image, label = member_names(number)
+            members[image] = images[number]
+            members[label] = b"%d" % (number % NUM_CLASSES)
+        (folder / f"train-{shard:06d}.tar").write_bytes(tar_bytes(members))
+    (folder / "classes.txt").write_text("\n".join(f"class {c}" for c in range(NUM_CLASSES)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_bytes() -> dict[int, bytes]:
+    return {number: encoded_image(number) for number in range(NUM_IMAGES)}
+
+
+@pytest.fixture(scope="session")
+def tiny_images(image_bytes: dict[int, bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """70 images of ten classes in two shards. Read only."""
+    return write_image_set(tmp_path_factory.mktemp("images"), image_bytes)
+
+
+@pytest.fixture
+def image_set(tmp_path: Path) -> Callable[[Mapping[int, bytes]], Path]:
+    """Writes an image set of a test's own."""
+
+    def make(images: Mapping[int, bytes], name: str = "own-images") -> Path:
+        return write_image_set(tmp_path / name, images)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_cache(tiny_images: Path) -> Callable[..., Any]:
+    """Runs stage one with a tiny random ViT; keywords go to its configuration."""
+    from scalekd.pipelines import cache_teacher as stage_one
+    from scalekd.teachers import TeacherConfig
+
+    def make(output: Path, *, img_size: int = 32, **changes: Any) -> Any:
+        settings = {
+            "teacher": TeacherConfig(
+                model="test_vit",
+                pretrained=False,
+                img_size=img_size,
+                model_kwargs={"num_classes": NUM_CLASSES},
+            ),
+            "data_dir": str(tiny_images),
+            "output": output,
+            "passes": 2,
+            "batch_size": 10,
+            "workers": 0,
+            "shard_size": SHARD_SIZE,
+            **changes,
+        }
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stage_one, "BLOCK_SIZE", BLOCK_SIZE)
+            return stage_one.cache_teacher(stage_one.CacheTeacherConfig(**settings))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sound_cache(make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two passes over ``tiny_images``, both stages and all logits. Read only."""
+    root = tmp_path_factory.mktemp("sound") / "cache"
+    assert make_cache(root).complete
+    return root
+
+
+@pytest.fixture
+def cache_copy(sound_cache: Path, tmp_path: Path) -> Path:
+    """A copy of ``sound_cache`` to do harm to."""
+    return Path(shutil.copytree(sound_cache, tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def file_contents() -> Callable[[Path], dict[str, bytes]]:
+    """Every file below a folder by path, to compare two caches byte by byte."""
+
+    def read(root: Path) -> dict[str, bytes]:
+        return {
+            path.relative_to(root).as_posix(): path.read_bytes()
+            for path in sorted(root.rglob("*"))
+            if path.is_file()
+        }
+
+    return read
