@@ -105,11 +105,9 @@ class DrawnViews(Dataset[DrawnBatch]):
                     pass_index=request.pass_index,
                     view_size=self.view_size,
                 )
-            except DataError as error:
+            except DataError:
                 if not self.skip_corrupt:
-                    raise DataError(
-                        f"{error}; mend it, or leave it out with --skip-corrupt"
-                    ) from None
+                    raise
                 skipped.append(sample.key)
                 continue
             filled[len(rows)] = view.pixels
