@@ -130,7 +130,8 @@ class Evaluator:
             counts = self._coordinator.together(lambda: self._count(model))
         finally:
             model.train(was_training)
-        first, fifth, loss, number = np.sum(self._coordinator.collect(counts), axis=0)
+        shares = self._coordinator.collect(counts)
+        first, fifth, loss, number = (sum(column) for column in zip(*shares, strict=True))
         return EvaluationResult(
             top1=100 * first / number,
             top5=100 * fifth / number,

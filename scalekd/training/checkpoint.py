@@ -157,8 +157,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     except DataError:
         raise
     except Exception as error:
+        reason = str(error).strip().partition("\n")[0][:200]
         raise DataError(
-            f"{folder}: the checkpoint cannot be read ({type(error).__name__}: {error}); resume "
+            f"{folder}: the checkpoint cannot be read ({type(error).__name__}: {reason}); resume "
             "from another one with --resume FOLDER"
         ) from error
     return Checkpoint(position, weights, training, facts)

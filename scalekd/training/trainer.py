@@ -134,8 +134,10 @@ class Trainer:
             else None
         )
         if config.torchcompile:
-            module.student.compile(backend=config.torchcompile)
-            module.objective.compile(backend=config.torchcompile)
+            # In place, so that names stay as they are. What joins the projectors is cheap.
+            projectors = getattr(module.objective, "projectors", nn.ModuleDict())
+            for part in (module.student, *projectors.values()):
+                part.compile(backend=config.torchcompile)
         raw_optimizer = build_optimizer(config, student, module.objective)
         self._scheduler, self.num_epochs = build_scheduler(
             config, raw_optimizer, updates_per_epoch=self._updates_per_epoch
@@ -388,7 +390,8 @@ class Trainer:
             for prefix, model in models.items():
                 with preserved_random_state():
                     metrics = self._evaluate(model)
-                row |= {f"{prefix}_{name}": value for name, value in metrics.items()}
+                # Plain numbers: a NumPy one in a checkpoint could not be read back safely.
+                row |= {f"{prefix}_{name}": float(value) for name, value in metrics.items()}
         metric = row.get("ema_eval_top1", row.get("eval_top1"))
         if self._evaluate is None:
             metric = -row["train_loss"]

@@ -40,6 +40,12 @@ def test_published_exclusions_of_weight_decay(student: Any) -> None:
     assert decay_of(groups, projector.query.weight) == 0.05  # decayed in the reference too
 
 
+def test_what_a_student_lists_is_not_decayed(student: Any) -> None:
+    student.no_weight_decay = lambda: {"head.weight"}
+    groups = parameter_groups(student, Projector(), lr=1, weight_decay=0.05)
+    assert decay_of(groups, student.head.weight) == 0
+
+
 def test_everything_is_decayed_on_request(student: nn.Module) -> None:
     projector = Projector()
     (group,) = parameter_groups(student, projector, lr=1, weight_decay=0.02, wd_exclude="none")
@@ -75,6 +81,8 @@ def test_layer_decay_scales_the_students_rates_and_not_the_projectors(student: A
         return next(g["lr"] for g in groups if any(p is parameter for p in g["params"]))
 
     assert rate(projector.query.weight) == rate(student.head.weight) == pytest.approx(0.1)
+    assert rate(projector.pos_embed) == pytest.approx(0.1)  # the student has one of this name
+    assert rate(student.pos_embed) < 0.05
     last, before = (student.blocks[-n].mlp.fc1.weight for n in (1, 2))
     assert rate(before) == pytest.approx(0.5 * rate(last))
     assert rate(student.patch_embed.proj.weight) < rate(student.blocks[0].mlp.fc1.weight)

@@ -70,6 +70,32 @@ def test_every_objective_trains_from_one_cache(
     assert not any("tail" in name for name in files)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own, while it traces
+def test_projectors_compile(options: dict[str, Any], tmp_path: Path) -> None:
+    options |= {"epochs": 1, "val_split": None}
+    plain = train_student(TrainConfig.from_mapping(options)).metrics
+    options |= {"output": str(tmp_path / "compiled"), "torchcompile": "eager"}
+    compiled = train_student(TrainConfig.from_mapping(options)).metrics
+    assert compiled["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-3)
+    first, second = (
+        load_file(tmp_path / run / "last/objective.safetensors") for run in ("run", "compiled")
+    )
+    assert first.keys() == second.keys()
+
+
+def test_a_run_goes_on_after_an_evaluation(options: dict[str, Any], tmp_path: Path) -> None:
+    options |= {"objective": "kd", "model_ema": True, "sched": "constant", "epochs": 3}
+    train_student(TrainConfig.from_mapping(options))
+    options |= {"output": str(tmp_path / "broken"), "resume": "auto"}
+    for epochs in (1, 3):
+        train_student(TrainConfig.from_mapping({**options, "epochs": epochs}))
+    for name in ("model.safetensors", "ema.safetensors"):
+        whole, broken = (load_file(tmp_path / run / "last" / name) for run in ("run", "broken"))
+        assert all(torch.equal(whole[tensor], broken[tensor]) for tensor in whole)
+    with (tmp_path / "broken/summary.csv").open() as file:
+        assert [row["eval_num_samples"] for row in csv.DictReader(file)] == ["19"] * 3
+
+
 def test_a_student_learns_the_colours_of_images(options: dict[str, Any], tmp_path: Path) -> None:
     options |= {"objective": "none", "epochs": 8, "batch_size": 8, "eval_interval": 8}
     assert train_student(TrainConfig.from_mapping(options)).metrics["eval_top1"] > 90

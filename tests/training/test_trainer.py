@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -239,8 +240,9 @@ def test_the_best_epochs_are_kept_and_no_more(make_trainer: Make, tmp_path: Path
         tmp_path / "run",
         epochs=5,
         checkpoint_hist=2,
-        evaluate=lambda model: {"top1": next(scores)},
+        evaluate=lambda model: {"top1": np.float64(next(scores))},
     ).fit()
+    read_checkpoint(tmp_path / "run/last")  # whatever numbers an evaluation returns
     assert (result.best_epoch, result.best_metric) == (1, 40.0)
     kept = sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir())
     assert kept == ["checkpoint-1", "checkpoint-3", "last", "model_best"]
@@ -261,6 +263,14 @@ def test_the_average_is_evaluated_beside_the_student(make_trainer: Make, tmp_pat
     assert seen == [trainer._state.student, trainer._ema.module]
     row = rows(tmp_path / "run")[0]
     assert (float(row["eval_top1"]), float(row["ema_eval_top1"])) == (1, 2)
+
+
+def test_the_average_starts_from_the_first_update(make_trainer: Make, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path / "run", model_ema=True)
+    stop_after(trainer, 1)
+    with pytest.raises(TrainingInterrupted):
+        trainer.fit()  # not from the random weights, which a slow average would never forget
+    assert equal(weights(tmp_path / "run"), weights(tmp_path / "run", "ema.safetensors"))
 
 
 def test_evaluation_leaves_no_trace_in_training(make_trainer: Make, tmp_path: Path) -> None:
@@ -340,6 +350,17 @@ def test_a_frozen_part_stays_as_it_was(make_trainer: Make, tmp_path: Path) -> No
     changed = {name.split(".")[0] for name in after if not torch.equal(before[name], after[name])}
     assert "layer2" in changed
     assert not changed & {"layer1", "conv1", "bn1"}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own, while it traces
+def test_compilation_leaves_no_trace_in_checkpoints(make_trainer: Make, tmp_path: Path) -> None:
+    values = {"epochs": 1, "drop_path": 0.0, "model_ema": True}
+    make_trainer(tmp_path / "plain", **values).fit()
+    make_trainer(tmp_path / "compiled", torchcompile="eager", **values).fit()
+    for name in (STUDENT_FILE, "ema.safetensors"):
+        plain, compiled = (weights(tmp_path / run, name) for run in ("plain", "compiled"))
+        assert plain.keys() == compiled.keys()
+        torch.testing.assert_close(plain, compiled, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("amp", ["bf16"])
