@@ -26,7 +26,7 @@ from scalekd.cli._options import KeyValue, NumberRange, Stages, checked, emit, j
     "--stages", default="3,4", show_default=True, type=Stages(), help="3,4, final or none."
 )
 @click.option("--logits", default="full", show_default=True, help="full, topk:K or none.")
-@click.option("--codec", default=None, help="Codec of the features.  [default: float16]")
+@click.option("--codec", default=None, help="Codec of the features.  [default: transform]")
 @click.option("--aug", default="crop-flip", show_default=True, help="View policy.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the views.")
 @click.option("--limit", type=int, help="Take the first N samples.")

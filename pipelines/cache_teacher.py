@@ -44,7 +44,14 @@ from scalekd.cache.writer import (
     read_plan,
     remove_cache,
 )
-from scalekd.codecs import FeatureCodec, create_logit_codec, fit_codec, measure_errors, parse_codec
+from scalekd.codecs import (
+    DEFAULT_FEATURE_CODEC,
+    FeatureCodec,
+    create_logit_codec,
+    fit_codec,
+    measure_errors,
+    parse_codec,
+)
 from scalekd.data.drawing import (
     DrawnBatch,
     DrawnViews,
@@ -103,7 +110,7 @@ class CacheTeacherConfig(BaseModel):
     passes: int = Field(default=1, ge=1, le=9999)
     stages: tuple[Literal[3, 4], ...] = (3, 4)
     logits: str = "full"
-    codec: str = "float16"
+    codec: str = DEFAULT_FEATURE_CODEC
     aug: str = "crop-flip"
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     limit: int | None = Field(default=None, ge=1)

@@ -2,8 +2,8 @@
 
     scalekd demo
 
-Trains a small Swin teacher on 1,297 digits, caches what it says of 200 of them, trains the same
-student on those 200 three ways (labels alone, labels and logits, ScaleKD), over three seeds, and
+Trains a small Swin teacher on 1,297 digits, caches what it says of 60 of them, trains the same
+student on those 60 three ways (labels alone, labels and logits, ScaleKD), over three seeds, and
 prints what comes out.
 """
 
@@ -33,7 +33,7 @@ from scalekd.training import TrainConfig
 from scalekd.views import ViewPolicy
 
 _IMAGE_PX = 32
-_NUM_TRAIN, _NUM_FEW = 1297, 200
+_NUM_TRAIN, _NUM_FEW = 1297, 60
 _AUG = "crop:0.5..1"  # a mirrored 2 is no digit
 _SEEDS = (0, 1, 2)
 _OBJECTIVES = {"none": "no teacher", "kd": "logits only", "scalekd": "ScaleKD"}
@@ -52,7 +52,7 @@ _TEACHER = TeacherConfig(
     },
 )
 _TEACHER_EPOCHS, _TEACHER_BATCH, _TEACHER_LR = 10, 64, 2e-3
-_STUDENT, _STUDENT_BATCH, _STUDENT_LR = "resnet10t", 50, 2e-3
+_STUDENT, _STUDENT_BATCH, _STUDENT_LR = "resnet10t", 30, 2e-3
 
 
 class DemoRow(BaseModel):
@@ -98,7 +98,7 @@ class DemoResult(BaseModel):
 
 
 def run_demo(
-    output: Path, *, epochs: int = 24, say: Callable[[str], None] = lambda line: None
+    output: Path, *, epochs: int = 40, say: Callable[[str], None] = lambda line: None
 ) -> DemoResult:
     """Run the demo in a folder.
 
@@ -249,7 +249,7 @@ def _train(output: Path, objective: str, seed: int, folder: Path, epochs: int) -
                 "seed": seed,
                 "workers": 0,
                 "amp": "no",
-                "eval_interval": 4,
+                "eval_interval": 5,
                 "checkpoint_hist": 1,
                 "output": str(folder),
             }
