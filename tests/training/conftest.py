@@ -139,6 +139,7 @@ def cache(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             ),
             data_dir=str(image_folder),
             output=root,
+            codec="float16",
             passes=2,
             batch_size=16,
             workers=0,
