@@ -116,7 +116,7 @@ def build_optimizer(config: TrainConfig, student: nn.Module, others: nn.Module) 
     if config.opt_betas is not None:
         arguments["betas"] = config.opt_betas
     try:
-        return timm.optim.create_optimizer_v2(  # type: ignore[attr-defined, no-any-return]
+        return timm.optim.create_optimizer_v2(  # type: ignore[attr-defined]
             groups,
             opt=config.opt,
             lr=config.lr,
