@@ -265,7 +265,7 @@ def _index_folder(folder: Path) -> ImageDataset:
                 paths.append(str(path))
     # Folders come sorted by class, and a block of a cache is read as it was written: without
     # this order, fixed by the keys alone, every block would hold one class.
-    rows.sort(key=lambda row: xxhash.xxh3_128_digest(row[0].encode()))
+    rows.sort(key=lambda row: xxhash.xxh3_128_digest(_key_bytes(row[0], str(folder))))
     return _dataset(str(folder), paths, rows, tuple(classes))
 
 
