@@ -84,5 +84,5 @@ class ProgressReport:
         elif time.monotonic() - self._spoken > _PLAIN_SECONDS:
             self._spoken = time.monotonic()
             left = (self.total - self.done) / max(self.rate, 1e-9)
-            count = f"{self.done:,} of {self.total:,} {self.unit}"
-            print(f"{self.what}: {count}, {rate}, {left:,.0f} s left", file=sys.stderr, flush=True)
+            tally = f"{self.done:,} of {self.total:,} {self.unit}"
+            print(f"{self.what}: {tally}, {rate}, {left:,.0f} s left", file=sys.stderr, flush=True)

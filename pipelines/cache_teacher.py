@@ -323,7 +323,8 @@ def _calibrate(
         teacher.calibrate_prefix(fit_on.pixels)
     except ValueError as error:
         raise DataError(f"{images.place}: {error}: all of them are corrupt") from error
-    stages, measured = {}, {}
+    stages: dict[int, StageInfo] = {}
+    measured: dict[int, dict[str, Any]] = {}
     for stage in config.stages:
         shape = spec.stages[stage]
         codec = fit_codec(request, shape, fit_on.blocks(stage))

@@ -17,8 +17,8 @@ from scalekd.cache.files import FileDigest
 from scalekd.errors import CacheCorrupt, CacheMismatch
 from scalekd.shapes import FeatureShape
 
-FORMAT = "scalekd-cache"
-FORMAT_VERSION = 1
+FORMAT: Literal["scalekd-cache"] = "scalekd-cache"
+FORMAT_VERSION: Literal[1] = 1
 
 MAX_JSON_BYTES = 64 << 20
 _MAX_SAMPLES = 1 << 40

@@ -129,7 +129,12 @@ class CacheReader:
         self._store = self._new_store()
 
     def __getstate__(self) -> dict[str, Any]:
-        left = {"_opened": {}, "_store": None, "_records": {}, "_pass_in_use": SAMPLES}
+        left: dict[str, Any] = {
+            "_opened": {},
+            "_store": None,
+            "_records": {},
+            "_pass_in_use": SAMPLES,
+        }
         return {**self.__dict__, **left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -151,8 +151,9 @@ def begin(root: Path, plan: Plan, layout: Layout, num_passes: int) -> Plan:
         if f"{TABLES_FOLDER}/{path.name}" not in wanted:
             path.unlink(missing_ok=True)  # of a run that was killed before it wrote a plan
     for unit in (SAMPLES, *range(num_passes)):
-        for path, content in metadata_documents(layout.identity, unit, layout.arrays(unit)).items():
-            target = inside(root, path)
+        documents = metadata_documents(layout.identity, unit, layout.arrays(unit))
+        for relative, content in documents.items():
+            target = inside(root, relative)
             if not target.exists() or target.read_bytes() != content:
                 commit_file(target, content)
     return plan
@@ -291,7 +292,7 @@ class ShardWriter:
             writer.root,
             ShardRecord(
                 cache_id=writer.plan.cache_id,
-                unit=unit,
+                unit=unit,  # type: ignore[arg-type]  # the one text a unit may be is checked
                 shard=self._shard,
                 num_rows=rows,
                 samples_sha256=samples_sha256,
@@ -383,8 +384,8 @@ def finish(root: Path, plan: Plan, layout: Layout, num_passes: int) -> Manifest 
         return None
     files = {PLAN_FILE: digest(canonical(plan)), **table_files(identity)}
     for unit in units:
-        for path, content in metadata_documents(identity, unit, layout.arrays(unit)).items():
-            files[path] = digest(content)
+        documents = metadata_documents(identity, unit, layout.arrays(unit))
+        files |= {relative: digest(content) for relative, content in documents.items()}
     records: dict[str, str] = {}
     samples: list[str] = []
     skipped: list[str] = []

@@ -48,4 +48,6 @@ def single_threaded(worker: int) -> None:
 def empty_batch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """An empty tensor; a worker's lies in shared memory, so that sending it copies nothing."""
     tensor = torch.empty(shape, dtype=dtype)
-    return tensor.share_memory_() if get_worker_info() is not None else tensor
+    if get_worker_info() is not None:
+        tensor.share_memory_()  # type: ignore[no-untyped-call]
+    return tensor

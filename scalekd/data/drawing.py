@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from scalekd.data._workers import as_is, empty_batch, relayed, single_threaded
-from scalekd.data.samples import ImageDataset
-from scalekd.data.views import draw_view
+from scalekd.data.samples import ImageDataset, Sample
+from scalekd.data.views import DrawnView, draw_view
 from scalekd.errors import DataError, ScaleKDError
 from scalekd.views import ViewParams, ViewPolicy
 
@@ -94,7 +94,8 @@ class DrawnViews(Dataset[DrawnBatch]):
         height, width = self.view_size
         pixels = empty_batch((len(request.samples), height, width, 3), torch.uint8)
         filled = pixels.numpy()
-        rows, skipped = [], []
+        rows: list[tuple[Sample, DrawnView]] = []
+        skipped: list[str] = []
         for position in request.samples:
             sample = self.images[position]
             try:

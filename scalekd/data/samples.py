@@ -196,7 +196,8 @@ def _expand(pattern: str) -> list[str]:
 def _index_tars(paths: Sequence[str], place: str, root: Path) -> ImageDataset:
     rows: list[_Row] = []
     for number, path in enumerate(paths):
-        rows.extend((key, number, *entry) for key, *entry in _tar_samples(path))
+        for key, offset, size, label in _tar_samples(path):
+            rows.append((key, number, offset, size, label))
     return _dataset(place, paths, rows, _class_names(root))
 
 
