@@ -134,6 +134,7 @@ def make_cache(tiny_images: Path) -> Callable[..., Any]:
             "batch_size": 10,
             "workers": 0,
             "shard_size": SHARD_SIZE,
+            "codec": "float16",
             **changes,
         }
         with pytest.MonkeyPatch.context() as patch:

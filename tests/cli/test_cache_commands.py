@@ -52,6 +52,7 @@ def options(tiny_images: Path, tmp_path: Path) -> dict[str, object]:
         "--img-size": 32,
         "--model-kwargs": "num_classes=10",
         "--limit": 20,
+        "--codec": "float16",
         "-b": 10,
         "-j": 0,
     }
