@@ -362,6 +362,8 @@ class CacheWriter:
 
     def write(self, unit: Unit, array: ArraySpec, start: int, rows: np.ndarray[Any, Any]) -> None:
         """Write rows of one array, padded to whole chunks."""
+        if not rows.shape[array.view_axis]:
+            return  # a shard that lost every image has no files
         opened = self._opened[array_path(unit, array)]
         step = array.rows_per_chunk(self.layout.identity)
         end = min(start + step, self.layout.identity.data.num_samples)
