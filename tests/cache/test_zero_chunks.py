@@ -14,7 +14,7 @@ from scalekd.cache.store import CommittingStore, metadata_documents, open_array,
 class _Sizes:
     """As much of an identity as an array's shape needs."""
 
-    class data:  # noqa: N801
+    class data:
         num_samples = 8
 
     shard_size = block_size = 4
