@@ -51,7 +51,7 @@ def main() -> None:
     )
     for panel, report in zip(axes[0], reports, strict=True):
         draw(panel, report)
-    axes[0, -1].legend(fontsize=8, loc="upper right")
+    figure.legend(*axes[0, -1].get_legend_handles_labels(), fontsize=8, loc="outside right center")
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(arguments.output, dpi=120, metadata={"Software": None})
 

@@ -44,7 +44,7 @@ JsonDict = dict[str, Any]
 
 # pcodec codes a page with one table of bins: long pages share the table's cost (about 60 bytes),
 # short ones follow the data closer. 2**16 is best for coefficients sorted by scale, this is 0.001
-# bit worse and decodes 3 % faster, as fast as zstd decodes half precision (docs/LOG.md).
+# bit worse and decodes 3 % faster (docs/LOG.md).
 DEFAULT_PAGE_VALUES = 131_072
 _LEAST_PAGE_VALUES = 4_096  # best for single views; measured from 2**10 to 2**14
 _FEW_VIEWS = 64
