@@ -17,7 +17,7 @@ json_option = click.option(
 )
 
 
-class KeyValue(click.ParamType):
+class KeyValue(click.ParamType[Any]):
     """``key=value``, the value read as a Python literal or, failing that, as text."""
 
     name = "k=v"
@@ -34,7 +34,7 @@ class KeyValue(click.ParamType):
             return key, text
 
 
-class NumberRange(click.ParamType):
+class NumberRange(click.ParamType[Any]):
     """``A-B`` or ``A``: whole numbers, both ends included."""
 
     name = "A-B"
@@ -49,7 +49,7 @@ class NumberRange(click.ParamType):
         return first, int(found[2]) if found[2] else first
 
 
-class Stages(click.ParamType):
+class Stages(click.ParamType[Any]):
     """``3,4``, ``final`` or ``none``."""
 
     name = "STAGES"

@@ -13,7 +13,7 @@ from scalekd.cli._options import KeyValue, emit, json_option
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-class _Dotted(click.ParamType):
+class _Dotted(click.ParamType[Any]):
     """``name.name=value``, the value read as a Python literal, true or false, or text."""
 
     name = "k=v"
@@ -32,7 +32,7 @@ class _Dotted(click.ParamType):
             return key, text
 
 
-class _Numbers(click.ParamType):
+class _Numbers(click.ParamType[Any]):
     """Numbers between commas or spaces."""
 
     name = "X,Y"

@@ -20,8 +20,8 @@ import webdataset
 from PIL import Image
 from pydantic import BaseModel
 from sklearn.datasets import load_digits
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
+from timm.optim._optim_factory import create_optimizer_v2
+from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor
 
 from scalekd.data import ImageDataset, draw_view, open_dataset
@@ -201,12 +201,12 @@ def train_teacher(data_dir: Path) -> Teacher:
     labels = torch.from_numpy(images.labels).long()
     for epoch in range(_TEACHER_EPOCHS):
         pixels = _views(images, policy, epoch)
-        for batch in torch.randperm(len(images)).split(_TEACHER_BATCH):
+        for batch in torch.randperm(len(images)).split(_TEACHER_BATCH):  # type: ignore[no-untyped-call]
             loss = torch.nn.functional.cross_entropy(
                 model(teacher.normalise(pixels[batch])), labels[batch], label_smoothing=0.1
             )
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         schedule.step(epoch + 1)
     model.requires_grad_(False).eval()

@@ -120,7 +120,7 @@ def open_array(
         raise CacheCorrupt(
             f"{store.root / path}: shape, chunks and type are {found}; the plan says {expected}"
         )
-    codecs = {codec["name"] for codec in opened.metadata.to_dict()["codecs"]}  # type: ignore[union-attr,index,call-overload]
+    codecs = {str(codec["name"]) for codec in opened.metadata.to_dict()["codecs"]}  # type: ignore[union-attr,index,call-overload]
     if not codecs <= _CODECS:
         raise CacheCorrupt(
             f"{store.root / path}: coded with {sorted(codecs - _CODECS)}, not a codec of format 1"
