@@ -20,7 +20,13 @@ from scalekd.codecs._checks import check_config
 from scalekd.codecs._decoder import TransformDecoder
 from scalekd.codecs._spatial import radial_bands
 from scalekd.codecs._tables import TransformTables, tables_from
-from scalekd.codecs.base import FeatureCodec, FeatureDecoder, JsonDict, PlaneSpec
+from scalekd.codecs.base import (
+    DEFAULT_PAGE_VALUES,
+    FeatureCodec,
+    FeatureDecoder,
+    JsonDict,
+    PlaneSpec,
+)
 from scalekd.codecs.options import TransformOptions
 from scalekd.shapes import FeatureShape
 
@@ -31,6 +37,12 @@ _LARGEST = 32_000  # indices stay below int16's end
 # Values that the encoder works on at a time: the trellis' arrays then stay in a core's cache, and
 # memory does not grow with the block.
 _BLOCK_VALUES = 1 << 20
+# Pages in a block of 256 views: enough that each holds coefficients of about one scale.
+_PAGES = 48
+
+
+def _page_values(num_coefficients: int) -> int:
+    return min(max(256 * num_coefficients // _PAGES, 4096), DEFAULT_PAGE_VALUES)
 
 
 class TransformCodec(FeatureCodec):
@@ -57,7 +69,12 @@ class TransformCodec(FeatureCodec):
         tables = self.transform_tables
         gains = tables.num_gains(self.shape)
         return (
-            PlaneSpec("coefficients", "int16", shape_before=(tables.num_coefficients,)),
+            PlaneSpec(
+                "coefficients",
+                "int16",
+                shape_before=(tables.num_coefficients,),
+                page_values=_page_values(tables.num_coefficients),
+            ),
             PlaneSpec("gains", "int16", shape_before=(gains,)),
         )
 
