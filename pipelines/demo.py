@@ -98,7 +98,7 @@ class DemoResult(BaseModel):
 
 
 def run_demo(
-    output: Path, *, epochs: int = 40, say: Callable[[str], None] = lambda line: None
+    output: Path, *, epochs: int = 24, say: Callable[[str], None] = lambda line: None
 ) -> DemoResult:
     """Run the demo in a folder.
 
@@ -249,7 +249,7 @@ def _train(output: Path, objective: str, seed: int, folder: Path, epochs: int) -
                 "seed": seed,
                 "workers": 0,
                 "amp": "no",
-                "eval_interval": 5,
+                "eval_interval": 4,
                 "checkpoint_hist": 1,
                 "output": str(folder),
             }
