@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors become one line and an exit code.
 
     Exit codes: 0 done, 2 usage, 3 input data, 4 cache integrity or mismatch, 5 environment,
-    130 interrupted.
+    130 interrupted, 143 terminated.
     """
     try:
         group.main(args=arguments, prog_name="scalekd", standalone_mode=False)
@@ -72,9 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as stop:
         _complain("interrupted; what was committed is kept, the same command goes on from there")
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(128 + getattr(stop, "signal_number", signal.SIGINT))
     except ScaleKDError as error:
         _complain(str(error))
         sys.exit(error.exit_code)

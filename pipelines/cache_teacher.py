@@ -11,7 +11,7 @@ import importlib.metadata
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -33,6 +33,7 @@ from scalekd.cache.manifest import (
     StageInfo,
     ViewsInfo,
 )
+from scalekd.cache.records import has_record
 from scalekd.cache.targets import CacheCodecs, save_arrays, save_codec, save_table, stage_info
 from scalekd.cache.writer import (
     CacheWriter,
@@ -62,6 +63,7 @@ from scalekd.data.drawing import (
 from scalekd.data.samples import ImageDataset, open_dataset
 from scalekd.errors import CacheMismatch, DataError, EnvironmentFault, UsageError
 from scalekd.pipelines._progress import ProgressReport
+from scalekd.pipelines._signals import terminable
 from scalekd.teachers import Teacher, TeacherConfig, load_teacher, resolve_model_name, save_tail
 from scalekd.training.coordination import Coordinator
 from scalekd.views import ViewPolicy, pack_views, pixel_environment
@@ -125,7 +127,10 @@ class CacheTeacherConfig(BaseModel):
 
 
 class CacheTeacherResult(BaseModel):
-    """What a run did: counts, bytes, seconds. Shards and views are those of all processes."""
+    """What a run did: counts, bytes, seconds. Shards and views are those of all processes.
+
+    ``shards_elsewhere`` names the shards that other jobs were still writing, and those jobs.
+    """
 
     output: str
     cache_id: str
@@ -136,6 +141,7 @@ class CacheTeacherResult(BaseModel):
     num_shards: int
     shards_written: int
     shards_found: int
+    shards_elsewhere: tuple[str, ...]
     views_written: int
     skipped: int
     seconds: float
@@ -170,19 +176,18 @@ def cache_teacher(config: CacheTeacherConfig) -> CacheTeacherResult:
     )
     layout = codecs.layout(plan.identity)
     on_main(lambda: _tidy_and_check_space(config, plan, layout))
-    with CacheWriter(config.output, plan, layout) as writer:
+    with terminable(), CacheWriter(config.output, plan, layout) as writer:
         work = everyone.together(lambda: _divide(config, writer, state))
         drawn = DrawnViews(
             images, policy, config.seed, teacher.spec.img_size, skip_corrupt=config.skip_corrupt
         )
         with ProgressReport("caching", work.num_views, enabled=state.is_main_process) as progress:
-            everyone.together(
-                lambda: _write_shards(
-                    config, writer, codecs, teacher, drawn, work.requests, progress
-                )
+            num_written = everyone.together(
+                lambda: _write_shards(config, writer, codecs, teacher, drawn, work.shards, progress)
             )
-    counts = everyone.collect((len(work.shards), work.num_found, progress.done))
-    num_views = sum(views for _, _, views in counts)
+        elsewhere = _elsewhere(writer)
+    counts = everyone.collect((num_written, work.num_found, progress.done, elsewhere))
+    num_views = sum(views for _, _, views, _ in counts)
     manifest = on_main(lambda: finish(config.output, plan, layout, config.passes))
     return CacheTeacherResult(
         output=str(config.output),
@@ -192,8 +197,9 @@ def cache_teacher(config: CacheTeacherConfig) -> CacheTeacherResult:
         num_samples=plan.identity.data.num_samples,
         num_passes=config.passes,
         num_shards=plan.identity.num_shards,
-        shards_written=sum(done for done, _, _ in counts),
-        shards_found=sum(found for _, found, _ in counts),
+        shards_written=sum(done for done, _, _, _ in counts),
+        shards_found=sum(found for _, found, _, _ in counts),
+        shards_elsewhere=tuple(line for _, _, _, lines in counts for line in lines),
         views_written=num_views,
         skipped=len(manifest.skipped) if manifest else 0,
         seconds=progress.seconds,
@@ -518,19 +524,18 @@ def _check_same_job(
 
 @dataclass(frozen=True)
 class _Work:
-    """Shards this process is to do, and their batches."""
+    """Shards that were missing when this process looked, of those that are its to do."""
 
     shards: list[tuple[int, int]]
-    requests: list[DrawRequest]
+    num_views: int
     num_found: int
-
-    @property
-    def num_views(self) -> int:
-        return sum(len(request.samples) for request in self.requests)
 
 
 def _divide(config: CacheTeacherConfig, writer: CacheWriter, state: PartialState) -> _Work:
-    """Every process takes every n-th shard, whatever is missing: none is ever taken twice."""
+    """Every process of a job takes every n-th shard, whatever is missing.
+
+    What several jobs have in common they divide by leases, when they come to it.
+    """
     identity = writer.plan.identity
     first, last = config.shards or (0, identity.num_shards - 1)
     own = range(first + state.process_index, last + 1, state.num_processes)
@@ -539,13 +544,8 @@ def _divide(config: CacheTeacherConfig, writer: CacheWriter, state: PartialState
         for pass_index in range(config.passes)
         for shard in writer.missing(pass_index, own)
     ]
-    requests = shard_requests(
-        shards,
-        num_samples=identity.data.num_samples,
-        shard_size=identity.shard_size,
-        batch_size=identity.batch_size,
-    )
-    return _Work(shards, list(requests), config.passes * len(own) - len(shards))
+    num_views = sum(identity.rows_of(shard) for _, shard in shards)
+    return _Work(shards, num_views, config.passes * len(own) - len(shards))
 
 
 def _write_shards(
@@ -554,16 +554,65 @@ def _write_shards(
     codecs: CacheCodecs,
     teacher: Teacher,
     drawn: DrawnViews,
-    requests: Sequence[DrawRequest],
+    shards: Sequence[tuple[int, int]],
     progress: ProgressReport,
-) -> None:
-    """Draw, run the teacher, code and commit, shard by shard."""
+) -> int:
+    """Write those shards that nobody else writes; returns how many these were.
+
+    A second round takes over what another job held during the first and died with.
+    """
+    return sum(
+        write_claimed(config, writer, codecs, teacher, drawn, shards, progress) for _ in range(2)
+    )
+
+
+def _elsewhere(writer: CacheWriter) -> tuple[str, ...]:
+    """What other jobs were writing when this one had no more to do."""
+    return tuple(
+        f"shard {shard} of pass {unit}: {holder}"
+        for (unit, shard), holder in sorted(writer.busy.items(), key=lambda item: str(item[0]))
+        if not has_record(writer.root, unit, shard)
+    )
+
+
+def _claimed_requests(
+    writer: CacheWriter, shards: Iterable[tuple[int, int]]
+) -> Iterator[DrawRequest]:
+    """Batches of shards, each shard claimed when its first batch is asked for."""
+    identity = writer.plan.identity
+    for pass_index, shard in shards:
+        if writer.claim(pass_index, shard):
+            yield from shard_requests(
+                [(pass_index, shard)],
+                num_samples=identity.data.num_samples,
+                shard_size=identity.shard_size,
+                batch_size=identity.batch_size,
+            )
+
+
+def write_claimed(
+    config: CacheTeacherConfig,
+    writer: CacheWriter,
+    codecs: CacheCodecs,
+    teacher: Teacher,
+    drawn: DrawnViews,
+    shards: Iterable[tuple[int, int]],
+    progress: ProgressReport,
+) -> int:
+    """Draw, run the teacher, code and commit, shard by shard; returns the number committed."""
+    missing = [pair for pair in shards if not has_record(writer.root, *pair)]
+    if not missing:
+        return 0
+    requests = _claimed_requests(writer, missing)
     batches = drawing_loader(drawn, requests, num_workers=config.workers)
     shard: _OpenShard | None = None
-    for _ in requests:
+    num_committed = 0
+    while True:
         waiting = time.monotonic()
-        batch = next(batches)
+        batch = next(batches, None)
         progress.waited_seconds += time.monotonic() - waiting
+        if batch is None:
+            return num_committed
         request = batch.request
         if shard is None:
             shard = _OpenShard(writer, codecs, request)
@@ -573,6 +622,7 @@ def _write_shards(
         if request.last:
             shard.commit()
             shard = None
+            num_committed += 1
         progress.advance(len(batch.keys))
 
 

@@ -66,7 +66,7 @@ class CacheInfo(BaseModel):
             for target in ("raw", "spatial", "frequency") if facts["errors"] else ():
                 error = facts["errors"][target]
                 yield (
-                    f"  {target} error",
+                    f"  {target} error ",
                     "mean {mean:.3%}, p95 {p95:.3%}, max {max:.3%}".format(**error),
                 )
         yield "logits", str(self.logits["codec"]) if self.logits else "none"

@@ -80,8 +80,7 @@ def commit_file(path: Path, data: bytes | memoryview, *, exclusive: bool = False
     Raises:
         EnvironmentFault: Disk full, read-only, not permitted.
     """
-    owner = f"{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    temporary = path.with_name(f".{path.name}.{owner}{TEMPORARY_SUFFIX}")
+    temporary = temporary_beside(path)
     with explained(path, "cannot write"):
         _make_folder(path.parent)
         try:
@@ -105,6 +104,12 @@ def commit_file(path: Path, data: bytes | memoryview, *, exclusive: bool = False
     return True
 
 
+def temporary_beside(path: Path) -> Path:
+    """A new name in the folder of ``path`` that says which process of which machine uses it."""
+    owner = f"{host_name()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    return path.with_name(f".{path.name}.{owner}{TEMPORARY_SUFFIX}")
+
+
 def remove_abandoned(root: Path) -> None:
     """Delete the temporary files of writers that are dead for certain.
 
@@ -114,8 +119,8 @@ def remove_abandoned(root: Path) -> None:
     for path in root.rglob(f".*{TEMPORARY_SUFFIX}"):
         owner = _OWNER.search(path.name)
         try:
-            if owner and owner["host"] == _host():
-                abandoned = not _is_alive(int(owner["process"]))
+            if owner and owner["host"] == host_name():
+                abandoned = not is_alive(int(owner["process"]))
             else:
                 abandoned = path.stat().st_mtime < time.time() - _DAY_SECONDS
             if abandoned:
@@ -124,11 +129,13 @@ def remove_abandoned(root: Path) -> None:
             continue  # its writer finished or another process tidied up meanwhile
 
 
-def _host() -> str:
+def host_name() -> str:
+    """This machine's name, in letters that a file's name may hold."""
     return re.sub(r"[^a-z0-9_]", "_", socket.gethostname().lower()) or "unnamed"
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine exists."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

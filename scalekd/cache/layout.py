@@ -25,6 +25,7 @@ PLAN_FILE = "plan.json"
 MANIFEST_FILE = "manifest.json"
 TABLES_FOLDER = "tables"
 RECORDS_FOLDER = "records"
+LEASE_SUFFIX = ".lease"
 
 _MAX_CHUNK_BYTES = 2**31 - 1  # Blosc's own limit; Swin-L's stage 3 in fp16 needs 77 MB
 
@@ -111,6 +112,11 @@ def chunk_path(unit: Unit, array: ArraySpec, index: int) -> str:
 def record_path(unit: Unit, shard: int) -> str:
     folder = SAMPLES if unit == SAMPLES else f"{unit:04d}"
     return f"{RECORDS_FOLDER}/{folder}/{shard:06d}.json"
+
+
+def lease_path(unit: Unit, shard: int) -> str:
+    """File that stands while a process writes the shard; see :mod:`scalekd.cache.lease`."""
+    return record_path(unit, shard).removesuffix(".json") + LEASE_SUFFIX
 
 
 def group_paths(unit: Unit, arrays: tuple[ArraySpec, ...]) -> Iterator[str]:

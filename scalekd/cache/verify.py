@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scalekd.cache.files import TEMPORARY_SUFFIX, FileDigest, digest_on_disk, inside
-from scalekd.cache.layout import MANIFEST_FILE, SAMPLES, Unit, record_path
+from scalekd.cache.layout import LEASE_SUFFIX, MANIFEST_FILE, SAMPLES, Unit, record_path
 from scalekd.cache.manifest import Manifest, ShardRecord, canonical
 from scalekd.cache.reader import open_cache, read_manifest
 from scalekd.cache.records import read_record, record_hash
@@ -13,6 +13,7 @@ from scalekd.cache.store import metadata_documents
 from scalekd.cache.targets import CacheCodecs
 from scalekd.errors import CacheError
 
+_OF_WRITERS = frozenset({TEMPORARY_SUFFIX, LEASE_SUFFIX})
 _LATER_PASS = re.compile(r"(?:passes|records)/(\d{4})/")
 
 
@@ -137,14 +138,14 @@ def _file_problem(path: Path, expected: FileDigest, quick: bool) -> str | None:
 def _check_strangers(root: Path, known: set[str], num_passes: int, found: Findings) -> None:
     """Name files that nothing accounts for.
 
-    Temporary files of dead writers are no harm, nor are passes that are being added: a cache
-    grows by passes, and the manifest tells of them when they are complete.
+    Temporary files and leases of dead writers are no harm, nor are passes that are being added: a
+    cache grows by passes, and the manifest tells of them when they are complete.
     """
     for path in sorted(root.rglob("*")):
         relative = path.relative_to(root).as_posix()
         if path.is_symlink():
             found.problems.append(f"{path}: a symbolic link; a cache holds plain files only")
-        elif path.is_file() and relative not in known and path.suffix != TEMPORARY_SUFFIX:
+        elif path.is_file() and relative not in known and path.suffix not in _OF_WRITERS:
             later = _LATER_PASS.match(relative)
             if later and int(later[1]) >= num_passes:
                 continue

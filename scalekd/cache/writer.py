@@ -1,11 +1,13 @@
 """Writing a cache: plan first, then shards in any order by any process, the manifest last.
 
-A shard is written by one process. Its files appear one by one, each atomically, and count for
-nothing until the shard's commit record stands. A killed writer leaves committed shards, whole
-files of at most one uncommitted shard, and temporary files; the next run redoes that shard.
+A shard is written by one process, the one that holds its lease. Its files appear one by one, each
+atomically, and count for nothing until the shard's commit record stands. A killed writer leaves
+committed shards, whole files of at most one uncommitted shard, its leases, and temporary files; the
+next run takes over and redoes that shard.
 """
 
 import shutil
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,6 +40,7 @@ from scalekd.cache.layout import (
     array_path,
     record_path,
 )
+from scalekd.cache.lease import LeaseHolder, Leases, live_lease, remove_settled
 from scalekd.cache.manifest import (
     MAX_JSON_BYTES,
     Identity,
@@ -55,10 +58,11 @@ from scalekd.cache.records import (
     write_record,
 )
 from scalekd.cache.store import CommittingStore, metadata_documents, open_array, write_rows
-from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
+from scalekd.errors import CacheCorrupt, CacheMismatch, EnvironmentFault, UsageError
 
 Rows = np.ndarray[Any, Any]
 
+_POLL_SECONDS = 0.05  # of another process that commits the samples of a shard: a moment's work
 _MAX_QUEUED_BLOCKS = 4  # bounds memory when coding falls behind the teacher
 
 _NAMES = frozenset(
@@ -112,13 +116,19 @@ def remove_cache(root: Path) -> None:
     The plan goes last: a removal that was interrupted can be taken up again.
 
     Raises:
-        UsageError: The folder holds something else; nothing was deleted.
+        UsageError: The folder holds something else, or another job writes it; nothing was deleted.
     """
     if not root.exists():
         return
     if not root.is_dir() or not (root / PLAN_FILE).exists():
         read_plan(root)
     _refuse_strangers(root, _NAMES)
+    holder = live_lease(root)
+    if holder is not None:
+        raise UsageError(
+            f"--overwrite: {root} is being written by {holder}; stop that job first (if it died"
+            " with its machine, its claim lapses three minutes later)"
+        )
     with explained(root, "cannot remove"):
         (root / MANIFEST_FILE).unlink(missing_ok=True)
         for entry in sorted(root.iterdir(), key=lambda entry: entry.name == PLAN_FILE):
@@ -222,12 +232,14 @@ class ShardWriter:
         self._shard = shard
         self._pending: deque[Future[None]] = deque()
         self._next_row = shard * writer.layout.identity.shard_size
-        if has_record(writer.root, unit, shard):  # its files are no debris
+        if not writer.claim(unit, shard):
+            holder = writer.busy.get((unit, shard))
             raise CacheMismatch(
-                f"{writer.root}: another job committed shard {shard} of pass {unit} meanwhile; two"
-                " jobs do the same shards. Let the other finish, or give each its own --shards"
+                f"{writer.root}: shard {shard} of pass {unit} "
+                + (f"is being written by {holder}" if holder else "is already committed")
+                + "; a shard is written once"
             )
-        self._remove_debris(unit)
+        writer.remove_debris(unit, shard)
 
     def write_block(self, encode: Callable[[], dict[str, Rows]], num_rows: int) -> None:
         """Queue the next block; waits while too many are queued.
@@ -263,59 +275,22 @@ class ShardWriter:
         start = self._shard * layout.identity.shard_size
         for name, rows in views.items():
             writer.write(self._unit, layout.find(name), start, rows)
-        samples_sha256 = samples_hash(samples.keys, samples.labels, samples.source_hashes)
-        if has_record(writer.root, SAMPLES, self._shard):
-            committed = read_record(writer.root, writer.plan, layout, SAMPLES, self._shard)
-            if committed.samples_sha256 != samples_sha256:
-                raise CacheMismatch(
-                    f"{writer.root}: shard {self._shard} was cached with other samples, labels or"
-                    " images than the data set gives now; bring back the files it was begun with,"
-                    " or write a new cache"
-                )
-        else:
-            self._remove_debris(SAMPLES)
-            columns = samples.columns(layout.identity.data.max_key_bytes)
-            for array in layout.samples:
-                writer.write(SAMPLES, array, start, columns[array.name])
-            self._record(SAMPLES, samples, samples_sha256, skipped)
-        self._record(self._unit, samples, samples_sha256, skipped)
-
-    def _record(
-        self, unit: Unit, samples: SampleRows, samples_sha256: str, skipped: Sequence[str]
-    ) -> None:
-        writer, rows = self._writer, len(samples.keys)
-        files: dict[str, FileDigest] = {}
-        for array in writer.layout.arrays(unit):
-            for path in array.chunk_files(writer.layout.identity, unit, self._shard, rows):
-                files[path] = writer.store.written.pop(path)
-        write_record(
-            writer.root,
-            ShardRecord(
-                cache_id=writer.plan.cache_id,
-                unit=unit,  # type: ignore[arg-type]  # the one text a unit may be is checked
-                shard=self._shard,
-                num_rows=rows,
-                samples_sha256=samples_sha256,
-                files=files,
-                skipped=tuple(skipped),
-            ),
-        )
-
-    def _remove_debris(self, unit: Unit) -> None:
-        """Delete what an interrupted writer of this shard left, temporary files included."""
-        layout, root = self._writer.layout, self._writer.root
-        rows = layout.identity.rows_of(self._shard)
-        for array in layout.arrays(unit):
-            for path in array.chunk_files(layout.identity, unit, self._shard, rows):
-                target = inside(root, path)
-                with explained(target, "cannot remove"):
-                    target.unlink(missing_ok=True)
-                    for partial in target.parent.glob(f".{target.name}.*{TEMPORARY_SUFFIX}"):
-                        partial.unlink(missing_ok=True)
+        samples_sha256 = writer.commit_samples(self._shard, samples, skipped)
+        if not writer.leases.holds(self._unit, self._shard):
+            raise EnvironmentFault(
+                f"{writer.root}: this process stood still for so long that another took over shard"
+                f" {self._shard} of pass {self._unit}; nothing is lost, run the same command again"
+            )
+        writer.record(self._unit, self._shard, len(samples.keys), samples_sha256, skipped)
+        writer.leases.release(self._unit, self._shard)
 
 
 class CacheWriter:
     """One process's hand in a cache.
+
+    Attributes:
+        leases: The shards this process is writing.
+        busy: Who else held a shard when :meth:`claim` was last asked for it.
 
     Args:
         root: Folder of the cache, already begun (:func:`begin`).
@@ -329,10 +304,13 @@ class CacheWriter:
         self.plan = plan
         self.layout = layout
         self.store = CommittingStore(root)
+        self.leases = Leases(root)
+        self.busy: dict[tuple[Unit, int], LeaseHolder] = {}
         self.pool = ThreadPoolExecutor(num_threads, thread_name_prefix="cache-writer")
         self._opened: dict[str, zarr.Array[Any]] = {}
 
     def __enter__(self) -> Self:
+        self.leases.__enter__()
         return self
 
     def __exit__(
@@ -341,7 +319,10 @@ class CacheWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.pool.shutdown(wait=True, cancel_futures=True)
+        try:
+            self.pool.shutdown(wait=True, cancel_futures=True)
+        finally:
+            self.leases.__exit__(kind, error, traceback)
 
     def missing(self, unit: int, shards: Sequence[int]) -> Iterator[int]:
         """Those of ``shards`` that are not committed in pass ``unit``; checks those that are."""
@@ -351,14 +332,102 @@ class CacheWriter:
             else:
                 yield shard
 
+    def claim(self, unit: Unit, shard: int) -> bool:
+        """Take a shard, so that no other process writes it.
+
+        Returns:
+            Whether this process is to write it; not when it is committed, nor when another process
+            is writing it, which :attr:`busy` then names.
+        """
+        self.busy.pop((unit, shard), None)
+        if has_record(self.root, unit, shard):
+            return False
+        holder = self.leases.acquire(unit, shard)
+        if holder is not None:
+            self.busy[unit, shard] = holder
+            return False
+        if has_record(self.root, unit, shard):  # committed between the look and the claim
+            self.leases.release(unit, shard)
+            return False
+        return True
+
     def shard(self, unit: int, shard: int) -> ShardWriter:
-        """Begin a shard; what an interrupted writer of it left is removed."""
-        for each in (SAMPLES, unit):
-            for array in self.layout.arrays(each):
-                path = array_path(each, array)
-                if path not in self._opened:
-                    self._opened[path] = open_array(self.store, self.layout.identity, each, array)
+        """Begin a shard; what an interrupted writer of it left is removed.
+
+        Raises:
+            CacheMismatch: It is committed, or another process is writing it.
+        """
+        self._open(unit)
         return ShardWriter(self, unit, shard)
+
+    def _open(self, unit: Unit) -> None:
+        for array in self.layout.arrays(unit):
+            path = array_path(unit, array)
+            if path not in self._opened:
+                self._opened[path] = open_array(self.store, self.layout.identity, unit, array)
+
+    def commit_samples(self, shard: int, samples: SampleRows, skipped: Sequence[str]) -> str:
+        """Commit the samples of a shard, or check those that a writer of another pass committed.
+
+        Returns:
+            Their hash.
+
+        Raises:
+            CacheMismatch: The cache holds other samples.
+        """
+        samples_sha256 = samples_hash(samples.keys, samples.labels, samples.source_hashes)
+        while not has_record(self.root, SAMPLES, shard):
+            if not self.claim(SAMPLES, shard):
+                time.sleep(_POLL_SECONDS)
+                continue
+            self.remove_debris(SAMPLES, shard)
+            self._open(SAMPLES)
+            columns = samples.columns(self.layout.identity.data.max_key_bytes)
+            start = shard * self.layout.identity.shard_size
+            for array in self.layout.samples:
+                self.write(SAMPLES, array, start, columns[array.name])
+            self.record(SAMPLES, shard, len(samples.keys), samples_sha256, skipped)
+            self.leases.release(SAMPLES, shard)
+        committed = read_record(self.root, self.plan, self.layout, SAMPLES, shard)
+        if committed.samples_sha256 != samples_sha256:
+            raise CacheMismatch(
+                f"{self.root}: shard {shard} was cached with other samples, labels or images than"
+                " the data set gives now; bring back the files it was begun with, or write a new"
+                " cache"
+            )
+        return samples_sha256
+
+    def record(
+        self, unit: Unit, shard: int, num_rows: int, samples_sha256: str, skipped: Sequence[str]
+    ) -> None:
+        """Write a shard's commit record; all of its files were written by this process."""
+        files: dict[str, FileDigest] = {}
+        for array in self.layout.arrays(unit):
+            for path in array.chunk_files(self.layout.identity, unit, shard, num_rows):
+                files[path] = self.store.written.pop(path)
+        write_record(
+            self.root,
+            ShardRecord(
+                cache_id=self.plan.cache_id,
+                unit=unit,  # type: ignore[arg-type]  # the one text a unit may be is checked
+                shard=shard,
+                num_rows=num_rows,
+                samples_sha256=samples_sha256,
+                files=files,
+                skipped=tuple(skipped),
+            ),
+        )
+
+    def remove_debris(self, unit: Unit, shard: int) -> None:
+        """Delete what an interrupted writer of this shard left, temporary files included."""
+        identity = self.layout.identity
+        for array in self.layout.arrays(unit):
+            for path in array.chunk_files(identity, unit, shard, identity.rows_of(shard)):
+                target = inside(self.root, path)
+                with explained(target, "cannot remove"):
+                    target.unlink(missing_ok=True)
+                    for partial in target.parent.glob(f".{target.name}.*{TEMPORARY_SUFFIX}"):
+                        partial.unlink(missing_ok=True)
 
     def write(self, unit: Unit, array: ArraySpec, start: int, rows: np.ndarray[Any, Any]) -> None:
         """Write rows of one array, padded to whole chunks."""
@@ -388,6 +457,8 @@ def finish(root: Path, plan: Plan, layout: Layout, num_passes: int) -> Manifest 
     for unit in units:
         documents = metadata_documents(identity, unit, layout.arrays(unit))
         files |= {relative: digest(content) for relative, content in documents.items()}
+    for unit, shard in pairs:
+        remove_settled(root, unit, shard)
     records: dict[str, str] = {}
     samples: list[str] = []
     skipped: list[str] = []

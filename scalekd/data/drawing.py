@@ -1,6 +1,6 @@
 """Stage one's loader: samples of whole shards, in order, with a fresh view drawn of each."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,9 +148,12 @@ def shard_requests(
 
 
 def drawing_loader(
-    views: DrawnViews, requests: Sequence[DrawRequest], *, num_workers: int
+    views: DrawnViews, requests: Iterable[DrawRequest], *, num_workers: int
 ) -> Iterator[DrawnBatch]:
     """Draw requests in order, in worker processes.
+
+    This process takes each request from ``requests`` when a worker is free for it, a few ahead of
+    the batch it gives: what an iterator decides on the way, it decides late.
 
     Raises:
         DataError: An image is corrupt and may not be skipped.

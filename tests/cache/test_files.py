@@ -111,7 +111,7 @@ def test_a_file_where_a_folder_is_needed_is_said(tmp_path: Path) -> None:
 def test_only_temporary_files_of_the_dead_are_removed(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    host = files._host()
+    host = files.host_name()
     alive = tmp_path / f".a.{host}-{os.getpid()}-0123abcd.partial"
     gone = tmp_path / f".b.{host}-{dead.pid}-0123abcd.partial"
     foreign = tmp_path / ".c.another_machine-1-0123abcd.partial"
