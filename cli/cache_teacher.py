@@ -72,6 +72,13 @@ def command(*, as_json: bool, dry_run: bool, **options: Any) -> None:
     if not result.is_main_process:
         return
     state = "complete" if result.complete else "not complete: other shards are still to be done"
+    if result.shards_elsewhere:
+        others = len(result.shards_elsewhere) - 1
+        state = (
+            f"not complete: another job is writing {result.shards_elsewhere[0]}"
+            + (f", and {others} more" if others else "")
+            + "; whoever commits last completes the cache"
+        )
     lines = [
         f"{result.output}: {state}; {result.num_samples:,} samples, {result.num_passes} passes,"
         f" {result.num_shards} shards ({result.shards_written} written now)",

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from scalekd.cache.files import FileDigest, remove_abandoned
-from scalekd.cache.layout import RECORDS_FOLDER, Layout
+from scalekd.cache.layout import RECORDS_FOLDER, SAMPLES, Layout
 from scalekd.cache.manifest import (
     CodecInfo,
     DataInfo,
@@ -151,6 +151,7 @@ class CacheTeacherResult(BaseModel):
     bytes_per_view: float | None
 
 
+@terminable()
 def cache_teacher(config: CacheTeacherConfig) -> CacheTeacherResult:
     """Write a cache, or finish one.
 
@@ -176,7 +177,7 @@ def cache_teacher(config: CacheTeacherConfig) -> CacheTeacherResult:
     )
     layout = codecs.layout(plan.identity)
     on_main(lambda: _tidy_and_check_space(config, plan, layout))
-    with terminable(), CacheWriter(config.output, plan, layout) as writer:
+    with CacheWriter(config.output, plan, layout) as writer:
         work = everyone.together(lambda: _divide(config, writer, state))
         drawn = DrawnViews(
             images, policy, config.seed, teacher.spec.img_size, skip_corrupt=config.skip_corrupt
@@ -571,7 +572,7 @@ def _elsewhere(writer: CacheWriter) -> tuple[str, ...]:
     return tuple(
         f"shard {shard} of pass {unit}: {holder}"
         for (unit, shard), holder in sorted(writer.busy.items(), key=lambda item: str(item[0]))
-        if not has_record(writer.root, unit, shard)
+        if unit != SAMPLES and not has_record(writer.root, unit, shard)
     )
 
 

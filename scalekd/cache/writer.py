@@ -457,8 +457,7 @@ def finish(root: Path, plan: Plan, layout: Layout, num_passes: int) -> Manifest 
     for unit in units:
         documents = metadata_documents(identity, unit, layout.arrays(unit))
         files |= {relative: digest(content) for relative, content in documents.items()}
-    for unit, shard in pairs:
-        remove_settled(root, unit, shard)
+    remove_settled(root)
     records: dict[str, str] = {}
     samples: list[str] = []
     skipped: list[str] = []
