@@ -404,8 +404,11 @@ class _Features:
                 yield batch.pixels.to(device)
 
     def blocks(self, stage: int) -> Iterator[np.ndarray[Any, Any]]:
-        for pixels in self.pixels:
-            yield run_teacher(self._teacher, pixels, self._config.precision).features[stage]
+        total = sum(len(request.samples) for request in self._requests)
+        with ProgressReport(f"calibrating stage {stage}", total) as progress:
+            for pixels in self.pixels:
+                progress.advance(len(pixels))
+                yield run_teacher(self._teacher, pixels, self._config.precision).features[stage]
 
 
 @dataclass(frozen=True)

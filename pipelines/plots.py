@@ -29,7 +29,7 @@ def plot_runs(runs: Mapping[str, Sequence[Path]], path: Path, *, title: str) -> 
     for name, folders in runs.items():
         _band(left, name, folders, "train_task_loss")
         _band(right, name, folders, "eval_top1")
-    left.set(xlabel="epoch", ylabel="cross entropy with the labels", yscale="log")
+    left.set(xlabel="epoch", ylabel="label loss, as weighted", yscale="log")
     right.set(xlabel="epoch", ylabel="validation top-1, %")
     right.legend(frameon=False)
     for axes in (left, right):
