@@ -95,13 +95,13 @@ def test_killed_runs_are_finished_to_the_same_bytes(
     for _ in range(2):
         process = _start(arguments)
         deadline = time.monotonic() + 120
-        while set(output.glob("records/0*/*")) <= committed and process.poll() is None:
+        while set(output.glob("records/0*/*.json")) <= committed and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.005)
         time.sleep(chance.random() * 0.1)
         _kill_all(process)
-        assert committed <= set(output.glob("records/0*/*"))
-        committed = set(output.glob("records/0*/*"))
+        assert committed <= set(output.glob("records/0*/*.json"))
+        committed = set(output.glob("records/0*/*.json"))
     assert committed
     assert f'"shards_found": {len(committed)}' in _finished(_start(arguments))
     assert file_contents(output) == reference
