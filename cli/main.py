@@ -22,6 +22,7 @@ _COMMANDS = {
 _CACHE_COMMANDS = {
     "info": ("cache_info", "Say what a cache holds."),
     "verify": ("cache_verify", "Check every byte of a cache."),
+    "repair": ("cache_repair", "Make damaged and missing files again, to the same bytes."),
 }
 
 

@@ -278,7 +278,7 @@ def _prepare(
     if plan is not None:
         _check_same_job(config, teacher, images, policy, plan)
     else:
-        calibration = _calibrate(config, teacher, images, policy)
+        calibration = calibrate(config, teacher, images, policy)
         identity = _identity(config, teacher, images, policy, calibration)
         licence = teacher.spec.licence
         software = {name: importlib.metadata.version(name) for name in _SOFTWARE}
@@ -308,7 +308,7 @@ class _Calibration:
     measured_errors: dict[int, dict[str, Any]]
 
 
-def _calibrate(
+def calibrate(
     config: CacheTeacherConfig, teacher: Teacher, images: ImageDataset, policy: ViewPolicy
 ) -> _Calibration:
     """Fit the codecs and the tail's prefix tokens on views of pass 0, and keep witnesses."""
@@ -324,7 +324,7 @@ def _calibrate(
     every = -(-count // num_held_out) if num_held_out else count + 1
     is_held_out = np.arange(count) % every == every - 1
     drawn = DrawnViews(images, policy, config.seed, spec.img_size, config.skip_corrupt)
-    seen = _draw_witnesses(drawn)
+    seen = draw_witnesses(drawn)
     fit_on = _Features(config, teacher, drawn, positions[~is_held_out])
     try:
         teacher.calibrate_prefix(fit_on.pixels)
@@ -354,7 +354,7 @@ def _calibrate(
     )
 
 
-def _draw_witnesses(drawn: DrawnViews) -> np.ndarray[Any, Any]:
+def draw_witnesses(drawn: DrawnViews) -> np.ndarray[Any, Any]:
     """Pixels of the views, in pass 0, of the first samples that can be decoded."""
     found: list[np.ndarray[Any, Any]] = []
     for position in range(len(drawn.images)):

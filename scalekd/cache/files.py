@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 import socket
 import stat
 import time
@@ -114,16 +115,20 @@ def remove_abandoned(root: Path) -> None:
     """Delete the temporary files of writers that are dead for certain.
 
     The name of a temporary file says which process of which machine made it. Those of this
-    machine's dead processes go at once; those of other machines after a day.
+    machine's dead processes go at once; those of other machines after a day. So do the folders
+    in which a repair works, but only those of this machine: their age says little.
     """
-    for path in root.rglob(f".*{TEMPORARY_SUFFIX}"):
+    for path in list(root.rglob(f".*{TEMPORARY_SUFFIX}")):
         owner = _OWNER.search(path.name)
+        is_folder = path.is_dir() and not path.is_symlink()
         try:
             if owner and owner["host"] == host_name():
                 abandoned = not is_alive(int(owner["process"]))
             else:
-                abandoned = path.stat().st_mtime < time.time() - _DAY_SECONDS
-            if abandoned:
+                abandoned = not is_folder and path.stat().st_mtime < time.time() - _DAY_SECONDS
+            if abandoned and is_folder:
+                shutil.rmtree(path)
+            elif abandoned:
                 path.unlink()
         except FileNotFoundError:
             continue  # its writer finished or another process tidied up meanwhile

@@ -23,6 +23,7 @@ class Findings:
     Attributes:
         problems: One sentence for each thing that is wrong; empty for a sound cache.
         damaged: The shards that must be redone, as ``(unit, shard)``.
+        strangers: Files and links that nothing accounts for.
         num_files: Files checked.
         num_bytes: Their bytes.
     """
@@ -30,6 +31,7 @@ class Findings:
     def __init__(self) -> None:
         self.problems: list[str] = []
         self.damaged: set[tuple[Unit, int]] = set()
+        self.strangers: list[Path] = []
         self.num_files = 0
         self.num_bytes = 0
 
@@ -62,7 +64,13 @@ def verify(root: Path, *, quick: bool = False) -> Findings:
             known.add(relative)
             _check_file(root, relative, expected, quick, found, (unit, shard))
     known |= set(manifest.records)
-    _check_strangers(root, known, manifest.num_passes, found)
+    for path in strangers(root, known, manifest.num_passes):
+        found.strangers.append(path)
+        found.problems.append(
+            f"{path}: a symbolic link; a cache holds plain files only"
+            if path.is_symlink()
+            else f"{path}: no record names this file"
+        )
     if not found.problems and not quick:
         _check_rows(root, found)
     return found
@@ -106,7 +114,7 @@ def _check_file(
 ) -> None:
     try:
         path = inside(root, relative)
-        problem = _file_problem(path, expected, quick)
+        problem = file_problem(path, expected, quick)
     except CacheError as error:
         problem = str(error)
     found.num_files += 1
@@ -122,7 +130,8 @@ def _check_file(
     found.problems.append(f"{root / relative}{where}: {problem}")
 
 
-def _file_problem(path: Path, expected: FileDigest, quick: bool) -> str | None:
+def file_problem(path: Path, expected: FileDigest, quick: bool) -> str | None:
+    """What is wrong with a committed file, or ``None``; ``quick`` looks at its size alone."""
     if not path.exists():
         return "missing"
     if not path.is_file():
@@ -135,21 +144,22 @@ def _file_problem(path: Path, expected: FileDigest, quick: bool) -> str | None:
     return None
 
 
-def _check_strangers(root: Path, known: set[str], num_passes: int, found: Findings) -> None:
-    """Name files that nothing accounts for.
+def strangers(root: Path, known: set[str], num_passes: int) -> Iterator[Path]:
+    """Files and links that nothing accounts for.
 
-    Temporary files and leases of dead writers are no harm, nor are passes that are being added: a
+    What writers and repairs leave when they die is no harm, nor are passes that are being added: a
     cache grows by passes, and the manifest tells of them when they are complete.
     """
     for path in sorted(root.rglob("*")):
-        relative = path.relative_to(root).as_posix()
+        relative = path.relative_to(root)
+        if relative.parts[0].endswith(TEMPORARY_SUFFIX):
+            continue
         if path.is_symlink():
-            found.problems.append(f"{path}: a symbolic link; a cache holds plain files only")
-        elif path.is_file() and relative not in known and path.suffix not in _OF_WRITERS:
-            later = _LATER_PASS.match(relative)
-            if later and int(later[1]) >= num_passes:
-                continue
-            found.problems.append(f"{path}: no record names this file")
+            yield path
+        elif path.is_file() and str(relative) not in known and path.suffix not in _OF_WRITERS:
+            later = _LATER_PASS.match(relative.as_posix())
+            if not later or int(later[1]) < num_passes:
+                yield path
 
 
 def _check_rows(root: Path, found: Findings) -> None:

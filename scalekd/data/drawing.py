@@ -125,6 +125,34 @@ class DrawnViews(Dataset[DrawnBatch]):
         )
 
 
+def drawn_samples(
+    views: DrawnViews, positions: Iterable[int], skipped: tuple[str, ...] | None
+) -> tuple[tuple[str, ...], np.ndarray[Any, Any], np.ndarray[Any, Any], tuple[str, ...]]:
+    """Keys, labels and hashes of samples, and the keys of corrupt ones, which are left out.
+
+    Args:
+        views: The image set, and whether corrupt images may be left out.
+        positions: Of the samples.
+        skipped: Keys of the corrupt ones where that is known; images are decoded otherwise.
+    """
+    if skipped is None:
+        batches = [views.draw(DrawRequest(0, 0, (position,))) for position in positions]
+        skipped = tuple(key for batch in batches for key in batch.skipped)
+        positions = [batch.request.samples[0] for batch in batches]
+    samples = (views.images[position] for position in positions)
+    kept = [
+        (sample.key, sample.label, sample.source_hash)
+        for sample in samples
+        if sample.key not in skipped
+    ]
+    return (
+        tuple(key for key, _, _ in kept),
+        np.array([label for _, label, _ in kept], np.int32),
+        np.array([found for _, _, found in kept], np.uint64),
+        skipped,
+    )
+
+
 def shard_requests(
     shards: Iterable[tuple[int, int]], *, num_samples: int, shard_size: int, batch_size: int
 ) -> Iterator[DrawRequest]:

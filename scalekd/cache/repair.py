@@ -1,0 +1,265 @@
+"""What of a damaged cache can still be believed, and what has to be made again.
+
+Plan and manifest hold the same plan, records are written from files and named by the manifest, so
+most documents can be made again from the others. What no surviving document vouches for is
+redone by the pipeline, and held against what does survive before it replaces anything.
+"""
+
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from scalekd.cache.files import FileDigest, commit_file, digest_on_disk, explained, inside
+from scalekd.cache.layout import (
+    MANIFEST_FILE,
+    PLAN_FILE,
+    RECORDS_FOLDER,
+    SAMPLES,
+    Layout,
+    Unit,
+    record_path,
+)
+from scalekd.cache.manifest import Manifest, Plan, ShardRecord, canonical
+from scalekd.cache.reader import read_manifest
+from scalekd.cache.records import has_record, read_record, record_hash, unit_files
+from scalekd.cache.store import metadata_documents
+from scalekd.cache.verify import file_problem
+from scalekd.cache.writer import read_plan
+from scalekd.errors import CacheCorrupt, CacheError, DataError, UsageError
+
+_MAX_RECORD_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The documents of a cache that can be believed.
+
+    Attributes:
+        plan: What the cache is to hold.
+        manifest: The manifest when it is sound; otherwise it is made again from the records.
+        num_passes: Passes the cache is to have.
+    """
+
+    plan: Plan
+    manifest: Manifest | None
+    num_passes: int
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        return (SAMPLES, *range(self.num_passes))
+
+    def record_hash_of(self, unit: Unit, shard: int) -> str | None:
+        """What the manifest says a commit record hashes to."""
+        return self.manifest.records.get(record_path(unit, shard)) if self.manifest else None
+
+
+@dataclass(frozen=True)
+class ShardDamage:
+    """One shard of one unit that is not as it was committed.
+
+    Attributes:
+        unit: ``"samples"`` or the number of the pass.
+        shard: Number of the shard.
+        record: Its commit record when that is sound.
+        files: Those of its files that are not as the record says; all when there is no record.
+    """
+
+    unit: Unit
+    shard: int
+    record: ShardRecord | None
+    files: tuple[str, ...]
+
+
+def believed(root: Path) -> Standing:
+    """Read plan and manifest, and decide which of them to believe.
+
+    Raises:
+        DataError: There is no cache at ``root``.
+        CacheCorrupt: Neither can be read: nothing says what the cache is to hold.
+        CacheMismatch: They are of a later version of the format.
+    """
+    if not root.is_dir():
+        raise DataError(f"no cache at {root}: there is no such folder")
+    manifest, plan = None, None
+    why: list[str] = []
+    try:
+        manifest = read_manifest(root)
+    except (CacheError, DataError) as error:
+        why.append(str(error))
+    try:
+        plan = read_plan(root)
+    except (CacheError, UsageError) as error:
+        why.append(str(error))
+    if manifest is not None and (plan is None or not _outvoted(root, manifest.plan, plan)):
+        return Standing(
+            manifest.plan, manifest, max(manifest.num_passes, _complete(root, manifest))
+        )
+    if plan is not None:
+        return Standing(plan, None, max(1, _begun(root)))
+    if not (root / RECORDS_FOLDER).is_dir():
+        raise DataError(f"no cache at {root}: it holds no plan, no manifest and no records")
+    raise CacheCorrupt(
+        f"{root}: neither plan nor manifest can be read, so nothing says what the cache is to"
+        f" hold; put a copy of either back, or write the cache again ({'; '.join(why)})"
+    )
+
+
+def _outvoted(root: Path, plan: Plan, other: Plan) -> bool:
+    """Whether more commit records name the ``other`` cache."""
+    owners = _owners(root)
+    return owners[other.cache_id] > owners[plan.cache_id]
+
+
+def _owners(root: Path) -> Counter[str]:
+    """How many commit records name which cache."""
+    found: Counter[str] = Counter()
+    for path in (root / RECORDS_FOLDER).glob("*/*.json"):
+        with contextlib.suppress(OSError, ValueError, RecursionError, TypeError, KeyError):
+            if path.is_file() and path.stat().st_size <= _MAX_RECORD_BYTES:
+                found[str(json.loads(path.read_bytes())["cache_id"])] += 1
+    return found
+
+
+def _complete(root: Path, manifest: Manifest) -> int:
+    """Passes, counted from the first, of which every shard is committed."""
+    number = 0
+    shards = range(manifest.plan.identity.num_shards)
+    while all(has_record(root, number, shard) for shard in shards):
+        number += 1
+    return number
+
+
+def _begun(root: Path) -> int:
+    """Passes, counted from the first, of which there is any trace."""
+    number = 0
+    while any(
+        next(folder.rglob("*.json"), None) is not None
+        for folder in (root / f"{RECORDS_FOLDER}/{number:04d}", root / f"passes/{number:04d}")
+    ):
+        number += 1
+    return number
+
+
+def damaged_documents(root: Path, standing: Standing, layout: Layout) -> dict[str, bytes]:
+    """Plan and array metadata that are not as they must be, with what they must hold."""
+    wanted = {PLAN_FILE: canonical(standing.plan)}
+    for unit in standing.units:
+        wanted |= metadata_documents(layout.identity, unit, layout.arrays(unit))
+    return {path: content for path, content in wanted.items() if not _holds(root, path, content)}
+
+
+def _holds(root: Path, relative: str, content: bytes) -> bool:
+    try:
+        path = inside(root, relative)
+    except CacheCorrupt:
+        return False
+    with explained(path, "cannot read"):
+        return (
+            path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+        )
+
+
+def is_sound(root: Path, relative: str, expected: FileDigest) -> bool:
+    """Whether a file is as it was committed; reads all of it."""
+    try:
+        return file_problem(inside(root, relative), expected, quick=False) is None
+    except CacheError:
+        return False
+
+
+def damaged_shards(root: Path, standing: Standing, layout: Layout) -> Iterator[ShardDamage]:
+    """Every shard that is missing or not as committed; reads the whole cache."""
+    for unit in standing.units:
+        for shard in range(layout.identity.num_shards):
+            record = sound_record(root, standing, layout, unit, shard)
+            if record is None:
+                rows = layout.identity.rows_of(shard)
+                files = tuple(unit_files(layout, unit, shard, rows))
+                yield ShardDamage(unit, shard, None, files)
+                continue
+            files = tuple(
+                path
+                for path, expected in record.files.items()
+                if not is_sound(root, path, expected)
+            )
+            if files:
+                yield ShardDamage(unit, shard, record, files)
+
+
+def sound_record(
+    root: Path, standing: Standing, layout: Layout, unit: Unit, shard: int
+) -> ShardRecord | None:
+    """A commit record, if it is this shard's and the one the manifest was written for."""
+    try:
+        record = read_record(root, standing.plan, layout, unit, shard)
+    except CacheError:
+        return None
+    expected = standing.record_hash_of(unit, shard)
+    return record if expected in (None, record_hash(record)) else None
+
+
+def record_from_files(
+    root: Path, standing: Standing, layout: Layout, unit: Unit, shard: int
+) -> ShardRecord | None:
+    """A lost record, made again from the shard's files; ``None`` unless the manifest proves it."""
+    expected = standing.record_hash_of(unit, shard)
+    if expected is None:
+        return None
+    for other in standing.units:
+        twin = sound_record(root, standing, layout, other, shard)
+        if twin is None:
+            continue
+        files: dict[str, FileDigest] = {}
+        for relative in unit_files(layout, unit, shard, twin.num_rows):
+            try:
+                path = inside(root, relative)
+            except CacheCorrupt:
+                return None
+            if not path.is_file():
+                return None
+            files[relative] = digest_on_disk(path)
+        made = twin.model_copy(update={"unit": unit, "files": files})
+        return made if record_hash(made) == expected else None
+    return None
+
+
+def put(root: Path, relative: str, content: bytes) -> None:
+    """Write a file of the cache, over whatever stands in its way but a folder with content.
+
+    Raises:
+        CacheCorrupt: Folders that are not the cache's stand where the file belongs.
+    """
+    path = root
+    parts = PurePosixPath(relative).parts
+    with explained(root / relative, "cannot write"):
+        for part in parts[:-1]:
+            path = path / part
+            if path.is_symlink() or (path.exists() and not path.is_dir()):
+                path.unlink()
+        path = path / parts[-1]
+        if path.is_dir() and not path.is_symlink():
+            if next(path.iterdir(), None) is not None:
+                raise CacheCorrupt(f"{path}: a folder with files stands where a file belongs")
+            path.rmdir()
+    commit_file(path, content)
+
+
+def drop_manifest(root: Path) -> None:
+    """Remove a manifest that is not to be believed, so that another can be made."""
+    path = root / MANIFEST_FILE
+    with explained(path, "cannot remove"):
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink(missing_ok=True)
+
+
+def remove_stranger(path: Path) -> None:
+    """Remove a file or link that nothing of the cache accounts for."""
+    with explained(path, "cannot remove"):
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder holds something else
+            path.parent.rmdir()
