@@ -261,6 +261,15 @@ def test_a_measured_drift_is_accepted_up_to_what_was_stated(
     assert len(list(loader.epoch(0))) == 14
 
 
+def test_where_the_witnesses_are_exact_no_view_may_differ_whatever_was_allowed(
+    recorded: Any, images: ImageDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = CachedViewLoader(open_cache(recorded.root), images, batch_size=5, allowed_drift=9.0)
+    _flip_one_bit(monkeypatch, last_of=69)
+    with pytest.raises(CacheMismatch, match="redraws a view of sample"):
+        list(loader.epoch(0))
+
+
 def test_versions_on_both_sides_are_named(
     recorded: Any, images: ImageDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
