@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
@@ -61,7 +62,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     AcceleratorState._reset_state()  # Accelerate keeps a process's first precision otherwise
     try:
-        accelerator = Accelerator(mixed_precision=choose_precision(config.amp))
+        accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # see make_accelerator
+            mixed_precision=choose_precision(config.amp),
+        )
     except ValueError as error:
         raise UsageError(f"--amp {config.amp}: {error}") from error
     model, view, name = _open_model(config)

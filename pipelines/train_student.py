@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
@@ -100,6 +101,9 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     AcceleratorState._reset_state()
     try:
         return Accelerator(
+            # Accelerate starts gloo for processes on CPUs only when told that CPUs are meant;
+            # otherwise each would train alone.
+            cpu=not torch.accelerator.is_available(),
             mixed_precision=choose_precision(config.amp),
             log_with=list(config.log_with) or None,
             project_dir=config.output,

@@ -32,7 +32,7 @@ def launch(*arguments: str, processes: int = 2) -> subprocess.Popen[str]:
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
     return subprocess.Popen(
         [*torchrun, f"--master-port={port}", *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
