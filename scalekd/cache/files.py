@@ -24,6 +24,7 @@ from scalekd.errors import CacheCorrupt, EnvironmentFault
 
 TEMPORARY_SUFFIX = ".partial"
 _READ_CHUNK_BYTES = 1 << 20
+_MAX_FILE_BYTES = 4 << 30  # a block of features has at most half of it
 _DAY_SECONDS = 24 * 3600
 _OWNER = re.compile(r"\.(?P<host>[a-z0-9_]+)-(?P<process>\d+)-[0-9a-f]{8}\.partial$")
 
@@ -33,7 +34,7 @@ class FileDigest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_bytes: int = Field(ge=0)
+    num_bytes: int = Field(ge=0, le=_MAX_FILE_BYTES)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
@@ -227,6 +228,34 @@ def read_checked(root: Path, relative: str, expected: FileDigest) -> bytes:
     data = read_bounded(path, max_bytes=expected.num_bytes, what="a committed file")
     check(path, data, expected)
     return data
+
+
+class CommittedFiles:
+    """Reads only files it has a digest for, whole, and refuses any that differ."""
+
+    def __init__(self, root: Path, expected: dict[str, FileDigest]) -> None:
+        self.root = root
+        self._expected = expected
+
+    def expect(self, files: dict[str, FileDigest]) -> None:
+        """Add files that a commit record names."""
+        self._expected.update(files)
+
+    def read(self, relative: str, *, max_bytes: int | None = None) -> bytes:
+        """The content of a file.
+
+        Raises:
+            CacheCorrupt: Nobody committed it, it is larger than it may be, or it has changed.
+        """
+        expected = self._expected.get(relative)
+        if expected is None:
+            raise CacheCorrupt(f"{self.root / relative}: no commit record names this file")
+        if max_bytes is not None and expected.num_bytes > max_bytes:
+            raise CacheCorrupt(
+                f"{self.root / relative}: {expected.num_bytes:,} bytes are more than the"
+                f" {max_bytes:,} allowed"
+            )
+        return read_checked(self.root, relative, expected)
 
 
 def digest_on_disk(path: Path) -> FileDigest:

@@ -21,12 +21,21 @@ FORMAT: Literal["scalekd-cache"] = "scalekd-cache"
 FORMAT_VERSION: Literal[1] = 1
 
 MAX_JSON_BYTES = 64 << 20
+_MAX_JSON_VALUES = 1 << 22
+_MAX_JSON_DEPTH = 32
 _MAX_SAMPLES = 1 << 40
+_MAX_SHARDS = 1 << 20
+_MAX_PASSES = 10_000  # four digits in the names of folders
 _MAX_BLOCK_VIEWS = 1 << 16
+_MAX_SHARD_BLOCKS = 1 << 16
+_MAX_BLOCK_BYTES = 2**31 - 1
+_MAX_VIEW_SIDE = 1 << 12
 
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-RelativePath = Annotated[str, Field(min_length=1, max_length=512)]
+RelativePath = Annotated[
+    str, Field(max_length=512, pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$")
+]
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -84,8 +93,10 @@ class ViewsInfo(_Record):
 
     @model_validator(mode="after")
     def _plausible(self) -> Self:
-        if not all(1 <= side <= 1 << 14 for side in self.view_size):
-            raise ValueError(f"a view of {self.view_size} pixels is outside 1 to 16,384")
+        if not all(1 <= side <= _MAX_VIEW_SIDE for side in self.view_size):
+            raise ValueError(
+                f"a view of {self.view_size} pixels is outside 1 to {_MAX_VIEW_SIDE:,}"
+            )
         return self
 
 
@@ -114,6 +125,22 @@ class Identity(_Record):
             raise ValueError(
                 f"a shard of {self.shard_size} views is not whole blocks of {self.block_size}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        """Refuse what no cache has and what would take memory out of all proportion."""
+        if self.num_shards > _MAX_SHARDS:
+            raise ValueError(f"{self.num_shards:,} shards are more than {_MAX_SHARDS:,}")
+        if self.shard_size // self.block_size > _MAX_SHARD_BLOCKS:
+            raise ValueError(f"a shard has more than {_MAX_SHARD_BLOCKS:,} blocks")
+        for stage, info in self.stages.items():
+            size = 2 * self.block_size * info.shape.num_tokens * info.num_channels
+            if size > _MAX_BLOCK_BYTES:
+                raise ValueError(
+                    f"a block of stage {stage} has {size:,} bytes in half precision, more than"
+                    f" {_MAX_BLOCK_BYTES:,}"
+                )
         return self
 
     @property
@@ -166,7 +193,7 @@ class ShardRecord(_Record):
     """
 
     cache_id: Sha256
-    unit: Literal["samples"] | Annotated[int, Field(ge=0, lt=1 << 20)]
+    unit: Literal["samples"] | Annotated[int, Field(ge=0, lt=_MAX_PASSES)]
     shard: int = Field(ge=0)
     num_rows: int = Field(ge=0)
     samples_sha256: Sha256
@@ -178,7 +205,7 @@ class Manifest(_Record):
     """Content of ``manifest.json``."""
 
     plan: Plan
-    num_passes: int = Field(ge=1, le=1 << 20)
+    num_passes: int = Field(ge=1, le=_MAX_PASSES)
     num_views: int = Field(ge=0)
     skipped: tuple[str, ...]
     files: dict[RelativePath, FileDigest]
@@ -199,6 +226,14 @@ class Manifest(_Record):
             raise ValueError("its digest does not match its content: it was edited or damaged")
         return self
 
+    @model_validator(mode="after")
+    def _names_every_shard(self) -> Self:
+        """Only the number is looked at here; it bounds every loop over the shards of a cache."""
+        expected = self.plan.identity.num_shards * (self.num_passes + 1)
+        if len(self.records) != expected:
+            raise ValueError(f"it names {len(self.records):,} records where there are {expected:,}")
+        return self
+
 
 def canonical(model: BaseModel) -> bytes:
     """The one JSON text of a model: sorted keys, two spaces, a final newline."""
@@ -215,8 +250,13 @@ def parse(model: type[Model], data: bytes, *, where: str) -> Model:
         CacheMismatch: It was written by another version of the format.
         CacheCorrupt: It is not JSON, nests too deep, or does not fit the model.
     """
+    # Each value but the first needs one of these; a list of lists takes 25 times its text.
+    num_values = sum(data.count(mark) for mark in (b",", b"[", b"{"))
+    if num_values > _MAX_JSON_VALUES:
+        raise CacheCorrupt(f"{where}: more than {_MAX_JSON_VALUES:,} values")
     try:
         document = json.loads(data)
+        check_depth(document)
     except (ValueError, RecursionError) as error:
         raise CacheCorrupt(f"{where}: not the JSON of a cache ({error})") from None
     _check_version(document, where)
@@ -238,6 +278,25 @@ def parse_committed(model: type[Model], data: bytes, *, where: str) -> Model:
     if canonical(found) != data:
         raise CacheCorrupt(f"{where}: its bytes changed since it was committed")
     return found
+
+
+def check_depth(document: Any) -> None:
+    """Refuse a parsed document that nests deeper than any of a cache's.
+
+    Raises:
+        ValueError: It does.
+    """
+    level = [document] if isinstance(document, dict | list) else []
+    for _ in range(_MAX_JSON_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return
+    raise ValueError(f"it nests deeper than {_MAX_JSON_DEPTH}")
 
 
 def _check_version(document: Any, where: str) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 
-from scalekd.cache.files import FileDigest, digest, read_bounded, read_checked
+from scalekd.cache.chunks import MAX_METADATA_BYTES, Coding, check_metadata, decode_chunk
+from scalekd.cache.files import CommittedFiles, FileDigest, digest, read_bounded, read_checked
 from scalekd.cache.layout import (
     MANIFEST_FILE,
     PLAN_FILE,
@@ -21,6 +21,7 @@ from scalekd.cache.layout import (
     ArraySpec,
     Unit,
     array_path,
+    chunk_path,
     record_path,
 )
 from scalekd.cache.manifest import (
@@ -32,7 +33,6 @@ from scalekd.cache.manifest import (
     parse_committed,
 )
 from scalekd.cache.records import read_record, record_hash, samples_hash
-from scalekd.cache.store import CheckedStore, open_array
 from scalekd.cache.targets import CacheCodecs, load_tables
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
 from scalekd.views import ViewPolicy
@@ -123,7 +123,7 @@ class CacheReader:
         self.codecs = codecs
         self.layout = codecs.layout(manifest.plan.identity)
         self.policy = ViewPolicy.from_config(manifest.plan.identity.views.policy)
-        self._opened: dict[str, zarr.Array[Any]] = {}
+        self._opened: dict[str, Coding] = {}
         self._records: dict[tuple[Unit, int], ShardRecord] = {}
         self._pass_in_use: Unit = SAMPLES
         self._store = self._new_store()
@@ -190,8 +190,8 @@ class CacheReader:
         self._opened = {}
         self._store = self._new_store()
 
-    def _new_store(self) -> CheckedStore:
-        store = CheckedStore(self.root, dict(self.manifest.files))
+    def _new_store(self) -> CommittedFiles:
+        store = CommittedFiles(self.root, dict(self.manifest.files))
         for record in self._records.values():
             store.expect(record.files)
         return store
@@ -287,19 +287,33 @@ class CacheReader:
         }
 
     def _read(self, unit: Unit, array: ArraySpec, start: int, count: int) -> Rows:
-        path = array_path(unit, array)
-        opened = self._opened.get(path)
-        if opened is None:
-            opened = self._opened[path] = open_array(self._store, self.identity, unit, array)
-        axis = array.view_axis
+        """Rows of one array, view axis first, in memory of their own."""
+        step, end = array.rows_per_chunk(self.identity), start + count
+        parts = [np.empty((0, *array.before, *array.after), array.dtype)]
+        for index in range(start // step, -(-end // step)):
+            first = index * step
+            rows = self._chunk(unit, array, index)[max(start - first, 0) : end - first]
+            if count == step and rows.flags.c_contiguous and rows.flags.writeable:
+                return rows
+            parts.append(rows)
+        return np.concatenate(parts)
+
+    def _chunk(self, unit: Unit, array: ArraySpec, index: int) -> Rows:
+        """One chunk, view axis first."""
+        path = f"{array_path(unit, array)}/zarr.json"
+        coding = self._opened.get(path)
+        if coding is None:
+            content = self._store.read(path, max_bytes=MAX_METADATA_BYTES)
+            coding = check_metadata(content, self.identity, array, self.root / path)
+            self._opened[path] = coding
+        relative = chunk_path(unit, array, index)
+        data = self._store.read(relative)
         try:
-            rows = np.asarray(opened[(slice(None),) * axis + (slice(start, start + count),)])
-        except (ValueError, RuntimeError, TypeError) as error:
+            rows = decode_chunk(data, coding, array.dtype, array.chunks(self.identity))
+        except CacheCorrupt as error:
             # The bytes are those committed; whoever committed them wrote no such array.
-            raise CacheCorrupt(
-                f"{self.root / path}: rows {start} to {start + count} cannot be decoded ({error})"
-            ) from error
-        return np.ascontiguousarray(np.moveaxis(rows, axis, 0))
+            raise CacheCorrupt(f"{self.root / relative}: {error}") from None
+        return np.moveaxis(rows, array.view_axis, 0)
 
 
 def _as_strings(rows: Rows) -> Rows:

@@ -29,6 +29,7 @@ from scalekd.errors import CacheCorrupt, CacheMismatch
 
 _HASH = st.text("0123456789abcdef", min_size=64, max_size=64)
 _NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
+_PATHS = st.from_regex(r"\A[A-Za-z0-9_.-]{1,9}(/[A-Za-z0-9_.-]{1,9}){0,3}\Z")
 _RECORDS = st.builds(
     ShardRecord,
     cache_id=_HASH,
@@ -36,7 +37,7 @@ _RECORDS = st.builds(
     shard=st.integers(0, 10**6),
     num_rows=st.integers(0, 1 << 24),
     samples_sha256=_HASH,
-    files=st.dictionaries(_NAMES, st.binary(max_size=8).map(digest), max_size=5),
+    files=st.dictionaries(_PATHS, st.binary(max_size=8).map(digest), max_size=5),
     skipped=st.lists(_NAMES, max_size=3).map(tuple),
 )
 

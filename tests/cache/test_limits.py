@@ -1,0 +1,270 @@
+"""Small files that ask for much: refused before memory is taken, in our own words."""
+
+import json
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numcodecs import blosc, zstd
+from pcodec import ChunkConfig, standalone
+from pydantic import ValidationError
+
+from scalekd.cache import read_manifest
+from scalekd.cache.chunks import Coding, check_metadata, decode_chunk, zstd_content_size
+from scalekd.cache.layout import ArraySpec, array_path
+from scalekd.cache.manifest import Identity, Manifest, Plan, canonical, parse
+from scalekd.cache.targets import CacheCodecs
+from scalekd.errors import CacheCorrupt
+
+INT16 = np.dtype(np.int16)
+
+
+def closed(content: bytes) -> bytes:
+    """With its crc32c."""
+    return content + google_crc32c.value(content).to_bytes(4, "little")
+
+
+def encoded(coding: Coding, rows: np.ndarray) -> bytes:
+    if coding == "blosc":
+        return bytes(blosc.Blosc("zstd", clevel=9, shuffle=1).encode(np.ascontiguousarray(rows)))
+    if coding == "zstd":
+        return closed(bytes(zstd.compress(np.ascontiguousarray(rows), 3)))
+    return closed(bytes(standalone.simple_compress(rows.reshape(-1), ChunkConfig())))
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """NumPy's and Python's allocations stay below 8 MB."""
+    tracemalloc.start()
+    yield
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+@pytest.mark.parametrize("coding", ["blosc", "zstd", "pcodec"])
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_chunk_decodes_to_what_was_coded(coding: Coding, data: st.DataObject) -> None:
+    shape = data.draw(st.tuples(st.integers(1, 5), st.integers(1, 40)))
+    dtype = np.dtype(data.draw(st.sampled_from(["int16", "uint16", "float32", "uint64"])))
+    raw = data.draw(st.binary(min_size=1, max_size=50))
+    rows = np.resize(np.frombuffer(raw, np.uint8), shape).astype(dtype)
+    content = encoded(coding, rows)
+    found = decode_chunk(content, coding, dtype, shape)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, rows)
+    for other in ((shape[0] + 1, shape[1]), (shape[0], shape[1] + 1)):
+        with pytest.raises(CacheCorrupt):
+            decode_chunk(content, coding, dtype, other)
+    with pytest.raises(CacheCorrupt):
+        decode_chunk(content, coding, np.dtype(np.uint8), shape)
+    cut = content[: data.draw(st.integers(0, len(content) - 1))]
+    with pytest.raises(CacheCorrupt):
+        decode_chunk(cut, coding, dtype, shape)
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("coding", ["blosc", "zstd", "pcodec"])
+def test_a_bomb_is_refused_by_its_header(coding: Coding) -> None:
+    """256 MB of zeros in at most 260 kB, where a chunk has a hundred values."""
+    content = encoded(coding, np.zeros(1 << 17, INT16))
+    if coding == "blosc":
+        content = content[:4] + (1 << 31).to_bytes(4, "little") + content[8:]
+    if coding == "pcodec":
+        # Every chunk of a standalone file may hold 2**24 values in a few bytes.
+        whole = content[:-4]
+        start = whole.index(b"\x08\xff\xff\x01")
+        chunk, end = whole[start:-1], whole[-1:]
+        content = closed(whole[:start] + chunk * 1000 + end)
+    with pytest.raises(CacheCorrupt):
+        decode_chunk(content, coding, INT16, (100,))
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("coding", ["blosc", "zstd", "pcodec"])
+def test_a_few_bytes_may_not_stand_for_a_gigabyte(coding: Coding) -> None:
+    """Even where the plan itself says so."""
+    with pytest.raises(CacheCorrupt, match="more than 4096 times as many"):
+        decode_chunk(b"\0" * 10_000, coding, INT16, (1 << 29,))
+
+
+def test_a_chunk_of_equal_values_may_be_small() -> None:
+    rows = np.zeros((256, 1 << 16), INT16)
+    content = encoded("zstd", rows)
+    assert rows.nbytes > 4096 * len(content)
+    assert not decode_chunk(content, "zstd", INT16, rows.shape).any()
+
+
+@pytest.mark.parametrize(
+    "values", [np.arange(9, dtype=np.uint8), np.zeros(300, np.uint8), np.zeros(1 << 18, np.uint8)]
+)
+def test_the_size_in_a_zstd_header_is_read(values: np.ndarray) -> None:
+    assert zstd_content_size(zstd.compress(values, 3)) == values.size
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"\x28\xb5\x2f\xfd",
+        b"\x28\xb5\x2f\xfd\x00\x58",  # no size
+        b"\x28\xb5\x2f\xfd\x23\x01\0\0\0\x05",  # a dictionary
+        b"\x28\xb5\x2f\xfd\x28\x05",  # the reserved bit
+        b"\x50\x2a\x4d\x18\x04\0\0\0abcd",  # a frame to be skipped
+        b"\x28\xb5\x2f\xfd\xe0\x01",  # cut short
+    ],
+)
+def test_a_zstd_header_without_a_plain_size_gives_none(header: bytes) -> None:
+    assert zstd_content_size(header) is None
+
+
+def test_other_blosc_compressors_are_not_run() -> None:
+    rows = np.arange(1000, dtype=np.int16)
+    for name, shuffle in (("lz4", 1), ("zlib", 1), ("zstd", 2), ("blosclz", 0)):
+        content = bytes(blosc.Blosc(name, 5, shuffle).encode(rows))
+        with pytest.raises(CacheCorrupt, match="not of format 1"):
+            decode_chunk(content, "blosc", INT16, rows.shape)
+
+
+# Documents
+
+
+@pytest.fixture(scope="module")
+def manifest(sound_cache: Path) -> Manifest:
+    return read_manifest(sound_cache)
+
+
+@pytest.fixture(scope="module")
+def array(sound_cache: Path, manifest: Manifest) -> ArraySpec:
+    layout = CacheCodecs.load(sound_cache, manifest.plan.identity).layout(manifest.plan.identity)
+    return layout.find("pixel_hash")
+
+
+def _change_shape(document: dict[str, Any]) -> None:
+    document["shape"][0] += 1
+
+
+def _change_chunks(document: dict[str, Any]) -> None:
+    document["chunk_grid"]["configuration"]["chunk_shape"][0] = 1 << 40
+
+
+def _change_type(document: dict[str, Any]) -> None:
+    document["data_type"] = "uint32"
+
+
+def _shard(document: dict[str, Any]) -> None:
+    document["codecs"] = [{"name": "sharding_indexed", "configuration": {}}]
+
+
+def _repeat_codec(document: dict[str, Any]) -> None:
+    document["codecs"].append(document["codecs"][-1])
+
+
+def _big_endian(document: dict[str, Any]) -> None:
+    document["codecs"][0]["configuration"] = {"endian": "big"}
+
+
+def _other_keys(document: dict[str, Any]) -> None:
+    document["chunk_key_encoding"]["configuration"]["separator"] = "."
+
+
+def _no_codecs(document: dict[str, Any]) -> None:
+    document["codecs"] = []
+
+
+def _odd(document: dict[str, Any]) -> None:
+    document["chunk_grid"] = ["regular"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _change_shape,
+        _change_chunks,
+        _change_type,
+        _shard,
+        _repeat_codec,
+        _big_endian,
+        _other_keys,
+        _no_codecs,
+        _odd,
+    ],
+)
+def test_metadata_are_those_of_the_plan(
+    change: Callable[[dict[str, Any]], None],
+    sound_cache: Path,
+    manifest: Manifest,
+    array: ArraySpec,
+) -> None:
+    path = sound_cache / array_path(0, array) / "zarr.json"
+    identity = manifest.plan.identity
+    assert check_metadata(path.read_bytes(), identity, array, path) == "blosc"
+    document = json.loads(path.read_bytes())
+    change(document)
+    with pytest.raises(CacheCorrupt, match=r"zarr\.json"):
+        check_metadata(json.dumps(document).encode(), identity, array, path)
+
+
+def _edited(manifest: Manifest, changes: dict[str, Any], **of_data: Any) -> bytes:
+    """A plan with other values, its id made to agree."""
+    document = json.loads(canonical(manifest.plan))
+    document["identity"].update(changes)
+    document["identity"]["data"].update(of_data)
+    return json.dumps(document).encode()
+
+
+@pytest.mark.parametrize(
+    ("change", "of_data", "message"),
+    [
+        ({}, {"num_samples": 1 << 40}, "shards are more than"),
+        ({"shard_size": 1 << 24, "block_size": 1}, {}, "more than 65,536 blocks"),
+        ({}, {"max_key_bytes": 5000}, "max_key_bytes"),
+        ({"tail": "tables/\x1b[2J"}, {}, "tail"),
+        ({"tail_digest": {"num_bytes": 1 << 40, "sha256": "0" * 64}}, {}, "tail_digest"),
+    ],
+)
+def test_a_plan_beyond_all_measure_is_refused(
+    change: dict[str, Any], of_data: dict[str, Any], message: str, manifest: Manifest
+) -> None:
+    with pytest.raises(CacheCorrupt, match=message):
+        parse(Plan, _edited(manifest, change, **of_data), where="here")
+
+
+def test_a_manifest_names_as_many_records_as_there_are_shards(manifest: Manifest) -> None:
+    document = json.loads(canonical(manifest))
+    document["digest"] = ""
+    document["records"].popitem()
+    with pytest.raises(CacheCorrupt, match="names 8 records where there are 9"):
+        parse(Manifest, json.dumps(document).encode(), where="here")
+
+
+def test_json_is_bounded_in_depth_and_number_of_values() -> None:
+    with pytest.raises(CacheCorrupt, match="nests deeper than 32"):
+        parse(Plan, b"[" * 40 + b"]" * 40, where="here")
+    with pytest.raises(CacheCorrupt, match="more than 4,194,304 values"):
+        parse(Plan, b"[" + b"[]," * (2 << 20) + b"[]]", where="here")
+
+
+def test_depth_is_counted_wherever_the_deep_part_stands(manifest: Manifest) -> None:
+    document = json.loads(canonical(manifest.plan))
+    document["identity"]["request"] = {"a": [0, json.loads("[" * 40 + "]" * 40)]}
+    with pytest.raises(CacheCorrupt, match="nests deeper"):
+        parse(Plan, json.dumps(document).encode(), where="here")
+
+
+def test_blocks_of_the_largest_teachers_fit_and_larger_ones_do_not(manifest: Manifest) -> None:
+    """DINOv2-g at 518 px has 1,374 tokens of 1,536 channels."""
+    document = json.loads(canonical(manifest.plan))["identity"]
+    document["stages"]["4"].update(grid=[37, 37], num_channels=1536, num_prefix_tokens=5)
+    document.update(block_size=256, shard_size=4096)
+    assert Identity.model_validate(document).stages["4"].shape.num_tokens == 1374
+    document["stages"]["4"].update(num_channels=4096)
+    with pytest.raises(ValidationError, match="in half precision"):
+        Identity.model_validate(document)
