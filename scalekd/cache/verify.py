@@ -8,9 +8,9 @@ from scalekd.cache.files import TEMPORARY_SUFFIX, FileDigest, digest_on_disk, in
 from scalekd.cache.layout import LEASE_SUFFIX, MANIFEST_FILE, SAMPLES, Unit, record_path
 from scalekd.cache.manifest import Manifest, ShardRecord, canonical
 from scalekd.cache.reader import open_cache, read_manifest
-from scalekd.cache.records import read_record, record_hash
-from scalekd.cache.store import metadata_documents
+from scalekd.cache.records import has_record, read_record, record_hash
 from scalekd.cache.targets import CacheCodecs
+from scalekd.cache.writer import manifest_of
 from scalekd.errors import CacheError
 
 _OF_WRITERS = frozenset({TEMPORARY_SUFFIX, LEASE_SUFFIX})
@@ -71,9 +71,20 @@ def verify(root: Path, *, quick: bool = False) -> Findings:
             if path.is_symlink()
             else f"{path}: no record names this file"
         )
+    _check_age(root, manifest, found)
     if not found.problems and not quick:
         _check_rows(root, found)
     return found
+
+
+def _check_age(root: Path, manifest: Manifest, found: Findings) -> None:
+    """A pass that is complete, and that the manifest does not tell of, makes it a stale one."""
+    later = manifest.num_passes
+    if all(has_record(root, later, shard) for shard in range(manifest.plan.identity.num_shards)):
+        found.problems.append(
+            f"{root / MANIFEST_FILE}: stale: pass {later} is complete and not in it; run `scalekd"
+            " cache repair`"
+        )
 
 
 def _records(
@@ -180,7 +191,11 @@ def _check_rows(root: Path, found: Findings) -> None:
                     f"{root}: shard {shard} of pass {unit} holds other samples than the table"
                 )
                 found.damaged.add((unit, shard))
-    for unit in (SAMPLES, *range(reader.num_passes)):
-        for relative in metadata_documents(identity, unit, reader.layout.arrays(unit)):
-            if relative not in reader.manifest.files:
-                found.problems.append(f"{root / MANIFEST_FILE}: does not name {relative}")
+    if found.problems:
+        return
+    made = manifest_of(root, reader.manifest.plan, reader.layout, reader.num_passes)
+    for name in Manifest.model_fields:
+        if name != "digest" and getattr(made, name) != getattr(reader.manifest, name):
+            found.problems.append(
+                f"{root / MANIFEST_FILE}: {name} is not what the records make it; it was edited"
+            )

@@ -447,35 +447,51 @@ def finish(root: Path, plan: Plan, layout: Layout, num_passes: int) -> Manifest 
     Raises:
         CacheError: A record is damaged, or a pass holds other samples than the cache's table.
     """
-    identity = plan.identity
     num_passes = max(num_passes, committed_passes(root, plan))
+    shards = range(plan.identity.num_shards)
     units: tuple[Unit, ...] = (SAMPLES, *range(num_passes))
-    pairs = [(unit, shard) for unit in units for shard in range(identity.num_shards)]
-    if not all(has_record(root, unit, shard) for unit, shard in pairs):
+    if not all(has_record(root, unit, shard) for unit in units for shard in shards):
         return None
+    remove_settled(root)
+    manifest = manifest_of(root, plan, layout, num_passes)
+    content, path = canonical(manifest), root / MANIFEST_FILE
+    if not path.exists() or path.read_bytes() != content:
+        commit_file(path, content)
+    return manifest
+
+
+def manifest_of(root: Path, plan: Plan, layout: Layout, num_passes: int) -> Manifest:
+    """The manifest that plan and commit records make; they leave no choice.
+
+    Raises:
+        CacheError: A record is missing or damaged, or a pass holds other samples than the table.
+    """
+    identity = plan.identity
+    units: tuple[Unit, ...] = (SAMPLES, *range(num_passes))
     files = {PLAN_FILE: digest(canonical(plan)), **table_files(identity)}
     for unit in units:
         documents = metadata_documents(identity, unit, layout.arrays(unit))
         files |= {relative: digest(content) for relative, content in documents.items()}
-    remove_settled(root)
     records: dict[str, str] = {}
     samples: list[str] = []
     skipped: list[str] = []
     num_views, total_bytes = 0, sum(entry.num_bytes for entry in files.values())
-    for unit, shard in pairs:  # one record in memory at a time
-        record = read_record(root, plan, layout, unit, shard)
-        records[record_path(unit, shard)] = record_hash(record)
-        total_bytes += sum(entry.num_bytes for entry in record.files.values())
-        if unit == SAMPLES:
-            samples.append(record.samples_sha256)
-            skipped.extend(record.skipped)
-            continue
-        num_views += record.num_rows
-        if record.samples_sha256 != samples[shard]:
-            raise CacheCorrupt(
-                f"{root}: shard {shard} of pass {unit} holds other samples than the cache's table"
-            )
-    manifest = Manifest(
+    for unit in units:
+        for shard in range(identity.num_shards):  # one record in memory at a time
+            record = read_record(root, plan, layout, unit, shard)
+            records[record_path(unit, shard)] = record_hash(record)
+            total_bytes += sum(entry.num_bytes for entry in record.files.values())
+            if unit == SAMPLES:
+                samples.append(record.samples_sha256)
+                skipped.extend(record.skipped)
+                continue
+            num_views += record.num_rows
+            if record.samples_sha256 != samples[shard]:
+                raise CacheCorrupt(
+                    f"{root}: shard {shard} of pass {unit} holds other samples than the cache's"
+                    " table"
+                )
+    return Manifest(
         plan=plan,
         num_passes=num_passes,
         num_views=num_views,
@@ -484,10 +500,6 @@ def finish(root: Path, plan: Plan, layout: Layout, num_passes: int) -> Manifest 
         records=records,
         total_bytes=total_bytes,
     ).sealed()
-    content, path = canonical(manifest), root / MANIFEST_FILE
-    if not path.exists() or path.read_bytes() != content:
-        commit_file(path, content)
-    return manifest
 
 
 def committed_passes(root: Path, plan: Plan) -> int:

@@ -179,18 +179,35 @@ def test_manifest_or_plan_of_another_cache_is_noticed(
     assert verify(cache_copy).problems
 
 
-def test_a_manifest_from_before_the_cache_grew_hides_no_damage(
+def test_a_manifest_from_before_the_cache_grew_is_stale(
     cache_copy: Path, make_cache: Any, tmp_path: Path
 ) -> None:
-    """A cache that grows is sound for the passes its manifest tells of; they are all it offers."""
+    """Training goes on with the passes that it tells of, for they are whole; verify says so."""
     one = tmp_path / "one-pass"
     make_cache(one, passes=1)
     shutil.copy(one / "manifest.json", cache_copy / "manifest.json")
-    assert verify(cache_copy).problems == []
+    (problem,) = verify(cache_copy).problems
+    assert "manifest.json: stale: pass 1 is complete" in problem
+    assert verify(cache_copy, quick=True).problems == [problem]
     reader = open_cache(cache_copy)
     assert reader.num_passes == 1
     with pytest.raises(CacheMismatch, match="pass 1 asked for, the cache has 1"):
         reader.read_rows(1, 0, 8, ["pixel_hash"])
+    (cache_copy / "records/0001/000002.json").unlink()
+    assert verify(cache_copy).problems == [], "a pass that is being added is no fault"
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_views": 139}, {"total_bytes": 1}, {"skipped": ("sample-003",)}]
+)
+def test_a_manifest_that_was_edited_and_sealed_again_is_noticed(
+    change: dict[str, Any], cache_copy: Path
+) -> None:
+    manifest = Manifest.model_validate_json((cache_copy / "manifest.json").read_bytes())
+    edited = manifest.model_copy(update={**change, "digest": ""}).sealed()
+    (cache_copy / "manifest.json").write_bytes(canonical(edited))
+    (problem,) = verify(cache_copy).problems
+    assert f"{next(iter(change))} is not what the records make it" in problem
 
 
 def test_strangers_are_named_but_not_unfinished_files(cache_copy: Path) -> None:

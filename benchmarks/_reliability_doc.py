@@ -1,0 +1,84 @@
+"""Tables of ``docs/reliability.md``, made from the results in ``benchmarks/results``.
+
+python -m benchmarks._reliability_doc
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+_RESULTS = Path(__file__).parent / "results"
+_DOCUMENT = Path(__file__).parents[1] / "docs" / "reliability.md"
+
+
+def write_documentation() -> None:
+    """Put the current results between the document's markers."""
+    text = _DOCUMENT.read_text()
+    for name, table in {"kill harness": _kills(), "damage matrix": _matrix()}.items():
+        start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        before, rest = text.split(start)
+        after = rest.split(end)[1]
+        text = f"{before}{start}{table}{end}{after}"
+    _DOCUMENT.write_text(text)
+
+
+def _read(name: str) -> dict[str, Any]:
+    path = _RESULTS / name
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _kills() -> str:
+    rows = _read("kill_harness.json")
+    names = {
+        "kills": "SIGKILLs that met a running job",
+        "caches": "caches written to the end",
+        "different_files": "files that differ from an undisturbed run's",
+        "lost_or_changed": "committed records or files lost or changed",
+        "most_half_done": "most shards half done after a kill",
+        "shards_redone": "shards redone, over all kills",
+    }
+    lines = ["| | " + " | ".join(rows) + " |", "| --- |" + " ---: |" * len(rows)]
+    lines += [
+        f"| {what} | " + " | ".join(str(row[name]) for row in rows.values()) + " |"
+        for name, what in names.items()
+    ]
+    phases = sorted({phase for row in rows.values() for phase in row["killed_during"]})
+    lines += [
+        f"| killed during: {phase} | "
+        + " | ".join(str(row["killed_during"].get(phase, 0)) for row in rows.values())
+        + " |"
+        for phase in phases
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _matrix() -> str:
+    result = _read("damage_matrix.json")
+    if not result:
+        return ""
+    matrix = result["matrix"]
+    damages = list(dict.fromkeys(damage for row in matrix.values() for damage in row))
+    lines = ["| | " + " | ".join(damages) + " |", "| --- |" + " --- |" * len(damages)]
+    for kind, row in matrix.items():
+        cells = [_cell(row.get(damage)) for damage in damages]
+        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
+    totals = result["totals"]
+    lines.append("")
+    lines.append(
+        f"{totals['tried']} damaged caches: verify named {totals['verify']}"
+        f" (`--quick` {totals['quick']}), training stopped at {totals['train']} of the"
+        f" {totals['train_tried']} it could meet, repair brought {totals['repair']} back to the"
+        " byte."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _cell(cell: dict[str, int] | None) -> str:
+    if cell is None:
+        return ""
+    train = f"{cell['train']}/{cell['train_tried']}" if cell["train_tried"] else "–"
+    return f"{cell['verify']}/{cell['tried']} · {train} · {cell['repair']}"
+
+
+if __name__ == "__main__":
+    write_documentation()

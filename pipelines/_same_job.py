@@ -1,0 +1,145 @@
+"""The images and the teacher that a cache was made with, found again and held against its plan."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from scalekd.cache.manifest import Identity
+from scalekd.data.drawing import DrawnViews
+from scalekd.data.samples import ImageDataset, open_dataset
+from scalekd.errors import CacheMismatch, UsageError
+from scalekd.pipelines.cache_teacher import CacheTeacherConfig
+from scalekd.teachers import Teacher, TeacherConfig, TeacherSpec, load_teacher
+from scalekd.views import ViewPolicy
+
+_ABOUT_ORIGIN = frozenset({"model", "weights_source", "licence"})  # decide no byte of a target
+
+
+class SameJob(BaseModel):
+    """Where a cache is, and what it was made from.
+
+    Attributes:
+        cache: Folder of the cache.
+        data_dir: The images, when views must be drawn again.
+        split: Which of them; see :func:`scalekd.data.open_dataset`.
+        model: The teacher's name here, when the manifest's does not resolve.
+        checkpoint: The teacher's weights, when the cache was made from a file.
+        model_kwargs: Arguments of the model, over the manifest's.
+        workers: Processes that draw views.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    cache: Path
+    data_dir: str | None = None
+    split: str = "train"
+    model: str | None = None
+    checkpoint: str | None = None
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+    workers: int = Field(default=2, ge=0)
+
+
+class TeacherAgain:
+    """The images and the teacher that a cache was made with, looked up when first needed.
+
+    Args:
+        config: Where they are.
+        identity: What they must be.
+    """
+
+    def __init__(self, config: SameJob, identity: Identity) -> None:
+        self._config, self._identity = config, identity
+
+    @cached_property
+    def images(self) -> ImageDataset:
+        """The image set.
+
+        Raises:
+            UsageError: Nobody said where it is.
+            CacheMismatch: It is another one.
+        """
+        data, config = self._identity.data, self._config
+        if config.data_dir is None:
+            raise UsageError(
+                f"{config.cache}: views must be drawn again; pass --data-dir, the images the"
+                " cache was made from"
+            )
+        images = open_dataset(config.data_dir, config.split).limited(data.num_samples)
+        if images.fingerprint != data.fingerprint:
+            raise CacheMismatch(
+                f"{images.place} is not the image set of {config.cache}: {len(images):,} samples"
+                f" here, {data.num_samples:,} there, or other keys, labels or sizes; pass the"
+                " --data-dir and --split that the cache was made with"
+            )
+        return images
+
+    @cached_property
+    def drawn(self) -> DrawnViews:
+        """The cache's views of the images."""
+        views = self._identity.views
+        return DrawnViews(
+            self.images,
+            ViewPolicy.from_config(views.policy),
+            views.seed,
+            views.view_size,
+            skip_corrupt=self._identity.skip_corrupt,
+        )
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """The teacher.
+
+        Raises:
+            UsageError, EnvironmentFault: It cannot be built or its weights cannot be read.
+            CacheMismatch: It is another one.
+        """
+        cached, config = TeacherSpec.model_validate(self._identity.teacher), self._config
+        if cached.weights_source == "checkpoint" and config.checkpoint is None:
+            raise UsageError(
+                f"{config.cache}: its teacher {cached.model} was read from a file; pass it as"
+                " --checkpoint"
+            )
+        kwargs = {**cached.model_kwargs, "num_classes": cached.num_classes or 0}
+        teacher = load_teacher(
+            TeacherConfig(
+                model=config.model or cached.model,
+                checkpoint=config.checkpoint,
+                pretrained=cached.weights_source == "pretrained",
+                model_kwargs={**kwargs, **config.model_kwargs},
+                img_size=cached.img_size,
+                mean=cached.mean,
+                std=cached.std,
+                tail_blocks=cached.tail_blocks,
+            )
+        )
+        here, there = teacher.spec.model_dump(mode="json"), cached.model_dump(mode="json")
+        different = [
+            f"{name} is {there[name]} in the cache, {here[name]} here"
+            for name in here
+            if here[name] != there[name] and name not in _ABOUT_ORIGIN
+        ]
+        if different:
+            raise CacheMismatch(f"{config.cache}: another teacher: {'; '.join(different)}")
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return teacher.to(found or torch.device("cpu"))
+
+    def stage_one(self, output: Path) -> CacheTeacherConfig:
+        """The configuration that made the cache, writing to ``output``."""
+        identity = self._identity
+        return CacheTeacherConfig(
+            teacher=TeacherConfig(model=str(identity.teacher["model"])),
+            data_dir=self._config.data_dir or "",
+            output=output,
+            stages=tuple(identity.request["stages"]),
+            logits=identity.request["logits"],
+            codec=identity.request["codec"],
+            seed=identity.views.seed,
+            batch_size=identity.batch_size,
+            workers=self._config.workers,
+            precision=identity.precision,
+            shard_size=identity.shard_size,
+            skip_corrupt=identity.skip_corrupt,
+        )

@@ -1,0 +1,208 @@
+"""Whether a cache is what it says: views drawn again, the teacher asked again, on a sample.
+
+    scalekd cache verify ./swin_l-cache --deep 64 --data-dir /imagenet
+
+Checksums prove that a cache holds the bytes that were written. This proves that the bytes are
+right: that they belong to these images, these views and this teacher.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+
+from scalekd.cache import CacheReader, open_cache
+from scalekd.codecs.measure import view_errors
+from scalekd.data.samples import ImageDataset, Sample
+from scalekd.data.views import DrawnView, draw_view, replay_view
+from scalekd.errors import CacheMismatch
+from scalekd.pipelines._same_job import SameJob, TeacherAgain
+from scalekd.pipelines._signals import terminable
+from scalekd.pipelines.cache_teacher import TeacherArrays, run_teacher
+from scalekd.views import pixel_hash, unpack_view
+
+# A codec's stated error is the largest of at most 128 held-out views; another view may be worse.
+_SLACK = 4.0
+# Relative squared error that rounding alone may make: another batch, another processor.
+_ROUNDING = {"fp32": 1e-6, "bf16": 1e-3, "fp16": 1e-4}
+_LOGIT_ERROR = 1e-5  # of 16-bit storage
+_UNSTATED = 0.05  # a cache too small to hold views out states no error
+
+Rows = np.ndarray[Any, Any]
+
+
+class DeepFindings(BaseModel):
+    """What asking again found.
+
+    Attributes:
+        num_views: Views asked again.
+        problems: One sentence for every view that is not what the cache says.
+        largest_error: Largest relative squared error met, by stage, and of the logits.
+    """
+
+    num_views: int
+    problems: tuple[str, ...]
+    largest_error: dict[str, float]
+
+
+@dataclass(frozen=True)
+class StoredView:
+    """One view as the cache holds it, and the sample it is of."""
+
+    pass_index: int
+    row: int
+    sample: Sample
+    arrays: dict[str, Rows]
+
+    def __str__(self) -> str:
+        return f"pass {self.pass_index}, sample {self.sample.key}"
+
+
+def chosen_views(
+    reader: CacheReader, images: ImageDataset, count: int, groups: tuple[str, ...]
+) -> Iterator[StoredView]:
+    """About ``count`` views, evenly spread over passes and samples.
+
+    Raises:
+        CacheMismatch: The image set lacks a sample of the cache.
+        CacheCorrupt: A file is not the one committed.
+    """
+    names = [
+        array.name
+        for array in reader.layout.views
+        if array.name.split("/")[0] in (*groups, "view", "pixel_hash")
+    ]
+    num_samples = len(reader.samples)
+    total = num_samples * reader.num_passes
+    positions = images.positions(reader.samples.keys)
+    for number in np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int64)).tolist():
+        pass_index, row = divmod(number, num_samples)
+        if positions[row] < 0:
+            raise CacheMismatch(
+                f"{images.place} lacks sample {reader.samples.key(row)!r} of {reader.root};"
+                " --data-dir must be the data set the cache was made from"
+            )
+        yield StoredView(
+            pass_index,
+            row,
+            images[int(positions[row])],
+            reader.read_rows(pass_index, row, 1, names),
+        )
+
+
+def drawing_problem(reader: CacheReader, view: StoredView) -> tuple[DrawnView, str | None]:
+    """Draw a view again, from the seed and from its stored parameters; say what differs."""
+    views, stored_hash = reader.identity.views, int(view.arrays["pixel_hash"][0])
+    found = int(reader.samples.source_hashes[view.row])
+    drawn = draw_view(
+        view.sample,
+        reader.policy,
+        seed=views.seed,
+        pass_index=view.pass_index,
+        view_size=views.view_size,
+    )
+    columns = {
+        name.removeprefix("view/"): rows
+        for name, rows in view.arrays.items()
+        if name.startswith("view/")
+    }
+    params = unpack_view(columns, 0, reader.policy)
+    replayed = pixel_hash(
+        replay_view(view.sample, params, reader.policy, view_size=views.view_size)
+    )
+    if view.sample.source_hash != found:
+        return drawn, "is another image than the one the teacher saw"
+    if int(reader.samples.labels[view.row]) != view.sample.label:
+        return (
+            drawn,
+            f"has label {reader.samples.labels[view.row]}, {view.sample.label} in the data",
+        )
+    if replayed != stored_hash:
+        return (
+            drawn,
+            f"is redrawn differently (pixel hash {stored_hash:016x}, {replayed:016x} here)",
+        )
+    if drawn.pixel_hash != stored_hash:
+        return drawn, "is not the view that the cache's seed draws: its parameters were changed"
+    return drawn, None
+
+
+@terminable()
+def deep_verify(config: SameJob, num_views: int) -> DeepFindings:
+    """Draw ``num_views`` views again, compare hashes, and ask the teacher again.
+
+    Raises:
+        DataError: No cache or no images.
+        CacheError: The cache is damaged, or images or teacher are others.
+        UsageError: ``data_dir`` is not given.
+    """
+    reader = open_cache(config.cache)
+    identity = reader.identity
+    again = TeacherAgain(config, identity)
+    images, teacher = again.images, again.teacher
+    groups = tuple(f"stage{stage}" for stage in reader.codecs.stages)
+    groups += ("logits",) if reader.codecs.logits else ()
+    problems: list[str] = []
+    largest: dict[str, float] = {}
+    num_seen = 0
+    for view in chosen_views(reader, images, num_views, groups):
+        num_seen += 1
+        drawn, problem = drawing_problem(reader, view)
+        if problem is not None:
+            problems.append(f"{view}: {problem}")
+            continue
+        pixels = torch.from_numpy(drawn.pixels).permute(2, 0, 1)[None].contiguous()
+        said = run_teacher(teacher, pixels, identity.precision)
+        for name, error in _errors(reader, view, said):
+            largest[name] = max(largest.get(name, 0.0), error)
+            allowed = _allowed(reader, name)
+            if not error <= allowed:
+                problems.append(
+                    f"{view}: the teacher says otherwise of it now: {name} differs by"
+                    f" {error:.2g} (relative squared error), {allowed:.2g} is what codec and"
+                    " rounding explain"
+                )
+    return DeepFindings(num_views=num_seen, problems=tuple(problems), largest_error=largest)
+
+
+def _errors(
+    reader: CacheReader, view: StoredView, said: TeacherArrays
+) -> Iterator[tuple[str, float]]:
+    for stage, codec in reader.codecs.stages.items():
+        with torch.inference_mode():
+            decoded = codec.decoder()(_planes(view, f"stage{stage}")).numpy()
+        yield (
+            f"stage{stage}",
+            float(view_errors(said.features[stage], decoded, codec.shape)["raw"][0]),
+        )
+    if reader.codecs.logits is None or said.logits is None:
+        return
+    with torch.inference_mode():
+        kept = reader.codecs.logits.decoder()(_planes(view, "logits"))
+    live = torch.from_numpy(said.logits)
+    if "logits" in kept:
+        stored = kept["logits"]
+    else:
+        stored = kept["log_probs"]
+        live = live.log_softmax(dim=1).gather(1, kept["indices"])
+    yield "logits", float((stored - live).square().sum() / live.square().sum().clamp(min=1e-12))
+
+
+def _planes(view: StoredView, group: str) -> dict[str, torch.Tensor]:
+    start = f"{group}/"
+    return {
+        name.removeprefix(start): torch.from_numpy(rows)
+        for name, rows in view.arrays.items()
+        if name.startswith(start)
+    }
+
+
+def _allowed(reader: CacheReader, name: str) -> float:
+    rounding = _ROUNDING[reader.identity.precision]
+    if name == "logits":
+        return _LOGIT_ERROR + rounding
+    stated = reader.manifest.plan.provenance.measured.get(name.removeprefix("stage"))
+    return _SLACK * (stated["raw"]["max"] if stated else _UNSTATED) + rounding
