@@ -12,7 +12,13 @@ from scalekd.data.drawing import DrawnViews
 from scalekd.data.samples import ImageDataset, open_dataset
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.pipelines.cache_teacher import CacheTeacherConfig
-from scalekd.teachers import Teacher, TeacherConfig, TeacherSpec, load_teacher
+from scalekd.teachers import (
+    Teacher,
+    TeacherConfig,
+    TeacherSpec,
+    load_teacher,
+    teacher_named_by_cache,
+)
 from scalekd.views import ViewPolicy
 
 _ABOUT_ORIGIN = frozenset({"model", "weights_source", "licence"})  # decide no byte of a target
@@ -105,7 +111,7 @@ class TeacherAgain:
         kwargs = {**cached.model_kwargs, "num_classes": cached.num_classes or 0}
         teacher = load_teacher(
             TeacherConfig(
-                model=config.model or cached.model,
+                model=config.model or teacher_named_by_cache(cached.model, option="--model"),
                 checkpoint=config.checkpoint,
                 pretrained=cached.weights_source == "pretrained",
                 model_kwargs={**kwargs, **config.model_kwargs},

@@ -25,7 +25,14 @@ from scalekd.distillation import Objective, build_objective
 from scalekd.errors import CacheMismatch, DataError, UsageError
 from scalekd.evaluation import EvaluationConfig, Evaluator
 from scalekd.students import Student, create_student
-from scalekd.teachers import Teacher, TeacherConfig, TeacherSpec, load_tail, load_teacher
+from scalekd.teachers import (
+    Teacher,
+    TeacherConfig,
+    TeacherSpec,
+    load_tail,
+    load_teacher,
+    teacher_named_by_cache,
+)
 from scalekd.training import (
     DistillationModule,
     NoTargets,
@@ -236,7 +243,7 @@ def _live_teacher(config: TrainConfig, source: _Source) -> Teacher:
         )
     teacher = load_teacher(
         TeacherConfig(
-            model=config.teacher or spec.model,
+            model=config.teacher or teacher_named_by_cache(spec.model, option="--teacher"),
             checkpoint=config.teacher_checkpoint,
             pretrained=spec.weights_source != "random",
             model_kwargs={**spec.model_kwargs, "num_classes": spec.num_classes or 0},

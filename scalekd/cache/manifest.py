@@ -11,11 +11,12 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from scalekd.cache.files import FileDigest
 from scalekd.errors import CacheCorrupt, CacheMismatch
 from scalekd.shapes import FeatureShape
+from scalekd.teachers import TeacherSpec
 
 FORMAT: Literal["scalekd-cache"] = "scalekd-cache"
 FORMAT_VERSION: Literal[1] = 1
@@ -118,6 +119,13 @@ class Identity(_Record):
     skip_corrupt: bool
     shard_size: int = Field(ge=1, le=1 << 24)
     block_size: int = Field(ge=1, le=_MAX_BLOCK_VIEWS)
+
+    @field_validator("teacher")
+    @classmethod
+    def _describes_a_teacher(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Kept as it stands, so that its bytes do not depend on what a later release adds."""
+        TeacherSpec.model_validate(value)
+        return value
 
     @model_validator(mode="after")
     def _blocks_fill_shards(self) -> Self:

@@ -12,7 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from scalekd.cache.chunks import MAX_METADATA_BYTES, Coding, check_metadata, decode_chunk
+from scalekd.cache.chunks import (
+    FREE_EXPANSION_BYTES,
+    MAX_METADATA_BYTES,
+    Coding,
+    check_metadata,
+    decode_chunk,
+)
 from scalekd.cache.files import CommittedFiles, FileDigest, digest, read_bounded, read_checked
 from scalekd.cache.layout import (
     MANIFEST_FILE,
@@ -38,6 +44,9 @@ from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
 from scalekd.views import ViewPolicy
 
 Rows = np.ndarray[Any, Any]
+
+# A sample has a hash of eight bytes that does not compress, and a key of at most 4,096.
+_MAX_SAMPLES_EXPANSION = 1024
 
 
 def read_manifest(root: Path) -> Manifest:
@@ -200,16 +209,28 @@ class CacheReader:
     def samples(self) -> SampleTable:
         """All samples; read once, a few tens of bytes each."""
         parts: dict[str, list[Rows]] = {array.name: [] for array in self.layout.samples}
-        counts = []
+        counts, num_bytes, num_stored = [], 0, 0
         for shard in range(self.identity.num_shards):
             record = self.record(SAMPLES, shard)
             counts.append(record.num_rows)
             start = shard * self.identity.shard_size
+            num_bytes += record.num_rows * sum(a.bytes_per_view for a in self.layout.samples)
+            num_stored += sum(entry.num_bytes for entry in record.files.values())
+            if num_bytes > max(FREE_EXPANSION_BYTES, _MAX_SAMPLES_EXPANSION * num_stored):
+                raise CacheCorrupt(
+                    f"{self.root}: the table of samples would take {num_bytes:,} bytes, and its"
+                    f" files up to shard {shard} have {num_stored:,}"
+                )
             for array in self.layout.samples:
                 rows = self._read(SAMPLES, array, start, record.num_rows)
                 parts[array.name].append(rows)
             keys, labels, hashes = (parts[name][-1] for name in ("key", "label", "source_hash"))
-            names = (bytes(key).decode() for key in _as_strings(keys))
+            try:
+                names = [bytes(key).decode() for key in _as_strings(keys)]
+            except UnicodeDecodeError as error:
+                raise CacheCorrupt(
+                    f"{self.root}: a key of shard {shard} is not UTF-8 ({error})"
+                ) from None
             if samples_hash(names, labels, hashes) != record.samples_sha256:
                 raise CacheCorrupt(
                     f"{self.root}: the table of shard {shard} does not hold the samples, in the"

@@ -122,6 +122,8 @@ def tables_from(
         )
     mean = _array(arrays, "mean", np.float32, (shape.num_tokens, shape.num_channels))
     bases = tuple(_array(arrays, name, np.float16, (None, shape.num_channels)) for name in names)
+    if any(len(basis) > shape.num_channels for basis in bases):
+        raise CacheCorrupt("transform codec: a basis has more components than there are channels")
     order = _array(arrays, "order", np.int32, (None,))
     if not 1 <= len(order) <= shape.num_tokens * shape.num_channels or num_trellis > len(order):
         raise CacheCorrupt(f"transform codec: {len(order)} coefficients, {num_trellis} by trellis")

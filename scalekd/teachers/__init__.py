@@ -7,7 +7,7 @@ Example:
     ((7, 7), 768)
 """
 
-from scalekd.teachers.names import ALIASES, resolve_model_name
+from scalekd.teachers.names import ALIASES, resolve_model_name, teacher_named_by_cache
 from scalekd.teachers.spec import TeacherConfig, TeacherSpec
 from scalekd.teachers.tail import Tail, TailConfig
 from scalekd.teachers.tail_file import load_tail, save_tail
@@ -25,4 +25,5 @@ __all__ = [
     "load_teacher",
     "resolve_model_name",
     "save_tail",
+    "teacher_named_by_cache",
 ]

@@ -1,6 +1,9 @@
 """Short names of teachers, and the way from a typed name to a timm model."""
 
+import re
+
 from scalekd._model_names import resolve_name
+from scalekd.errors import UsageError
 
 # Tags as in the ScaleKD paper where it used the model: Swin-L and Swin-B pre-trained on
 # ImageNet-22K and fine-tuned at 224 px, Swin-S on ImageNet-1K alone; for the others, timm's
@@ -57,3 +60,26 @@ def resolve_model_name(name: str) -> tuple[str, str | None]:
         UsageError: Nothing has this name; the message suggests the nearest ones.
     """
     return resolve_name(name, ALIASES)
+
+
+def teacher_named_by_cache(name: str, *, option: str) -> str:
+    """The name of a teacher as a cache tells it, if it can mean nothing but a model of timm.
+
+    A cache is not trusted: the name it gives must not fetch a stranger's repository, nor read a
+    folder of this machine. Whoever wants that says so.
+
+    Args:
+        name: From the cache's plan.
+        option: What the user can name the teacher with, for the message.
+
+    Raises:
+        UsageError: It names a repository, a folder, or nothing that timm knows.
+    """
+    from timm.models import is_model
+
+    if re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?", name) and is_model(name.split(".")[0]):
+        return name
+    raise UsageError(
+        f"the cache says that its teacher is {name!r}, which is no model of timm; if you know and"
+        f" trust it, name it with {option}"
+    )

@@ -83,4 +83,10 @@ class TeacherSpec(BaseModel):
     num_classes: int | None
     licence: str | None
     model_kwargs: dict[str, Any]
-    tail_blocks: int
+    tail_blocks: int = Field(ge=1)
+
+    @field_validator("model_kwargs")
+    @classmethod
+    def _plain(cls, value: dict[str, Any]) -> dict[str, Any]:
+        check_model_kwargs(value)
+        return value
