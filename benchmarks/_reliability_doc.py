@@ -67,8 +67,8 @@ def _matrix() -> str:
     lines.append(
         f"{totals['tried']} damaged caches: verify named {totals['verify']}"
         f" (`--quick` {totals['quick']}), training stopped at {totals['train']} of the"
-        f" {totals['train_tried']} it could meet, repair brought {totals['repair']} back to the"
-        " byte."
+        f" {totals['train_tried']} it could meet, repair brought {totals['repair']} of"
+        f" {totals['repair_tried']} back to the byte."
     )
     return "\n".join(lines) + "\n"
 
@@ -77,7 +77,8 @@ def _cell(cell: dict[str, int] | None) -> str:
     if cell is None:
         return ""
     train = f"{cell['train']}/{cell['train_tried']}" if cell["train_tried"] else "–"
-    return f"{cell['verify']}/{cell['tried']} · {train} · {cell['repair']}"
+    repair = f"{cell['repair']}/{cell['repair_tried']}" if cell["repair_tried"] else "–"
+    return f"{cell['verify']}/{cell['tried']} · {train} · {repair}"
 
 
 if __name__ == "__main__":

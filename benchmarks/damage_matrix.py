@@ -258,9 +258,7 @@ DAMAGES: dict[str, Damage] = {
     "wrong key order": _wrong_order,
 }
 _NOT_READ = {"extra", "stale"}  # training does not look for strangers; an older cache is whole
-_BEYOND_REPAIR = {
-    "wrong key order"
-}  # a forgery of every document: verify names it, a person decides
+_BEYOND_REPAIR = {"wrong key order"}  # every document was forged: a person decides
 
 
 def read_as_training(root: Path, images: Path) -> None:
@@ -292,18 +290,31 @@ def _write_cache(root: Path, images: Path, **changes: Any) -> None:
 
 
 def _cell() -> dict[str, int]:
-    return {"tried": 0, "verify": 0, "quick": 0, "train": 0, "train_tried": 0, "repair": 0}
+    return {
+        "tried": 0,
+        "verify": 0,
+        "quick": 0,
+        "train": 0,
+        "train_tried": 0,
+        "repair": 0,
+        "repair_tried": 0,
+    }
 
 
 def examine(patient: Patient, name: str, damage: str, cell: dict[str, int]) -> None:
     """Judge one damaged cache; what goes unnoticed is counted by what is not."""
     cell["tried"] += 1
+    names = {name}
+    if damage == "wrong key order":
+        names.add("the table of shard 1 ")
+    elif damage == "swapped" and name == "plan.json":
+        names.add("manifest.json")
     for quick in (True, False):
         try:
-            named = any(name in problem for problem in verify(patient.root, quick=quick).problems)
+            said = verify(patient.root, quick=quick).problems
         except CacheError as error:
-            named = name in str(error)
-        cell["quick" if quick else "verify"] += named
+            said = [str(error)]
+        cell["quick" if quick else "verify"] += any(n in line for n in names for line in said)
     if damage not in _NOT_READ:
         cell["train_tried"] += 1
         try:
@@ -311,6 +322,7 @@ def examine(patient: Patient, name: str, damage: str, cell: dict[str, int]) -> N
         except CacheError:
             cell["train"] += 1
     if damage not in _BEYOND_REPAIR:
+        cell["repair_tried"] += 1
         try:
             repair_cache(
                 RepairConfig(

@@ -277,8 +277,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         outcome = run(options.kills, options.processes, options.seed, Path(folder))
     result: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    result[f"{options.processes} processes"] = {
-        **{name: value for name, value in vars(outcome).items() if name != "killed_during"},
+    name = "1 process" if options.processes == 1 else f"{options.processes} processes"
+    result[name] = {
+        **{key: value for key, value in vars(outcome).items() if key != "killed_during"},
         "killed_during": dict(sorted(outcome.killed_during.items())),
         "shards_in_a_cache": _NUM_SHARDS,
         "seconds": round(outcome.seconds, 1),
@@ -288,7 +289,7 @@ def main() -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
     write_documentation()
-    print(json.dumps(result[f"{options.processes} processes"], indent=2))
+    print(json.dumps(result[name], indent=2))
     if not outcome.passed:
         sys.exit(1)
 

@@ -1,27 +1,60 @@
 """``scalekd cache verify``."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from scalekd.cli._options import emit, json_option, size
-from scalekd.errors import CacheCorrupt
+from scalekd.cli._options import KeyValue, checked, emit, json_option, size
+from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
 
 
 @click.command("verify")
 @click.argument("cache", type=click.Path(path_type=Path))
 @click.option("--quick", is_flag=True, help="Records and sizes only, without reading the data.")
+@click.option(
+    "--deep",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Then draw N views again, and ask the teacher again.",
+)
+@click.option("--data-dir", help="With --deep: the images the cache was made from.")
+@click.option("--split", default="train", show_default=True, help="With --deep: which images.")
+@click.option("--model", help="With --deep: the teacher's name here, if it has another.")
+@click.option("--checkpoint", help="With --deep: the teacher's weights, if from a file.")
+@click.option(
+    "--model-kwargs", multiple=True, type=KeyValue(), help="With --deep: model arguments; repeat."
+)
 @json_option
-def command(cache: Path, *, quick: bool, as_json: bool) -> None:
+def command(cache: Path, *, quick: bool, deep: int | None, as_json: bool, **options: Any) -> None:
     """Check every file of a cache against what was committed; exit code 4 names the damage."""
     from scalekd.pipelines.inspect_cache import verify_cache
 
+    if deep is not None and (quick or options["data_dir"] is None):
+        raise UsageError("--deep draws views again: pass --data-dir, and leave out --quick")
     found = verify_cache(cache, quick=quick)
+    result = found.model_dump(mode="json")
     lines = [f"damaged: {problem}" for problem in found.problems]
     lines.append(
         f"{cache}: {found.num_files:,} files, {size(found.num_bytes)} checked,"
         f" {len(found.problems)} damaged"
     )
-    emit(found.model_dump(mode="json"), lines, as_json=as_json)
+    untrue: tuple[str, ...] = ()
+    if deep is not None and not found.problems:
+        from scalekd.pipelines._same_job import SameJob
+        from scalekd.pipelines.check_replay import deep_verify
+
+        options["model_kwargs"] = dict(options["model_kwargs"])
+        again = deep_verify(checked(SameJob, cache=cache, **options), deep)
+        untrue, result["deep"] = again.problems, again.model_dump(mode="json")
+        lines += [f"untrue: {problem}" for problem in again.problems]
+        errors = ", ".join(f"{name} {error:.2g}" for name, error in again.largest_error.items())
+        lines.append(
+            f"{again.num_views:,} views drawn and the teacher asked again: {len(untrue)} untrue;"
+            f" largest relative squared error: {errors or 'none'}"
+        )
+    emit(result, lines, as_json=as_json)
     if found.problems:
         raise CacheCorrupt(f"{cache}: {len(found.problems)} problems, first: {found.problems[0]}")
+    if untrue:
+        raise CacheMismatch(f"{cache}: {len(untrue)} views are untrue, first: {untrue[0]}")

@@ -17,6 +17,7 @@ _COMMANDS = {
     "export": ("export", "Write a trained student for use elsewhere."),
     "demo": ("demo", "The whole path on scikit-learn's digits, in a few minutes."),
     "recipes": ("recipes", "List the published teacher-student pairs."),
+    "doctor": ("doctor", "Say what works here, and whether a cache's views come out exactly."),
     "models": ("models", "List the teachers and students known by a short name."),
 }
 _CACHE_COMMANDS = {

@@ -106,9 +106,8 @@ def repair_cache(config: RepairConfig) -> RepairResult:
                 if again:
                     redone.append((str(damage.unit), damage.shard))
     remove_settled(root)
-    if standing.manifest is None:
-        drop_manifest(root)
     before = _content(root / MANIFEST_FILE)
+    drop_manifest(root, standing)
     finish(root, standing.plan, layout, standing.num_passes)
     if before != _content(root / MANIFEST_FILE):
         mended.append(MANIFEST_FILE)

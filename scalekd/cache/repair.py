@@ -12,7 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from scalekd.cache.files import FileDigest, commit_file, digest_on_disk, explained, inside
+from scalekd.cache.files import (
+    FileDigest,
+    commit_file,
+    digest_on_disk,
+    explained,
+    inside,
+    read_bounded,
+)
 from scalekd.cache.layout import (
     MANIFEST_FILE,
     PLAN_FILE,
@@ -22,15 +29,20 @@ from scalekd.cache.layout import (
     Unit,
     record_path,
 )
-from scalekd.cache.manifest import Manifest, Plan, ShardRecord, canonical
+from scalekd.cache.manifest import (
+    MAX_JSON_BYTES,
+    Manifest,
+    Plan,
+    ShardRecord,
+    canonical,
+    parse_committed,
+)
 from scalekd.cache.reader import read_manifest
 from scalekd.cache.records import has_record, read_record, record_hash, unit_files
 from scalekd.cache.store import metadata_documents
 from scalekd.cache.verify import file_problem
 from scalekd.cache.writer import read_plan
 from scalekd.errors import CacheCorrupt, CacheError, DataError, UsageError
-
-_MAX_RECORD_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,8 @@ def believed(root: Path) -> Standing:
         plan = read_plan(root)
     except (CacheError, UsageError) as error:
         why.append(str(error))
+    if manifest is None and plan is None:
+        manifest = _manifest_at(root / PLAN_FILE)  # the two may have changed places
     if manifest is not None and (plan is None or not _outvoted(root, manifest.plan, plan)):
         return Standing(
             manifest.plan, manifest, max(manifest.num_passes, _complete(root, manifest))
@@ -107,6 +121,15 @@ def believed(root: Path) -> Standing:
     )
 
 
+def _manifest_at(path: Path) -> Manifest | None:
+    try:
+        data = read_bounded(path, max_bytes=MAX_JSON_BYTES, what="the plan")
+        found = parse_committed(Manifest, data, where=str(path))
+    except CacheError:
+        return None
+    return found if found.digest else None
+
+
 def _outvoted(root: Path, plan: Plan, other: Plan) -> bool:
     """Whether more commit records name the ``other`` cache."""
     owners = _owners(root)
@@ -118,7 +141,7 @@ def _owners(root: Path) -> Counter[str]:
     found: Counter[str] = Counter()
     for path in (root / RECORDS_FOLDER).glob("*/*.json"):
         with contextlib.suppress(OSError, ValueError, RecursionError, TypeError, KeyError):
-            if path.is_file() and path.stat().st_size <= _MAX_RECORD_BYTES:
+            if path.is_file() and path.stat().st_size <= MAX_JSON_BYTES:
                 found[str(json.loads(path.read_bytes())["cache_id"])] += 1
     return found
 
@@ -247,9 +270,11 @@ def put(root: Path, relative: str, content: bytes) -> None:
     commit_file(path, content)
 
 
-def drop_manifest(root: Path) -> None:
+def drop_manifest(root: Path, standing: Standing) -> None:
     """Remove a manifest that is not to be believed, so that another can be made."""
     path = root / MANIFEST_FILE
+    if standing.manifest and _holds(root, MANIFEST_FILE, canonical(standing.manifest)):
+        return
     with explained(path, "cannot remove"):
         if path.is_dir() and not path.is_symlink():
             path.rmdir()

@@ -5,13 +5,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scalekd.cache.files import TEMPORARY_SUFFIX, FileDigest, digest_on_disk, inside
-from scalekd.cache.layout import LEASE_SUFFIX, MANIFEST_FILE, SAMPLES, Unit, record_path
+from scalekd.cache.layout import (
+    LEASE_SUFFIX,
+    MANIFEST_FILE,
+    PLAN_FILE,
+    SAMPLES,
+    Unit,
+    record_path,
+)
 from scalekd.cache.manifest import Manifest, ShardRecord, canonical
 from scalekd.cache.reader import open_cache, read_manifest
 from scalekd.cache.records import has_record, read_record, record_hash
 from scalekd.cache.targets import CacheCodecs
-from scalekd.cache.writer import manifest_of
-from scalekd.errors import CacheError
+from scalekd.cache.writer import manifest_of, read_plan, table_files
+from scalekd.errors import CacheError, UsageError
 
 _OF_WRITERS = frozenset({TEMPORARY_SUFFIX, LEASE_SUFFIX})
 _LATER_PASS = re.compile(r"(?:passes|records)/(\d{4})/")
@@ -50,6 +57,7 @@ def verify(root: Path, *, quick: bool = False) -> Findings:
     manifest = read_manifest(root)
     found = Findings()
     known = {MANIFEST_FILE, *manifest.files}
+    _check_documents(root, manifest, found)
     for relative, expected in manifest.files.items():
         _check_file(root, relative, expected, quick, found, None)
     try:
@@ -75,6 +83,23 @@ def verify(root: Path, *, quick: bool = False) -> Findings:
     if not found.problems and not quick:
         _check_rows(root, found)
     return found
+
+
+def _check_documents(root: Path, manifest: Manifest, found: Findings) -> None:
+    """Manifest and plan tell the same of the same cache; which of them is wrong, repair decides."""
+    path = root / MANIFEST_FILE
+    for relative, expected in table_files(manifest.plan.identity).items():
+        if manifest.files.get(relative) != expected:
+            found.problems.append(f"{path}: says otherwise of {relative} than the plan in it")
+    try:
+        plan = read_plan(root)
+    except (CacheError, UsageError):
+        return  # reported with the other files
+    if plan is not None and plan.cache_id != manifest.plan.cache_id:
+        found.problems.append(
+            f"{path} is of cache {manifest.plan.cache_id[:12]}…, and {root / PLAN_FILE} of"
+            f" {plan.cache_id[:12]}…: files of two caches were mixed"
+        )
 
 
 def _check_age(root: Path, manifest: Manifest, found: Findings) -> None:

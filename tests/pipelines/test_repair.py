@@ -157,6 +157,18 @@ def test_files_in_each_others_place_come_home(
     assert file_contents(cache_copy) == sound
 
 
+def test_plan_and_manifest_in_each_others_place(
+    cache_copy: Path,
+    repair: Callable[..., RepairResult],
+    sound: dict[str, bytes],
+    file_contents: FileContents,
+) -> None:
+    for name, other in (("manifest.json", "plan.json"), ("plan.json", "manifest.json")):
+        (cache_copy / name).write_bytes(sound[other])
+    assert repair(cache_copy, data_dir=None).sound
+    assert file_contents(cache_copy) == sound
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "plan.json"])
 def test_a_document_of_another_cache_is_outvoted(
     name: str,

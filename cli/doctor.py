@@ -1,0 +1,67 @@
+"""``scalekd doctor``."""
+
+from pathlib import Path
+
+import click
+
+from scalekd.cli._options import emit, json_option
+from scalekd.errors import CacheMismatch, UsageError
+
+
+@click.command("doctor")
+@click.option("--cache", type=click.Path(path_type=Path), help="A cache to look at.")
+@click.option("--data-dir", help="The images it was made from; draws a sample of views again.")
+@click.option("--split", default="train", show_default=True, help="Name, folder or pattern.")
+@click.option(
+    "--views", default=64, show_default=True, type=click.IntRange(min=1), help="Views to draw."
+)
+@json_option
+def command(
+    *, cache: Path | None, data_dir: str | None, split: str, views: int, as_json: bool
+) -> None:
+    """Say what works here, and whether this machine redraws a cache's views to the pixel.
+
+    Exit code 4 when it does not.
+    """
+    from scalekd.pipelines.doctor import diagnose
+
+    if cache is None and data_dir is not None:
+        raise UsageError("--data-dir: the images of which cache? pass --cache")
+    found = diagnose(cache, data_dir=data_dir, split=split, num_views=views)
+    lines = []
+    for title, facts in (
+        ("versions", found.versions),
+        ("machine", found.machine),
+        ("works", found.works),
+    ):
+        lines.append(title)
+        lines += [f"  {name:<26}{fact}" for name, fact in facts.items()]
+    drift = found.cache
+    if drift is not None:
+        lines.append(f"cache {drift.path}")
+        for what, differing in (
+            ("decides pixels", drift.environment_differs),
+            ("decides targets", drift.software_differs),
+        ):
+            lines += [
+                f"  {name}: {there} in the cache, {here} here ({what})"
+                for name, (there, here) in differing.items()
+            ]
+        if not drift.environment_differs:
+            lines.append("  every version that decides pixels is the cache's")
+        if drift.num_views:
+            lines.append(
+                f"  {drift.num_exact} of {drift.num_views} views came out to the pixel; mean"
+                f" difference of {drift.num_witnesses} witnesses at most"
+                f" {drift.witness_drift or 0:.3g}/255"
+            )
+            lines += [f"  {problem}" for problem in drift.problems[:5]]
+        else:
+            lines.append("  no view was drawn again: pass --data-dir to know for certain")
+    emit(found.model_dump(mode="json"), lines, as_json=as_json)
+    if drift is not None and drift.drifts:
+        raise CacheMismatch(
+            f"{drift.path}: this machine does not redraw it exactly (mean difference up to"
+            f" {drift.witness_drift or 0:.3g}/255). Install the versions of the cache, or train"
+            " with --allow-pixel-drift X"
+        )

@@ -1,0 +1,195 @@
+"""What this machine has, and whether it redraws a cache's views to the pixel.
+
+scalekd doctor --cache ./swin_l-cache --data-dir /imagenet
+"""
+
+import importlib.metadata
+import io
+import os
+import platform
+import resource
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import BaseModel
+
+from scalekd.cache import CacheReader, open_cache
+from scalekd.codecs import create_logit_codec
+from scalekd.data.samples import ImageDataset, open_dataset
+from scalekd.data.views import ReplayContract
+from scalekd.errors import CacheMismatch
+from scalekd.pipelines.check_replay import chosen_views, drawing_problem
+from scalekd.views import ViewPolicy, draw, pixel_environment, render
+
+_PACKAGES = ("scalekd", "torch", "timm", "accelerate", "zarr", "numcodecs", "pcodec", "webdataset")
+_ANY_DRIFT = 255.0
+
+
+class CacheDrift(BaseModel):
+    """How a cache's views look when this machine draws them.
+
+    Attributes:
+        path: Folder of the cache.
+        environment_differs: Versions that decide pixels, as ``(in the cache, here)``.
+        software_differs: Other versions, which decide how targets are computed.
+        num_witnesses: Views whose pixels the cache keeps; 0 when no images were given.
+        witness_drift: Largest mean difference of a witness, in levels of 255.
+        num_views: Other views drawn again.
+        num_exact: Those of them that came out to the pixel.
+        problems: What was wrong with the others.
+    """
+
+    path: str
+    environment_differs: dict[str, tuple[str, str]]
+    software_differs: dict[str, tuple[str, str]]
+    num_witnesses: int = 0
+    witness_drift: float | None = None
+    num_views: int = 0
+    num_exact: int = 0
+    problems: tuple[str, ...] = ()
+
+    @property
+    def drifts(self) -> bool:
+        """Whether a view was seen to come out otherwise."""
+        return bool(self.problems) or bool(self.witness_drift)
+
+
+class Diagnosis(BaseModel):
+    """What ``scalekd doctor`` says."""
+
+    versions: dict[str, str]
+    machine: dict[str, str]
+    works: dict[str, str]
+    cache: CacheDrift | None
+
+
+def diagnose(
+    cache: Path | None = None,
+    *,
+    data_dir: str | None = None,
+    split: str = "train",
+    num_views: int = 64,
+) -> Diagnosis:
+    """Look at this machine and, where one is given, at a cache.
+
+    Raises:
+        DataError: No cache or no images where they should be.
+        CacheError: The cache is damaged, or the images are others.
+    """
+    found = None
+    if cache is not None:
+        images = open_dataset(data_dir, split) if data_dir is not None else None
+        found = cache_drift(open_cache(cache), images, num_views)
+    return Diagnosis(versions=_versions(), machine=_machine(), works=_works(), cache=found)
+
+
+def cache_drift(reader: CacheReader, images: ImageDataset | None, num_views: int) -> CacheDrift:
+    """Compare versions and, given the images, draw witnesses and ``num_views`` views again."""
+    views = reader.identity.views
+    drift = CacheDrift(
+        path=str(reader.root),
+        environment_differs=_differing(views.environment, pixel_environment()),
+        software_differs=_differing(reader.manifest.plan.provenance.software, _versions()),
+    )
+    if images is None:
+        return drift
+    contract = ReplayContract(
+        policy=reader.policy,
+        view_size=views.view_size,
+        seed=views.seed,
+        environment=views.environment,
+        allowed_drift=_ANY_DRIFT,
+    )
+    pixels = list(reader.witnesses)
+    positions = images.positions(reader.samples.keys[: len(pixels)])
+    if (positions < 0).any():
+        raise CacheMismatch(
+            f"{images.place} lacks the first samples of {reader.root}; --data-dir must be the data"
+            " set the cache was made from"
+        )
+    witnesses = [images[int(position)] for position in positions]
+    for row, sample in enumerate(witnesses):
+        contract.check_source(sample, int(reader.samples.source_hashes[row]))
+    problems, num_seen = [], 0
+    for view in chosen_views(reader, images, num_views, ()):
+        num_seen += 1
+        _, problem = drawing_problem(reader, view)
+        if problem is not None:
+            problems.append(f"{view}: {problem}")
+    return drift.model_copy(
+        update={
+            "num_witnesses": len(witnesses),
+            "witness_drift": contract.check_witnesses(witnesses, pixels),
+            "num_views": num_seen,
+            "num_exact": num_seen - len(problems),
+            "problems": tuple(problems),
+        }
+    )
+
+
+def _differing(there: dict[str, str], here: dict[str, str]) -> dict[str, tuple[str, str]]:
+    return {
+        name: (version, here.get(name, "none"))
+        for name, version in sorted(there.items())
+        if here.get(name, "none") != version
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {**versions, **pixel_environment()}
+
+
+def _machine() -> dict[str, str]:
+    device = torch.accelerator.current_accelerator(check_available=True)
+    name = str(device or "none")
+    if device is not None and device.type == "cuda":
+        name = f"{torch.accelerator.device_count()} x {torch.cuda.get_device_name()}"
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "accelerator": name,
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0),
+        "torch threads": str(torch.get_num_threads()),
+        "open files": f"{soft:,} (at most {hard:,})",
+    }
+
+
+def _works() -> dict[str, str]:
+    """Small trials of what both stages need; ``yes``, or what went wrong."""
+    trials = {
+        "drawing views": _try_drawing,
+        "coding arrays": _try_coding,
+        "processes on CPUs (gloo)": _try_gloo,
+    }
+    results = {}
+    for name, trial in trials.items():
+        try:
+            trial()
+            results[name] = "yes"
+        except Exception as error:  # whatever a broken installation may raise
+            results[name] = f"no: {type(error).__name__}: {error}"
+    return results
+
+
+def _try_drawing() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), (200, 100, 50)).save(buffer, "JPEG")
+    image = Image.open(buffer).convert("RGB")
+    policy = ViewPolicy.parse("crop+flip+rand-m9-n2-mstd0.5-inc1+erase:1.0")
+    params = draw(policy, seed=0, key="k", pass_index=0, source_size=(30, 40), view_size=(16, 16))
+    render(image, params, view_size=(16, 16))
+
+
+def _try_coding() -> None:
+    codec = create_logit_codec("topk:2", num_classes=4)
+    logits = np.arange(8, dtype=np.float32).reshape(2, 4)
+    if codec.decode(codec.encode(logits))["indices"].tolist() != [[3, 2], [3, 2]]:
+        raise RuntimeError("a code does not decode to what was coded")
+
+
+def _try_gloo() -> None:
+    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+        raise RuntimeError("torch was built without gloo")
