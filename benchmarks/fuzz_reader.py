@@ -1,0 +1,504 @@
+"""Read mutated caches: every outcome must be success or one of our own errors, in little memory.
+
+    python -m benchmarks.fuzz_reader --mutations 100000
+
+Each mutation changes one file of a tiny cache of format 1 (``tests/cache/frozen``): plan,
+manifest, a commit record, metadata of an array, a chunk, tables, tail. Half of them are found by
+their digests. For the other half all digests are made to agree, so that the mutated bytes get
+past them to the parsers and decoders, as a hostile author of a cache would have it.
+
+Mutations run in forked children with a limit on their address space; a crash is seen by the parent,
+which names the mutation and goes on behind it. ``--only N`` runs one and shows its traceback.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import mmap
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks._mutations import (
+    Files,
+    canonical,
+    entry,
+    mutate_bytes,
+    mutate_document,
+    sealed,
+    with_checksum,
+)
+from scalekd.cache import CacheReader, TargetDecoder, open_cache
+from scalekd.cache.files import FileDigest
+from scalekd.cache.records import samples_hash
+from scalekd.cache.verify import verify
+from scalekd.errors import CacheCorrupt, ScaleKDError
+from scalekd.teachers import load_tail
+from scalekd.views import decode_image, render, unpack_view
+
+CACHES = Path(__file__).parents[1] / "tests" / "cache" / "frozen" / "format1"
+RESULTS = Path(__file__).parent / "results" / "fuzz_reader.json"
+_NAMES = ("float16", "int8", "transform")
+_KINDS = {  # kind: weight, prefix of the files
+    "target chunk": 30,
+    "view chunk": 14,
+    "sample chunk": 10,
+    "array metadata": 6,
+    "codec tables": 8,
+    "witnesses": 3,
+    "tail": 3,
+    "plan": 9,
+    "manifest": 7,
+    "record": 8,
+}
+_BATCH = 2_000
+_MEMORY_BYTES = 1 << 30  # a child may map so much more than it starts with
+_SLOW_SECONDS = 20
+_MOST_KEPT = 20
+
+
+class Slow(BaseException):
+    """A mutation took too long."""
+
+
+@dataclasses.dataclass
+class Outcomes:
+    """What came of mutations, by kind."""
+
+    refused: Counter[str] = dataclasses.field(default_factory=Counter)
+    accepted: Counter[str] = dataclasses.field(default_factory=Counter)
+    unchanged: int = 0
+    errors: Counter[str] = dataclasses.field(default_factory=Counter)
+    failures: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    slowest_seconds: float = 0.0
+    peak_growth_bytes: int = 0
+
+    def add(self, other: "Outcomes") -> None:
+        self.refused += other.refused
+        self.accepted += other.accepted
+        self.errors += other.errors
+        self.unchanged += other.unchanged
+        self.failures += other.failures
+        self.slowest_seconds = max(self.slowest_seconds, other.slowest_seconds)
+        self.peak_growth_bytes = max(self.peak_growth_bytes, other.peak_growth_bytes)
+
+
+class Subject:
+    """One cache, in memory and in a folder of its own, with a reader that has read it."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.root = Path(shutil.copytree(CACHES / name, folder / name))
+        self.files: Files = {
+            path.relative_to(self.root).as_posix(): path.read_bytes()
+            for path in sorted(self.root.rglob("*"))
+            if path.is_file()
+        }
+        self.reader = open_cache(self.root)
+        images = sorted((CACHES / "images").rglob("*.png"), key=lambda path: path.stat().st_size)
+        self.image = decode_image(images[-1].read_bytes(), key="largest")
+        self.by_kind = {kind: [f for f in self.files if kind_of(f) == kind] for kind in _KINDS}
+        use_everything(self.reader, self.image)
+
+    def write(self, files: Files) -> None:
+        for name, content in files.items():
+            (self.root / name).write_bytes(content)
+
+    def restore(self, names: Files) -> None:
+        self.write({name: self.files[name] for name in names})
+
+
+def kind_of(name: str) -> str:
+    """Kind of a file of a cache."""
+    if name in ("plan.json", "manifest.json"):
+        return name.removesuffix(".json")
+    if name.endswith("zarr.json"):
+        return "array metadata"
+    for start, kind in (
+        ("records/", "record"),
+        ("samples/", "sample chunk"),
+        ("tables/tail", "tail"),
+        ("tables/witnesses", "witnesses"),
+        ("tables/", "codec tables"),
+    ):
+        if name.startswith(start):
+            return kind
+    return "target chunk" if "/stage" in name or "/logits/" in name else "view chunk"
+
+
+def use_everything(reader: CacheReader, image: Any) -> None:
+    """What training reads, of every pass."""
+    _ = reader.samples, reader.witnesses
+    blocks = reader.blocks()
+    for pass_index in range(min(reader.num_passes, 3)):
+        for block in blocks[:4]:
+            use_block(reader, pass_index, block, image)
+
+
+def use_block(reader: CacheReader, pass_index: int, block: tuple[int, int], image: Any) -> None:
+    """Read, decode and redraw one block."""
+    names = [array.name for array in reader.layout.views]
+    use_rows(reader, reader.read_rows(pass_index, *block, names), block[1], image)
+
+
+def use_rows(reader: CacheReader, rows: dict[str, Any], count: int, image: Any) -> None:
+    """Decode targets and redraw views, as far as their arrays are among ``rows``."""
+    tensors = {name.replace("/", "."): torch.from_numpy(value) for name, value in rows.items()}
+    codecs = reader.codecs
+    groups = {name.split("/")[0] for name in rows}
+    for stage, codec in codecs.stages.items():
+        if f"stage{stage}" in groups:
+            planes = {p.name: tensors[f"stage{stage}.{p.name}"] for p in codec.planes}
+            codec.decoder()(planes)
+    if groups >= {"stage4"} and codecs.logits is not None and "logits" in groups:
+        TargetDecoder(codecs, features=True, logits=True)(tensors)
+    if "view" in groups or "pixel_hash" in groups:
+        columns = {n.removeprefix("view/"): v for n, v in rows.items() if n.startswith("view/")}
+        for row in range(count):
+            view = unpack_view(columns, row, reader.policy)
+            render(image, view, view_size=(24, 24))
+
+
+def mutate_and_read(subject: Subject, rng: random.Random) -> tuple[str, str]:
+    """Make one mutation and meet it.
+
+    Returns:
+        Kind of file and what came of it: ``unchanged``, ``accepted`` or the name of our error.
+
+    Raises:
+        BaseException: Anything that a reader must not raise.
+    """
+    kinds = [kind for kind in _KINDS if subject.by_kind[kind]]
+    kind = rng.choices(kinds, [_KINDS[kind] for kind in kinds])[0]
+    name = rng.choice(subject.by_kind[kind])
+    is_json = name.endswith(".json")
+    if is_json and rng.random() < 0.7:
+        document = json.loads(subject.files[name])
+        mutate_document(rng, document)
+        content = canonical(document)
+    else:
+        other = subject.files[rng.choice(list(subject.files))]
+        content = mutate_bytes(rng, subject.files[name], other)
+    if content == subject.files[name]:
+        return kind, "unchanged"
+    seal = rng.random() < 0.5
+    if seal and "chunk" in kind and rng.random() < 0.8 and len(content) > 4:
+        content = with_checksum(content)
+    label = f"{kind}, {'sealed' if seal else 'found by digest'}"
+    try:
+        if "chunk" in kind:
+            _meet_chunk(subject, name, content, seal, rng)
+        else:
+            _meet_document(subject, name, content, seal, rng)
+    except ScaleKDError as error:
+        if str(subject.root) not in str(error) and not seal:
+            raise AssertionError(f"the message names no file: {error}") from error
+        return label, type(error).__name__
+    if not seal:
+        raise AssertionError(f"{name} was changed and nobody noticed")
+    return label, "accepted"
+
+
+def _meet_chunk(
+    subject: Subject, name: str, content: bytes, seal: bool, rng: random.Random
+) -> None:
+    """With a reader that has read everything before; its records are made to agree if asked to."""
+    reader, parts = subject.reader, name.split("/")
+    subject.write({name: content})
+    try:
+        if parts[0] == "samples":
+            _meet_samples(subject, name, content, seal)
+            return
+        unit, array = int(parts[1]), reader.layout.find("/".join(parts[2 : parts.index("c")]))
+        index = int(parts[parts.index("c") + 1 + array.view_axis])
+        shard = index * array.rows_per_chunk(reader.identity) // reader.identity.shard_size
+        reader.record(unit, shard)
+        store = reader._store
+        before = dict(store._expected)
+        if seal:
+            store.expect({name: FileDigest(**entry(content))})
+        starts = reader.samples.starts
+        step = array.rows_per_chunk(reader.identity)
+        first = int(starts[shard]) + index * step - shard * reader.identity.shard_size
+        count = min(step, int(starts[shard + 1]) - first)
+        group = array.name.split("/")[0]
+        names = [a.name for a in reader.layout.views if a.name.split("/")[0] == group]
+        try:
+            rows = reader.read_rows(unit, first, count, names)
+            if group in ("stage3", "stage4", "logits"):
+                use_rows(reader, rows, count, subject.image)
+                if group == "logits" and reader.codecs.logits is not None:
+                    tensors = {n.split("/")[1]: torch.from_numpy(v) for n, v in rows.items()}
+                    reader.codecs.logits.decoder()(tensors)
+            elif group == "view":
+                use_rows(reader, rows, count, subject.image)
+        finally:
+            store._expected = before
+    finally:
+        subject.restore({name: b""})
+
+
+def _meet_samples(subject: Subject, name: str, content: bytes, seal: bool) -> None:
+    reader = subject.reader
+    twin = CacheReader(reader.root, reader.manifest, reader.codecs)
+    for shard in range(reader.identity.num_shards):
+        record = twin.record("samples", shard)
+        if not seal or name not in record.files:
+            continue
+        changed = record.model_copy(
+            update={"files": {**record.files, name: FileDigest(**entry(content))}}
+        )
+        twin._store.expect(changed.files)
+        start = shard * reader.identity.shard_size
+        columns = {
+            a.name: twin._read("samples", a, start, record.num_rows) for a in twin.layout.samples
+        }
+        width = columns["key"].shape[1]
+        keys = [
+            bytes(k).decode(errors="replace")
+            for k in columns["key"].view(f"S{width}")[:, 0].tolist()
+        ]
+        digest = samples_hash(keys, columns["label"], columns["source_hash"])
+        twin._records["samples", shard] = changed.model_copy(update={"samples_sha256": digest})
+    samples = twin.samples
+    for sample in range(len(samples)):
+        samples.key(sample)
+
+
+def _meet_document(
+    subject: Subject, name: str, content: bytes, seal: bool, rng: random.Random
+) -> None:
+    """Open the cache anew and use all of it."""
+    changed: Files = {name: content}
+    if seal:
+        # What is no JSON any more, or no longer the tree that holds the digests, stays as it is.
+        with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError, RecursionError):
+            changed = sealed(subject.files, changed)
+    subject.write(changed)
+    try:
+        reader = open_cache(subject.root)
+        # Each has its own readers; what the mutation cannot reach is left out.
+        if "tail" in name or (not seal and kind_of(name) in ("plan", "manifest")):
+            path, digest = reader.identity.tail, reader.identity.tail_digest
+            reader.file(path, digest)
+            load_tail(subject.root / str(path))
+        elif name.startswith("tables/witnesses"):
+            _ = reader.witnesses
+        else:
+            use_everything(reader, subject.image)
+        # Documents of groups hold nothing, and reading does not need them: verify does.
+        of_group = name.endswith("zarr.json") and b'"group"' in subject.files[name]
+        if of_group or rng.random() < 0.05:
+            problems = verify(subject.root).problems
+            if of_group and problems and not seal:
+                raise CacheCorrupt("; ".join(problems))
+    finally:
+        subject.restore(changed)
+
+
+def run_batch(
+    subjects: list[Subject], seed: int, first: int, last: int, progress: mmap.mmap
+) -> Outcomes:
+    """Mutations ``first`` to ``last``, in this process; ``progress`` holds the one at work."""
+    found, before = Outcomes(), _resident_bytes()
+    for number in range(first, last):
+        progress[:8] = number.to_bytes(8, "little")
+        rng = random.Random(f"{seed}:{number}")
+        subject = subjects[rng.randrange(len(subjects))]
+        start = time.perf_counter()
+        signal.setitimer(signal.ITIMER_REAL, _SLOW_SECONDS)
+        try:
+            label, outcome = mutate_and_read(subject, rng)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            where = traceback.extract_tb(error.__traceback__)
+            place = [f"{Path(f.filename).name}:{f.lineno}" for f in where[-4:]]
+            found.failures.append(
+                {
+                    "mutation": number,
+                    "error": f"{type(error).__name__}: {str(error)[:300]}",
+                    "place": " > ".join(place),
+                }
+            )
+            continue
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        if outcome == "unchanged":
+            found.unchanged += 1
+        elif outcome == "accepted":
+            found.accepted[label] += 1
+        else:
+            found.refused[label] += 1
+            found.errors[outcome] += 1
+        found.slowest_seconds = max(found.slowest_seconds, time.perf_counter() - start)
+    found.peak_growth_bytes = max(0, _peak_bytes() - before)
+    return found
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def _mapped_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def _peak_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise Slow(f"more than {_SLOW_SECONDS} s")
+
+
+def _prepare_child() -> None:
+    signal.signal(signal.SIGALRM, _interrupt)
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM counts from here
+    limit = _mapped_bytes() + _MEMORY_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Rust's panics are reported through their exceptions; their own words go nowhere.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def _forked(work: Callable[[], Outcomes]) -> tuple[Outcomes | None, int]:
+    """Run in a child; its outcomes, or none and how it ended."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        try:
+            _prepare_child()
+            with os.fdopen(writing, "w") as pipe:
+                json.dump(vars(work()), pipe)
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        text = pipe.read()
+    status = os.waitpid(child, 0)[1]
+    if status or not text:
+        return None, status
+    fields = json.loads(text)
+    for name in ("refused", "accepted", "errors"):
+        fields[name] = Counter(fields[name])
+    return Outcomes(**fields), 0
+
+
+def fuzz(num_mutations: int, *, seed: int = 0, quiet: bool = True) -> dict[str, Any]:
+    """Run the mutations and say what came of them.
+
+    Args:
+        num_mutations: How many.
+        seed: The same seed makes the same mutations.
+        quiet: Print no progress.
+
+    Returns:
+        The content of ``results/fuzz_reader.json``; ``failures`` must be empty.
+    """
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # NaN among mutated features is no news
+    shared = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
+    start, total, first = time.perf_counter(), Outcomes(), 0
+    with tempfile.TemporaryDirectory(dir=shared, prefix="fuzz-reader-") as name:
+        subjects = [Subject(cache, Path(name)) for cache in _NAMES]
+        progress = mmap.mmap(-1, 8)
+        while first < num_mutations:
+            last = min(first + _BATCH, num_mutations)
+            begin, end = first, last
+            found, status = _forked(lambda: run_batch(subjects, seed, begin, end, progress))  # noqa: B023
+            if found is None:
+                at = int.from_bytes(progress[:8], "little")
+                found = Outcomes(
+                    failures=[{"mutation": at, "error": f"the process ended with {status}"}]
+                )
+                for subject in subjects:
+                    subject.write(subject.files)
+                last = at + 1
+            total.add(found)
+            first = last
+            if not quiet:
+                pace = first / (time.perf_counter() - start)
+                print(f"{first:,} done, {pace:.0f}/s, {len(total.failures)} failures", flush=True)
+    seconds = time.perf_counter() - start
+    refused, accepted = sum(total.refused.values()), sum(total.accepted.values())
+    return {
+        "mutations": num_mutations,
+        "seed": seed,
+        "seconds": round(seconds, 1),
+        "mutations_per_second": round(num_mutations / seconds),
+        "refused": refused,
+        "accepted": accepted,
+        "unchanged": total.unchanged,
+        "errors": dict(total.errors.most_common()),
+        "by_kind": {
+            label: {"refused": total.refused[label], "accepted": total.accepted[label]}
+            for label in sorted(total.refused | total.accepted)
+        },
+        "slowest_seconds": round(total.slowest_seconds, 2),
+        "peak_growth_megabytes": round(total.peak_growth_bytes / 2**20),
+        "allowed_growth_megabytes": _MEMORY_BYTES >> 20,
+        "num_failures": len(total.failures),
+        "failures": total.failures[:_MOST_KEPT],
+        "software": {
+            name: metadata.version(name)
+            for name in (
+                "scalekd",
+                "numcodecs",
+                "pcodec",
+                "safetensors",
+                "pydantic",
+                "numpy",
+                "torch",
+            )
+        },
+    }
+
+
+def run_one(number: int, seed: int) -> None:
+    """One mutation in this process, for a debugger."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        subjects = [Subject(cache, Path(name)) for cache in _NAMES]
+        rng = random.Random(f"{seed}:{number}")
+        print(mutate_and_read(subjects[rng.randrange(len(subjects))], rng))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mutations", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int, help="run this mutation alone, here")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    if arguments.only is not None:
+        run_one(arguments.only, arguments.seed)
+        return
+    result = fuzz(arguments.mutations, seed=arguments.seed, quiet=False)
+    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps({k: v for k, v in result.items() if k != "by_kind"}, indent=2))
+    sys.exit(1 if result["num_failures"] else 0)
+
+
+if __name__ == "__main__":
+    np.seterr(all="ignore")
+    main()
