@@ -24,7 +24,9 @@ import sys
 import tarfile
 import tempfile
 import time
+import traceback
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,9 +100,24 @@ def write_images(folder: Path) -> Path:
 
 
 class Job:
-    """``scalekd cache-teacher`` in forked processes that form one process group."""
+    """``scalekd cache-teacher`` in forked processes that form one process group.
 
-    def __init__(self, images: Path, output: Path, log: Path, num_processes: int) -> None:
+    Args:
+        images: The image set.
+        output: Folder of the cache.
+        log: Where its output goes.
+        num_processes: Ranks of the job.
+        prepare: Called in each process before the command, to take something away from it.
+    """
+
+    def __init__(
+        self,
+        images: Path,
+        output: Path,
+        log: Path,
+        num_processes: int,
+        prepare: Callable[[], None] = lambda: None,
+    ) -> None:
         arguments = f"""
             cache-teacher --model test_vit --no-pretrained --img-size 32
             --model-kwargs num_classes=10 --data-dir {images} --output {output}
@@ -111,7 +128,7 @@ class Job:
         for rank in range(num_processes):
             process = os.fork()
             if process == 0:
-                _be_child(arguments, log, rank, num_processes, port)
+                _be_child(arguments, log, rank, num_processes, port, prepare)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.setpgid(process, self.processes[0] if self.processes else process)
             self.processes.append(process)
@@ -143,7 +160,14 @@ class Job:
         self.wait(10)
 
 
-def _be_child(arguments: list[str], log: Path, rank: int, num_processes: int, port: int) -> None:
+def _be_child(
+    arguments: list[str],
+    log: Path,
+    rank: int,
+    num_processes: int,
+    port: int,
+    prepare: Callable[[], None],
+) -> None:
     if rank == 0:
         os.setpgid(0, 0)
     if num_processes > 1:
@@ -160,11 +184,16 @@ def _be_child(arguments: list[str], log: Path, rank: int, num_processes: int, po
         with log.open("a") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
+        # A test runner has put objects of its own in their place.
+        sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
         try:
+            prepare()
             scalekd(arguments)
             code = 0
         except SystemExit as stop:
             code = int(stop.code or 0)
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 

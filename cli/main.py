@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import click
 
 from scalekd import __version__
-from scalekd.errors import EnvironmentFault, ScaleKDError
+from scalekd.errors import EnvironmentFault, ScaleKDError, advice_on
+from scalekd.pipelines._signals import Terminated
 
 _COMMANDS = {
     "cache-teacher": ("cache_teacher", "Run a teacher once and write its features and logits."),
@@ -74,14 +75,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort) as stop:
+    except (KeyboardInterrupt, click.Abort, Terminated) as stop:
         _complain("interrupted; what was committed is kept, the same command goes on from there")
-        sys.exit(128 + getattr(stop, "signal_number", signal.SIGINT))
+        sys.exit(128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
     except ScaleKDError as error:
         _complain(str(error))
         sys.exit(error.exit_code)
     except OSError as error:
-        _complain(f"{type(error).__name__}: {error}")
+        advice = advice_on(error)
+        _complain(f"{error} ({advice})" if advice else f"{type(error).__name__}: {error}")
         sys.exit(EnvironmentFault.exit_code)
 
 

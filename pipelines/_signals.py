@@ -7,10 +7,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Terminated(KeyboardInterrupt):
+class Terminated(BaseException):
     """SIGTERM came; like Ctrl-C it is nobody's error to catch."""
-
-    signal_number = int(signal.SIGTERM)
 
 
 @contextmanager

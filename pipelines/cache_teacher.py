@@ -8,6 +8,7 @@ shards of its own. Running the same command again finishes what is missing.
 
 import dataclasses
 import importlib.metadata
+import os
 import shutil
 import tempfile
 import time
@@ -23,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from scalekd.cache.files import FileDigest, remove_abandoned
-from scalekd.cache.layout import RECORDS_FOLDER, SAMPLES, Layout
+from scalekd.cache.layout import MANIFEST_FILE, RECORDS_FOLDER, SAMPLES, Layout
 from scalekd.cache.manifest import (
     CodecInfo,
     DataInfo,
@@ -53,6 +54,7 @@ from scalekd.codecs import (
     measure_errors,
     parse_codec,
 )
+from scalekd.data import worker_faults
 from scalekd.data.drawing import (
     DrawnBatch,
     DrawnViews,
@@ -225,10 +227,23 @@ def preflight(config: CacheTeacherConfig) -> tuple[ImageDataset, ViewPolicy]:
             "--overwrite --shards: would delete the shards that other machines have done; delete"
             " the cache first, then start every part without --overwrite"
         )
+    _check_writable(config.output)
     images = open_dataset(config.data_dir, config.split).limited(config.limit)
     shard_size = config.shard_size or default_shard_size(len(images))
     _check_shards(config.shards, -(-len(images) // shard_size))
     return images, policy
+
+
+def _check_writable(output: Path) -> None:
+    """Refuse now what would otherwise fail when the teacher is loaded and the codecs are fitted."""
+    if (output / MANIFEST_FILE).exists():
+        return  # complete, perhaps; if not, the first write says so
+    place = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise EnvironmentFault(
+            f"--output {output}: {place} cannot be written to (no permission, or a read-only file"
+            " system); choose another folder or ask its owner"
+        )
 
 
 def _check_shards(shards: tuple[int, int] | None, num_shards: int) -> None:
@@ -565,9 +580,11 @@ def _write_shards(
 
     A second round takes over what another job held during the first and died with.
     """
-    return sum(
-        write_claimed(config, writer, codecs, teacher, drawn, shards, progress) for _ in range(2)
-    )
+    with worker_faults():
+        return sum(
+            write_claimed(config, writer, codecs, teacher, drawn, shards, progress)
+            for _ in range(2)
+        )
 
 
 def _elsewhere(writer: CacheWriter) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from scalekd.cache import CacheReader, TargetDecoder, open_cache
-from scalekd.data import CachedViewLoader, ImageDataset, open_dataset
+from scalekd.data import CachedViewLoader, ImageDataset, open_dataset, worker_faults
 from scalekd.distillation import Objective, build_objective
 from scalekd.errors import CacheMismatch, DataError, UsageError
 from scalekd.evaluation import EvaluationConfig, Evaluator
@@ -93,7 +93,8 @@ def train_student(config: TrainConfig) -> TrainResult:
         evaluate=evaluator,
         facts=_facts(config, source, student),
     )
-    result = trainer.fit()
+    with worker_faults():
+        result = trainer.fit()
     accelerator.end_training()
     return result
 

@@ -4,6 +4,26 @@ A message says where, what was found, what was expected, and what to do; the com
 prints it as one line and exits with ``exit_code``.
 """
 
+import errno
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full: free space and run the same command again",
+    errno.EDQUOT: "the quota is used up: raise it and run the same command again",
+    errno.EROFS: "the file system is read-only: choose another --output",
+    errno.EACCES: "permission denied: choose another folder or ask its owner",
+    errno.EPERM: "permission denied: choose another folder or ask its owner",
+    errno.EMFILE: "too many open files: raise `ulimit -n` and run the same command again",
+    errno.ENFILE: "too many open files on this machine: run the same command again later",
+    errno.ENOTDIR: "a file stands where a folder is needed",
+    errno.EEXIST: "a file stands where a folder is needed",
+    errno.EIO: "the device failed: check it, then run the same command again",
+}
+
+
+def advice_on(error: OSError) -> str | None:
+    """What to do about a refusal of the operating system; ``None`` where nothing is known."""
+    return _ADVICE.get(error.errno or 0)
+
 
 class ScaleKDError(Exception):
     """Base of the errors that are reported as one line rather than a traceback."""

@@ -6,7 +6,6 @@ size and SHA-256 that somebody committed for it.
 """
 
 import contextlib
-import errno
 import hashlib
 import os
 import re
@@ -20,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from scalekd.errors import CacheCorrupt, EnvironmentFault
+from scalekd.errors import CacheCorrupt, EnvironmentFault, advice_on
 
 TEMPORARY_SUFFIX = ".partial"
 _READ_CHUNK_BYTES = 1 << 20
@@ -49,18 +48,7 @@ def explained(path: Path, doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = {
-            errno.ENOSPC: "the disk is full: free space and run the same command again",
-            errno.EDQUOT: "the quota is used up: raise it and run the same command again",
-            errno.EROFS: "the file system is read-only: choose another --output",
-            errno.EACCES: "permission denied: choose another folder or ask its owner",
-            errno.EPERM: "permission denied: choose another folder or ask its owner",
-            errno.EMFILE: "too many open files: raise `ulimit -n` and run the same command again",
-            errno.ENFILE: "too many open files on this machine: run the same command again later",
-            errno.ENOTDIR: "a file stands where a folder is needed",
-            errno.EEXIST: "a file stands where a folder is needed",
-            errno.EIO: "the device failed: check it, then run the same command again",
-        }.get(error.errno or 0)
+        advice = advice_on(error)
         if advice is None:
             raise
         raise EnvironmentFault(

@@ -1,5 +1,6 @@
 """Image sets, views of them, and batches of views with targets."""
 
+from scalekd.data._workers import worker_faults
 from scalekd.data.loader import Batch, CachedViewLoader
 from scalekd.data.samples import ImageDataset, Sample, open_dataset
 from scalekd.data.views import draw_view, replay_view
@@ -12,4 +13,5 @@ __all__ = [
     "draw_view",
     "open_dataset",
     "replay_view",
+    "worker_faults",
 ]

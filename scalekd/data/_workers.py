@@ -1,6 +1,11 @@
 """What the loaders of both stages share about worker processes."""
 
+import errno
+import multiprocessing.queues
+import os
+import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,6 +13,27 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from scalekd.errors import EnvironmentFault, ScaleKDError
+
+_END = object()
+_MEMORY = (
+    "a worker process was killed, as happens when memory runs out: use fewer workers (-j) or"
+    " smaller batches (-b)"
+)
+_FILES = "too many open files: raise `ulimit -n`, or use fewer workers (-j)"
+_WORKER_FAULTS = {
+    "unable to allocate shared memory": (
+        "shared memory is used up: enlarge /dev/shm (docker: --shm-size), or use fewer workers (-j)"
+    ),
+    "Too many open files": _FILES,
+    "items of ancdata": _FILES,  # how a lack of files shows when a tensor is received
+    f"exit code {errno.EMFILE}.": _FILES,
+    "exited unexpectedly": (
+        "a worker process ended: memory, or the number of open files (`ulimit -n`), may have run"
+        " out; use fewer workers (-j)"
+    ),
+    "DataLoader worker": _MEMORY,
+}
+"""What torch says, in part, and what to do; the first that fits counts."""
 
 
 def as_is(batch: Any) -> Any:
@@ -21,28 +47,58 @@ def relayed(loader: DataLoader[Any]) -> Iterator[Any]:
     Raises:
         ScaleKDError: What a worker met, or that a worker was killed.
     """
-    batches = iter(loader)
+    with worker_faults():
+        batches = iter(loader)
     while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
+        with worker_faults():
+            batch = next(batches, _END)
+        if batch is _END:
             return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise EnvironmentFault(
-                "a worker process was killed, as happens when memory runs out: use fewer workers"
-                f" (-j) or smaller batches (-b), and run the same command again ({error})"
-            ) from error
         if isinstance(batch, ScaleKDError):
             raise batch
         yield batch
 
 
-def single_threaded(worker: int) -> None:
-    """Keep a worker to one core: there is one worker a core already."""
+@contextmanager
+def worker_faults() -> Iterator[None]:
+    """Say what to do when a loader's worker dies while the block runs.
+
+    torch raises it from a signal handler, wherever the main process happens to be: a loop over
+    batches needs this around all of it, not only around the loader.
+
+    Raises:
+        EnvironmentFault: A worker was killed, or ran out of files or shared memory.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        advice = next((advice for sign, advice in _WORKER_FAULTS.items() if sign in text), None)
+        if advice is None:
+            raise
+        raise EnvironmentFault(f"{advice}, and run the same command again ({text})") from error
+
+
+def prepare_worker(worker: int) -> None:
+    """Keep a worker to one core, for there is one a core already, and let it end in silence.
+
+    A cluster's scheduler sends SIGTERM to every process of a job; what is to be said of it, the
+    main process says.
+    """
     del worker
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
+    # By default a batch that cannot be sent is dropped with a traceback, and the main process waits
+    # for it for ever. A worker's end it does notice.
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_send)  # type: ignore[attr-defined]
+
+
+def _cannot_send(error: Exception, batch: Any) -> None:
+    del batch
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and "Too many open files" in str(error):  # as torch puts it
+        number = errno.EMFILE
+    os._exit(number or 1)
 
 
 def empty_batch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from scalekd.data._workers import as_is, empty_batch, relayed, single_threaded
+from scalekd.data._workers import as_is, empty_batch, prepare_worker, relayed
 from scalekd.data.samples import ImageDataset, Sample
 from scalekd.data.views import DrawnView, draw_view
 from scalekd.errors import DataError, ScaleKDError
@@ -192,6 +192,6 @@ def drawing_loader(
         collate_fn=as_is,
         num_workers=num_workers,
         prefetch_factor=2 if num_workers else None,
-        worker_init_fn=single_threaded,
+        worker_init_fn=prepare_worker,
     )
     yield from relayed(loader)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from scalekd.cache import CacheReader
-from scalekd.data._workers import as_is, empty_batch, relayed, single_threaded
+from scalekd.data._workers import as_is, empty_batch, prepare_worker, relayed
 from scalekd.data.order import BUFFER_BLOCKS, LANES_PER_RANK, EpochOrder
 from scalekd.data.samples import ImageDataset
 from scalekd.data.views import Pixels, ReplayContract, replay_view
@@ -265,7 +265,7 @@ class CachedViewLoader:
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             prefetch_factor=4 if num_workers else None,
-            worker_init_fn=single_threaded,
+            worker_init_fn=prepare_worker,
         )
 
     @property

@@ -5,6 +5,7 @@ sub-folder a class. Both are indexed once by names and sizes alone; an image's b
 when asked for. Nothing is decoded here, and nothing is unpickled: a label is a decimal number.
 """
 
+import errno
 import glob
 import hashlib
 import re
@@ -19,7 +20,7 @@ import numpy as np
 import webdataset.shardlists
 import xxhash
 
-from scalekd.errors import DataError, UsageError
+from scalekd.errors import DataError, EnvironmentFault, UsageError, advice_on
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff")
 _LABEL_EXTENSIONS = ("cls", "cls.txt")
@@ -94,6 +95,8 @@ class ImageDataset:
                 file.seek(int(self.offsets[index]))
                 image = file.read(size)
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # not the data's fault
+                raise EnvironmentFault(f"cannot read {path}: {advice_on(error)}") from error
             raise DataError(f"cannot read {path}: {error.strerror}") from error
         if len(image) != size:
             raise DataError(
