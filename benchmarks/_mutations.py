@@ -151,6 +151,23 @@ def mutate_document(rng: random.Random, document: Any) -> None:
                 parent[key] = json.loads(json.dumps(rng.choice(values)))
 
 
+def mutate_tables(rng: random.Random, content: bytes) -> bytes:
+    """Change the header of a safetensors file, or the JSON that stands as a text inside it."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    notes = header.get("__metadata__", {})
+    if notes and rng.random() < 0.7:
+        name = rng.choice(list(notes))
+        inner = json.loads(notes[name])
+        mutate_document(rng, inner)
+        notes[name] = json.dumps(inner)
+    else:
+        mutate_document(rng, header)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
+
+
 def _descend(rng: random.Random, node: Any) -> Any:
     """A container of the document: the deeper, the likelier, for most stand deep."""
     while True:

@@ -5,7 +5,8 @@
 Each mutation changes one file of a tiny cache of format 1 (``tests/cache/frozen``): plan,
 manifest, a commit record, metadata of an array, a chunk, tables, tail. Half of them are found by
 their digests. For the other half all digests are made to agree, so that the mutated bytes get
-past them to the parsers and decoders, as a hostile author of a cache would have it.
+past them to the parsers and decoders, as a hostile author of a cache would have it. After some
+changes of the plan all other documents are made anew to fit it.
 
 Mutations run in forked children with a limit on their address space; a crash is seen by the parent,
 which names the mutation and goes on behind it. ``--only N`` runs one and shows its traceback.
@@ -42,13 +43,21 @@ from benchmarks._mutations import (
     entry,
     mutate_bytes,
     mutate_document,
+    mutate_tables,
     sealed,
     with_checksum,
 )
 from scalekd.cache import CacheReader, TargetDecoder, open_cache
-from scalekd.cache.files import FileDigest
+from scalekd.cache.chunks import decode_chunk
+from scalekd.cache.files import FileDigest, digest
+from scalekd.cache.layout import Layout, record_path
+from scalekd.cache.manifest import Identity, Manifest, Plan, Provenance, ShardRecord
+from scalekd.cache.manifest import canonical as model_bytes
 from scalekd.cache.records import samples_hash
+from scalekd.cache.store import metadata_documents
+from scalekd.cache.targets import CacheCodecs
 from scalekd.cache.verify import verify
+from scalekd.cache.writer import table_files
 from scalekd.errors import CacheCorrupt, ScaleKDError
 from scalekd.teachers import load_tail
 from scalekd.views import decode_image, render, unpack_view
@@ -63,8 +72,8 @@ _KINDS = {  # kind: weight, prefix of the files
     "array metadata": 6,
     "codec tables": 8,
     "witnesses": 3,
-    "tail": 3,
-    "plan": 9,
+    "tail": 5,
+    "plan": 12,
     "manifest": 7,
     "record": 8,
 }
@@ -72,6 +81,8 @@ _BATCH = 2_000
 _MEMORY_BYTES = 1 << 30  # a child may map so much more than it starts with
 _SLOW_SECONDS = 20
 _MOST_KEPT = 20
+_MOST_REBUILT_SHARDS = 8
+_MOST_REBUILT_FILES = 200
 
 
 class Slow(BaseException):
@@ -118,10 +129,17 @@ class Subject:
 
     def write(self, files: Files) -> None:
         for name, content in files.items():
-            (self.root / name).write_bytes(content)
+            path = self.root / name
+            if name not in self.files:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
 
     def restore(self, names: Files) -> None:
-        self.write({name: self.files[name] for name in names})
+        for name in names:
+            if name in self.files:
+                (self.root / name).write_bytes(self.files[name])
+            else:
+                (self.root / name).unlink()
 
 
 def kind_of(name: str) -> str:
@@ -192,6 +210,8 @@ def mutate_and_read(subject: Subject, rng: random.Random) -> tuple[str, str]:
         document = json.loads(subject.files[name])
         mutate_document(rng, document)
         content = canonical(document)
+    elif name.endswith(".safetensors") and rng.random() < 0.6:
+        content = mutate_tables(rng, subject.files[name])
     else:
         other = subject.files[rng.choice(list(subject.files))]
         content = mutate_bytes(rng, subject.files[name], other)
@@ -254,6 +274,74 @@ def _meet_chunk(
         subject.restore({name: b""})
 
 
+def rebuilt(subject: Subject, document: Any, rng: random.Random) -> Files:
+    """All documents of a cache made anew for a changed plan, as a hostile author would.
+
+    Metadata, records and manifest agree with the plan; chunks are files of the sound cache.
+
+    Raises:
+        ScaleKDError, ValueError: The plan is refused before anything else is asked for.
+    """
+    identity = Identity.model_validate(document["identity"])
+    provenance = Provenance.model_validate(document["provenance"])
+    plan, root = Plan.of(identity, provenance), subject.root
+    layout = CacheCodecs.load(root, identity).layout(identity)
+    chunks = [name for name in subject.files if "/c/" in name]
+    files: Files = {"plan.json": canonical(plan.model_dump(mode="json"))}
+    names = dict(table_files(identity))
+    samples: dict[int, str] = {}
+    if identity.num_shards > _MOST_REBUILT_SHARDS:
+        raise ValueError("the records of so many shards are not worth their time")
+    for unit in ("samples", 0):
+        files |= metadata_documents(identity, unit, layout.arrays(unit))
+        for shard in range(identity.num_shards):
+            rows = identity.rows_of(shard)
+            held: Files = {}
+            for array in layout.arrays(unit):
+                alike = [c for c in chunks if f"/{array.name}/" in c] or chunks
+                for path in array.chunk_files(identity, unit, shard, rows):
+                    held[path] = subject.files[rng.choice(alike)]
+                    if len(held) > _MOST_REBUILT_FILES:
+                        raise ValueError("so many files are not worth their time")
+            if unit == "samples":
+                samples[shard] = _hash_of_samples(identity, layout, held, shard, rows)
+            record = ShardRecord(
+                cache_id=plan.cache_id,
+                unit=unit,  # type: ignore[arg-type]
+                shard=shard,
+                num_rows=rows,
+                samples_sha256=samples[shard],
+                files={path: digest(content) for path, content in held.items()},
+            )
+            files |= held
+            files[record_path(unit, shard)] = model_bytes(record)
+    documents = {n: c for n, c in files.items() if n.endswith("zarr.json") or n == "plan.json"}
+    records = {n: entry(c)["sha256"] for n, c in files.items() if n.startswith("records/")}
+    manifest = Manifest(
+        plan=plan,
+        num_passes=1,
+        num_views=identity.data.num_samples,
+        skipped=(),
+        files={**names, **{name: digest(content) for name, content in documents.items()}},
+        records=records,
+        total_bytes=0,
+    ).sealed()
+    return {**files, "manifest.json": model_bytes(manifest)}
+
+
+def _hash_of_samples(identity: Identity, layout: Layout, held: Files, shard: int, rows: int) -> str:
+    """What the record must say for the table to be believed."""
+    columns = {}
+    for array in layout.samples:
+        path = next(array.chunk_files(identity, "samples", shard, rows))
+        chunk = decode_chunk(held[path], "blosc", array.dtype, array.chunks(identity))
+        columns[array.name] = chunk[:rows]
+    width = columns["key"].shape[1]
+    keys = np.ascontiguousarray(columns["key"]).view(f"S{width}")[:, 0].tolist()
+    names = [key.decode(errors="replace") for key in keys]
+    return samples_hash(names, columns["label"], columns["source_hash"])
+
+
 def _meet_samples(subject: Subject, name: str, content: bytes, seal: bool) -> None:
     reader = subject.reader
     twin = CacheReader(reader.root, reader.manifest, reader.codecs)
@@ -286,7 +374,10 @@ def _meet_document(
 ) -> None:
     """Open the cache anew and use all of it."""
     changed: Files = {name: content}
-    if seal:
+    if seal and name == "plan.json" and rng.random() < 0.6:
+        with contextlib.suppress(ScaleKDError, ValueError, TypeError, KeyError, AttributeError):
+            changed = rebuilt(subject, json.loads(content), rng)
+    if seal and len(changed) == 1:
         # What is no JSON any more, or no longer the tree that holds the digests, stays as it is.
         with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError, RecursionError):
             changed = sealed(subject.files, changed)
@@ -294,7 +385,7 @@ def _meet_document(
     try:
         reader = open_cache(subject.root)
         # Each has its own readers; what the mutation cannot reach is left out.
-        if "tail" in name or (not seal and kind_of(name) in ("plan", "manifest")):
+        if kind_of(name) == "tail" or (not seal and kind_of(name) in ("plan", "manifest")):
             path, digest = reader.identity.tail, reader.identity.tail_digest
             reader.file(path, digest)
             load_tail(subject.root / str(path))
@@ -439,6 +530,8 @@ def fuzz(num_mutations: int, *, seed: int = 0, quiet: bool = True) -> dict[str, 
             if not quiet:
                 pace = first / (time.perf_counter() - start)
                 print(f"{first:,} done, {pace:.0f}/s, {len(total.failures)} failures", flush=True)
+                for failure in found.failures:
+                    print(failure, flush=True)
     seconds = time.perf_counter() - start
     refused, accepted = sum(total.refused.values()), sum(total.accepted.values())
     return {

@@ -7,6 +7,7 @@ each is decoded here into an array whose shape and type the plan gave.
 """
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -123,7 +124,7 @@ def decode_chunk(data: bytes, coding: Coding, dtype: np.dtype[Any], shape: tuple
     Raises:
         CacheCorrupt: The bytes hold anything but exactly such an array.
     """
-    num_values = int(np.prod(shape, dtype=np.int64))
+    num_values = math.prod(shape)
     num_bytes = num_values * dtype.itemsize
     if num_bytes > max(FREE_EXPANSION_BYTES, MAX_EXPANSION * len(data)):
         raise CacheCorrupt(

@@ -8,6 +8,7 @@ Targets are cut into *blocks*, the unit of reading: one block of one array is on
 small arrays are cut into *shards*, the unit of commit, because a file has a price of its own.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -65,7 +66,7 @@ class ArraySpec:
     @property
     def bytes_per_view(self) -> int:
         """Decoded size of one view."""
-        return int(np.prod(self.before + self.after, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.before + self.after) * self.dtype.itemsize
 
     def shape(self, identity: Identity) -> tuple[int, ...]:
         return (*self.before, identity.data.num_samples, *self.after)

@@ -25,6 +25,7 @@ same planes for the same features. Configurations carry the codec's name and ver
 version decodes to never changes, a test keeps frozen bytes of each.
 """
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -76,7 +77,7 @@ class PlaneSpec:
 
     @property
     def values_per_view(self) -> int:
-        return int(np.prod(self.shape_before + self.shape_after, dtype=np.int64))
+        return math.prod(self.shape_before + self.shape_after)
 
     @property
     def bytes_per_view(self) -> int:

@@ -106,7 +106,7 @@ def codec_from_config(
         CacheCorrupt: Configuration or tables are inconsistent.
     """
     name = config.get("codec")
-    if name not in _FEATURE_CODECS:
+    if not isinstance(name, str) or name not in _FEATURE_CODECS:
         raise CacheMismatch(_unknown("codec", str(name), _FEATURE_CODECS))
     return _FEATURE_CODECS[name].from_config(config, tables, shape)
 
@@ -128,7 +128,7 @@ def create_logit_codec(text: str, num_classes: int) -> LogitCodec:
 def logit_codec_from_config(config: JsonDict) -> LogitCodec:
     """Rebuild a logit codec; errors as :func:`codec_from_config`."""
     name = config.get("codec")
-    if name not in _LOGIT_CODECS:
+    if not isinstance(name, str) or name not in _LOGIT_CODECS:
         raise CacheMismatch(_unknown("logit codec", str(name), _LOGIT_CODECS))
     return _LOGIT_CODECS[name].from_config(config)
 

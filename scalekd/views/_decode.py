@@ -17,11 +17,10 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from scalekd.errors import DataError
-from scalekd.views._params import MAX_SIDE
+from scalekd.views._params import MAX_PIXELS, MAX_SIDE
 
 # Others are left out because nobody trains on them and some, such as EPS, run programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-_MAX_PIXELS = 89_478_485  # Pillow's own warning level, a quarter of a gigabyte of RGB
 
 
 def decode_image(data: bytes, *, key: str) -> Image.Image:
@@ -56,10 +55,10 @@ def decode_image(data: bytes, *, key: str) -> Image.Image:
 def _decode(data: bytes, key: str) -> Image.Image:
     image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
     width, height = image.size
-    if width * height > _MAX_PIXELS or max(width, height) > MAX_SIDE:
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise DataError(
             f"sample {key}: {width:,} x {height:,} px; views are drawn from images of at most "
-            f"{_MAX_PIXELS:,} pixels and {MAX_SIDE:,} on a side. Shrink or remove it"
+            f"{MAX_PIXELS:,} pixels and {MAX_SIDE:,} on a side. Shrink or remove it"
         )
     image.load()
     if image.mode == "RGB":

@@ -14,6 +14,7 @@ Interpolation = Literal["bicubic", "bilinear"]
 Triple = tuple[float, float, float]
 
 MAX_SIDE = 2**16 - 1  # of a source image and of a view, in pixels: a crop box is four uint16
+MAX_PIXELS = 89_478_485  # Pillow's own warning level, a quarter of a gigabyte of RGB
 ERASE_UNIT = 2**16  # an erased box is stored in 65,536ths of the view's height and width
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from scalekd.errors import DataError
 from scalekd.views._operations import apply_operation
-from scalekd.views._params import ERASE_UNIT, MAX_SIDE, EraseBox, ViewParams
+from scalekd.views._params import ERASE_UNIT, MAX_PIXELS, MAX_SIDE, EraseBox, ViewParams
 from scalekd.views._random import noise_table, noise_words
 
 
@@ -35,7 +35,8 @@ def render(
 
     Raises:
         ValueError: ``image`` is not RGB or ``view_size`` is out of range.
-        DataError: The crop box is not inside the image: this is not the image the view is of.
+        DataError: The crop box is not inside the image: this is not the image the view is of. Or
+            a centre view would first be blown up to more pixels than an image may have.
     """
     if image.mode != "RGB":
         raise ValueError(f"views are drawn from RGB images, not {image.mode}; use decode_image")
@@ -73,6 +74,10 @@ def _crop(image: Image.Image, params: ViewParams, view_size: tuple[int, int]) ->
 def _center(image: Image.Image, params: ViewParams, view_size: tuple[int, int]) -> Image.Image:
     """As timm's transforms_imagenet_eval: resize whole, then cut, rounding as it does."""
     fraction = params.center or 1.0
+    if max(view_size) / fraction > MAX_SIDE:
+        raise DataError(
+            f"a centre view that keeps {fraction} of the side is cut from more than {MAX_SIDE:,} px"
+        )
     rows, columns = (math.floor(side / fraction) for side in view_size)
     if rows == columns:
         short, long = sorted(image.size)
@@ -81,6 +86,11 @@ def _center(image: Image.Image, params: ViewParams, view_size: tuple[int, int]) 
     else:
         ratio = min(image.height / rows, image.width / columns)
         size = (round(image.height / ratio), round(image.width / ratio))
+    if size[0] * size[1] > MAX_PIXELS:
+        raise DataError(
+            f"a centre view of an image of {image.height:,} x {image.width:,} px is cut from"
+            f" {size[0]:,} x {size[1]:,}, more than {MAX_PIXELS:,} pixels; leave such images out"
+        )
     resized = _resize(image, size, params)
     top = round((resized.height - view_size[0]) / 2)
     left = round((resized.width - view_size[1]) / 2)

@@ -20,7 +20,7 @@ from scalekd.cache.chunks import Coding, check_metadata, decode_chunk, zstd_cont
 from scalekd.cache.layout import ArraySpec, array_path
 from scalekd.cache.manifest import Identity, Manifest, Plan, canonical, parse
 from scalekd.cache.targets import CacheCodecs
-from scalekd.errors import CacheCorrupt
+from scalekd.errors import CacheCorrupt, CacheMismatch
 
 INT16 = np.dtype(np.int16)
 
@@ -268,3 +268,26 @@ def test_blocks_of_the_largest_teachers_fit_and_larger_ones_do_not(manifest: Man
     document["stages"]["4"].update(num_channels=4096)
     with pytest.raises(ValidationError, match="in half precision"):
         Identity.model_validate(document)
+
+
+@pytest.mark.parametrize("codec", [["float16"], {"a": 1}, None, 3, "pickle"])
+def test_a_codec_is_a_known_name(codec: Any, sound_cache: Path, manifest: Manifest) -> None:
+    document = json.loads(canonical(manifest.plan))["identity"]
+    document["stages"]["4"]["codec"]["config"]["codec"] = codec
+    with pytest.raises(CacheMismatch, match="unknown codec"):
+        CacheCodecs.load(sound_cache, Identity.model_validate(document))
+    document["stages"] = {}
+    document["logits"]["config"]["codec"] = codec
+    with pytest.raises(CacheMismatch, match="unknown logit codec"):
+        CacheCodecs.load(sound_cache, Identity.model_validate(document))
+
+
+@pytest.mark.parametrize("num_classes", [1 << 30, 1 << 40, 1 << 63, 1 << 70])
+def test_no_number_of_classes_overflows_a_size(
+    num_classes: int, sound_cache: Path, manifest: Manifest
+) -> None:
+    document = json.loads(canonical(manifest.plan))["identity"]
+    document["logits"]["config"]["num_classes"] = num_classes
+    identity = Identity.model_validate(document)
+    with pytest.raises(CacheCorrupt, match="one file would hold"):
+        CacheCodecs.load(sound_cache, identity).layout(identity)

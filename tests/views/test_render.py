@@ -100,6 +100,22 @@ def test_a_centre_view_is_timms_evaluation_view(
     np.testing.assert_array_equal(render(image, view, view_size=size), expected)
 
 
+@pytest.mark.parametrize(
+    ("size", "fraction", "message"),
+    [
+        ((1, 60_000), 0.875, "more than 89,478,485 pixels"),
+        ((64, 64), 1e-320, "more than 65,535 px"),
+    ],
+)
+def test_a_centre_view_takes_no_memory_out_of_proportion(
+    size: tuple[int, int], fraction: float, message: str
+) -> None:
+    """A strip one pixel wide would be resized to 256 x 15 million."""
+    view = replace(PLAIN, crop=None, center=fraction)
+    with pytest.raises(DataError, match=message):
+        render(Image.new("RGB", size), view, view_size=(224, 224))
+
+
 def test_rendering_leaves_image_alone_and_gives_a_fresh_writable_array(image: Image.Image) -> None:
     before = image.tobytes()
     whole = replace(PLAIN, crop=CropBox(0, 0, image.height, image.width))
