@@ -67,7 +67,7 @@ def test_a_job_that_finds_all_taken_says_by_whom(cache_copy: Path, make_cache: A
     result = make_cache(cache_copy)
     assert (result.complete, result.shards_written) == (False, 0)
     assert result.shards_elsewhere == ("shard 2 of pass 1: process 7 of far_away",)
-    with pytest.raises(UsageError, match="--overwrite.*being written by process 7 of far_away"):
+    with pytest.raises(UsageError, match=r"--overwrite.*being written by process 7 of far_away"):
         make_cache(cache_copy, overwrite=True)
 
 
