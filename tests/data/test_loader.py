@@ -402,5 +402,5 @@ def test_a_killed_worker_is_explained(
 
     monkeypatch.setattr(data_views, "render", killed)
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
-    with pytest.raises(EnvironmentFault, match="a worker process (was killed|ended)"):
+    with pytest.raises(EnvironmentFault, match=r"a worker process (was killed|ended)"):
         next(loader.epoch(0))
