@@ -1,0 +1,58 @@
+"""A short run of the fuzzer; ``python -m benchmarks.fuzz_reader`` is the long one."""
+
+import importlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from scalekd.cache import reader
+
+_REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def fuzzer() -> Iterator[ModuleType]:
+    """The benchmark, which is no part of the package."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(_REPOSITORY))
+        yield importlib.import_module("benchmarks.fuzz_reader")
+
+
+def test_mutated_caches_are_read_or_refused_in_our_own_words(fuzzer: ModuleType) -> None:
+    result = fuzzer.fuzz(600, seed=7)
+    assert result["failures"] == []
+    assert result["refused"] > 400
+    assert result["accepted"] > 20
+    assert result["peak_growth_megabytes"] < 500
+
+
+def test_the_fuzzer_notices_what_it_looks_for(
+    fuzzer: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Foreign errors, crashes and memory beyond the limit, each planted in the reader."""
+    sound, parent = reader.decode_chunk, os.getpid()
+
+    def foreign(*arguments: object) -> object:
+        raise ZeroDivisionError
+
+    def crash(*arguments: object) -> object:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def greedy(*arguments: object) -> object:
+        np.zeros(1 << 31, np.uint8)
+        return sound(*arguments)
+
+    for planted, word in ((foreign, "ZeroDivision"), (crash, "ended with"), (greedy, "Memory")):
+
+        def later(*arguments: object, planted: object = planted) -> object:
+            # The subjects are read once in the parent before the first child is forked.
+            return planted(*arguments) if os.getpid() != parent else sound(*arguments)  # type: ignore[operator]
+
+        monkeypatch.setattr(reader, "decode_chunk", later)
+        result = fuzzer.fuzz(12, seed=1)
+        assert word in str(result["failures"])
