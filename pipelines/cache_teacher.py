@@ -154,6 +154,7 @@ class CacheTeacherResult(BaseModel):
 
 
 @terminable()
+@worker_faults()
 def cache_teacher(config: CacheTeacherConfig) -> CacheTeacherResult:
     """Write a cache, or finish one.
 

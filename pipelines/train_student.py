@@ -50,6 +50,7 @@ from scalekd.training.precision import AUTOCAST_DTYPES, choose_precision
 _SOFTWARE = ("scalekd", "torch", "timm", "accelerate", "numpy", "pillow")
 
 
+@worker_faults()
 def train_student(config: TrainConfig) -> TrainResult:
     """Train as configured, or go on with the run in ``config.output``.
 
@@ -93,8 +94,7 @@ def train_student(config: TrainConfig) -> TrainResult:
         evaluate=evaluator,
         facts=_facts(config, source, student),
     )
-    with worker_faults():
-        result = trainer.fit()
+    result = trainer.fit()
     accelerator.end_training()
     return result
 

@@ -50,8 +50,12 @@ def relayed(loader: DataLoader[Any]) -> Iterator[Any]:
     with worker_faults():
         batches = iter(loader)
     while True:
-        with worker_faults():
-            batch = next(batches, _END)
+        try:
+            with worker_faults():
+                batch = next(batches, _END)
+        except (EOFError, ConnectionError) as error:
+            # The batch was announced, and its sender died before the memory was handed over.
+            raise EnvironmentFault(f"{_MEMORY}, and run the same command again") from error
         if batch is _END:
             return
         if isinstance(batch, ScaleKDError):
@@ -63,8 +67,8 @@ def relayed(loader: DataLoader[Any]) -> Iterator[Any]:
 def worker_faults() -> Iterator[None]:
     """Say what to do when a loader's worker dies while the block runs.
 
-    torch raises it from a signal handler, wherever the main process happens to be: a loop over
-    batches needs this around all of it, not only around the loader.
+    torch raises it from a signal handler, wherever the main process happens to be, even while
+    it tidies up after an error: whole commands run inside this, not only loops over batches.
 
     Raises:
         EnvironmentFault: A worker was killed, or ran out of files or shared memory.
