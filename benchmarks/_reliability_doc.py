@@ -14,7 +14,8 @@ _DOCUMENT = Path(__file__).parents[1] / "docs" / "reliability.md"
 def write_documentation() -> None:
     """Put the current results between the document's markers."""
     text = _DOCUMENT.read_text()
-    for name, table in {"kill harness": _kills(), "damage matrix": _matrix()}.items():
+    tables = {"kill harness": _kills(), "damage matrix": _matrix(), "fuzzing": _fuzzing()}
+    for name, table in tables.items():
         start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         before, rest = text.split(start)
         after = rest.split(end)[1]
@@ -48,6 +49,33 @@ def _kills() -> str:
         + " | ".join(str(row["killed_during"].get(phase, 0)) for row in rows.values())
         + " |"
         for phase in phases
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _fuzzing() -> str:
+    result = _read("fuzz_reader.json")
+    if not result:
+        return ""
+    kinds = sorted({label.split(",")[0] for label in result["by_kind"]})
+    nothing = {"refused": 0, "accepted": 0}
+    lines = [
+        "| changed | found by digest | sealed and refused | sealed and read |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for kind in kinds:
+        found = result["by_kind"].get(f"{kind}, found by digest", nothing)
+        sealed = result["by_kind"].get(f"{kind}, sealed", nothing)
+        lines.append(
+            f"| {kind} | {found['refused']:,} of {sum(found.values()):,} |"
+            f" {sealed['refused']:,} | {sealed['accepted']:,} |"
+        )
+    lines += [
+        "",
+        f"{result['mutations']:,} mutations in {result['seconds']:.0f} s on one core:"
+        f" {result['num_failures']} crashes, foreign errors or hangs; the slowest took"
+        f" {result['slowest_seconds']} s; memory grew by at most"
+        f" {result['peak_growth_megabytes']} MB (limit {result['allowed_growth_megabytes']:,}).",
     ]
     return "\n".join(lines) + "\n"
 
