@@ -11,7 +11,7 @@ from scalekd.cache.manifest import Identity
 from scalekd.data.drawing import DrawnViews
 from scalekd.data.samples import ImageDataset, open_dataset
 from scalekd.errors import CacheMismatch, UsageError
-from scalekd.pipelines.cache_teacher import CacheTeacherConfig
+from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.teachers import (
     Teacher,
     TeacherConfig,

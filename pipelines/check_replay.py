@@ -21,7 +21,7 @@ from scalekd.data.views import DrawnView, draw_view, replay_view
 from scalekd.errors import CacheMismatch
 from scalekd.pipelines._same_job import SameJob, TeacherAgain
 from scalekd.pipelines._signals import terminable
-from scalekd.pipelines.cache_teacher import TeacherArrays, run_teacher
+from scalekd.pipelines._write_shards import TeacherArrays, run_teacher
 from scalekd.views import pixel_hash, unpack_view
 
 # A codec's stated error is the largest of at most 128 held-out views; another view may be worse.

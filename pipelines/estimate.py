@@ -12,12 +12,9 @@ from pydantic import BaseModel
 
 from scalekd.codecs import create_logit_codec, fit_codec, parse_codec
 from scalekd.data.drawing import DrawnViews, DrawRequest
-from scalekd.pipelines.cache_teacher import (
-    CacheTeacherConfig,
-    load_checked_teacher,
-    preflight,
-    run_teacher,
-)
+from scalekd.pipelines._cache_config import CacheTeacherConfig
+from scalekd.pipelines._preflight import load_checked_teacher, preflight
+from scalekd.pipelines._write_shards import run_teacher
 
 _PROBE_VIEWS = 64
 _TRAINING_EPOCHS = 300  # the paper's recipes

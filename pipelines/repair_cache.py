@@ -38,10 +38,11 @@ from scalekd.cache.verify import verify
 from scalekd.cache.writer import CacheWriter, SampleRows, begin, finish, table_files
 from scalekd.data.drawing import drawn_samples
 from scalekd.errors import CacheCorrupt, CacheMismatch
+from scalekd.pipelines._calibrate import calibrate, draw_witnesses
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._same_job import SameJob, TeacherAgain
 from scalekd.pipelines._signals import terminable
-from scalekd.pipelines.cache_teacher import calibrate, draw_witnesses, write_claimed
+from scalekd.pipelines._write_shards import write_claimed
 from scalekd.views import pixel_environment
 
 

@@ -211,7 +211,7 @@ class Tail(nn.Module):
         if prefix is None:
             raise ValueError(
                 "the tail's constant prefix tokens were never set: call "
-                "teacher.calibrate_prefix(batches) before teacher.tail()"
+                "teacher.calibrate_prefix(stage-3 features) before teacher.tail()"
             )
         wanted = (self.num_prefix_tokens, self.stages[3].num_channels)
         if tuple(prefix.shape[-2:]) != wanted:

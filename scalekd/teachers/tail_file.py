@@ -46,7 +46,7 @@ def save_tail(tail: Tail, path: str | Path) -> None:
     if tail.num_prefix_tokens and tail.prefix_tokens is None:
         raise ValueError(
             "the tail's constant prefix tokens were never set: call "
-            "teacher.calibrate_prefix(batches) before teacher.tail()"
+            "teacher.calibrate_prefix(stage-3 features) before teacher.tail()"
         )
     tensors = {name: _smallest(tensor) for name, tensor in tail.state_dict().items()}
     metadata = {_METADATA_KEY: json.dumps(tail.config.model_dump(mode="json"), sort_keys=True)}

@@ -83,13 +83,13 @@ class Teacher(nn.Module):
         return (pixels.to(self.mean.dtype) - self.mean) / self.std
 
     def calibrate_prefix(
-        self, batches: Iterable[UInt8[Tensor, "batch 3 height width"]]
+        self, entering: Iterable[Float[Tensor, "batch token channel"]]
     ) -> Float[Tensor, "prefix channel"] | None:
         """Average the prefix tokens that enter the tail, for the tails taken from now on.
 
         Args:
-            batches: Pixels of calibration images; the result does not depend on their order
-                beyond rounding in float64.
+            entering: Stage-3 features of calibration images, batch by batch, prefix tokens first;
+                the result does not depend on their order beyond rounding in float64.
 
         Returns:
             The mean over all images, or none for a teacher without prefix tokens.
@@ -101,11 +101,10 @@ class Teacher(nn.Module):
         if not num_prefix_tokens:
             return None
         total, num_images = torch.zeros((), dtype=torch.float64), 0
-        with torch.no_grad():
-            for pixels in batches:
-                prefix = self(pixels).features[3][:, :num_prefix_tokens]
-                total = total + prefix.cpu().double().sum(dim=0)
-                num_images += len(prefix)
+        for features in entering:
+            prefix = features[:, :num_prefix_tokens].detach()
+            total = total + prefix.cpu().double().sum(dim=0)
+            num_images += len(prefix)
         if not num_images:
             raise ValueError("no images to calibrate the prefix tokens on")
         self.prefix_tokens = (total / num_images).float()

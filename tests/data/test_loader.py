@@ -82,7 +82,7 @@ def test_the_stored_targets_are_the_teachers_answer_to_the_replayed_pixels(
     recorded: Any, images: ImageDataset
 ) -> None:
     """Shard 1 of pass 1, replayed in the order and batches of stage one: the same float16."""
-    from scalekd.pipelines.cache_teacher import run_teacher
+    from scalekd.pipelines._write_shards import run_teacher
     from scalekd.teachers import TeacherConfig, TeacherSpec, load_teacher
 
     reader = open_cache(recorded.root)

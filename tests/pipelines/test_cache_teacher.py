@@ -18,6 +18,7 @@ from scalekd.cache import writer as cache_writer
 from scalekd.cache.manifest import Manifest
 from scalekd.cache.verify import verify
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, EnvironmentFault, UsageError
+from scalekd.pipelines import _calibrate, _identity
 from scalekd.pipelines import cache_teacher as stage_one
 
 MakeCache = Callable[..., Any]
@@ -207,8 +208,8 @@ def test_another_job_is_refused_by_name_and_changes_nothing(
 def test_another_machines_decoder_does_not_go_on_with_a_cache(
     cache_copy: Path, make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = {**stage_one.pixel_environment(), "pillow": "99.1"}
-    monkeypatch.setattr(stage_one, "pixel_environment", lambda: here)
+    here = {**_identity.pixel_environment(), "pillow": "99.1"}
+    monkeypatch.setattr(_identity, "pixel_environment", lambda: here)
     with pytest.raises(CacheMismatch, match=r"views\.environment\.pillow is .*, 99\.1 here"):
         make_cache(cache_copy, passes=3)
 
@@ -393,12 +394,12 @@ def test_a_job_that_cannot_fit_is_refused_at_its_start(
 ) -> None:
     """140 views of 2 stages x 5 tokens x 64 channels in float16 take 179 kB, 0.8 of it at least."""
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(stage_one.shutil, "disk_usage", lambda path: usage(0, 0, 140_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 140_000))
     with pytest.raises(EnvironmentFault, match="140 views need at least"):
         make_cache(tmp_path / "cache")
-    monkeypatch.setattr(stage_one.shutil, "disk_usage", lambda path: usage(0, 0, 500_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 500_000))
     assert make_cache(tmp_path / "cache").complete
-    monkeypatch.setattr(stage_one.shutil, "disk_usage", lambda path: usage(0, 0, 0))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 0))
     assert make_cache(tmp_path / "cache").complete  # nothing is missing
 
 
@@ -470,7 +471,7 @@ def test_lean_caches(
 def test_blocks_cut_a_shard_evenly_and_as_large_as_they_may(
     shard_size: int, block_size: int
 ) -> None:
-    assert stage_one.default_block_size(shard_size) == block_size
+    assert _identity.default_block_size(shard_size) == block_size
 
 
 @pytest.mark.parametrize(
@@ -478,7 +479,7 @@ def test_blocks_cut_a_shard_evenly_and_as_large_as_they_may(
     [(1, 256), (16_384, 256), (16_385, 512), (1_281_167, 4096), (10**9, 4096)],
 )
 def test_shards_by_default(num_samples: int, shard_size: int) -> None:
-    assert stage_one.default_shard_size(num_samples) == shard_size
+    assert _identity.default_shard_size(num_samples) == shard_size
 
 
 def test_a_manifest_holds_no_date_and_no_place(sound_cache: Path, tiny_images: Path) -> None:
@@ -487,3 +488,21 @@ def test_a_manifest_holds_no_date_and_no_place(sound_cache: Path, tiny_images: P
         if place != "20":
             assert place not in text
     assert Manifest.model_validate_json(text).plan.provenance.note is None
+
+
+def test_calibration_asks_the_teacher_once_about_each_view(
+    tmp_path: Path, make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two codecs, prefix tokens and held-out errors come out of one pass; nothing stays behind."""
+    seen: list[int] = []
+    run = _calibrate.run_teacher
+
+    def counted(teacher: Any, pixels: Any, precision: str) -> Any:
+        seen.append(len(pixels))
+        return run(teacher, pixels, precision)
+
+    monkeypatch.setattr(_calibrate, "run_teacher", counted)
+    made = make_cache(tmp_path / "cache", codec="transform:error=0.05", passes=1)
+    assert made.complete
+    assert sum(seen) == made.num_samples
+    assert not list((tmp_path / "cache").glob(".*"))

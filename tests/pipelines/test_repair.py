@@ -236,16 +236,16 @@ def test_what_cannot_be_proven_replaces_nothing(
     """A machine that computes otherwise."""
     (cache_copy / "passes/0001/stage4/values/c/4/0/0").write_bytes(b"")
     before = file_contents(cache_copy)
-    from scalekd.pipelines import cache_teacher as stage_one
+    from scalekd.pipelines import _write_shards
 
-    run = stage_one.run_teacher
+    run = _write_shards.run_teacher
 
     def otherwise(*arguments: Any) -> Any:
         output = run(*arguments)
         output.features[4] *= 1.001
         return output
 
-    monkeypatch.setattr(stage_one, "run_teacher", otherwise)
+    monkeypatch.setattr(_write_shards, "run_teacher", otherwise)
     with pytest.raises(CacheMismatch, match=r"has other bytes.*torch computes otherwise"):
         repair(cache_copy)
     assert file_contents(cache_copy) == before

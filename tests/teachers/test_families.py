@@ -153,7 +153,7 @@ def test_one_forward_gives_timms_features_and_logits_and_the_tail_repeats_them(
     final = teacher.model.forward_features(images)
     assert torch.equal(features[4], final.flatten(1, -2))
 
-    teacher.calibrate_prefix([pixels])
+    teacher.calibrate_prefix([teacher(pixels).features[3]])
     save_tail(teacher.tail(), tmp_path / "tail.safetensors")
     for tail in (teacher.tail(), load_tail(tmp_path / "tail.safetensors")):
         prefix, patches = features[3].split([case.prefix, stages[3].num_patch_tokens], dim=1)

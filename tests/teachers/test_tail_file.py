@@ -328,7 +328,7 @@ def test_a_tail_that_cannot_be_written_is_an_environment_fault(tmp_path: Path) -
 def test_the_configuration_can_be_read_without_scalekd(tmp_path: Path) -> None:
     teacher = load_teacher(TeacherConfig(model="test_vit", pretrained=False))
     pixels = torch.zeros((1, 3, *teacher.spec.img_size), dtype=torch.uint8)
-    teacher.calibrate_prefix([pixels])
+    teacher.calibrate_prefix([teacher(pixels).features[3]])
     save_tail(teacher.tail(), tmp_path / "tail.safetensors")
     with safe_open(tmp_path / "tail.safetensors", framework="np") as file:
         config = json.loads(file.metadata()["scalekd_tail"])

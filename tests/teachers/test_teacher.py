@@ -294,7 +294,7 @@ def test_other_pixels_are_refused(pixels: Tensor) -> None:
 def test_constant_prefix_is_the_mean_of_what_enters_the_tail() -> None:
     teacher = load_teacher(_vit())
     batches = [_pixels(teacher, 3, seed=1), _pixels(teacher, 1, seed=2)]
-    prefix = teacher.calibrate_prefix(batches)
+    prefix = teacher.calibrate_prefix(teacher(pixels).features[3] for pixels in batches)
     entering = torch.cat([teacher(pixels).features[3][:, :1] for pixels in batches])
     assert prefix is not None
     assert torch.allclose(prefix, entering.mean(dim=0), atol=1e-6)

@@ -1,0 +1,59 @@
+"""What ``scalekd cache-teacher`` is asked for."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from scalekd.codecs import (
+    DEFAULT_FEATURE_CODEC,
+)
+from scalekd.teachers import TeacherConfig
+
+
+class CacheTeacherConfig(BaseModel):
+    """What ``scalekd cache-teacher`` was asked for.
+
+    Attributes:
+        teacher: The teacher.
+        data_dir: Where the images are.
+        split: Which of them; see :func:`scalekd.data.open_dataset`.
+        output: Folder of the cache.
+        passes: Views of every sample.
+        stages: Stages whose features are kept.
+        logits: ``full``, ``topk:K`` or ``none``.
+        codec: Codec of the features.
+        aug: View policy; see :class:`scalekd.views.ViewPolicy`.
+        seed: Of the views.
+        limit: Take the first so many samples.
+        shards: First and last shard this command is to do; all when ``None``.
+        batch_size: Views a teacher forward. It decides rounding, so it is part of the cache.
+        workers: Processes that draw views.
+        precision: Of the teacher's arithmetic.
+        shard_size: Views a shard; chosen from the number of samples when ``None``.
+        skip_corrupt: Leave corrupt images out instead of stopping.
+        overwrite: Delete a cache that stands at ``output`` first.
+        note: Free text for the manifest.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    teacher: TeacherConfig
+    data_dir: str
+    split: str = "train"
+    output: Path
+    passes: int = Field(default=1, ge=1, le=9999)
+    stages: tuple[Literal[3, 4], ...] = (3, 4)
+    logits: str = "full"
+    codec: str = DEFAULT_FEATURE_CODEC
+    aug: str = "crop-flip"
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    limit: int | None = Field(default=None, ge=1)
+    shards: tuple[int, int] | None = None
+    batch_size: int = Field(default=64, ge=1)
+    workers: int = Field(default=2, ge=0)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    shard_size: int | None = Field(default=None, ge=1, le=1 << 24)
+    skip_corrupt: bool = False
+    overwrite: bool = False
+    note: str | None = None

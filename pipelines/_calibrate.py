@@ -1,0 +1,179 @@
+"""What is learnt from views of pass 0: codecs, their errors, prefix tokens, witnesses."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scalekd.cache.files import FileDigest, explained, temporary_beside
+from scalekd.cache.manifest import CodecInfo, StageInfo
+from scalekd.cache.targets import save_arrays, save_codec, save_table, stage_info
+from scalekd.codecs import FeatureCodec, create_logit_codec, fit_codec, measure_errors, parse_codec
+from scalekd.data.drawing import DrawnViews, DrawRequest, drawing_loader
+from scalekd.data.samples import ImageDataset
+from scalekd.errors import DataError
+from scalekd.pipelines._cache_config import CacheTeacherConfig
+from scalekd.pipelines._progress import ProgressReport
+from scalekd.pipelines._write_shards import run_teacher
+from scalekd.teachers import Teacher, save_tail
+from scalekd.views import ViewPolicy
+
+_PREFIX_VIEWS = 256  # calibration of the tail's constant prefix tokens; their mean moves little
+_NUM_WITNESSES = 8
+_HELD_OUT_VIEWS = 128  # of which the codecs' errors are measured
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was learnt from the calibration views, and the files it was written to."""
+
+    stages: dict[int, StageInfo]
+    logits: CodecInfo | None
+    tail: tuple[str, FileDigest] | tuple[None, None]
+    witnesses: tuple[str, FileDigest]
+    measured_errors: dict[int, dict[str, Any]]
+
+
+def calibrate(
+    config: CacheTeacherConfig, teacher: Teacher, images: ImageDataset, policy: ViewPolicy
+) -> Calibration:
+    """Fit the codecs and the tail's prefix tokens on views of pass 0, and keep witnesses."""
+    drawn = DrawnViews(images, policy, config.seed, teacher.spec.img_size, config.skip_corrupt)
+    seen = draw_witnesses(drawn)
+    made = _fit(config, teacher, drawn) if config.stages else {}
+    logits = None
+    if config.logits != "none" and teacher.spec.num_classes is not None:
+        logit_codec = create_logit_codec(config.logits, teacher.spec.num_classes)
+        logits = save_codec(config.output, logit_codec, "logits")
+    return Calibration(
+        stages={stage: info for stage, (info, _) in made.items()},
+        logits=logits,
+        tail=_save_tail(config, teacher) if config.stages else (None, None),
+        witnesses=save_arrays(config.output, "witnesses", {"pixels": seen}),
+        measured_errors={stage: errors for stage, (_, errors) in made.items() if errors},
+    )
+
+
+def _fit(
+    config: CacheTeacherConfig, teacher: Teacher, drawn: DrawnViews
+) -> dict[int, tuple[StageInfo, dict[str, Any]]]:
+    """Fit prefix tokens and codecs; the errors are those on views held out of the fit."""
+    request, stages = parse_codec(config.codec), teacher.spec.stages
+    wanted = max(request.num_calibration_views(stages[stage]) for stage in config.stages)
+    if stages[3].num_prefix_tokens:
+        wanted = max(wanted, _PREFIX_VIEWS)
+    num_images = len(drawn.images)
+    count = min(num_images, wanted + _HELD_OUT_VIEWS)
+    num_held_out = min(_HELD_OUT_VIEWS, count // 2)
+    positions = np.linspace(0, num_images - 1, count).astype(int)
+    # Every k-th view is held out, so that both sets spread over the whole image set.
+    every = -(-count // num_held_out) if num_held_out else count + 1
+    is_held_out = np.arange(count) % every == every - 1
+    made: dict[int, tuple[StageInfo, dict[str, Any]]] = {}
+    with ProgressReport("calibrating", count) as progress, _work_folder(config.output) as folder:
+        num_prefix_tokens = stages[3].num_prefix_tokens
+        fit_on = _Features(folder / "fit", config.stages, num_prefix_tokens)
+        held_out = _Features(folder / "held-out", config.stages, num_prefix_tokens)
+        for features, of in ((fit_on, ~is_held_out), (held_out, is_held_out)):
+            for pixels in _pixels(config, drawn, positions[of]):
+                features.add(run_teacher(teacher, pixels, config.precision).features)
+                progress.advance(len(pixels))
+        if not fit_on.num_views:
+            raise DataError(f"{drawn.images.place}: every image of the calibration is corrupt")
+        teacher.calibrate_prefix(fit_on.entering)
+        for stage in config.stages:
+            codec = fit_codec(request, stages[stage], fit_on.blocks(stage))
+            info = stage_info(codec, save_codec(config.output, codec, f"stage{stage}"))
+            unseen = list(held_out.blocks(stage))
+            made[stage] = (info, _measured(codec, np.concatenate(unseen)) if unseen else {})
+    return made
+
+
+def draw_witnesses(drawn: DrawnViews) -> np.ndarray[Any, Any]:
+    """Pixels of the views, in pass 0, of the first samples that can be decoded."""
+    found: list[np.ndarray[Any, Any]] = []
+    for position in range(len(drawn.images)):
+        batch = drawn.draw(DrawRequest(0, 0, (position,)))
+        found.extend(batch.pixels.permute(0, 2, 3, 1).numpy())
+        if len(found) == _NUM_WITNESSES:
+            break
+    if not found:
+        raise DataError(f"{drawn.images.place}: every image is corrupt")
+    return np.stack(found)
+
+
+def _measured(codec: FeatureCodec, original: np.ndarray[Any, Any]) -> dict[str, Any]:
+    decoded = codec.decode(codec.encode(original))
+    return measure_errors(original, decoded, codec.shape).to_json()
+
+
+def _save_tail(config: CacheTeacherConfig, teacher: Teacher) -> tuple[str, FileDigest]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tail.safetensors"
+        save_tail(teacher.tail(), path)
+        return save_table(config.output, "tail", path.read_bytes())
+
+
+def _pixels(
+    config: CacheTeacherConfig, drawn: DrawnViews, positions: np.ndarray[Any, Any]
+) -> Iterator[Tensor]:
+    requests = [
+        DrawRequest(0, 0, tuple(int(p) for p in positions[start : start + config.batch_size]))
+        for start in range(0, len(positions), config.batch_size)
+    ]
+    for batch in drawing_loader(drawn, requests, num_workers=config.workers):
+        if batch.keys:  # else every image of it was corrupt
+            yield batch.pixels
+
+
+@contextmanager
+def _work_folder(output: Path) -> Iterator[Path]:
+    """A folder beside the cache's files; one that a killed process left is tidied up later."""
+    folder = temporary_beside(output / "calibration")
+    with explained(folder, "cannot write"):
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Features:
+    """What the teacher said, on disk: codecs are fitted stage by stage, the teacher runs once.
+
+    Swin-L's 5,000 calibration views take 4.5 GB.
+
+    Attributes:
+        entering: Prefix tokens that enter the tail, ``(view, prefix, channel)`` a batch.
+        num_views: Views added.
+    """
+
+    def __init__(self, folder: Path, stages: Sequence[int], num_prefix_tokens: int) -> None:
+        folder.mkdir()
+        self._files = {stage: folder / f"stage{stage}" for stage in stages}
+        self._num_prefix_tokens = num_prefix_tokens
+        self.entering: list[Tensor] = []
+        self.num_views = 0
+
+    def add(self, features: dict[int, np.ndarray[Any, Any]]) -> None:
+        """Append a batch."""
+        self.num_views += len(features[3])
+        self.entering.append(torch.from_numpy(features[3][:, : self._num_prefix_tokens].copy()))
+        for stage, path in self._files.items():
+            with path.open("ab") as file:
+                np.save(file, features[stage])
+
+    def blocks(self, stage: int) -> Iterator[np.ndarray[Any, Any]]:
+        """The batches, in order."""
+        if not self.entering:
+            return  # every image was corrupt
+        with self._files[stage].open("rb") as file:
+            for _ in self.entering:
+                yield np.load(file)

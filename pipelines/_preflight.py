@@ -1,0 +1,91 @@
+"""What a caching job finds out before it spends anything: avoidable errors, room on the disk."""
+
+import os
+import shutil
+from pathlib import Path
+
+from scalekd.cache.files import remove_abandoned
+from scalekd.cache.layout import MANIFEST_FILE, RECORDS_FOLDER, Layout
+from scalekd.cache.manifest import Plan
+from scalekd.cache.writer import read_plan
+from scalekd.codecs import create_logit_codec, parse_codec
+from scalekd.data.samples import ImageDataset, open_dataset
+from scalekd.errors import EnvironmentFault, UsageError
+from scalekd.pipelines._cache_config import CacheTeacherConfig
+from scalekd.pipelines._identity import default_shard_size
+from scalekd.teachers import Teacher, load_teacher, resolve_model_name
+from scalekd.views import ViewPolicy
+
+_LEAST_COMPRESSED = {"float16": 0.8, "int8": 0.7, "int16": 0.05}  # of a plane's bytes, by type
+
+
+def preflight(config: CacheTeacherConfig) -> tuple[ImageDataset, ViewPolicy]:
+    """Find every avoidable error that costs nothing to find."""
+    resolve_model_name(config.teacher.model)
+    policy = ViewPolicy.parse(config.aug)
+    parse_codec(config.codec)
+    if config.logits != "none":
+        create_logit_codec(config.logits, num_classes=1 << 16)
+    if not config.overwrite:
+        read_plan(config.output)
+    elif config.shards is not None:
+        raise UsageError(
+            "--overwrite --shards: would delete the shards that other machines have done; delete"
+            " the cache first, then start every part without --overwrite"
+        )
+    _check_writable(config.output)
+    images = open_dataset(config.data_dir, config.split).limited(config.limit)
+    shard_size = config.shard_size or default_shard_size(len(images))
+    _check_shards(config.shards, -(-len(images) // shard_size))
+    return images, policy
+
+
+def _check_writable(output: Path) -> None:
+    """Refuse now what would otherwise fail when the teacher is loaded and the codecs are fitted."""
+    if (output / MANIFEST_FILE).exists():
+        return  # complete, perhaps; if not, the first write says so
+    place = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise EnvironmentFault(
+            f"--output {output}: {place} cannot be written to (no permission, or a read-only file"
+            " system); choose another folder or ask its owner"
+        )
+
+
+def _check_shards(shards: tuple[int, int] | None, num_shards: int) -> None:
+    if shards is not None and not 0 <= shards[0] <= shards[1] < num_shards:
+        raise UsageError(
+            f"--shards {shards[0]}-{shards[1]}: the cache has shards 0 to {num_shards - 1}"
+        )
+
+
+def tidy_and_check_space(config: CacheTeacherConfig, plan: Plan, layout: Layout) -> None:
+    """Remove what dead writers left; refuse to start a job that cannot fit on the disk."""
+    remove_abandoned(config.output)
+    records = sum(1 for _ in (config.output / RECORDS_FOLDER).glob("[0-9]*/*.json"))
+    missing = max(0, config.passes * plan.identity.num_shards - records) * plan.identity.shard_size
+    views = min(missing, config.passes * plan.identity.data.num_samples)
+    at_least = views * sum(
+        array.bytes_per_view * _LEAST_COMPRESSED.get(array.dtype.name, 0.0)
+        for array in layout.views
+        if array.per_block
+    )
+    free = shutil.disk_usage(config.output).free
+    if free < at_least:
+        raise EnvironmentFault(
+            f"{config.output}: {free / 1e9:,.1f} GB are free, and {views:,} views need at least"
+            f" {at_least / 1e9:,.1f} GB; free space, or choose fewer passes, --stages final or"
+            " another --codec"
+        )
+
+
+def load_checked_teacher(config: CacheTeacherConfig) -> Teacher:
+    teacher = load_teacher(config.teacher)
+    if config.logits != "none":
+        if teacher.spec.num_classes is None:
+            raise UsageError(
+                f"{teacher.spec.model} has no classification head, so it gives no logits; pass"
+                " --logits none, or a --checkpoint with a head"
+            )
+        create_logit_codec(config.logits, teacher.spec.num_classes)
+    return teacher

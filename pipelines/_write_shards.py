@@ -1,0 +1,169 @@
+"""Shards: views drawn, sent through the teacher, coded and committed."""
+
+import dataclasses
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scalekd.cache.records import has_record
+from scalekd.cache.targets import CacheCodecs
+from scalekd.cache.writer import CacheWriter, SampleRows
+from scalekd.data.drawing import DrawnBatch, DrawnViews, DrawRequest, drawing_loader, shard_requests
+from scalekd.errors import DataError
+from scalekd.pipelines._cache_config import CacheTeacherConfig
+from scalekd.pipelines._progress import ProgressReport
+from scalekd.teachers import Teacher
+from scalekd.views import ViewPolicy, pack_views
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class TeacherArrays:
+    """A teacher's output on the host, float32."""
+
+    features: dict[int, np.ndarray[Any, Any]]
+    logits: np.ndarray[Any, Any] | None
+
+
+def run_teacher(teacher: Teacher, pixels: Tensor, precision: str) -> TeacherArrays:
+    """One forward in the precision asked for."""
+    device = teacher.mean.device
+    autocast = torch.autocast(device.type, _AUTOCAST.get(precision), enabled=precision in _AUTOCAST)
+    with torch.inference_mode(), autocast:
+        output = teacher(pixels.to(device, non_blocking=True))
+    logits = None if output.logits is None else output.logits.float().cpu().numpy()
+    return TeacherArrays(
+        {stage: found.float().cpu().numpy() for stage, found in output.features.items()}, logits
+    )
+
+
+def _claimed_requests(
+    writer: CacheWriter, shards: Iterable[tuple[int, int]]
+) -> Iterator[DrawRequest]:
+    """Batches of shards, each shard claimed when its first batch is asked for."""
+    identity = writer.plan.identity
+    for pass_index, shard in shards:
+        if writer.claim(pass_index, shard):
+            yield from shard_requests(
+                [(pass_index, shard)],
+                num_samples=identity.data.num_samples,
+                shard_size=identity.shard_size,
+                batch_size=identity.batch_size,
+            )
+
+
+def write_claimed(
+    config: CacheTeacherConfig,
+    writer: CacheWriter,
+    codecs: CacheCodecs,
+    teacher: Teacher,
+    drawn: DrawnViews,
+    shards: Iterable[tuple[int, int]],
+    progress: ProgressReport,
+) -> int:
+    """Draw, run the teacher, code and commit, shard by shard; returns the number committed."""
+    missing = [pair for pair in shards if not has_record(writer.root, *pair)]
+    if not missing:
+        return 0
+    requests = _claimed_requests(writer, missing)
+    batches = drawing_loader(drawn, requests, num_workers=config.workers)
+    shard: _OpenShard | None = None
+    num_committed = 0
+    while True:
+        waiting = time.monotonic()
+        batch = next(batches, None)
+        progress.waited_seconds += time.monotonic() - waiting
+        if batch is None:
+            return num_committed
+        request = batch.request
+        if shard is None:
+            shard = _OpenShard(writer, codecs, request)
+        if batch.keys:
+            shard.add(batch, run_teacher(teacher, batch.pixels, config.precision))
+        shard.skipped.extend(batch.skipped)
+        if request.last:
+            shard.commit()
+            shard = None
+            num_committed += 1
+        progress.advance(len(batch.keys))
+
+
+class _OpenShard:
+    """Gathers batches of one shard into blocks, and its small arrays until the commit."""
+
+    def __init__(self, writer: CacheWriter, codecs: CacheCodecs, request: DrawRequest) -> None:
+        self._codecs = codecs
+        self._block_size = writer.plan.identity.block_size
+        self._policy = ViewPolicy.from_config(writer.plan.identity.views.policy)
+        self._place = f"pass {request.pass_index}, shard {request.shard}"
+        self._writer = writer.shard(request.pass_index, request.shard)
+        self._drawn: list[DrawnBatch] = []
+        self._waiting: list[tuple[tuple[str, ...], TeacherArrays]] = []
+        self.skipped: list[str] = []
+
+    def add(self, batch: DrawnBatch, output: TeacherArrays) -> None:
+        """Take a batch; write every block that is full."""
+        # The pixels have done their work; holding them would hold the whole shard's.
+        self._drawn.append(dataclasses.replace(batch, pixels=torch.empty(0, dtype=torch.uint8)))
+        self._waiting.append((batch.keys, output))
+        while sum(len(keys) for keys, _ in self._waiting) >= self._block_size:
+            self._write_block(self._block_size)
+
+    def commit(self) -> None:
+        """Write the last block and commit the shard."""
+        if self._waiting:
+            self._write_block(sum(len(keys) for keys, _ in self._waiting))
+        params = [params for batch in self._drawn for params in batch.params]
+        columns = pack_views(params, self._policy)
+        views = {f"view/{name}": rows for name, rows in columns.items()}
+        self._writer.commit(
+            SampleRows(
+                keys=tuple(key for batch in self._drawn for key in batch.keys),
+                labels=_joined([batch.labels for batch in self._drawn], np.int32),
+                source_hashes=_joined([batch.source_hashes for batch in self._drawn], np.uint64),
+            ),
+            views
+            | {"pixel_hash": _joined([batch.pixel_hashes for batch in self._drawn], np.uint64)},
+            self.skipped,
+        )
+
+    def _write_block(self, count: int) -> None:
+        keys = tuple(key for batch_keys, _ in self._waiting for key in batch_keys)
+        features = {
+            stage: np.concatenate([output.features[stage] for _, output in self._waiting])
+            for stage in self._codecs.stages
+        }
+        scores = [output.logits for _, output in self._waiting if output.logits is not None]
+        logits = np.concatenate(scores) if scores and self._codecs.logits else None
+        rest = TeacherArrays(
+            {stage: found[count:] for stage, found in features.items()},
+            None if logits is None else logits[count:],
+        )
+        self._waiting = [(keys[count:], rest)] if len(keys) > count else []
+
+        def encode() -> dict[str, np.ndarray[Any, Any]]:
+            arrays = {}
+            try:
+                for stage, codec in self._codecs.stages.items():
+                    for name, plane in codec.encode(features[stage][:count]).items():
+                        arrays[f"stage{stage}/{name}"] = plane
+                if logits is not None and self._codecs.logits:
+                    for name, plane in self._codecs.logits.encode(logits[:count]).items():
+                        arrays[f"logits/{name}"] = plane
+            except DataError as error:
+                raise DataError(
+                    f"{self._place}, views of samples {keys[0]} to {keys[count - 1]}: {error}"
+                ) from error
+            return arrays
+
+        self._writer.write_block(encode, count)
+
+
+def _joined(parts: list[np.ndarray[Any, Any]], dtype: type) -> np.ndarray[Any, Any]:
+    return np.concatenate(parts) if parts else np.empty(0, dtype)
