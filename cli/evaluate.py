@@ -1,6 +1,5 @@
 """``scalekd evaluate``."""
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -14,17 +13,35 @@ from scalekd.cli._options import emit, json_option
 @click.option("--split", default="val", show_default=True, help="Name, folder or pattern.")
 @click.option("--use-ema", is_flag=True, help="Take the run's averaged weights.")
 @click.option("--checkpoint", help="Weights on disk, for a model by name.")
+@click.option("--pretrained/--no-pretrained", default=True, help="Published weights, or random.")
 @click.option("--img-size", type=click.IntRange(1), help="Image size, when not the model's own.")
 @click.option(
     "--crop-pct", type=click.FloatRange(0, 1, min_open=True), help="Share the centre crop keeps."
 )
 @click.option(
     "--class-map",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="The model's class of each label, one a line, for subsets of its classes.",
+    default="auto",
+    show_default=True,
+    help="The model's class of each label, for subsets of its classes: auto, by name where both "
+    "have names; none, by number; or a file, one number or name a line.",
+)
+@click.option("--teacher", help="Also run this teacher, and measure the agreement with it.")
+@click.option("--teacher-checkpoint", help="The teacher's weights on disk.")
+@click.option("--teacher-pretrained/--no-teacher-pretrained", default=True)
+@click.option("--teacher-cache", help="Read the teacher's answers from a cache of this split.")
+@click.option("--knn-split", help="Also classify by nearest neighbours from this split.")
+@click.option("--knn-k", default=20, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--knn-temperature",
+    default=0.07,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="A neighbour's vote weighs exp(cosine / temperature).",
 )
 @click.option("-b", "--batch-size", default=128, show_default=True, type=click.IntRange(1))
-@click.option("-j", "--workers", default=4, show_default=True, type=click.IntRange(0))
+@click.option(
+    "-j", "--workers", type=click.IntRange(0), help="[default: 4, or the cores if they are fewer]"
+)
 @click.option(
     "--amp", default="no", show_default=True, type=click.Choice(["auto", "bf16", "fp16", "no"])
 )
@@ -35,11 +52,27 @@ def command(*, as_json: bool, **options: Any) -> None:
 
     from scalekd.pipelines.evaluate import EvaluateConfig, evaluate
 
+    if options["workers"] is None:
+        del options["workers"]
     found = evaluate(EvaluateConfig(**options))
     if int(os.environ.get("RANK", "0")) != 0:
         return
+    subset = found["num_classes_evaluated"]
+    viewed = found["samples_viewed"]
     lines = [
         f"{found['model']} on {found['data']}: top-1 {found['top1']:.2f} %, "
         f"top-5 {found['top5']:.2f} %, loss {found['loss']:.4f}, {found['num_samples']:,} images"
+        + (f" of {subset} of its classes" if subset is not None else "")
+        + (f", after {viewed:,} views" if viewed is not None else "")
     ]
+    if "teacher_agreement" in found:
+        lines.append(
+            f"agrees with the teacher on {found['teacher_agreement']:.2f} %; "
+            f"the teacher's top-1 is {found['teacher_top1']:.2f} %"
+        )
+    if "knn_top1" in found:
+        lines.append(
+            f"{found['knn_k']} nearest of {found['knn_num_gallery']:,} images: "
+            f"top-1 {found['knn_top1']:.2f} %, top-5 {found['knn_top5']:.2f} %"
+        )
     emit(found, lines, as_json=as_json)

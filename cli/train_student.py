@@ -63,6 +63,9 @@ _SECTIONS: tuple[_Decorator, ...] = (
     _option("--data-dir", help="Folder or pattern of the images."),
     _option("--split", help="Training split.  [default: train]"),
     _option("--val-split", help="Validation split, or none.  [default: val]"),
+    _option(
+        "--val-cache", help="Cache of the validation split, for the agreement with its teacher."
+    ),
     _option("--img-size", kind=int, help="Student's image size.  [default: the teacher's]"),
     _option("--num-classes", kind=int, help="Classes, when neither teacher nor data tell."),
     _option(
@@ -73,6 +76,7 @@ _SECTIONS: tuple[_Decorator, ...] = (
     _option("--freeze", multiple=True, help="Parameters or parts to leave as they are; repeat."),
     _option("--drop-path", kind=float, help="Stochastic depth rate."),
     _switch("grad-checkpointing", "Recompute the student in the backward pass, to save memory."),
+    _switch("tail-checkpointing", "Likewise the teacher's tail."),
     # What it learns from.
     _option("--objective", kind=click.Choice(["scalekd", "kd", "none"]), help="[default: scalekd]"),
     _option(
@@ -139,7 +143,12 @@ _SECTIONS: tuple[_Decorator, ...] = (
     _option("--model-ema-decay", kind=float, help="[default: 0.9998]"),
     _switch("model-ema-warmup", "Average faster at the start."),
     _option("--seed", kind=int, help="Of weights, order and dropout.  [default: 0]"),
-    _option("-j", "--workers", kind=int, help="Processes that decode images.  [default: 4]"),
+    _option(
+        "-j",
+        "--workers",
+        kind=int,
+        help="Processes that decode images.  [default: 4, or the cores if they are fewer]",
+    ),
     # What is kept and shown.
     _option("--output", help="Folder of the run."),
     _option("--resume", help="auto: go on where --output stands; or a checkpoint's folder."),

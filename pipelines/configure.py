@@ -33,7 +33,7 @@ def train_config(recipe: str | None, flags: Mapping[str, Any]) -> TrainConfig:
         TrainConfig.from_mapping({"model": "", "output": "", **values}, source=f"recipe {recipe}")
     flags = dict(flags)
     distillation = _nested(values.get("distillation", {}), flags.pop("distillation", ()))
-    merged = {**values, **flags}
+    merged = {**values, **flags, "recipe": recipe}
     if distillation:
         merged["distillation"] = distillation
     return TrainConfig.from_mapping(merged, source="the options")

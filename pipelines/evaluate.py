@@ -3,9 +3,10 @@
 scalekd evaluate ./run --data-dir /imagenet --split val
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -14,11 +15,25 @@ from torch import nn
 
 from scalekd._model_build import build_model, preprocessing_of
 from scalekd._model_names import describe_model
-from scalekd.data import open_dataset
+from scalekd.cache import open_cache
+from scalekd.data import open_dataset, worker_faults
 from scalekd.errors import UsageError
-from scalekd.evaluation import EvaluationConfig, Evaluator
+from scalekd.evaluation import (
+    Answers,
+    EvaluationConfig,
+    EvaluationViews,
+    Evaluator,
+    cached_answers,
+    class_map_by_name,
+    evaluate_neighbours,
+    imagenet_class_names,
+    live_answers,
+    read_class_map,
+)
 from scalekd.students import resolve_student_name
+from scalekd.teachers import TeacherConfig, load_teacher
 from scalekd.training import find_run_checkpoint, load_trained_student
+from scalekd.training.config import default_workers
 from scalekd.training.precision import choose_precision
 
 
@@ -32,9 +47,18 @@ class EvaluateConfig:
         split: Which of them.
         use_ema: Take the run's averaged weights.
         checkpoint: Weights on disk, for a model by name.
+        pretrained: Take published weights, for a model by name; random ones otherwise.
         img_size: Pixels, when not the model's own.
         crop_pct: Share of the resized side that is kept, when not the model's own.
-        class_map: File with the model's class of each label, one a line.
+        class_map: ``auto`` finds the model's class of each label by name where both have names;
+            ``none`` goes by number; otherwise a file, see `scalekd.evaluation.read_class_map`.
+        teacher: Name of a teacher that is asked too, for the agreement with it.
+        teacher_checkpoint: Its weights on disk.
+        teacher_pretrained: Take its published weights; random ones otherwise.
+        teacher_cache: Cache of the split to read a teacher's answers from instead.
+        knn_split: Split that nearest neighbours come from; without one there are none.
+        knn_k: Neighbours that vote.
+        knn_temperature: Of their weights.
         batch_size: Images a batch on each process.
         workers: Processes that decode images.
         amp: Precision.
@@ -45,20 +69,40 @@ class EvaluateConfig:
     split: str = "val"
     use_ema: bool = False
     checkpoint: str | None = None
+    pretrained: bool = True
     img_size: int | None = None
     crop_pct: float | None = None
-    class_map: Path | None = None
+    class_map: str = "auto"
+    teacher: str | None = None
+    teacher_checkpoint: str | None = None
+    teacher_pretrained: bool = True
+    teacher_cache: str | None = None
+    knn_split: str | None = None
+    knn_k: int = 20
+    knn_temperature: float = 0.07
     batch_size: int = 128
-    workers: int = 4
+    workers: int = field(default_factory=default_workers)
     amp: Literal["auto", "bf16", "fp16", "no"] = "no"
 
 
+class _Opened(NamedTuple):
+    """The evaluated model."""
+
+    model: nn.Module
+    view: EvaluationConfig
+    name: str
+    class_names: Sequence[str] | None
+    samples_viewed: int | None
+
+
+@worker_faults()
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Metrics of the model, with what was measured.
 
     Raises:
-        UsageError: No such run or model.
+        UsageError: No such run or model, or options that do not fit one another.
         DataError: No such split, a corrupt image, or labels that do not fit.
+        CacheMismatch: The cache of answers is one of other images.
     """
     AcceleratorState._reset_state()  # Accelerate keeps a process's first precision otherwise
     try:
@@ -68,28 +112,43 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         )
     except ValueError as error:
         raise UsageError(f"--amp {config.amp}: {error}") from error
-    model, view, name = _open_model(config)
-    images = open_dataset(config.data_dir, config.split)
+    opened = _open_model(config)
+
+    def views_of(split: str) -> EvaluationViews:
+        images = open_dataset(config.data_dir, split)
+        return EvaluationViews(images, accelerator, config.batch_size, config.workers)
+
+    views = views_of(config.split)
+    gallery = None if config.knn_split is None else views_of(config.knn_split)
+    class_map = _class_map(config.class_map, views, opened)
     evaluator = Evaluator(
-        images,
-        view,
-        accelerator=accelerator,
-        batch_size=config.batch_size,
-        num_workers=config.workers,
-        class_map=_read_class_map(config.class_map),
+        views, opened.view, class_map=class_map, answers=_answers(config, views, class_map)
     )
-    result = evaluator.evaluate(model.to(accelerator.device))
-    accelerator.end_training()
-    return {
-        "model": name,
-        "data": images.place,
-        "img_size": list(view.img_size),
-        "crop_pct": view.crop_pct,
-        **asdict(result),
+    model = opened.model.to(accelerator.device)
+    found: dict[str, Any] = {
+        "model": opened.name,
+        "samples_viewed": opened.samples_viewed,
+        "data": views.images.place,
+        "img_size": list(opened.view.img_size),
+        "crop_pct": opened.view.crop_pct,
+        "num_classes_evaluated": None if class_map is None else len(class_map),
+        **evaluator.evaluate(model).metrics(),
     }
+    if gallery is not None:
+        found |= evaluate_neighbours(
+            model,
+            views,
+            gallery,
+            opened.view,
+            k=config.knn_k,
+            temperature=config.knn_temperature,
+            class_map=None if config.class_map == "none" else _gallery_classes(views, gallery),
+        ).metrics()
+    accelerator.end_training()
+    return found
 
 
-def _open_model(config: EvaluateConfig) -> tuple[nn.Module, EvaluationConfig, str]:
+def _open_model(config: EvaluateConfig) -> _Opened:
     size = None if config.img_size is None else (config.img_size, config.img_size)
     run = Path(config.model)
     if find_run_checkpoint(run) is not None:
@@ -102,7 +161,8 @@ def _open_model(config: EvaluateConfig) -> tuple[nn.Module, EvaluationConfig, st
             crop_pct=config.crop_pct or spec.crop_pct,
             interpolation=spec.interpolation,
         )
-        return student.model, view, str(student.checkpoint)
+        viewed = student.state.get("samples_viewed")
+        return _Opened(student.model, view, str(student.checkpoint), student.class_names, viewed)
     if (run / "args.yaml").is_file():
         raise UsageError(f"{run}: this training run has written no checkpoint yet")
     if config.use_ema:
@@ -111,7 +171,13 @@ def _open_model(config: EvaluateConfig) -> tuple[nn.Module, EvaluationConfig, st
     kwargs = dict(source.model_args)
     if size is not None and source.pretrained_cfg.get("fixed_input_size"):
         kwargs["img_size"] = size
-    model = build_model(source, pretrained=True, checkpoint=config.checkpoint, model_kwargs=kwargs)
+    model = build_model(
+        source,
+        pretrained=config.pretrained,
+        checkpoint=config.checkpoint,
+        model_kwargs=kwargs,
+        seed=0,  # random weights are the same in every process
+    )
     own = preprocessing_of(model)
     native = source.pretrained_cfg.get("input_size") or (3, 224, 224)
     view = EvaluationConfig(
@@ -121,15 +187,45 @@ def _open_model(config: EvaluateConfig) -> tuple[nn.Module, EvaluationConfig, st
         crop_pct=config.crop_pct or own.crop_pct,
         interpolation=own.interpolation,
     )
-    return model.eval(), view, source.label
+    names = source.pretrained_cfg.get("label_names")
+    return _Opened(model.eval(), view, source.label, names, None)
 
 
-def _read_class_map(path: Path | None) -> list[int] | None:
-    if path is None:
+def _class_map(request: str, views: EvaluationViews, opened: _Opened) -> list[int] | None:
+    if request == "none":
         return None
-    try:
-        return [int(line) for line in path.read_text(encoding="utf-8").split()]
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"--class-map {path}: expected one class number a line: {error}"
-        ) from error
+    images = views.images
+    names = opened.class_names or imagenet_class_names(opened.model, images.class_names)
+    if request == "auto":
+        return class_map_by_name(images.class_names, names, place=images.place)
+    return read_class_map(Path(request), names)
+
+
+def _gallery_classes(views: EvaluationViews, gallery: EvaluationViews) -> list[int] | None:
+    return class_map_by_name(
+        views.images.class_names,
+        gallery.images.class_names,
+        place=views.images.place,
+        owner=gallery.images.place,
+    )
+
+
+def _answers(
+    config: EvaluateConfig, views: EvaluationViews, class_map: list[int] | None
+) -> Answers | None:
+    if config.teacher_cache is not None:
+        if config.teacher is not None:
+            raise UsageError("--teacher and --teacher-cache: one or the other")
+        return cached_answers(open_cache(config.teacher_cache), views.images, class_map=class_map)
+    if config.teacher is None:
+        if config.teacher_checkpoint is not None:
+            raise UsageError("--teacher-checkpoint needs --teacher, the name of its model")
+        return None
+    teacher = load_teacher(
+        TeacherConfig(
+            model=config.teacher,
+            checkpoint=config.teacher_checkpoint,
+            pretrained=config.teacher_pretrained,
+        )
+    )
+    return live_answers(teacher.to(views.accelerator.device), views, class_map=class_map)

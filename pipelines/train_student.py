@@ -23,7 +23,13 @@ from scalekd.cache import CacheReader, TargetDecoder, open_cache
 from scalekd.data import CachedViewLoader, ImageDataset, open_dataset, worker_faults
 from scalekd.distillation import Objective, build_objective
 from scalekd.errors import CacheMismatch, DataError, UsageError
-from scalekd.evaluation import EvaluationConfig, Evaluator
+from scalekd.evaluation import (
+    EvaluationConfig,
+    EvaluationViews,
+    Evaluator,
+    cached_answers,
+    class_map_by_name,
+)
 from scalekd.students import Student, create_student
 from scalekd.teachers import (
     Teacher,
@@ -78,7 +84,7 @@ def train_student(config: TrainConfig) -> TrainResult:
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
-    evaluator = _make_evaluator(config, student, accelerator)
+    evaluator = _make_evaluator(config, source, student, accelerator)
     trainer = Trainer(
         config,
         accelerator=accelerator,
@@ -193,7 +199,7 @@ def _make_objective(config: TrainConfig, source: _Source, student: Student) -> O
             settings,
             student_levels=[(level.num_channels, level.grid) for level in student.spec.levels],
             teacher_stages=source.teacher.stages,
-            tail=_load_tail(source.reader) if settings.tpp else None,
+            tail=_load_tail(config, source.reader) if settings.tpp else None,
         )
     else:
         objective = build_objective(name, settings)
@@ -207,7 +213,7 @@ def _make_objective(config: TrainConfig, source: _Source, student: Student) -> O
     return objective
 
 
-def _load_tail(reader: CacheReader) -> nn.Module:
+def _load_tail(config: TrainConfig, reader: CacheReader) -> nn.Module:
     identity = reader.identity
     if identity.tail is None:
         raise UsageError(
@@ -215,7 +221,9 @@ def _load_tail(reader: CacheReader) -> nn.Module:
             "through; write the cache with --stages final or 3,4, or give --distillation tpp=false"
         )
     reader.file(identity.tail, identity.tail_digest)  # checks its bytes
-    return load_tail(reader.root / identity.tail)
+    tail = load_tail(reader.root / identity.tail)
+    tail.set_grad_checkpointing(config.tail_checkpointing)
+    return tail
 
 
 def _make_targets(
@@ -265,7 +273,7 @@ def _live_teacher(config: TrainConfig, source: _Source) -> Teacher:
 
 
 def _make_evaluator(
-    config: TrainConfig, student: Student, accelerator: Accelerator
+    config: TrainConfig, source: _Source, student: Student, accelerator: Accelerator
 ) -> Evaluator | None:
     if config.val_split is None or config.data_dir is None:
         return None
@@ -276,9 +284,14 @@ def _make_evaluator(
             f"{error}; name the validation split with --val-split, or train without by "
             "--val-split none"
         ) from error
+    # A validation folder may lack a class of the training set: its labels would be shifted.
+    class_map = class_map_by_name(images.class_names, source.images.class_names, place=images.place)
+    answers = None
+    if config.val_cache is not None:
+        answers = cached_answers(open_cache(config.val_cache), images, class_map=class_map)
     spec = student.spec
     return Evaluator(
-        images,
+        EvaluationViews(images, accelerator, config.batch_size, config.workers),
         EvaluationConfig(
             img_size=spec.img_size,
             mean=spec.mean,
@@ -286,9 +299,8 @@ def _make_evaluator(
             crop_pct=spec.crop_pct,
             interpolation=spec.interpolation,
         ),
-        accelerator=accelerator,
-        batch_size=config.batch_size,
-        num_workers=config.workers,
+        class_map=class_map,
+        answers=answers,
     )
 
 

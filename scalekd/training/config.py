@@ -6,6 +6,7 @@ misspelt hyperparameter that is quietly ignored costs a whole run.
 """
 
 import difflib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,12 +31,15 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
+    recipe: str | None = None  # where the other values come from, for people
+
     # What is trained, from what.
     model: str
     cache: str | None = None
     data_dir: str | None = None
     split: str = "train"
     val_split: str | None = "val"
+    val_cache: str | None = None
     img_size: Positive | None = None
     num_classes: Positive | None = None
     model_kwargs: dict[str, Any] = {}
@@ -44,6 +48,7 @@ class TrainConfig(BaseModel):
     freeze: tuple[str, ...] = ()
     drop_path: Fraction | None = None
     grad_checkpointing: bool = False
+    tail_checkpointing: bool = False
 
     # What it learns from.
     objective: Literal["scalekd", "kd", "none"] = "scalekd"
@@ -100,7 +105,7 @@ class TrainConfig(BaseModel):
     model_ema_decay: Fraction = 0.9998
     model_ema_warmup: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
-    workers: Annotated[int, Field(ge=0)] = 4
+    workers: Annotated[int, Field(ge=0)] = Field(default_factory=lambda: default_workers())
 
     # What is kept and shown.
     output: str
@@ -158,6 +163,12 @@ class TrainConfig(BaseModel):
     def from_yaml(cls, path: Path) -> "TrainConfig":
         """Read a run's ``args.yaml``."""
         return cls.from_mapping(read_yaml_mapping(path), source=str(path))
+
+
+def default_workers() -> int:
+    """Four as in timm, or as many as this process may use cores, of which torch warns otherwise."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(4, usable or 1)
 
 
 def _record_at(record: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:

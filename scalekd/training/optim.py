@@ -6,7 +6,6 @@ layer decay reaches the student only, and the projectors train at the full rate.
 """
 
 import fnmatch
-from collections.abc import Iterable
 from typing import Any
 
 import timm.optim
@@ -37,11 +36,12 @@ def parameter_groups(
 
     Args:
         student: Bare timm model; its ``no_weight_decay`` and ``group_matcher`` are asked.
-        others: Modules trained beside it, such as projectors.
+        others: Modules trained beside it, such as an objective with its projectors, whose
+            ``no_weight_decay`` is asked likewise.
         lr: Full rate, in the groups' ``lr``.
         weight_decay: Decay of the parameters that are decayed.
-        wd_exclude: ``"timm"`` leaves out vectors, biases, position embeddings, tokens and what the
-            student lists; ``"none"`` decays everything.
+        wd_exclude: ``"timm"`` leaves out vectors, biases, position embeddings, tokens and what both
+            list; ``"none"`` decays everything.
         layer_decay: Factor on the rate from each layer to the one before it, or None.
 
     Returns:
@@ -52,24 +52,24 @@ def parameter_groups(
         UsageError: Nothing is trainable, or the student cannot be split into layers.
     """
     scales = _layer_scales(student, layer_decay)
-    listed = set(getattr(student, "no_weight_decay", lambda: set())())
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
 
-    def add(parameters: Iterable[tuple[str, nn.Parameter]], is_student: bool) -> None:
-        for name, parameter in parameters:
+    def add(module: nn.Module, is_student: bool) -> None:
+        listed = _listed(module)
+        for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue
             excluded = wd_exclude == "timm" and (
                 parameter.ndim <= 1
                 or name.endswith(".bias")
-                or (is_student and name in listed)
+                or name in listed
                 or any(fnmatch.fnmatch(name, pattern) for pattern in _UNDECAYED_NAMES)
             )
             scale = scales.get(name, 1.0) if is_student else 1.0
             groups.setdefault((0.0 if excluded else weight_decay, scale), []).append(parameter)
 
-    add(student.named_parameters(), True)
-    add(others.named_parameters(), False)
+    add(student, True)
+    add(others, False)
     if not groups:
         raise UsageError("no parameter is trainable: --freeze leaves nothing to train")
     made = []
@@ -80,6 +80,11 @@ def parameter_groups(
             group |= {"lr_scale": scale, "initial_lr": lr}
         made.append(group)
     return made
+
+
+def _listed(module: nn.Module) -> set[str]:
+    """Names that a module wants left out of weight decay, by timm's convention."""
+    return set(getattr(module, "no_weight_decay", set)())
 
 
 def _layer_scales(student: nn.Module, layer_decay: float | None) -> dict[str, float]:

@@ -57,9 +57,10 @@ class TrainingProgress:
             self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def step(self, epoch: int, num_updates: int, values: Mapping[str, float]) -> None:
-        """Show one update's figures: ``loss``, ``images_per_second``, ``data_wait_share``."""
+        """Show one update's figures, as ``log.jsonl`` has them."""
         facts = (
-            f"loss {values['loss']:.4g}  {values['images_per_second']:.0f} images/s  "
+            f"loss {values['loss']:.4g}  {values['samples_viewed']:,.0f} views  "
+            f"{values['images_per_second']:.0f} images/s  "
             f"{values['data_wait_share']:.0%} waiting for data"
         )
         where = f"epoch {epoch + 1}/{self._num_epochs}"

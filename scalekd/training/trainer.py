@@ -500,6 +500,7 @@ def _epoch_line(row: Mapping[str, float], num_epochs: int) -> str:
     ):
         if name in row:
             parts.append(f"{label} {row[name]:.2f} %")
+    parts.append(f"{row['samples_viewed']:,.0f} views")
     parts.append(f"{row['images_per_second']:.0f} images/s")
     parts.append(f"{row['data_wait_share']:.0%} waiting for data")
     return "  ".join(parts)

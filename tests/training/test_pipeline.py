@@ -243,4 +243,4 @@ def test_flags_override_a_recipe_and_unknown_keys_name_the_nearest(tmp_path: Pat
 
 def test_every_option_of_the_configuration_is_a_flag() -> None:
     flags = {parameter.name for parameter in train_command.command.params}
-    assert flags - {"recipe", "as_json"} == set(TrainConfig.model_fields)
+    assert flags - {"as_json"} == set(TrainConfig.model_fields)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -17,12 +18,11 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from scalekd.data import open_dataset
-from scalekd.evaluation import EvaluationConfig, Evaluator
 from scalekd.training.checkpoint import find_checkpoint
 
 Told = tuple[Path, Any, Any]
 TIMEOUT_SECONDS = 240
+SCRIPT = Path(__file__).with_name("two_process_script.py")
 
 
 def launch(*arguments: str, processes: int = 2) -> subprocess.Popen[str]:
@@ -51,8 +51,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 @pytest.fixture(scope="module")
 def told(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Told:
     output = tmp_path_factory.mktemp("processes")
-    script = Path(__file__).with_name("two_process_script.py")
-    code, _, err = finish(launch(str(script), str(output), str(image_folder)))
+    code, _, err = finish(launch(str(SCRIPT), str(output), str(image_folder)))
     assert code == 0, err
     first, second = (json.loads((output / f"{rank}.json").read_text()) for rank in (0, 1))
     return output, first, second
@@ -94,17 +93,14 @@ def test_every_sample_is_evaluated_once(told: Told, image_folder: Path) -> None:
     output, first, second = told
     assert first["evaluation"] == second["evaluation"]
     assert first["evaluation"]["num_samples"] == 19  # 10 on one process, 9 on the other
-    alone = Evaluator(
-        open_dataset(str(image_folder), "val"),
-        EvaluationConfig(img_size=(32, 32), mean=(0.5,) * 3, std=(0.25,) * 3),
-        accelerator=Accelerator(cpu=True),
-        batch_size=19,
-    )
     state = load_file(output / "whole/last/model.safetensors")
     model = timm.create_model("test_resnet", num_classes=3)
     model.load_state_dict(state)
-    for name, value in alone(model).items():
-        assert first["evaluation"][name] == pytest.approx(value, rel=1e-5)
+    measure = runpy.run_path(str(SCRIPT))["measure"]
+    alone = measure(model.eval(), str(image_folder), Accelerator(cpu=True), batch_size=19)
+    assert {"top1", "teacher_agreement", "knn_top1"} < alone.keys() == first["evaluation"].keys()
+    for name, value in alone.items():
+        assert first["evaluation"][name] == pytest.approx(value, rel=1e-5), name
 
 
 @pytest.mark.slow

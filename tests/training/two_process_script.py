@@ -12,12 +12,20 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from scalekd.data import open_dataset
 from scalekd.distillation import build_objective
 from scalekd.errors import CacheMismatch, ScaleKDError
-from scalekd.evaluation import EvaluationConfig, Evaluator
+from scalekd.evaluation import (
+    EvaluationConfig,
+    EvaluationViews,
+    Evaluator,
+    evaluate_neighbours,
+    live_answers,
+)
 from scalekd.students import create_student
+from scalekd.teachers import TeacherConfig, load_teacher
 from scalekd.training import DistillationModule, NoTargets, TrainConfig, Trainer
 
 accelerator = Accelerator(cpu=True)
@@ -80,6 +88,25 @@ def attempt(trainer: Trainer) -> str:
     return "done"
 
 
+def measure(
+    model: nn.Module, images: str, accelerator: Accelerator, *, batch_size: int
+) -> dict[str, float]:
+    """Everything that evaluation knows, with a random teacher and the 48 training images."""
+    views, gallery = (
+        EvaluationViews(open_dataset(images, split), accelerator, batch_size)
+        for split in ("val", "train")
+    )
+    config = EvaluationConfig(img_size=(32, 32), mean=(0.5,) * 3, std=(0.25,) * 3)
+    teacher = load_teacher(
+        TeacherConfig(
+            model="test_vit", pretrained=False, img_size=(32, 32), model_kwargs={"num_classes": 3}
+        )
+    )
+    evaluator = Evaluator(views, config, answers=live_answers(teacher, views))
+    neighbours = evaluate_neighbours(model, views, gallery, config, k=5)
+    return {**evaluator(model), **neighbours.metrics()}
+
+
 def main(output: Path, images: str) -> None:
     told = {}
     whole = make_trainer(str(output / "whole"))
@@ -101,13 +128,7 @@ def main(output: Path, images: str) -> None:
     told["failing"] = attempt(make_trainer(str(output / "failing"), failing=(1, 2, 1)))
 
     student = whole._state.student
-    evaluator = Evaluator(
-        open_dataset(images, "val"),
-        EvaluationConfig(img_size=(32, 32), mean=(0.5,) * 3, std=(0.25,) * 3),
-        accelerator=accelerator,
-        batch_size=4,
-    )
-    told["evaluation"] = dict(evaluator(student))
+    told["evaluation"] = measure(student.eval(), images, accelerator, batch_size=4)
     (output / f"{rank}.json").write_text(json.dumps(told))
 
 

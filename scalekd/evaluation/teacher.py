@@ -1,0 +1,112 @@
+"""What the teacher answers on every sample of a split: asked now, or read from a cache of it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scalekd.cache import CacheReader, TargetDecoder
+from scalekd.data import ImageDataset
+from scalekd.distillation import FullLogits, LogitTargets
+from scalekd.errors import CacheMismatch, UsageError
+from scalekd.evaluation.views import EvaluationConfig, EvaluationViews
+from scalekd.teachers import Teacher
+
+Answers = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@torch.inference_mode()
+def live_answers(
+    teacher: Teacher, views: EvaluationViews, *, class_map: Sequence[int] | None = None
+) -> Answers:
+    """Run the teacher on its own evaluation view of this process's share of the samples.
+
+    Args:
+        teacher: On the device.
+        views: The image set.
+        class_map: Teacher's class of each label; its other classes are not in the running.
+
+    Returns:
+        Class of each sample, numbered like the labels; -1 for the shares of other processes.
+
+    Raises:
+        UsageError: The teacher has no classification head.
+    """
+    spec = teacher.spec
+    if spec.num_classes is None:
+        raise UsageError(f"{spec.model} has no classification head: no class to agree with")
+    config = EvaluationConfig(
+        img_size=spec.img_size,
+        mean=spec.mean,
+        std=spec.std,
+        crop_pct=spec.crop_pct,
+        interpolation=spec.interpolation,
+    )
+    answers = np.full(len(views.images), -1, np.int64)
+    for batch in views.batches(config):
+        with views.accelerator.autocast():
+            logits = teacher.model(batch.images).float()
+        answers[list(batch.positions)] = _likeliest(FullLogits(logits), class_map).cpu().numpy()
+    return answers
+
+
+@torch.inference_mode()
+def cached_answers(
+    reader: CacheReader, images: ImageDataset, *, class_map: Sequence[int] | None = None
+) -> Answers:
+    """Read the teacher's answers from a cache of the split that is evaluated.
+
+    Args:
+        reader: A cache whose view of a sample is always the same, as ``--aug center`` makes it.
+        images: The split.
+        class_map: As for `live_answers`.
+
+    Returns:
+        Class of each sample, numbered like the labels.
+
+    Raises:
+        UsageError: The cache holds no logits, or random views.
+        CacheMismatch: It was not made from this split.
+        CacheCorrupt: It is damaged.
+    """
+    if not reader.policy.deterministic:
+        raise UsageError(
+            f"{reader.root}: holds random views ({reader.policy}), and an answer on a crop is not "
+            "the teacher's answer on the image; write a cache of the split with --aug center"
+        )
+    fingerprint = reader.identity.data.fingerprint
+    if images.fingerprint != fingerprint:
+        raise CacheMismatch(
+            f"{reader.root}: was made from other images than {images.place} (fingerprint "
+            f"{fingerprint[:12]}… in the cache, {images.fingerprint[:12]}… here); give the cache "
+            "of this split"
+        )
+    decoder = TargetDecoder(reader.codecs, features=False, logits=True)
+    names = [array.name for array in reader.layout.views if array.name.startswith("logits/")]
+    positions = images.positions(reader.samples.keys)
+    answers = np.full(len(images), -1, np.int64)
+    for first, count in reader.blocks():
+        rows = reader.read_rows(0, first, count, names)
+        planes = {name.replace("/", "."): torch.from_numpy(rows[name]) for name in names}
+        logits = decoder(planes).logits
+        answers[positions[first : first + count]] = _likeliest(logits, class_map).numpy()
+    if (answers < 0).any():
+        missing = images.key(int(np.flatnonzero(answers < 0)[0]))
+        raise CacheMismatch(f"{reader.root}: holds no answer on sample {missing}")
+    return answers
+
+
+def _likeliest(logits: LogitTargets | None, class_map: Sequence[int] | None) -> Tensor:
+    if logits is None:
+        raise ValueError("a decoder of logits returned none")
+    scores = logits.logits if isinstance(logits, FullLogits) else logits.probabilities()
+    if class_map is not None:
+        if max(class_map) >= scores.shape[1]:
+            raise UsageError(
+                f"the class map names class {max(class_map)}, and the teacher has "
+                f"{scores.shape[1]} classes"
+            )
+        scores = scores[:, list(class_map)]
+    return scores.argmax(dim=1)

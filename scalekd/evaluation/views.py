@@ -1,0 +1,118 @@
+"""The pixels that a model is evaluated on, dealt to processes so that each is seen once.
+
+Samples are dealt by position, however uneven that comes out; nothing is padded or repeated, and
+nothing is exchanged on the way, so no process waits for another.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from scalekd.data import ImageDataset
+from scalekd.data.drawing import DrawnViews, DrawRequest, drawing_loader
+from scalekd.errors import DataError
+from scalekd.training.module import Normalise
+from scalekd.views import CenterCrop, ViewPolicy
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What the evaluated model wants its pixels to be.
+
+    Attributes:
+        img_size: Height and width in pixels.
+        mean: Of RGB in 0..1.
+        std: Of RGB in 0..1.
+        crop_pct: Share of the resized shorter side that the centre crop keeps.
+        interpolation: Resize filter.
+    """
+
+    img_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float = 0.875
+    interpolation: str = "bicubic"
+
+    @property
+    def policy(self) -> ViewPolicy:
+        """Timm's evaluation view, drawn by the code that draws every other view."""
+        bilinear = self.interpolation == "bilinear"
+        return ViewPolicy(
+            geometry=CenterCrop(self.crop_pct),
+            interpolation="bilinear" if bilinear else "bicubic",
+        )
+
+
+@dataclass(frozen=True)
+class EvaluationBatch:
+    """Normalised images on the device.
+
+    Attributes:
+        images: ``(batch, 3, row, column)``.
+        labels: Class numbers.
+        positions: Of the samples in the image set.
+    """
+
+    images: Float[Tensor, "batch 3 row column"]
+    labels: Int64[Tensor, " batch"]
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EvaluationViews:
+    """One evaluation view of every sample of an image set.
+
+    Attributes:
+        images: The image set; every sample has a label.
+        accelerator: Device, precision and processes.
+        batch_size: Images a batch on each process.
+        num_workers: Processes that decode images, for each process.
+
+    Raises:
+        DataError: A sample has no label.
+    """
+
+    images: ImageDataset
+    accelerator: Accelerator
+    batch_size: int
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        unlabelled = np.flatnonzero(self.images.labels < 0)
+        if len(unlabelled):
+            raise DataError(
+                f"{self.images.place}: sample {self.images.key(int(unlabelled[0]))} has no label, "
+                "so nothing can be evaluated on it"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """One more than the largest label."""
+        return int(self.images.labels.max()) + 1
+
+    def batches(self, config: EvaluationConfig) -> Iterator[EvaluationBatch]:
+        """This process's share, as a model with ``config`` wants it.
+
+        Raises:
+            DataError: An image is corrupt.
+        """
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        device = self.accelerator.device
+        mine = range(rank, len(self.images), world)
+        requests = [
+            DrawRequest(0, 0, tuple(mine[start : start + self.batch_size]))
+            for start in range(0, len(mine), self.batch_size)
+        ]
+        normalise = Normalise(config.mean, config.std).to(device)
+        views = DrawnViews(self.images, config.policy, seed=0, view_size=config.img_size)
+        for batch in drawing_loader(views, requests, num_workers=self.num_workers):
+            yield EvaluationBatch(
+                images=normalise(batch.pixels.to(device, non_blocking=True)),
+                labels=torch.from_numpy(batch.labels.astype(np.int64)).to(device),
+                positions=tuple(batch.request.samples),
+            )

@@ -1,0 +1,157 @@
+"""A teacher's answers, asked and cached, and how often a model gives the same."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from click.testing import CliRunner
+from timm.data import ImageNetInfo
+
+from scalekd.cache import open_cache
+from scalekd.cli import evaluate as evaluate_command
+from scalekd.data import open_dataset
+from scalekd.errors import CacheMismatch, DataError, UsageError
+from scalekd.evaluation import (
+    EvaluationConfig,
+    EvaluationViews,
+    Evaluator,
+    cached_answers,
+    live_answers,
+)
+from scalekd.pipelines.evaluate import EvaluateConfig, evaluate
+from scalekd.teachers import Teacher, TeacherConfig, load_teacher
+
+
+@pytest.fixture
+def views(tiny_images: Path) -> EvaluationViews:
+    return EvaluationViews(open_dataset(str(tiny_images)), Accelerator(cpu=True), 16)
+
+
+def a_teacher(**changes: Any) -> Teacher:
+    settings = {"img_size": (32, 32), "model_kwargs": {"num_classes": 10}, **changes}
+    return load_teacher(TeacherConfig(model="test_vit", pretrained=False, **settings))
+
+
+@pytest.fixture(scope="session")
+def centre_cache(make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("centre") / "cache"
+    crop_pct = a_teacher().spec.crop_pct
+    make_cache(root, aug=f"center:{crop_pct}", passes=1, stages=(), logits="topk:3")
+    return root
+
+
+def config_of(teacher: Teacher) -> EvaluationConfig:
+    spec = teacher.spec
+    return EvaluationConfig(
+        spec.img_size, spec.mean, spec.std, spec.crop_pct, interpolation=spec.interpolation
+    )
+
+
+def test_cached_answers_are_those_the_teacher_gives(
+    views: EvaluationViews, centre_cache: Path
+) -> None:
+    asked = live_answers(a_teacher(), views)
+    assert len(np.unique(asked)) > 1
+    assert np.array_equal(asked, cached_answers(open_cache(centre_cache), views.images))
+
+
+def test_a_teacher_agrees_with_itself_and_less_with_another(views: EvaluationViews) -> None:
+    teacher = a_teacher()
+    answers = live_answers(teacher, views)
+    evaluator = Evaluator(views, config_of(teacher), answers=answers)
+    itself = evaluator.evaluate(teacher.model)
+    assert itself.teacher_agreement == 100
+    assert itself.teacher_top1 == itself.top1
+    torch.manual_seed(5)
+    other = a_teacher().model
+    for parameter in other.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    found = evaluator.evaluate(other)
+    assert found.teacher_agreement < 60  # of ten classes
+    assert found.teacher_top1 == itself.teacher_top1
+
+
+def test_answers_follow_the_class_map(views: EvaluationViews, centre_cache: Path) -> None:
+    everything = live_answers(a_teacher(), views)
+    (common,) = np.unique(everything)[:1]
+    without = [number for number in range(10) if number != common]
+    answers = live_answers(a_teacher(), views, class_map=without)
+    kept = everything != common
+    assert np.array_equal(np.array(without)[answers[kept]], everything[kept])
+    with pytest.raises(UsageError, match="names class 10, and the teacher has 10 classes"):
+        live_answers(a_teacher(), views, class_map=[10])
+    # The cache keeps three classes a view: wherever one of them is left, it must be the answer.
+    cached = cached_answers(open_cache(centre_cache), views.images, class_map=without)
+    assert np.array_equal(answers, cached)
+
+
+def test_answers_that_are_no_answers_to_these_images_are_refused(
+    views: EvaluationViews, sound_cache: Path, centre_cache: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"holds random views .* --aug center"):
+        cached_answers(open_cache(sound_cache), views.images)
+    fewer = views.images.limited(60)
+    with pytest.raises(CacheMismatch, match="was made from other images"):
+        cached_answers(open_cache(centre_cache), fewer)
+    with pytest.raises(UsageError, match="no classification head"):
+        live_answers(a_teacher(model_kwargs={"num_classes": 0}), views)
+
+
+def test_unlabelled_images_are_refused(views: EvaluationViews) -> None:
+    labels = views.images.labels.copy()
+    labels[3] = -1
+    with pytest.raises(DataError, match="sample-003 has no label"):
+        replace(views, images=replace(views.images, labels=labels))
+
+
+def test_the_command_measures_all_of_it(tiny_images: Path, centre_cache: Path) -> None:
+    where = ["test_vit", "--no-pretrained", "--data-dir", str(tiny_images), "--split=train"]
+    common = [*where, "-j0", "--img-size=32", "--knn-split=train", "--knn-k=3"]
+    arguments = [*common, "--teacher=test_vit2", "--no-teacher-pretrained", "--json"]
+    ran = CliRunner().invoke(evaluate_command.command, arguments, catch_exceptions=False)
+    found = json.loads(ran.stdout)
+    assert found["num_samples"] == found["knn_num_gallery"] == 70
+    assert 0 <= found["teacher_agreement"] < 100
+    assert found["knn_top1"] >= 10  # an image is among its own neighbours
+    arguments = [*common, f"--teacher-cache={centre_cache}"]
+    ran = CliRunner().invoke(evaluate_command.command, arguments, catch_exceptions=False)
+    first, second, third = ran.stdout.splitlines()
+    assert "70 images" in first
+    assert "the teacher's top-1 is" in second
+    assert third.startswith("3 nearest of 70 images: top-1")
+
+
+def test_a_subset_is_evaluated_by_the_names_of_its_classes(
+    tiny_images: Path, tmp_path: Path
+) -> None:
+    # The same shards; their classes are those of the subset, by number and by name.
+    (tmp_path / "named").mkdir()
+    for shard in tiny_images.glob("*.tar"):
+        (tmp_path / "named" / shard.name).symlink_to(shard)
+    synsets = ImageNetInfo().label_names()
+    names = [synsets[number] for number in (999, *range(9))]
+    (tmp_path / "named/classes.txt").write_text("\n".join(names))
+    settings = EvaluateConfig(
+        "test_vit", str(tmp_path / "named"), "train", pretrained=False, workers=0, img_size=32
+    )
+    by_name = evaluate(settings)
+    assert by_name["num_classes_evaluated"] == 10
+    (tmp_path / "map.txt").write_text("\n".join(map(str, (999, *range(9)))))
+    assert evaluate(replace(settings, class_map=str(tmp_path / "map.txt"))) == by_name
+    by_number = evaluate(replace(settings, class_map="none"))
+    assert by_number["num_classes_evaluated"] is None
+    assert by_number["loss"] > by_name["loss"] + 1  # 1000 classes are in the running, not ten
+
+
+def test_options_that_contradict_one_another_are_refused(tiny_images: Path) -> None:
+    settings = EvaluateConfig("test_vit", str(tiny_images), "train", pretrained=False, workers=0)
+    with pytest.raises(UsageError, match="one or the other"):
+        evaluate(replace(settings, teacher="test_vit", teacher_cache="cache"))
+    with pytest.raises(UsageError, match="needs --teacher"):
+        evaluate(replace(settings, teacher_checkpoint="weights.pt"))
