@@ -191,7 +191,7 @@ def _meet_chunk(
         index = int(parts[parts.index("c") + 1 + array.view_axis])
         shard = index * array.rows_per_chunk(reader.identity) // reader.identity.shard_size
         reader.record(unit, shard)
-        store = reader._store
+        store = reader._files
         before = dict(store._expected)
         if seal:
             store.expect({name: FileDigest(**entry(content))})
@@ -286,7 +286,7 @@ def _hash_of_samples(identity: Identity, layout: Layout, held: Files, shard: int
 
 def _meet_samples(subject: Subject, name: str, content: bytes, seal: bool) -> None:
     reader = subject.reader
-    twin = CacheReader(reader.root, reader.manifest, reader.codecs)
+    twin = CacheReader(reader.storage, reader.manifest, reader.codecs)
     for shard in range(reader.identity.num_shards):
         record = twin.record("samples", shard)
         if not seal or name not in record.files:
@@ -294,7 +294,7 @@ def _meet_samples(subject: Subject, name: str, content: bytes, seal: bool) -> No
         changed = record.model_copy(
             update={"files": {**record.files, name: FileDigest(**entry(content))}}
         )
-        twin._store.expect(changed.files)
+        twin._files.expect(changed.files)
         start = shard * reader.identity.shard_size
         columns = {
             a.name: twin._read("samples", a, start, record.num_rows) for a in twin.layout.samples

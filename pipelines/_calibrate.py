@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scalekd.cache.files import FileDigest, explained, temporary_beside
+from scalekd.cache.files import FileDigest
 from scalekd.cache.manifest import CodecInfo, StageInfo
 from scalekd.cache.targets import save_arrays, save_codec, save_table, stage_info
 from scalekd.codecs import FeatureCodec, create_logit_codec, fit_codec, measure_errors, parse_codec
@@ -22,6 +22,7 @@ from scalekd.errors import DataError
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._write_shards import run_teacher
+from scalekd.storage.files import explained, temporary_beside
 from scalekd.teachers import Teacher, save_tail
 from scalekd.views import ViewPolicy
 

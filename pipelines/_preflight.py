@@ -4,7 +4,6 @@ import os
 import shutil
 from pathlib import Path
 
-from scalekd.cache.files import remove_abandoned
 from scalekd.cache.layout import MANIFEST_FILE, RECORDS_FOLDER, Layout
 from scalekd.cache.manifest import Plan
 from scalekd.cache.writer import read_plan
@@ -13,6 +12,7 @@ from scalekd.data.samples import ImageDataset, open_dataset
 from scalekd.errors import EnvironmentFault, UsageError
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._identity import default_shard_size
+from scalekd.storage.files import remove_abandoned
 from scalekd.teachers import Teacher, load_teacher, resolve_model_name
 from scalekd.views import ViewPolicy
 

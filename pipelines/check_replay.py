@@ -82,7 +82,7 @@ def chosen_views(
         pass_index, row = divmod(number, num_samples)
         if positions[row] < 0:
             raise CacheMismatch(
-                f"{images.place} lacks sample {reader.samples.key(row)!r} of {reader.root};"
+                f"{images.place} lacks sample {reader.samples.key(row)!r} of {reader.place};"
                 " --data-dir must be the data set the cache was made from"
             )
         yield StoredView(

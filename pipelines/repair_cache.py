@@ -15,7 +15,6 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from scalekd.cache.files import remove_abandoned, temporary_beside
 from scalekd.cache.layout import MANIFEST_FILE, SAMPLES, Layout, Unit, record_path, unit_path
 from scalekd.cache.lease import Leases, remove_settled
 from scalekd.cache.manifest import Identity, ShardRecord, canonical
@@ -43,6 +42,7 @@ from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._same_job import SameJob, TeacherAgain
 from scalekd.pipelines._signals import terminable
 from scalekd.pipelines._write_shards import write_claimed
+from scalekd.storage.files import remove_abandoned, temporary_beside
 from scalekd.views import pixel_environment
 
 

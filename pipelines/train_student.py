@@ -8,6 +8,7 @@ same command with ``--resume auto`` goes on from the last checkpoint, to the bit
 """
 
 import importlib.metadata
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from scalekd.evaluation import (
     cached_answers,
     class_map_by_name,
 )
+from scalekd.storage import LocalStorage
 from scalekd.students import Student, create_student
 from scalekd.teachers import (
     Teacher,
@@ -217,11 +219,17 @@ def _load_tail(config: TrainConfig, reader: CacheReader) -> nn.Module:
     identity = reader.identity
     if identity.tail is None:
         raise UsageError(
-            f"{reader.root}: holds no teacher tail, which stage 3 of the scalekd objective passes "
+            f"{reader.place}: holds no teacher tail, which stage 3 of the scalekd objective passes "
             "through; write the cache with --stages final or 3,4, or give --distillation tpp=false"
         )
-    reader.file(identity.tail, identity.tail_digest)  # checks its bytes
-    tail = load_tail(reader.root / identity.tail)
+    content = reader.file(identity.tail, identity.tail_digest)  # checks its bytes
+    if isinstance(reader.storage, LocalStorage):
+        tail = load_tail(reader.storage.path(identity.tail))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / Path(identity.tail).name
+            path.write_bytes(content)
+            tail = load_tail(path)
     tail.set_grad_checkpointing(config.tail_checkpointing)
     return tail
 
@@ -264,7 +272,7 @@ def _live_teacher(config: TrainConfig, source: _Source) -> Teacher:
     )
     if teacher.spec.weights_sha256 != spec.weights_sha256:
         raise CacheMismatch(
-            f"{source.reader.root}: was made by {spec.model} with weights "
+            f"{source.reader.place}: was made by {spec.model} with weights "
             f"{spec.weights_sha256[:12]}…, and the live teacher has "
             f"{teacher.spec.weights_sha256[:12]}…; give --teacher or "
             "--teacher-checkpoint for the same weights"

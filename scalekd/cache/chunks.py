@@ -9,7 +9,6 @@ each is decoded here into an array whose shape and type the plan gave.
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import google_crc32c
@@ -51,7 +50,7 @@ def coding_of(array: ArraySpec) -> tuple[str, ...]:
     return (first, *(codec.to_dict()["name"] for codec in chain))
 
 
-def check_metadata(content: bytes, identity: Identity, array: ArraySpec, path: Path) -> Coding:
+def check_metadata(content: bytes, identity: Identity, array: ArraySpec, path: str) -> Coding:
     """Check that a ``zarr.json`` describes the array that the plan describes.
 
     Args:

@@ -26,7 +26,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from scalekd.cache.files import (
+from scalekd.cache.layout import LEASE_SUFFIX, RECORDS_FOLDER, Unit, lease_path
+from scalekd.storage.files import (
     commit_file,
     explained,
     host_name,
@@ -34,7 +35,6 @@ from scalekd.cache.files import (
     is_alive,
     temporary_beside,
 )
-from scalekd.cache.layout import LEASE_SUFFIX, RECORDS_FOLDER, Unit, lease_path
 
 STALE_SECONDS = 180.0  # NFS clients may serve a modification time that is 60 s old
 BEAT_SECONDS = 20.0

@@ -7,7 +7,6 @@ reader holds no open file, so it may be pickled or forked into the workers of a 
 from collections.abc import Iterable
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from scalekd.cache.chunks import (
     check_metadata,
     decode_chunk,
 )
-from scalekd.cache.files import CommittedFiles, FileDigest, digest, read_bounded, read_checked
+from scalekd.cache.files import CommittedFiles, FileDigest, digest, read_checked
 from scalekd.cache.layout import (
     MANIFEST_FILE,
     PLAN_FILE,
@@ -41,6 +40,14 @@ from scalekd.cache.manifest import (
 from scalekd.cache.records import read_record, record_hash, samples_hash
 from scalekd.cache.targets import CacheCodecs, load_tables
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
+from scalekd.storage import (
+    LocalStorage,
+    NotStored,
+    Place,
+    Storage,
+    StoredFileError,
+    open_storage,
+)
 from scalekd.views import ViewPolicy
 
 Rows = np.ndarray[Any, Any]
@@ -49,44 +56,51 @@ Rows = np.ndarray[Any, Any]
 _MAX_SAMPLES_EXPANSION = 1024
 
 
-def read_manifest(root: Path) -> Manifest:
+def read_manifest(place: Place) -> Manifest:
     """The manifest of a complete cache.
 
     Raises:
-        DataError: There is no cache at ``root``.
+        DataError: There is no cache at ``place``.
         CacheCorrupt: The cache is incomplete, or its manifest is damaged.
         CacheMismatch: It was written in another version of the format.
     """
-    if not root.is_dir():
-        raise DataError(f"no cache at {root}: there is no such folder")
-    path = root / MANIFEST_FILE
-    if not path.exists():
-        if (root / PLAN_FILE).exists():
+    storage = open_storage(place)
+    if isinstance(storage, LocalStorage) and not storage.root.is_dir():
+        raise DataError(f"no cache at {storage.place}: there is no such folder")
+    path = storage.locate(MANIFEST_FILE)
+    try:
+        data = storage.read(MANIFEST_FILE, max_bytes=MAX_JSON_BYTES)
+    except NotStored:
+        if storage.exists(PLAN_FILE):
             raise CacheCorrupt(
-                f"{root}: the cache is not complete (no {MANIFEST_FILE}); run the same"
+                f"{storage.place}: the cache is not complete (no {MANIFEST_FILE}); run the same"
                 " `scalekd cache-teacher` again to finish it"
-            )
-        raise DataError(f"no cache at {root}: it holds neither {MANIFEST_FILE} nor {PLAN_FILE}")
-    manifest = parse_committed(
-        Manifest,
-        read_bounded(path, max_bytes=MAX_JSON_BYTES, what="the manifest"),
-        where=str(path),
-    )
+            ) from None
+        raise DataError(
+            f"no cache at {storage.place}: it holds neither {MANIFEST_FILE} nor {PLAN_FILE}"
+        ) from None
+    except StoredFileError as error:
+        raise CacheCorrupt(f"{path}: the manifest {error.problem}") from None
+    manifest = parse_committed(Manifest, data, where=path)
     if not manifest.digest:
         raise CacheCorrupt(f"{path}: carries no digest of itself: it was edited")
     return manifest
 
 
-def open_cache(root: str | Path) -> "CacheReader":
+def open_cache(place: Place) -> "CacheReader":
     """Open a complete cache; reads its manifest and codec tables.
+
+    Args:
+        place: Its folder, its URL (``s3://…``, ``https://…``), or either opened with
+            :func:`scalekd.storage.open_storage`.
 
     Raises:
         DataError, CacheCorrupt, CacheMismatch: As for :func:`read_manifest`.
     """
-    path = Path(root)
-    manifest = read_manifest(path)
-    codecs = CacheCodecs.load(path, manifest.plan.identity)
-    reader = CacheReader(path, manifest, codecs)
+    storage = open_storage(place)
+    manifest = read_manifest(storage)
+    codecs = CacheCodecs.load(storage, manifest.plan.identity)
+    reader = CacheReader(storage, manifest, codecs)
     reader.file(PLAN_FILE, digest(canonical(manifest.plan)))
     return reader
 
@@ -118,7 +132,7 @@ class CacheReader:
     """A complete cache, opened for reading.
 
     Args:
-        root: Folder of the cache.
+        storage: Where the cache is.
         manifest: Its manifest (:func:`read_manifest`).
         codecs: Its codecs.
 
@@ -126,8 +140,9 @@ class CacheReader:
         CacheCorrupt: While reading, whenever a file is not the one committed.
     """
 
-    def __init__(self, root: Path, manifest: Manifest, codecs: CacheCodecs) -> None:
-        self.root = root
+    def __init__(self, storage: Storage, manifest: Manifest, codecs: CacheCodecs) -> None:
+        self.storage = storage
+        self.place = storage.place
         self.manifest = manifest
         self.codecs = codecs
         self.layout = codecs.layout(manifest.plan.identity)
@@ -135,12 +150,12 @@ class CacheReader:
         self._opened: dict[str, Coding] = {}
         self._records: dict[tuple[Unit, int], ShardRecord] = {}
         self._pass_in_use: Unit = SAMPLES
-        self._store = self._new_store()
+        self._files = self._new_files()
 
     def __getstate__(self) -> dict[str, Any]:
         left: dict[str, Any] = {
             "_opened": {},
-            "_store": None,
+            "_files": None,
             "_records": {},
             "_pass_in_use": SAMPLES,
         }
@@ -148,11 +163,11 @@ class CacheReader:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._store = self._new_store()
+        self._files = self._new_files()
 
     def reopened(self) -> "CacheReader":
         """The same cache for another process: nothing opened is shared with this one."""
-        twin = CacheReader(self.root, self.manifest, self.codecs)
+        twin = CacheReader(self.storage, self.manifest, self.codecs)
         twin.__dict__["samples"] = self.samples
         return twin
 
@@ -171,10 +186,10 @@ class CacheReader:
             UsageError: The cache was written without it.
         """
         if relative is None or expected is None:
-            raise UsageError(f"{self.root}: the cache was written without this file")
+            raise UsageError(f"{self.place}: the cache was written without this file")
         if self.manifest.files.get(relative) != expected:
-            raise CacheCorrupt(f"{self.root}: the manifest and the plan disagree on {relative}")
-        return read_checked(self.root, relative, expected)
+            raise CacheCorrupt(f"{self.place}: the manifest and the plan disagree on {relative}")
+        return read_checked(self.storage, relative, expected)
 
     def record(self, unit: Unit, shard: int) -> ShardRecord:
         """The commit record of a shard, checked against the manifest."""
@@ -184,23 +199,23 @@ class CacheReader:
                 self._forget_pass()
                 self._pass_in_use = unit
             path = record_path(unit, shard)
-            record = read_record(self.root, self.manifest.plan, self.layout, unit, shard)
+            record = read_record(self.storage, self.manifest.plan, self.layout, unit, shard)
             if record_hash(record) != self.manifest.records.get(path):
                 raise CacheCorrupt(
-                    f"{self.root / path}: not the record that the manifest was written for"
+                    f"{self.storage.locate(path)}: not the record that the manifest was written for"
                 )
             self._records[unit, shard] = record
-            self._store.expect(record.files)
+            self._files.expect(record.files)
         return record
 
     def _forget_pass(self) -> None:
         """Let go of a pass's records and arrays, so that memory is flat in the number of passes."""
         self._records = {key: kept for key, kept in self._records.items() if key[0] == SAMPLES}
         self._opened = {}
-        self._store = self._new_store()
+        self._files = self._new_files()
 
-    def _new_store(self) -> CommittedFiles:
-        store = CommittedFiles(self.root, dict(self.manifest.files))
+    def _new_files(self) -> CommittedFiles:
+        store = CommittedFiles(self.storage, dict(self.manifest.files))
         for record in self._records.values():
             store.expect(record.files)
         return store
@@ -218,7 +233,7 @@ class CacheReader:
             num_stored += sum(entry.num_bytes for entry in record.files.values())
             if num_bytes > max(FREE_EXPANSION_BYTES, _MAX_SAMPLES_EXPANSION * num_stored):
                 raise CacheCorrupt(
-                    f"{self.root}: the table of samples would take {num_bytes:,} bytes, and its"
+                    f"{self.place}: the table of samples would take {num_bytes:,} bytes, and its"
                     f" files up to shard {shard} have {num_stored:,}"
                 )
             for array in self.layout.samples:
@@ -229,11 +244,11 @@ class CacheReader:
                 names = [bytes(key).decode() for key in _as_strings(keys)]
             except UnicodeDecodeError as error:
                 raise CacheCorrupt(
-                    f"{self.root}: a key of shard {shard} is not UTF-8 ({error})"
+                    f"{self.place}: a key of shard {shard} is not UTF-8 ({error})"
                 ) from None
             if samples_hash(names, labels, hashes) != record.samples_sha256:
                 raise CacheCorrupt(
-                    f"{self.root}: the table of shard {shard} does not hold the samples, in the"
+                    f"{self.place}: the table of shard {shard} does not hold the samples, in the"
                     " order, that its record tells"
                 )
         return SampleTable(
@@ -251,14 +266,16 @@ class CacheReader:
         """
         views = self.identity.views
         content = self.file(views.witnesses, views.witnesses_digest)
-        pixels = load_tables(content, self.root / views.witnesses).get("pixels")
+        pixels = load_tables(content, self.storage.locate(views.witnesses)).get("pixels")
         if (
             pixels is None
             or pixels.dtype != np.uint8
             or pixels.ndim != 4
             or pixels.shape[1:] != (*views.view_size, 3)
         ):
-            raise CacheCorrupt(f"{self.root / views.witnesses}: does not hold views' pixels")
+            raise CacheCorrupt(
+                f"{self.storage.locate(views.witnesses)}: does not hold views' pixels"
+            )
         return pixels
 
     def blocks(self) -> list[tuple[int, int]]:
@@ -294,12 +311,12 @@ class CacheReader:
             raise ValueError(f"rows {first} to {first + count} lie in more than one shard")
         if not 0 <= pass_index < self.num_passes:
             raise CacheMismatch(
-                f"{self.root}: pass {pass_index} asked for, the cache has {self.num_passes}"
+                f"{self.place}: pass {pass_index} asked for, the cache has {self.num_passes}"
             )
         record = self.record(pass_index, shard)
         if record.samples_sha256 != self.record(SAMPLES, shard).samples_sha256:
             raise CacheCorrupt(
-                f"{self.root}: shard {shard} of pass {pass_index} holds other samples than the"
+                f"{self.place}: shard {shard} of pass {pass_index} holds other samples than the"
                 " cache's table of samples"
             )
         start = shard * self.identity.shard_size + first - int(starts[shard])
@@ -324,16 +341,16 @@ class CacheReader:
         path = f"{array_path(unit, array)}/zarr.json"
         coding = self._opened.get(path)
         if coding is None:
-            content = self._store.read(path, max_bytes=MAX_METADATA_BYTES)
-            coding = check_metadata(content, self.identity, array, self.root / path)
+            content = self._files.read(path, max_bytes=MAX_METADATA_BYTES)
+            coding = check_metadata(content, self.identity, array, self.storage.locate(path))
             self._opened[path] = coding
         relative = chunk_path(unit, array, index)
-        data = self._store.read(relative)
+        data = self._files.read(relative)
         try:
             rows = decode_chunk(data, coding, array.dtype, array.chunks(self.identity))
         except CacheCorrupt as error:
             # The bytes are those committed; whoever committed them wrote no such array.
-            raise CacheCorrupt(f"{self.root / relative}: {error}") from None
+            raise CacheCorrupt(f"{self.storage.locate(relative)}: {error}") from None
         return np.moveaxis(rows, array.view_axis, 0)
 
 

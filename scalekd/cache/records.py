@@ -2,12 +2,11 @@
 
 import hashlib
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scalekd.cache.files import commit_file, inside, read_bounded
+from scalekd.cache.files import read_bounded
 from scalekd.cache.layout import Layout, Unit, record_path
 from scalekd.cache.manifest import (
     MAX_JSON_BYTES,
@@ -17,6 +16,7 @@ from scalekd.cache.manifest import (
     parse_committed,
 )
 from scalekd.errors import CacheCorrupt, CacheMismatch
+from scalekd.storage import Place, open_storage
 
 
 def samples_hash(
@@ -29,34 +29,35 @@ def samples_hash(
     return hasher.hexdigest()
 
 
-def write_record(root: Path, record: ShardRecord) -> None:
+def write_record(place: Place, record: ShardRecord) -> None:
     """Commit a shard. A record that another process wrote for the same bytes is left as it is.
 
     Raises:
         CacheMismatch: The shard was committed meanwhile with other bytes.
     """
-    path = inside(root, record_path(record.unit, record.shard))
+    storage, path = open_storage(place), record_path(record.unit, record.shard)
     content = canonical(record)
-    if not commit_file(path, content, exclusive=True):
-        found = read_bounded(path, max_bytes=MAX_JSON_BYTES, what="a commit record")
+    if not storage.commit(path, content, exclusive=True):
+        found = read_bounded(storage, path, max_bytes=MAX_JSON_BYTES, what="a commit record")
         if found != content:
             raise CacheMismatch(
-                f"{path}: another process committed this shard with other bytes. Two jobs write"
-                " this cache on machines that do not compute alike; give each its own --shards"
+                f"{storage.locate(path)}: another process committed this shard with other bytes."
+                " Two jobs write this cache on machines that do not compute alike; give each its"
+                " own --shards"
             )
 
 
-def read_record(root: Path, plan: Plan, layout: Layout, unit: Unit, shard: int) -> ShardRecord:
+def read_record(place: Place, plan: Plan, layout: Layout, unit: Unit, shard: int) -> ShardRecord:
     """Read a commit record and check that it is the record of this shard of this cache.
 
     Raises:
         CacheCorrupt: Missing, damaged, swapped, or naming other files than the layout's.
         CacheMismatch: It belongs to another cache.
     """
-    relative = record_path(unit, shard)
-    path = inside(root, relative)
-    data = read_bounded(path, max_bytes=MAX_JSON_BYTES, what="a commit record")
-    record = parse_committed(ShardRecord, data, where=str(path))
+    storage, relative = open_storage(place), record_path(unit, shard)
+    path = storage.locate(relative)
+    data = read_bounded(storage, relative, max_bytes=MAX_JSON_BYTES, what="a commit record")
+    record = parse_committed(ShardRecord, data, where=path)
     if record.cache_id != plan.cache_id:
         raise CacheMismatch(
             f"{path}: this shard belongs to cache {record.cache_id[:12]}…, this is"
@@ -87,8 +88,8 @@ def unit_files(layout: Layout, unit: Unit, shard: int, num_rows: int) -> list[st
     ]
 
 
-def has_record(root: Path, unit: Unit, shard: int) -> bool:
-    return inside(root, record_path(unit, shard)).exists()
+def has_record(place: Place, unit: Unit, shard: int) -> bool:
+    return open_storage(place).exists(record_path(unit, shard))
 
 
 def record_hash(record: ShardRecord) -> str:

@@ -12,14 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from scalekd.cache.files import (
-    FileDigest,
-    commit_file,
-    digest_on_disk,
-    explained,
-    inside,
-    read_bounded,
-)
+from scalekd.cache.files import FileDigest, digest_on_disk, read_bounded
 from scalekd.cache.layout import (
     MANIFEST_FILE,
     PLAN_FILE,
@@ -43,6 +36,8 @@ from scalekd.cache.store import metadata_documents
 from scalekd.cache.verify import file_problem
 from scalekd.cache.writer import read_plan
 from scalekd.errors import CacheCorrupt, CacheError, DataError, UsageError
+from scalekd.storage import LocalStorage
+from scalekd.storage.files import commit_file, explained, inside
 
 
 @dataclass(frozen=True)
@@ -106,7 +101,7 @@ def believed(root: Path) -> Standing:
     except (CacheError, UsageError) as error:
         why.append(str(error))
     if manifest is None and plan is None:
-        manifest = _manifest_at(root / PLAN_FILE)  # the two may have changed places
+        manifest = _manifest_as_plan(root)  # the two may have changed places
     if manifest is not None and (plan is None or not _outvoted(root, manifest.plan, plan)):
         return Standing(
             manifest.plan, manifest, max(manifest.num_passes, _complete(root, manifest))
@@ -121,10 +116,11 @@ def believed(root: Path) -> Standing:
     )
 
 
-def _manifest_at(path: Path) -> Manifest | None:
+def _manifest_as_plan(root: Path) -> Manifest | None:
+    storage = LocalStorage(root)
     try:
-        data = read_bounded(path, max_bytes=MAX_JSON_BYTES, what="the plan")
-        found = parse_committed(Manifest, data, where=str(path))
+        data = read_bounded(storage, PLAN_FILE, max_bytes=MAX_JSON_BYTES, what="the plan")
+        found = parse_committed(Manifest, data, where=storage.locate(PLAN_FILE))
     except CacheError:
         return None
     return found if found.digest else None
@@ -188,7 +184,7 @@ def _holds(root: Path, relative: str, content: bytes) -> bool:
 def is_sound(root: Path, relative: str, expected: FileDigest) -> bool:
     """Whether a file is as it was committed; reads all of it."""
     try:
-        return file_problem(inside(root, relative), expected, quick=False) is None
+        return file_problem(LocalStorage(root), relative, expected, quick=False) is None
     except CacheError:
         return False
 

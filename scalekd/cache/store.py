@@ -14,10 +14,12 @@ from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore, MemoryStore
 
 from scalekd.cache.chunks import MAX_METADATA_BYTES, check_metadata
-from scalekd.cache.files import FileDigest, commit_file, digest, inside, read_bounded
+from scalekd.cache.files import FileDigest, digest, read_bounded
 from scalekd.cache.layout import ArraySpec, Unit, array_path, group_paths
 from scalekd.cache.manifest import Identity
 from scalekd.codecs import quiet_zarr
+from scalekd.storage import LocalStorage
+from scalekd.storage.files import commit_file, inside
 
 
 class CommittingStore(LocalStore):
@@ -69,10 +71,11 @@ def open_array(
         CacheCorrupt: Its metadata are not those of the plan.
     """
     path = f"{array_path(unit, array)}/zarr.json"
+    folder = LocalStorage(store.root)
     content = read_bounded(
-        inside(store.root, path), max_bytes=MAX_METADATA_BYTES, what="the metadata of an array"
+        folder, path, max_bytes=MAX_METADATA_BYTES, what="the metadata of an array"
     )
-    check_metadata(content, identity, array, store.root / path)
+    check_metadata(content, identity, array, folder.locate(path))
     with quiet_zarr():
         opened = zarr.open_array(store, path=array_path(unit, array), mode="r+", zarr_format=3)
     # zarr leaves a chunk of zeros unwritten, and open_array ignores the setting that forbids it:

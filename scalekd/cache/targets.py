@@ -1,7 +1,6 @@
 """The codecs of a cache: written beside it, rebuilt from it, decoded into targets."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import safetensors
 import safetensors.numpy
 from torch import Tensor, nn
 
-from scalekd.cache.files import FileDigest, commit_file, digest, inside, read_checked
+from scalekd.cache.files import FileDigest, digest, read_checked
 from scalekd.cache.layout import TABLES_FOLDER, ArraySpec, Layout, sample_arrays, view_arrays
 from scalekd.cache.manifest import CodecInfo, Identity, StageInfo
 from scalekd.codecs import (
@@ -20,28 +19,29 @@ from scalekd.codecs import (
 )
 from scalekd.distillation import FullLogits, LogitTargets, Targets, TopKLogits
 from scalekd.errors import CacheCorrupt, UsageError
+from scalekd.storage import Place, Storage, open_storage
 from scalekd.views import ViewPolicy, view_columns
 
 Tables = dict[str, np.ndarray[Any, Any]]
 
 
-def save_codec(root: Path, codec: FeatureCodec | LogitCodec, name: str) -> CodecInfo:
+def save_codec(place: Place, codec: FeatureCodec | LogitCodec, name: str) -> CodecInfo:
     """Describe a codec, and commit its tables, if it has any."""
     tables = codec.tables()
     if not tables:
         return CodecInfo(config=codec.to_config())
-    relative, found = save_arrays(root, name, tables)
+    relative, found = save_arrays(place, name, tables)
     return CodecInfo(config=codec.to_config(), tables=relative, tables_digest=found)
 
 
-def _tables(root: Path, info: CodecInfo) -> Tables:
+def _tables(storage: Storage, info: CodecInfo) -> Tables:
     if info.tables is None or info.tables_digest is None:
         return {}
-    content = read_checked(root, info.tables, info.tables_digest)
-    return load_tables(content, root / info.tables)
+    content = read_checked(storage, info.tables, info.tables_digest)
+    return load_tables(content, storage.locate(info.tables))
 
 
-def load_tables(content: bytes, path: Path) -> Tables:
+def load_tables(content: bytes, path: str) -> Tables:
     """Arrays of a safetensors file that was read and checked; ``path`` is for the message."""
     try:
         return safetensors.numpy.load(content)
@@ -49,7 +49,7 @@ def load_tables(content: bytes, path: Path) -> Tables:
         raise CacheCorrupt(f"{path}: not a safetensors file ({error})") from None
 
 
-def save_table(root: Path, name: str, content: bytes) -> tuple[str, FileDigest]:
+def save_table(place: Place, name: str, content: bytes) -> tuple[str, FileDigest]:
     """Commit a file of tables under a name made from its content, so that none is overwritten.
 
     Returns:
@@ -57,14 +57,14 @@ def save_table(root: Path, name: str, content: bytes) -> tuple[str, FileDigest]:
     """
     found = digest(content)
     relative = f"{TABLES_FOLDER}/{name}-{found.sha256[:16]}.safetensors"
-    commit_file(inside(root, relative), content)
+    open_storage(place).commit(relative, content)
     return relative, found
 
 
-def save_arrays(root: Path, name: str, arrays: Tables) -> tuple[str, FileDigest]:
+def save_arrays(place: Place, name: str, arrays: Tables) -> tuple[str, FileDigest]:
     """Commit arrays as a safetensors file of the cache; see :func:`save_table`."""
     contiguous = {key: np.ascontiguousarray(arrays[key]) for key in sorted(arrays)}
-    return save_table(root, name, safetensors.numpy.save(contiguous))
+    return save_table(place, name, safetensors.numpy.save(contiguous))
 
 
 class CacheCodecs:
@@ -75,16 +75,17 @@ class CacheCodecs:
         self.logits = logits
 
     @classmethod
-    def load(cls, root: Path, identity: Identity) -> "CacheCodecs":
+    def load(cls, place: Place, identity: Identity) -> "CacheCodecs":
         """Rebuild the codecs from the plan and the cache's table files.
 
         Raises:
             CacheCorrupt: Configuration or tables are damaged or do not fit the stage's shape.
         """
+        storage = open_storage(place)
         return cls(
             {
                 int(stage): codec_from_config(
-                    info.codec.config, _tables(root, info.codec), info.shape
+                    info.codec.config, _tables(storage, info.codec), info.shape
                 )
                 for stage, info in sorted(identity.stages.items())
             },

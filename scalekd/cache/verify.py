@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from scalekd.cache.files import TEMPORARY_SUFFIX, FileDigest, digest_on_disk, inside
+from scalekd.cache.files import FileDigest, digest_of
 from scalekd.cache.layout import (
     LEASE_SUFFIX,
     MANIFEST_FILE,
@@ -19,6 +19,8 @@ from scalekd.cache.records import has_record, read_record, record_hash
 from scalekd.cache.targets import CacheCodecs
 from scalekd.cache.writer import manifest_of, read_plan, table_files
 from scalekd.errors import CacheError, UsageError
+from scalekd.storage import LocalStorage, NotStored, Place, Storage, StoredFileError, open_storage
+from scalekd.storage.files import TEMPORARY_SUFFIX
 
 _OF_WRITERS = frozenset({TEMPORARY_SUFFIX, LEASE_SUFFIX})
 _LATER_PASS = re.compile(r"(?:passes|records)/(\d{4})/")
@@ -43,35 +45,45 @@ class Findings:
         self.num_bytes = 0
 
 
-def verify(root: Path, *, quick: bool = False) -> Findings:
+def verify(place: Place, *, quick: bool = False) -> Findings:
     """Check every file of a complete cache.
 
     Args:
-        root: Folder of the cache.
+        place: Where the cache is; see :func:`~scalekd.cache.reader.open_cache`.
         quick: Check records and sizes, but read no data.
 
     Raises:
-        DataError: There is no cache at ``root``.
+        DataError: There is no cache at ``place``.
         CacheError: The manifest is damaged, so that the rest cannot be judged.
     """
-    manifest = read_manifest(root)
+    storage = open_storage(place)
+    manifest = read_manifest(storage)
     found = Findings()
     known = {MANIFEST_FILE, *manifest.files}
-    _check_documents(root, manifest, found)
+    _check_documents(storage, manifest, found)
     for relative, expected in manifest.files.items():
-        _check_file(root, relative, expected, quick, found, None)
+        _check_file(storage, relative, expected, quick, found, None)
     try:
-        codecs = CacheCodecs.load(root, manifest.plan.identity)
+        codecs = CacheCodecs.load(storage, manifest.plan.identity)
     except CacheError as error:
         if not found.problems:
             raise
         found.problems.append(f"shards were not checked: {error}")
         return found
-    for (unit, shard), record in _records(root, manifest, codecs, found):
+    for (unit, shard), record in _records(storage, manifest, codecs, found):
         for relative, expected in record.files.items():
             known.add(relative)
-            _check_file(root, relative, expected, quick, found, (unit, shard))
+            _check_file(storage, relative, expected, quick, found, (unit, shard))
     known |= set(manifest.records)
+    if isinstance(storage, LocalStorage):
+        _check_strangers(storage.root, known, manifest, found)
+    _check_age(storage, manifest, found)
+    if not found.problems and not quick:
+        _check_rows(storage, found)
+    return found
+
+
+def _check_strangers(root: Path, known: set[str], manifest: Manifest, found: Findings) -> None:
     for path in strangers(root, known, manifest.num_passes):
         found.strangers.append(path)
         found.problems.append(
@@ -79,41 +91,37 @@ def verify(root: Path, *, quick: bool = False) -> Findings:
             if path.is_symlink()
             else f"{path}: no record names this file"
         )
-    _check_age(root, manifest, found)
-    if not found.problems and not quick:
-        _check_rows(root, found)
-    return found
 
 
-def _check_documents(root: Path, manifest: Manifest, found: Findings) -> None:
+def _check_documents(storage: Storage, manifest: Manifest, found: Findings) -> None:
     """Manifest and plan tell the same of the same cache; which of them is wrong, repair decides."""
-    path = root / MANIFEST_FILE
+    path = storage.locate(MANIFEST_FILE)
     for relative, expected in table_files(manifest.plan.identity).items():
         if manifest.files.get(relative) != expected:
             found.problems.append(f"{path}: says otherwise of {relative} than the plan in it")
     try:
-        plan = read_plan(root)
+        plan = read_plan(storage)
     except (CacheError, UsageError):
         return  # reported with the other files
     if plan is not None and plan.cache_id != manifest.plan.cache_id:
         found.problems.append(
-            f"{path} is of cache {manifest.plan.cache_id[:12]}…, and {root / PLAN_FILE} of"
+            f"{path} is of cache {manifest.plan.cache_id[:12]}…, and {storage.locate(PLAN_FILE)} of"
             f" {plan.cache_id[:12]}…: files of two caches were mixed"
         )
 
 
-def _check_age(root: Path, manifest: Manifest, found: Findings) -> None:
+def _check_age(storage: Storage, manifest: Manifest, found: Findings) -> None:
     """A pass that is complete, and that the manifest does not tell of, makes it a stale one."""
     later = manifest.num_passes
-    if all(has_record(root, later, shard) for shard in range(manifest.plan.identity.num_shards)):
+    if all(has_record(storage, later, shard) for shard in range(manifest.plan.identity.num_shards)):
         found.problems.append(
-            f"{root / MANIFEST_FILE}: stale: pass {later} is complete and not in it; run `scalekd"
-            " cache repair`"
+            f"{storage.locate(MANIFEST_FILE)}: stale: pass {later} is complete and not in it; run"
+            " `scalekd cache repair`"
         )
 
 
 def _records(
-    root: Path, manifest: Manifest, codecs: CacheCodecs, found: Findings
+    storage: Storage, manifest: Manifest, codecs: CacheCodecs, found: Findings
 ) -> Iterator[tuple[tuple[Unit, int], ShardRecord]]:
     identity = manifest.plan.identity
     layout = codecs.layout(identity)
@@ -122,7 +130,7 @@ def _records(
         for shard in range(identity.num_shards):
             path = record_path(unit, shard)
             try:
-                record = read_record(root, manifest.plan, layout, unit, shard)
+                record = read_record(storage, manifest.plan, layout, unit, shard)
             except CacheError as error:
                 found.problems.append(str(error))
                 found.damaged.add((unit, shard))
@@ -131,17 +139,19 @@ def _records(
             found.num_bytes += len(canonical(record))
             if record_hash(record) != manifest.records.get(path):
                 found.problems.append(
-                    f"{root / path}: not the record that the manifest was written for"
+                    f"{storage.locate(path)}: not the record that the manifest was written for"
                 )
                 found.damaged.add((unit, shard))
             yield (unit, shard), record
     expected = {record_path(unit, s) for unit in units for s in range(identity.num_shards)}
     if expected != set(manifest.records):
-        found.problems.append(f"{root / MANIFEST_FILE}: names other shards than the plan has")
+        found.problems.append(
+            f"{storage.locate(MANIFEST_FILE)}: names other shards than the plan has"
+        )
 
 
 def _check_file(
-    root: Path,
+    storage: Storage,
     relative: str,
     expected: FileDigest,
     quick: bool,
@@ -149,8 +159,7 @@ def _check_file(
     unit: tuple[Unit, int] | None,
 ) -> None:
     try:
-        path = inside(root, relative)
-        problem = file_problem(path, expected, quick)
+        problem = file_problem(storage, relative, expected, quick)
     except CacheError as error:
         problem = str(error)
     found.num_files += 1
@@ -163,19 +172,26 @@ def _check_file(
         where = f" (shard {unit[1]} of " + (
             "the samples)" if unit[0] == SAMPLES else f"pass {unit[0]})"
         )
-    found.problems.append(f"{root / relative}{where}: {problem}")
+    found.problems.append(f"{storage.locate(relative)}{where}: {problem}")
 
 
-def file_problem(path: Path, expected: FileDigest, quick: bool) -> str | None:
+def file_problem(storage: Storage, relative: str, expected: FileDigest, quick: bool) -> str | None:
     """What is wrong with a committed file, or ``None``; ``quick`` looks at its size alone."""
-    if not path.exists():
+    try:
+        if quick:
+            size = storage.size(relative)
+            if size is None:
+                return "missing" if not storage.exists(relative) else "not a plain file"
+        else:
+            stored = digest_of(storage.stream(relative))
+            size = stored.num_bytes
+    except NotStored:
         return "missing"
-    if not path.is_file():
-        return "not a plain file"
-    size = path.stat().st_size
+    except StoredFileError as error:
+        return error.problem.removeprefix("is ")
     if size != expected.num_bytes:
         return f"{size:,} bytes, {expected.num_bytes:,} were committed"
-    if not quick and digest_on_disk(path) != expected:
+    if not quick and stored != expected:
         return "its bytes changed since they were committed"
     return None
 
@@ -198,9 +214,9 @@ def strangers(root: Path, known: set[str], num_passes: int) -> Iterator[Path]:
                 yield path
 
 
-def _check_rows(root: Path, found: Findings) -> None:
+def _check_rows(storage: Storage, found: Findings) -> None:
     """The files are those committed; now that the metadata and keys say what the records say."""
-    reader = open_cache(root)
+    reader = open_cache(storage)
     identity = reader.identity
     try:
         _ = reader.samples
@@ -213,14 +229,16 @@ def _check_rows(root: Path, found: Findings) -> None:
             table = reader.record(SAMPLES, shard).samples_sha256
             if reader.record(unit, shard).samples_sha256 != table:
                 found.problems.append(
-                    f"{root}: shard {shard} of pass {unit} holds other samples than the table"
+                    f"{storage.place}: shard {shard} of pass {unit} holds other samples than the"
+                    " table"
                 )
                 found.damaged.add((unit, shard))
     if found.problems:
         return
-    made = manifest_of(root, reader.manifest.plan, reader.layout, reader.num_passes)
+    made = manifest_of(storage, reader.manifest.plan, reader.layout, reader.num_passes)
     for name in Manifest.model_fields:
         if name != "digest" and getattr(made, name) != getattr(reader.manifest, name):
             found.problems.append(
-                f"{root / MANIFEST_FILE}: {name} is not what the records make it; it was edited"
+                f"{storage.locate(MANIFEST_FILE)}: {name} is not what the records make it; it was"
+                " edited"
             )

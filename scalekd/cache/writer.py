@@ -19,15 +19,7 @@ from typing import Any, Self
 import numpy as np
 import zarr
 
-from scalekd.cache.files import (
-    TEMPORARY_SUFFIX,
-    FileDigest,
-    commit_file,
-    digest,
-    explained,
-    inside,
-    read_bounded,
-)
+from scalekd.cache.files import FileDigest, digest, read_bounded
 from scalekd.cache.layout import (
     MANIFEST_FILE,
     PLAN_FILE,
@@ -59,6 +51,8 @@ from scalekd.cache.records import (
 )
 from scalekd.cache.store import CommittingStore, metadata_documents, open_array, write_rows
 from scalekd.errors import CacheCorrupt, CacheMismatch, EnvironmentFault, UsageError
+from scalekd.storage import LocalStorage, Place, open_storage
+from scalekd.storage.files import TEMPORARY_SUFFIX, commit_file, explained, inside
 
 Rows = np.ndarray[Any, Any]
 
@@ -71,23 +65,24 @@ _NAMES = frozenset(
 """What stands at the top of a cache. Before the plan, there are tables alone."""
 
 
-def read_plan(root: Path) -> Plan | None:
-    """The plan of the cache at ``root``, or ``None`` when no cache was begun there.
+def read_plan(place: Place) -> Plan | None:
+    """The plan of the cache at ``place``, or ``None`` when no cache was begun there.
 
     Raises:
         UsageError: The folder holds something that is no cache.
     """
-    if not root.exists():
+    storage = open_storage(place)
+    if isinstance(storage, LocalStorage):
+        if not storage.root.exists():
+            return None
+        if not storage.root.is_dir():
+            raise UsageError(f"{storage.place} is a file; --output names the folder of a cache")
+    if not storage.exists(PLAN_FILE):
+        if isinstance(storage, LocalStorage):
+            _refuse_strangers(storage.root, frozenset({TABLES_FOLDER}))
         return None
-    if not root.is_dir():
-        raise UsageError(f"{root} is a file; --output names the folder of a cache")
-    path = root / PLAN_FILE
-    if not path.exists():
-        _refuse_strangers(root, frozenset({TABLES_FOLDER}))
-        return None
-    return parse_committed(
-        Plan, read_bounded(path, max_bytes=MAX_JSON_BYTES, what="the plan"), where=str(path)
-    )
+    data = read_bounded(storage, PLAN_FILE, max_bytes=MAX_JSON_BYTES, what="the plan")
+    return parse_committed(Plan, data, where=storage.locate(PLAN_FILE))
 
 
 def _refuse_strangers(root: Path, names: frozenset[str]) -> None:
@@ -460,13 +455,13 @@ def finish(root: Path, plan: Plan, layout: Layout, num_passes: int) -> Manifest 
     return manifest
 
 
-def manifest_of(root: Path, plan: Plan, layout: Layout, num_passes: int) -> Manifest:
+def manifest_of(place: Place, plan: Plan, layout: Layout, num_passes: int) -> Manifest:
     """The manifest that plan and commit records make; they leave no choice.
 
     Raises:
         CacheError: A record is missing or damaged, or a pass holds other samples than the table.
     """
-    identity = plan.identity
+    storage, identity = open_storage(place), plan.identity
     units: tuple[Unit, ...] = (SAMPLES, *range(num_passes))
     files = {PLAN_FILE: digest(canonical(plan)), **table_files(identity)}
     for unit in units:
@@ -478,7 +473,7 @@ def manifest_of(root: Path, plan: Plan, layout: Layout, num_passes: int) -> Mani
     num_views, total_bytes = 0, sum(entry.num_bytes for entry in files.values())
     for unit in units:
         for shard in range(identity.num_shards):  # one record in memory at a time
-            record = read_record(root, plan, layout, unit, shard)
+            record = read_record(storage, plan, layout, unit, shard)
             records[record_path(unit, shard)] = record_hash(record)
             total_bytes += sum(entry.num_bytes for entry in record.files.values())
             if unit == SAMPLES:
@@ -488,8 +483,8 @@ def manifest_of(root: Path, plan: Plan, layout: Layout, num_passes: int) -> Mani
             num_views += record.num_rows
             if record.samples_sha256 != samples[shard]:
                 raise CacheCorrupt(
-                    f"{root}: shard {shard} of pass {unit} holds other samples than the cache's"
-                    " table"
+                    f"{storage.place}: shard {shard} of pass {unit} holds other samples than the"
+                    " cache's table"
                 )
     return Manifest(
         plan=plan,
@@ -502,19 +497,20 @@ def manifest_of(root: Path, plan: Plan, layout: Layout, num_passes: int) -> Mani
     ).sealed()
 
 
-def committed_passes(root: Path, plan: Plan) -> int:
+def committed_passes(place: Place, plan: Plan) -> int:
     """Passes of the manifest that stands; 0 before the first is written.
 
     Raises:
         CacheCorrupt: The manifest is damaged.
         CacheMismatch: It is the manifest of another cache.
     """
-    path = root / MANIFEST_FILE
-    if not path.exists():
+    storage = open_storage(place)
+    path = storage.locate(MANIFEST_FILE)
+    if not storage.exists(MANIFEST_FILE):
         return 0
-    data = read_bounded(path, max_bytes=MAX_JSON_BYTES, what="the manifest")
+    data = read_bounded(storage, MANIFEST_FILE, max_bytes=MAX_JSON_BYTES, what="the manifest")
     try:
-        manifest = parse_committed(Manifest, data, where=str(path))
+        manifest = parse_committed(Manifest, data, where=path)
     except CacheCorrupt as error:
         raise CacheCorrupt(
             f"{error}; delete it and run the same command again: it is made from the records"

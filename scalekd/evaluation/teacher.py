@@ -73,13 +73,13 @@ def cached_answers(
     """
     if not reader.policy.deterministic:
         raise UsageError(
-            f"{reader.root}: holds random views ({reader.policy}), and an answer on a crop is not "
+            f"{reader.place}: holds random views ({reader.policy}), and an answer on a crop is not "
             "the teacher's answer on the image; write a cache of the split with --aug center"
         )
     fingerprint = reader.identity.data.fingerprint
     if images.fingerprint != fingerprint:
         raise CacheMismatch(
-            f"{reader.root}: was made from other images than {images.place} (fingerprint "
+            f"{reader.place}: was made from other images than {images.place} (fingerprint "
             f"{fingerprint[:12]}… in the cache, {images.fingerprint[:12]}… here); give the cache "
             "of this split"
         )
@@ -94,7 +94,7 @@ def cached_answers(
         answers[positions[first : first + count]] = _likeliest(logits, class_map).numpy()
     if (answers < 0).any():
         missing = images.key(int(np.flatnonzero(answers < 0)[0]))
-        raise CacheMismatch(f"{reader.root}: holds no answer on sample {missing}")
+        raise CacheMismatch(f"{reader.place}: holds no answer on sample {missing}")
     return answers
 
 

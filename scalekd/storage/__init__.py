@@ -1,0 +1,57 @@
+"""Where files are: a folder, an object store, a web server; one interface for all."""
+
+import re
+from pathlib import Path
+
+from scalekd.errors import UsageError
+from scalekd.storage.base import NotStored, Storage, StoredFile, StoredFileError
+from scalekd.storage.local import LocalStorage
+from scalekd.storage.objects import ObjectStorage
+
+__all__ = [
+    "LocalStorage",
+    "NotStored",
+    "Place",
+    "Storage",
+    "StoredFile",
+    "StoredFileError",
+    "is_remote",
+    "open_storage",
+]
+
+Place = str | Path | Storage
+"""A folder, a URL, or what either of them was opened as."""
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+def is_remote(place: Place) -> bool:
+    """Whether ``place`` is no folder: a URL other than ``file://``, or an opened remote store."""
+    if isinstance(place, Storage):
+        return place.is_remote
+    url = _URL.match(str(place)) if isinstance(place, str) else None
+    return url is not None and url[1] != "file"
+
+
+def open_storage(place: Place) -> Storage:
+    """The files at a place. Nothing is read yet.
+
+    Args:
+        place: A folder, ``file://``, ``s3://``, ``gs://``, ``az://``, ``https://``; a storage is
+            given back as it is.
+
+    Raises:
+        UsageError: The URL is of an unknown kind, or its package is not installed.
+    """
+    if isinstance(place, Storage):
+        return place
+    if isinstance(place, Path):
+        return LocalStorage(place)
+    url = _URL.match(place)
+    if url is None:
+        return LocalStorage(place)
+    if url[1] == "file":
+        return LocalStorage(place.removeprefix("file://"))
+    if url[1] == "hf":
+        raise UsageError(f"{place}: hf:// is not supported yet")
+    return ObjectStorage(place)

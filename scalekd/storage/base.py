@@ -1,0 +1,166 @@
+"""What a store of files can do, whatever holds it: a folder, a bucket, a web server.
+
+Names are relative POSIX paths below the *place* that was opened. A read gives the whole of what
+was asked for or an error, never less; a commit gives readers the whole content or what stood
+there before. Nothing here knows what the files mean: digests are checked by whoever has them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from scalekd.errors import CacheCorrupt, DataError
+
+
+class StoredFileError(DataError):
+    """A file cannot be read as asked: it is missing, too large, or no plain file.
+
+    Attributes:
+        problem: What is wrong with it, without saying where: ``is missing``.
+    """
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(f"{where} {problem}")
+        self.where = where
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.where, self.problem)
+
+
+class NotStored(StoredFileError):
+    """There is no such file."""
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One file of a listing.
+
+    Attributes:
+        path: Relative to the place.
+        size: Bytes.
+        modified: Seconds since 1970 by the clock of the store.
+    """
+
+    path: str
+    size: int
+    modified: float
+
+
+def check_relative(place: str, relative: str) -> str:
+    """Refuse a name that could lead out of the place.
+
+    Raises:
+        CacheCorrupt: It is absolute, empty, climbs with ``..``, or is not written plainly.
+    """
+    parts = PurePosixPath(relative)
+    strange = ".." in parts.parts or "\\" in relative or "\0" in relative
+    if parts.is_absolute() or not parts.parts or strange:
+        raise CacheCorrupt(f"{place}: {relative!r} is not a path inside the cache")
+    return str(parts)
+
+
+class Storage(ABC):
+    """Files below one place. Safe to pickle, and to use from several threads.
+
+    Attributes:
+        place: Folder or URL that was opened, for messages; holds no secret.
+        is_remote: Whether reading goes over a network.
+    """
+
+    place: str
+    is_remote: bool = True
+
+    def locate(self, relative: str) -> str:
+        """Where a file stands, for messages."""
+        return f"{self.place}/{relative}"
+
+    @abstractmethod
+    def read(self, relative: str, *, max_bytes: int, sha256: str | None = None) -> bytes:
+        """The whole content of a file, whose size is known before memory is taken.
+
+        Args:
+            relative: Path below the place.
+            max_bytes: Largest size accepted.
+            sha256: Hash the content is to have, where known. A cache finds it by this; nothing
+                is checked here.
+
+        Raises:
+            NotStored: There is no such file.
+            StoredFileError: It is no plain file, or larger than ``max_bytes``.
+            CacheCorrupt: ``relative`` leads out of the place.
+            EnvironmentFault: The store cannot be reached or does not let us in.
+        """
+
+    @abstractmethod
+    def read_range(self, relative: str, start: int, length: int) -> bytes:
+        """Exactly ``length`` bytes from ``start`` on.
+
+        Raises:
+            StoredFileError: Missing, or it ends before; and as for :meth:`read`.
+        """
+
+    @abstractmethod
+    def stream(self, relative: str) -> Iterator[bytes]:
+        """The whole content in pieces of a few megabytes, so that its size costs no memory.
+
+        Raises:
+            StoredFileError: Missing, or it ended before the size that was announced.
+        """
+
+    @abstractmethod
+    def size(self, relative: str) -> int | None:
+        """Bytes of a file, or ``None`` when there is none."""
+
+    def exists(self, relative: str) -> bool:
+        """Whether there is such a file."""
+        return self.size(relative) is not None
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> Iterator[StoredFile]:
+        """All files below the folder ``prefix``, at any depth; none when there is no such folder.
+
+        A listing may lag behind what was written or deleted a moment ago.
+
+        Raises:
+            UsageError: The store cannot list (a web server).
+        """
+
+    @abstractmethod
+    def folders(self, prefix: str = "") -> Sequence[str]:
+        """Names of the folders directly below the folder ``prefix``, sorted.
+
+        Raises:
+            UsageError: The store cannot list (a web server).
+        """
+
+    @abstractmethod
+    def commit(self, relative: str, data: bytes | memoryview, *, exclusive: bool = False) -> bool:
+        """Write a file so that readers see all of ``data`` or what stood there before.
+
+        Args:
+            relative: Path below the place.
+            data: The whole content.
+            exclusive: Write once: leave an existing file alone.
+
+        Returns:
+            Whether this call made the file; always true unless ``exclusive``.
+
+        Raises:
+            UsageError: The store is read-only.
+            EnvironmentFault: Disk full, no permission, store out of reach.
+        """
+
+    @abstractmethod
+    def delete(self, relative: str) -> None:
+        """Remove a file; no error when there is none."""
+
+    def forget(self, relative: str, *, sha256: str | None = None) -> bool:
+        """Drop any copy kept of a file that turned out damaged.
+
+        Returns:
+            Whether reading it once more may give something else.
+        """
+        del relative, sha256
+        return self.is_remote

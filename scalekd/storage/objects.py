@@ -1,0 +1,293 @@
+"""Object stores and web servers, through obstore (the Rust crate ``object_store``).
+
+obstore repeats requests that met throttling (429, 503), server errors, timeouts and dropped
+connections, with exponential backoff and within bounds; it goes on in the middle of a body. What
+no repetition mends (no credentials, expired ones, no permission, no such bucket) comes at once.
+
+Its runtime does not survive a fork: a forked process would wait for ever on threads that it does
+not have. A store is opened when it is first used, and one used in a forked process says so;
+loaders start their workers afresh where a store is remote.
+"""
+
+import functools
+import os
+import re
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from scalekd.errors import DataError, EnvironmentFault, UsageError
+from scalekd.storage.base import (
+    NotStored,
+    Storage,
+    StoredFile,
+    StoredFileError,
+    check_relative,
+)
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+SCHEMES = ("s3", "gs", "az", "http", "https", "memory")
+_RETRIES = {
+    "max_retries": 8,
+    "retry_timeout": timedelta(seconds=120),
+    "backoff": {
+        "init_backoff": timedelta(milliseconds=200),
+        "max_backoff": timedelta(seconds=15),
+        "base": 2,
+    },
+}
+_CLIENT = {
+    "connect_timeout": timedelta(seconds=10),
+    "read_timeout": timedelta(seconds=60),  # of silence
+    "timeout": timedelta(minutes=30),  # of a whole request; a file has at most 4 GiB
+}
+_PIECE_BYTES = 8 << 20
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where given, AWS_SESSION_TOKEN (for a"
+    " public bucket AWS_SKIP_SIGNATURE=true)",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}
+_REFUSED = re.compile(
+    r"ExpiredToken|InvalidAccessKeyId|SignatureDoesNotMatch|InvalidToken|TokenRefreshRequired"
+    r"|AuthenticationFailed|RequestTimeTooSkewed|AccessDenied|credential",
+    re.IGNORECASE,
+)
+_STATUS = re.compile(r"status code: (\d{3}[^:<\n]*)")
+_CODE = re.compile(r"<Code>([A-Za-z]{1,64})</Code>")
+_used_by: int | None = None  # the process whose runtime obstore runs in
+
+
+class ObjectStorage(Storage):
+    """Objects below a prefix of a bucket, or files below a path of a web server.
+
+    Endpoint and credentials come from the usual environment variables (``AWS_ENDPOINT_URL``,
+    ``AWS_ACCESS_KEY_ID``, ``GOOGLE_APPLICATION_CREDENTIALS``, ``AZURE_STORAGE_ACCOUNT_KEY``, …).
+
+    Args:
+        url: ``s3://bucket/prefix``, ``gs://…``, ``az://container/prefix``, ``https://host/path``,
+            or ``memory://`` for tests.
+
+    Raises:
+        UsageError: The URL is of another kind or holds a password, or obstore is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urllib.parse.urlsplit(url)
+        self.scheme = parts.scheme
+        self.read_only = self.scheme in ("http", "https")
+        if self.scheme not in SCHEMES:
+            raise UsageError(f"{url}: {self.scheme}:// is none of {', '.join(SCHEMES)}")
+        if parts.username or parts.password:
+            raise UsageError(
+                f"{self.scheme}://…@{parts.hostname}: a URL with a user or password ends up in"
+                " logs; give credentials in the environment"
+            )
+        if parts.query or parts.fragment:
+            raise UsageError(
+                f"{self.scheme}://{parts.netloc}{parts.path}: what follows '?' or '#' cannot be"
+                " part of the place of a cache; signed links are not supported"
+            )
+        if not parts.netloc and self.scheme != "memory":
+            raise UsageError(f"{url}: names no bucket or host")
+        self.place = url.rstrip("/")
+        self._opened: tuple[int, ObjectStore] | None = None
+        _obstore()
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.scheme == "memory":
+            raise UsageError(f"{self.place}: lives in one process only")
+        return {**self.__dict__, "_opened": None}
+
+    def read(self, relative: str, *, max_bytes: int, sha256: str | None = None) -> bytes:
+        del sha256
+        path = self._path(relative)
+        with self._explained("read", relative):
+            found = _obstore().get(self._store, path)
+            size = found.meta["size"]
+            if size > max_bytes:
+                raise StoredFileError(
+                    self.locate(path), f"has {size:,} bytes, more than the {max_bytes:,} allowed"
+                )
+            data = bytes(found.bytes())
+        if len(data) != size:
+            raise StoredFileError(
+                self.locate(path), f"gave {len(data):,} bytes of the {size:,} it announced"
+            )
+        return data
+
+    def read_range(self, relative: str, start: int, length: int) -> bytes:
+        path = self._path(relative)
+        if not length:
+            return b""
+        with self._explained("read", relative):
+            data = bytes(_obstore().get_range(self._store, path, start=start, length=length))
+        if len(data) != length:
+            raise StoredFileError(
+                self.locate(path),
+                f"ends at byte {start + len(data):,}, {start:,} to {start + length:,} are needed",
+            )
+        return data
+
+    def stream(self, relative: str) -> Iterator[bytes]:
+        path, num_bytes = self._path(relative), 0
+        with self._explained("read", relative):
+            found = _obstore().get(self._store, path)
+            for piece in found.stream(min_chunk_size=_PIECE_BYTES):
+                num_bytes += len(piece)
+                yield bytes(piece)
+        if num_bytes != found.meta["size"]:
+            raise StoredFileError(
+                self.locate(path),
+                f"gave {num_bytes:,} bytes of the {found.meta['size']:,} it announced",
+            )
+
+    def size(self, relative: str) -> int | None:
+        try:
+            with self._explained("look at", relative):
+                return int(_obstore().head(self._store, self._path(relative))["size"])
+        except NotStored:
+            return None
+
+    def list(self, prefix: str = "") -> Iterator[StoredFile]:
+        self._check_lists()
+        below = self._path(prefix) if prefix else None
+        with self._explained("list", prefix):
+            for batch in _obstore().list(self._store, below, chunk_size=1000):
+                for found in batch:
+                    yield StoredFile(
+                        found["path"], int(found["size"]), found["last_modified"].timestamp()
+                    )
+
+    def folders(self, prefix: str = "") -> Sequence[str]:
+        self._check_lists()
+        below = self._path(prefix) if prefix else None
+        with self._explained("list", prefix):
+            found = _obstore().list_with_delimiter(self._store, below)["common_prefixes"]
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
+
+    def commit(self, relative: str, data: bytes | memoryview, *, exclusive: bool = False) -> bool:
+        if self.read_only:
+            raise UsageError(f"{self.place}: a web server can be read from, not written to")
+        path, obstore = self._path(relative), _obstore()
+        try:
+            with self._explained("write", relative):
+                # One request: parts of an upload that was interrupted would stay, and be paid for.
+                obstore.put(
+                    self._store,
+                    path,
+                    data,
+                    mode="create" if exclusive else "overwrite",
+                    use_multipart=False,
+                )
+        except obstore.exceptions.AlreadyExistsError:
+            return False
+        return True
+
+    def delete(self, relative: str) -> None:
+        if self.read_only:
+            raise UsageError(f"{self.place}: a web server can be read from, not written to")
+        try:
+            with self._explained("delete", relative):
+                _obstore().delete(self._store, self._path(relative))
+        except NotStored:
+            return
+
+    @property
+    def _store(self) -> "ObjectStore":
+        """The opened store, of this process."""
+        global _used_by
+        process = os.getpid()
+        if _used_by not in (None, process):
+            raise UsageError(
+                f"{self.place}: remote stores were used before this process was forked, and their"
+                " client cannot follow; start processes with multiprocessing's 'forkserver' or"
+                " 'spawn'"
+            )
+        _used_by = process
+        if self._opened is None or self._opened[0] != process:
+            self._opened = process, _open(self.scheme, self.place)
+        return self._opened[1]
+
+    def _path(self, relative: str) -> str:
+        return check_relative(self.place, relative)
+
+    def _check_lists(self) -> None:
+        if self.read_only:
+            raise UsageError(f"{self.place}: a web server has no listing of its files")
+
+    @contextmanager
+    def _explained(self, doing: str, relative: str) -> Iterator[None]:
+        """Turn what a store answers into one line that says what to do."""
+        errors = _obstore().exceptions
+        where = self.locate(relative) if relative else self.place
+        try:
+            yield
+        except errors.AlreadyExistsError:
+            raise
+        except FileNotFoundError as error:
+            if "NoSuchBucket" in str(error):
+                raise DataError(f"{where}: there is no such bucket") from None
+            raise NotStored(where, "is missing") from None
+        except (errors.BaseError, OSError, ValueError) as error:
+            text = str(error)
+            refused = isinstance(error, errors.PermissionDeniedError | errors.UnauthenticatedError)
+            if refused or _REFUSED.search(text):
+                raise EnvironmentFault(
+                    f"cannot {doing} {where}: the store refuses the credentials given, or they do"
+                    f" not permit it ({_answer(text)}); renew or set "
+                    + _CREDENTIALS.get(self.scheme, "them")
+                ) from None
+            if "NoSuchBucket" in text:
+                raise DataError(f"{where}: there is no such bucket") from None
+            if "Range Not Satisfiable" in text:
+                raise StoredFileError(where, "ends before the bytes that are needed") from None
+            raise EnvironmentFault(
+                f"cannot {doing} {where}: {_answer(text)}. Check address and network, then run the"
+                " same command again; what was committed is kept"
+            ) from None
+
+
+def _answer(text: str) -> str:
+    """What a store said, in a few words: its XML and obstore's debug output say much more."""
+    status, code = _STATUS.search(text), _CODE.search(text)
+    found = [match[1].strip() for match in (status, code) if match]
+    return ", ".join(found) or text.split("\n")[0][:200]
+
+
+def _open(scheme: str, url: str) -> "ObjectStore":
+    from obstore import store
+
+    options: Any = {"client_options": dict(_CLIENT), "retry_config": _RETRIES}
+    options["client_options"]["allow_http"] = _may_be_plain(scheme, url)
+    if scheme == "memory":
+        return store.MemoryStore()
+    if scheme in ("http", "https"):
+        return store.HTTPStore(url, **options)
+    if scheme == "az":
+        parts = urllib.parse.urlsplit(url)
+        return store.AzureStore(parts.netloc, prefix=parts.path.strip("/") or None, **options)
+    return store.from_url(url, **options)
+
+
+def _may_be_plain(scheme: str, url: str) -> bool:
+    """Whether somebody asked for a connection without TLS, as people do for stores of their own."""
+    asked = [url, os.environ.get("AWS_ENDPOINT_URL_S3"), os.environ.get("AWS_ENDPOINT_URL")]
+    asked.append(os.environ.get("AWS_ENDPOINT"))
+    return any(place is not None and place.startswith("http://") for place in asked)
+
+
+@functools.cache
+def _obstore() -> Any:
+    try:
+        import obstore
+        import obstore.exceptions
+    except ImportError:
+        raise UsageError(
+            "remote stores need the package obstore: pip install 'scalekd[remote]'"
+        ) from None
+    return obstore
