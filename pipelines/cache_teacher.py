@@ -22,6 +22,7 @@ from scalekd.cache.targets import CacheCodecs
 from scalekd.cache.writer import (
     CacheWriter,
     begin,
+    commit_plan,
     committed_passes,
     differences,
     finish,
@@ -140,9 +141,7 @@ def _prepare(
 ) -> None:
     """Calibrate and begin the cache, unless it was begun before, and then for this very job."""
     plan = read_plan(config.output)
-    if plan is not None:
-        _check_same_job(config, teacher, images, policy, plan)
-    else:
+    if plan is None:
         calibration = calibrate(config, teacher, images, policy)
         identity = wanted_identity(config, teacher, images, policy, calibration)
         licence = teacher.spec.licence
@@ -158,6 +157,8 @@ def _prepare(
                 },
             ),
         )
+        plan = commit_plan(config.output, plan)
+    _check_same_job(config, teacher, images, policy, plan)
     layout = CacheCodecs.load(config.output, plan.identity).layout(plan.identity)
     begin(config.output, plan, layout, config.passes)
 

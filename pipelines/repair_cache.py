@@ -34,7 +34,7 @@ from scalekd.cache.repair import (
 )
 from scalekd.cache.targets import CacheCodecs, save_arrays
 from scalekd.cache.verify import verify
-from scalekd.cache.writer import CacheWriter, SampleRows, begin, finish, table_files
+from scalekd.cache.writer import CacheWriter, SampleRows, begin, commit_plan, finish, table_files
 from scalekd.data.drawing import drawn_samples
 from scalekd.errors import CacheCorrupt, CacheMismatch
 from scalekd.pipelines._calibrate import calibrate, draw_witnesses
@@ -228,7 +228,8 @@ def _redo(
 ) -> ShardRecord:
     """Make one shard again in a work folder."""
     drawn = maker.drawn  # before the teacher, whose weights take longer to read
-    plan = begin(place, standing.plan, layout, standing.num_passes)
+    plan = commit_plan(place, standing.plan)
+    begin(place, plan, layout, standing.num_passes)
     with CacheWriter(place, plan, layout) as writer:
         if unit == SAMPLES:
             rows, skipped = _samples_again(root, standing, layout, maker, shard)

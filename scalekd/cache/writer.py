@@ -133,24 +133,26 @@ def remove_cache(root: Path) -> None:
                 entry.unlink(missing_ok=True)
 
 
-def begin(root: Path, plan: Plan, layout: Layout, num_passes: int) -> Plan:
-    """Write the plan, unless another process was first, and the metadata of all arrays.
+def commit_plan(root: Path, plan: Plan) -> Plan:
+    """Write the plan, unless another process was first.
 
     Returns:
-        The plan in force.
-
-    Raises:
-        CacheMismatch: The cache was begun for something else.
+        The plan in force. Machines that begin one cache at once may calibrate to other tables;
+        they all go on with those of the first, if its job is theirs.
     """
-    if not commit_file(root / PLAN_FILE, canonical(plan), exclusive=True):
-        standing = read_plan(root)
-        if standing is None or standing.cache_id != plan.cache_id:
-            raise CacheMismatch(
-                f"{root} was begun for something else: "
-                + (differences(standing.identity, plan.identity) if standing else "no plan")
-                + ". Choose another --output, or --overwrite"
-            )
-        plan = standing
+    if commit_file(root / PLAN_FILE, canonical(plan), exclusive=True):
+        return plan
+    standing = read_plan(root)
+    if standing is None:
+        raise EnvironmentFault(
+            f"{root / PLAN_FILE} is there and cannot be seen: does the file system show other"
+            " machines' files late? Run the same command again"
+        )
+    return standing
+
+
+def begin(root: Path, plan: Plan, layout: Layout, num_passes: int) -> None:
+    """Write the metadata of all arrays, and remove tables that the plan does not name."""
     wanted = set(table_files(plan.identity))
     for path in (root / TABLES_FOLDER).glob("*.safetensors"):
         if f"{TABLES_FOLDER}/{path.name}" not in wanted:
@@ -161,7 +163,6 @@ def begin(root: Path, plan: Plan, layout: Layout, num_passes: int) -> Plan:
             target = inside(root, relative)
             if not target.exists() or target.read_bytes() != content:
                 commit_file(target, content)
-    return plan
 
 
 def table_files(identity: Identity) -> dict[str, FileDigest]:

@@ -252,6 +252,38 @@ def test_a_shard_that_another_job_commits_meanwhile_is_left_to_it(
     assert file_contents(cache_copy) == file_contents(sound_cache)
 
 
+def test_machines_that_begin_at_once_go_on_with_the_tables_of_the_first(
+    tmp_path: Path,
+    make_cache: MakeCache,
+    file_contents: FileContents,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their calibrations differ in the last bits; nothing of the second one's is left."""
+    codec = {"codec": "transform:error=0.05", "passes": 1}
+    make_cache(tmp_path / "first", **codec)
+    calibrate = stage_one.calibrate
+
+    def late_and_otherwise(*arguments: Any) -> Any:
+        run = _calibrate.run_teacher
+
+        def otherwise(*inner: Any) -> Any:
+            output = run(*inner)
+            output.features[4] *= 1.001
+            return output
+
+        with monkeypatch.context() as patch:
+            patch.setattr(_calibrate, "run_teacher", otherwise)
+            made = calibrate(*arguments)
+        shutil.copytree(tmp_path / "first/tables", tmp_path / "cache/tables", dirs_exist_ok=True)
+        shutil.copy(tmp_path / "first/plan.json", tmp_path / "cache/plan.json")
+        return made
+
+    monkeypatch.setattr(stage_one, "calibrate", late_and_otherwise)
+    result = make_cache(tmp_path / "cache", **codec)
+    assert result.complete
+    assert file_contents(tmp_path / "cache") == file_contents(tmp_path / "first")
+
+
 # Folders that are no cache
 
 
