@@ -8,9 +8,7 @@ same command with ``--resume auto`` goes on from the last checkpoint, to the bit
 """
 
 import importlib.metadata
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,10 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
-from torch import nn
 
-from scalekd.cache import CacheReader, TargetDecoder, open_cache
-from scalekd.data import CachedViewLoader, ImageDataset, open_dataset, worker_faults
-from scalekd.distillation import Objective, build_objective
+from scalekd.cache import TargetDecoder, open_cache
+from scalekd.data import open_dataset, worker_faults
+from scalekd.distillation import Objective
 from scalekd.errors import CacheMismatch, DataError, UsageError
 from scalekd.evaluation import (
     EvaluationConfig,
@@ -31,18 +28,15 @@ from scalekd.evaluation import (
     cached_answers,
     class_map_by_name,
 )
-from scalekd.storage import LocalStorage
 from scalekd.students import Student, create_student
 from scalekd.teachers import (
     Teacher,
     TeacherConfig,
-    TeacherSpec,
-    load_tail,
     load_teacher,
     teacher_named_by_cache,
 )
 from scalekd.training import (
-    DistillationModule,
+    CachedTeacher,
     NoTargets,
     OnlineTargets,
     TrainConfig,
@@ -72,16 +66,20 @@ def train_student(config: TrainConfig) -> TrainResult:
     set_seed(config.seed)  # every process builds the same student and projectors
     source = _open_source(config)
     student = _make_student(config, source)
-    objective = _make_objective(config, source, student)
-    targets, groups = _make_targets(config, source, objective)
-    loader = CachedViewLoader(
-        source.reader,
-        source.images,
+    module = source.module(
+        student,
+        objective=config.objective,
+        config=config.objective_config,
+        channels_last=config.channels_last,
+        tail_checkpointing=config.tail_checkpointing,
+    )
+    targets = _make_targets(config, source, module.objective)
+    loader = source.loader(
+        student,
+        targets,
         batch_size=config.batch_size,
         num_workers=config.workers,
         seed=config.seed,
-        view_size=student.spec.img_size,
-        groups=groups,
         allowed_drift=config.allow_pixel_drift or 0.0,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
@@ -90,13 +88,7 @@ def train_student(config: TrainConfig) -> TrainResult:
     trainer = Trainer(
         config,
         accelerator=accelerator,
-        module=DistillationModule(
-            student,
-            objective,
-            mean=student.spec.mean,
-            std=student.spec.std,
-            channels_last=config.channels_last,
-        ),
+        module=module,
         loader=loader,
         targets=targets,
         evaluate=evaluator,
@@ -129,47 +121,29 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         raise UsageError(f"--amp {config.amp} --log-with {config.log_with}: {error}") from error
 
 
-@dataclass(frozen=True)
-class _Source:
-    """What the student learns from."""
-
-    reader: CacheReader
-    images: ImageDataset
-    teacher: TeacherSpec
-    num_classes: int
-
-
-def _open_source(config: TrainConfig) -> _Source:
+def _open_source(config: TrainConfig) -> CachedTeacher:
     if config.cache is None:
         raise UsageError("--cache is missing; write one with `scalekd cache-teacher`")
     if config.data_dir is None:
         raise UsageError(
             "--data-dir is missing: this cache holds targets, and the images stay where they are"
         )
-    reader = open_cache(config.cache)
-    images = open_dataset(config.data_dir, config.split)
-    teacher = TeacherSpec.model_validate(reader.identity.teacher)
-    # The teacher's classes are the student's wherever its logits are learnt from.
-    found = (config.num_classes, teacher.num_classes, images.num_classes)
-    num_classes = next(number for number in found if number)
-    largest = int(images.labels.max())
-    if int(images.labels.min()) < 0 or largest >= num_classes:
-        raise DataError(
-            f"{images.place}: labels run from {int(images.labels.min())} to {largest}, and "
-            f"the student has classes 0 to {num_classes - 1}; every image "
-            "needs a label (see --num-classes)"
-        )
-    return _Source(reader, images, teacher, num_classes)
+    return CachedTeacher(
+        config.cache,
+        data_dir=config.data_dir,
+        split=config.split,
+        num_classes=config.num_classes,
+    )
 
 
-def _make_student(config: TrainConfig, source: _Source) -> Student:
+def _make_student(config: TrainConfig, source: CachedTeacher) -> Student:
     kwargs = dict(config.model_kwargs)
     if config.drop_path is not None:
         kwargs["drop_path_rate"] = config.drop_path
     student = create_student(
         config.model,
         num_classes=source.num_classes,
-        img_size=config.img_size or source.reader.identity.views.view_size,
+        img_size=config.img_size or source.view_size,
         pretrained=config.pretrained,
         checkpoint=_initial_weights(config.initial_checkpoint),
         model_kwargs=kwargs,
@@ -193,66 +167,19 @@ def _initial_weights(path: str | None) -> Path | None:
     return checkpoint / STUDENT_FILE
 
 
-def _make_objective(config: TrainConfig, source: _Source, student: Student) -> Objective:
-    name, settings = config.objective, config.objective_config
-    if name == "scalekd":
-        objective = build_objective(
-            name,
-            settings,
-            student_levels=[(level.num_channels, level.grid) for level in student.spec.levels],
-            teacher_stages=source.teacher.stages,
-            tail=_load_tail(config, source.reader) if settings.tpp else None,
-        )
-    else:
-        objective = build_objective(name, settings)
-    if objective.needs_logits and source.teacher.num_classes != student.spec.num_classes:
-        raise UsageError(
-            "the KD loss compares classes one by one, and the teacher has "
-            f"{source.teacher.num_classes} of them where the student has "
-            f"{student.spec.num_classes}; train without it "
-            "(--distillation kd=false), or with the teacher's classes"
-        )
-    return objective
-
-
-def _load_tail(config: TrainConfig, reader: CacheReader) -> nn.Module:
-    identity = reader.identity
-    if identity.tail is None:
-        raise UsageError(
-            f"{reader.place}: holds no teacher tail, which stage 3 of the scalekd objective passes "
-            "through; write the cache with --stages final or 3,4, or give --distillation tpp=false"
-        )
-    content = reader.file(identity.tail, identity.tail_digest)  # checks its bytes
-    if isinstance(reader.storage, LocalStorage):
-        tail = load_tail(reader.storage.path(identity.tail))
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / Path(identity.tail).name
-            path.write_bytes(content)
-            tail = load_tail(path)
-    tail.set_grad_checkpointing(config.tail_checkpointing)
-    return tail
-
-
 def _make_targets(
-    config: TrainConfig, source: _Source, objective: Objective
-) -> tuple[nn.Module, tuple[str, ...]]:
-    """The target source, and the groups of arrays that the loader must read for it."""
-    if not objective.needs_features and not objective.needs_logits:
-        return NoTargets(), ()
-    if config.online:
+    config: TrainConfig, source: CachedTeacher, objective: Objective
+) -> TargetDecoder | NoTargets | OnlineTargets:
+    if config.online and (objective.needs_features or objective.needs_logits):
         return OnlineTargets(
             _live_teacher(config, source), amp_dtype=AUTOCAST_DTYPES[choose_precision(config.amp)]
-        ), ()
-    decoder = TargetDecoder(
-        source.reader.codecs, features=objective.needs_features, logits=objective.needs_logits
-    )
-    return decoder, decoder.groups
+        )
+    return source.targets(objective)
 
 
-def _live_teacher(config: TrainConfig, source: _Source) -> Teacher:
-    spec = source.teacher
-    view_size = source.reader.identity.views.view_size
+def _live_teacher(config: TrainConfig, source: CachedTeacher) -> Teacher:
+    spec = source.spec
+    view_size = source.view_size
     if config.img_size is not None and (config.img_size, config.img_size) != view_size:
         raise UsageError(
             f"--online: the teacher takes views of {view_size[0]} x {view_size[1]} pixels, and "
@@ -281,7 +208,7 @@ def _live_teacher(config: TrainConfig, source: _Source) -> Teacher:
 
 
 def _make_evaluator(
-    config: TrainConfig, source: _Source, student: Student, accelerator: Accelerator
+    config: TrainConfig, source: CachedTeacher, student: Student, accelerator: Accelerator
 ) -> Evaluator | None:
     if config.val_split is None or config.data_dir is None:
         return None
@@ -312,15 +239,15 @@ def _make_evaluator(
     )
 
 
-def _facts(config: TrainConfig, source: _Source, student: Student) -> Mapping[str, Any]:
+def _facts(config: TrainConfig, source: CachedTeacher, student: Student) -> Mapping[str, Any]:
     plan = source.reader.manifest.plan
     return {
         **student_facts(student.spec, source.images.class_names),
         "objective": config.objective,
         "online": config.online,
-        "teacher": source.teacher.model,
-        "teacher_weights_sha256": source.teacher.weights_sha256,
-        "teacher_licence": source.teacher.licence,
+        "teacher": source.spec.model,
+        "teacher_weights_sha256": source.spec.weights_sha256,
+        "teacher_licence": source.spec.licence,
         "cache_id": plan.cache_id,
         "data_fingerprint": plan.identity.data.fingerprint,
         "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},

@@ -208,6 +208,9 @@ class _Requests(Sampler[_Request]):
 class CachedViewLoader:
     """Epochs of batches for one rank; every rank gets the same number.
 
+    Iterating gives one epoch after another, from the one :meth:`set_epoch` names on;
+    :meth:`epoch` gives a stated one, and can start in the middle of it.
+
     A batch is a dictionary: ``pixels`` uint8 ``(batch, 3, height, width)``; ``label`` int64
     ``(batch,)``, -1 where the data set names no class; and a tensor for every plane of the
     target groups, such as ``stage4.codes``, view axis first.
@@ -257,6 +260,7 @@ class CachedViewLoader:
                 f"the cache has {len(self.views):,} views, fewer than one batch of {batch_size} on"
                 f" {world_size} processes; use a smaller -b"
             )
+        self._next_epoch = 0
         self._requests = _Requests(order, reader.num_passes)
         self._loader: DataLoader[Any] = DataLoader(
             self.views,
@@ -272,6 +276,19 @@ class CachedViewLoader:
     def num_batches(self) -> int:
         """Batches an epoch."""
         return self._requests.order.num_batches
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        # Counted when its first batch is asked for: frameworks make iterators they do not use.
+        epoch = self._next_epoch
+        self._next_epoch += 1
+        yield from self.epoch(epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration be of this epoch."""
+        self._next_epoch = epoch
 
     def epoch(self, epoch: int, *, start_batch: int = 0) -> Iterator[Batch]:
         """Batches of one epoch, of pass ``epoch`` modulo the number of passes.

@@ -1,5 +1,6 @@
 """Training: one module for student and projectors, the loop, checkpoints and logs."""
 
+from scalekd.training.cached_teacher import CachedTeacher
 from scalekd.training.checkpoint import (
     Checkpoint,
     Position,
@@ -16,6 +17,7 @@ from scalekd.training.trained import TrainedStudent, load_trained_student, stude
 from scalekd.training.trainer import EpochLoader, Trainer, TrainResult
 
 __all__ = [
+    "CachedTeacher",
     "Checkpoint",
     "Coordinator",
     "DistillationModule",

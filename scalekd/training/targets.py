@@ -20,6 +20,8 @@ Batch = Mapping[str, Tensor]
 class NoTargets(nn.Module):
     """For the objective that has no teacher."""
 
+    groups: tuple[str, ...] = ()
+
     def forward(self, batch: Batch) -> Targets:
         return Targets()
 
@@ -31,6 +33,8 @@ class OnlineTargets(nn.Module):
         teacher: Frozen; normalises uint8 pixels as it was trained with.
         amp_dtype: Autocast type of its forward, or None for full precision.
     """
+
+    groups: tuple[str, ...] = ()
 
     def __init__(self, teacher: Teacher, *, amp_dtype: torch.dtype | None = None) -> None:
         super().__init__()

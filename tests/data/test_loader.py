@@ -4,7 +4,7 @@ import os
 import pickle
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -404,3 +404,20 @@ def test_a_killed_worker_is_explained(
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
     with pytest.raises(EnvironmentFault, match=r"a worker process (was killed|ended)"):
         next(loader.epoch(0))
+
+
+def test_iterating_gives_epoch_after_epoch_and_counts_none_that_was_not_read(
+    sound_cache: Path, images: ImageDataset
+) -> None:
+    loader = CachedViewLoader(open_cache(sound_cache), images, batch_size=16)
+    assert len(loader) == loader.num_batches == 4
+
+    def labels(batches: Iterable[Mapping[str, torch.Tensor]]) -> list[list[int]]:
+        return [batch["label"].tolist() for batch in batches]
+
+    stated = [labels(loader.epoch(epoch)) for epoch in range(3)]
+    assert stated[0] != stated[1]
+    iter(loader)
+    assert [labels(loader) for _ in range(2)] == stated[:2]
+    loader.set_epoch(1)
+    assert [labels(loader) for _ in range(2)] == stated[1:]

@@ -1,0 +1,187 @@
+"""What a student learns from: a cache and its images, for the trainer and for any other loop."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from scalekd.cache import TargetDecoder, open_cache
+from scalekd.data import CachedViewLoader, open_dataset
+from scalekd.distillation import (
+    Objective,
+    ObjectiveName,
+    ScaleKDConfig,
+    Targets,
+    build_objective,
+)
+from scalekd.errors import DataError, UsageError
+from scalekd.storage import LocalStorage
+from scalekd.students import Student
+from scalekd.teachers import Tail, TeacherSpec, load_tail
+from scalekd.training.module import DistillationModule
+from scalekd.training.targets import NoTargets
+
+
+class TargetSource(Protocol):
+    """A module that makes a batch's targets; see `scalekd.training.targets`."""
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Groups of the cache's arrays that a batch must hold for it."""
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> Targets:
+        """Targets of a batch on the device."""
+
+
+class CachedTeacher:
+    """A teacher that has already said everything: its cache, and the images it was shown.
+
+    ``docs/your-own-loop.md`` shows it in plain PyTorch, Accelerate and Lightning.
+
+    Args:
+        cache: Folder of a complete cache.
+        data_dir: The images the cache was made from; see `scalekd.data.open_dataset`.
+        split: Which of them.
+        num_classes: Of the student; by default the teacher's, or, of a teacher without a head,
+            those of the images.
+
+    Attributes:
+        reader: The opened cache.
+        images: The image set.
+        spec: The teacher, as the cache describes it.
+        num_classes: Of the student.
+
+    Raises:
+        DataError: There is no cache or no image set, or a label is none of the classes.
+        CacheCorrupt: The cache is incomplete or damaged.
+    """
+
+    def __init__(
+        self,
+        cache: str | Path,
+        *,
+        data_dir: str | Path,
+        split: str = "train",
+        num_classes: int | None = None,
+    ) -> None:
+        self.reader = open_cache(cache)
+        self.images = open_dataset(str(data_dir), split)
+        self.spec = TeacherSpec.model_validate(self.reader.identity.teacher)
+        # The teacher's classes are the student's wherever its logits are learnt from.
+        found = (num_classes, self.spec.num_classes, self.images.num_classes)
+        self.num_classes = next(number for number in found if number)
+        smallest, largest = int(self.images.labels.min()), int(self.images.labels.max())
+        if smallest < 0 or largest >= self.num_classes:
+            raise DataError(
+                f"{self.images.place}: labels run from {smallest} to {largest}, and the student "
+                f"has classes 0 to {self.num_classes - 1}; every image needs a label (see "
+                "--num-classes)"
+            )
+
+    @property
+    def view_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the views that the teacher saw."""
+        return self.reader.identity.views.view_size
+
+    def module(
+        self,
+        student: Student,
+        *,
+        objective: ObjectiveName = "scalekd",
+        config: ScaleKDConfig | None = None,
+        channels_last: bool = False,
+        tail_checkpointing: bool = False,
+    ) -> DistillationModule:
+        """Student, projectors and losses as one module: what to optimise, and to wrap in DDP.
+
+        Args:
+            student: Made by `scalekd.students.create_student`.
+            objective: ``scalekd``, ``kd`` (logits only) or ``none``.
+            config: Weights, heads and switches of the objective.
+            channels_last: See `DistillationModule`.
+            tail_checkpointing: Keep less of the teacher's tail in memory, at the price of a second
+                forward through it.
+
+        Raises:
+            UsageError: The cache lacks what the objective reads, or the classes differ.
+            CacheCorrupt: The teacher's tail is damaged.
+        """
+        config = config or ScaleKDConfig()
+        tail = None
+        if objective == "scalekd" and config.tpp:
+            tail = self._tail()
+            tail.set_grad_checkpointing(tail_checkpointing)
+        built = build_objective(
+            objective,
+            config,
+            student_levels=student.spec.levels,
+            teacher_stages=self.spec.stages,
+            tail=tail,
+        )
+        if built.needs_logits and self.spec.num_classes != student.spec.num_classes:
+            raise UsageError(
+                "the KD loss compares classes one by one, and the teacher has "
+                f"{self.spec.num_classes} of them where the student has "
+                f"{student.spec.num_classes}; train without it "
+                "(--distillation kd=false), or with the teacher's classes"
+            )
+        return DistillationModule(
+            student,
+            built,
+            mean=student.spec.mean,
+            std=student.spec.std,
+            channels_last=channels_last,
+        )
+
+    def targets(self, objective: Objective) -> TargetDecoder | NoTargets:
+        """A module that decodes, on the device, what an objective reads of the cache.
+
+        Raises:
+            UsageError: The cache does not hold it.
+        """
+        if not objective.needs_features and not objective.needs_logits:
+            return NoTargets()
+        return TargetDecoder(
+            self.reader.codecs,
+            features=objective.needs_features,
+            logits=objective.needs_logits,
+        )
+
+    def loader(self, student: Student, targets: TargetSource, **options: Any) -> CachedViewLoader:
+        """Epochs of batches at the student's image size, with the arrays that targets need.
+
+        Args:
+            student: Its image size is the batches'.
+            targets: From :meth:`targets`.
+            options: ``batch_size``, ``num_workers``, ``seed``, ``allowed_drift``, ``rank`` and
+                ``world_size`` of `scalekd.data.CachedViewLoader`.
+
+        Raises:
+            CacheMismatch: The images are not those of the cache, or are drawn differently here.
+            UsageError: The cache holds fewer views than one batch of all ranks.
+        """
+        return CachedViewLoader(
+            self.reader,
+            self.images,
+            view_size=student.spec.img_size,
+            groups=targets.groups,
+            **options,
+        )
+
+    def _tail(self) -> Tail:
+        identity, storage = self.reader.identity, self.reader.storage
+        if identity.tail is None:
+            raise UsageError(
+                f"{self.reader.place}: holds no teacher tail, which stage 3 of the scalekd "
+                "objective passes through; write the cache with --stages final or 3,4, or give "
+                "--distillation tpp=false"
+            )
+        content = self.reader.file(identity.tail, identity.tail_digest)  # checks its bytes
+        if isinstance(storage, LocalStorage):
+            return load_tail(storage.path(identity.tail))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / Path(identity.tail).name
+            path.write_bytes(content)
+            return load_tail(path)
