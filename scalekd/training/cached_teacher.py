@@ -17,7 +17,7 @@ from scalekd.distillation import (
     build_objective,
 )
 from scalekd.errors import DataError, UsageError
-from scalekd.storage import LocalStorage
+from scalekd.storage import LocalStorage, Place
 from scalekd.students import Student
 from scalekd.teachers import Tail, TeacherSpec, load_tail
 from scalekd.training.module import DistillationModule
@@ -41,7 +41,7 @@ class CachedTeacher:
     ``docs/your-own-loop.md`` shows it in plain PyTorch, Accelerate and Lightning.
 
     Args:
-        cache: Folder of a complete cache.
+        cache: Folder or URL of a complete cache.
         data_dir: The images the cache was made from; see `scalekd.data.open_dataset`.
         split: Which of them.
         num_classes: Of the student; by default the teacher's, or, of a teacher without a head,
@@ -60,7 +60,7 @@ class CachedTeacher:
 
     def __init__(
         self,
-        cache: str | Path,
+        cache: Place,
         *,
         data_dir: str | Path,
         split: str = "train",
