@@ -1,11 +1,16 @@
 """A small image set and a real cache of it, made once a session by the shipped pipeline."""
 
+import importlib.util
 import io
 import os
 import shutil
+import sys
 import tarfile
+import urllib.request
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -171,3 +176,72 @@ def file_contents() -> Callable[[Path], dict[str, bytes]]:
         }
 
     return read
+
+
+@pytest.fixture(scope="session")
+def servers() -> ModuleType:
+    """``tests/storage/servers.py``: servers on loopback that can be made to fail."""
+    path = Path(__file__).with_name("storage") / "servers.py"
+    spec = importlib.util.spec_from_file_location("loopback_servers", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def _moto(servers: ModuleType) -> Iterator[Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of moto's own packages
+        from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    with servers.Faulty(servers.forward(*server.get_host_and_port())).serving() as faulty:
+        yield faulty
+    server.stop()
+
+
+@pytest.fixture
+def s3(_moto: Any, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Any:
+    """A real S3 API on loopback, as the environment names it, with an empty bucket.
+
+    ``s3.bucket`` is the bucket's URL; see ``servers.Faulty`` for faults and the list of requests.
+    """
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", _moto.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-of-the-tests")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-tests")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    _moto.reset()
+    name = f"bucket-{abs(hash(request.node.nodeid)):x}"
+    urllib.request.urlopen(urllib.request.Request(f"{_moto.url}/{name}", method="PUT")).close()
+    _moto.bucket = f"s3://{name}"
+    _moto.reset()
+    return _moto
+
+
+@pytest.fixture
+def web(servers: ModuleType, tmp_path: Path) -> Iterator[Any]:
+    """A static web server on loopback of the folder ``web.root``; see ``servers.Faulty``."""
+    root = tmp_path / "web"
+    root.mkdir()
+    with servers.Faulty(servers.folder(root)).serving() as faulty:
+        faulty.root = root
+        yield faulty
+
+
+@pytest.fixture
+def upload() -> Callable[[Path, str], None]:
+    """Copies a folder to a store as it is."""
+    from scalekd.storage import LocalStorage, open_storage
+
+    def copy(folder: Path, place: str) -> None:
+        source, target = LocalStorage(folder), open_storage(place)
+        for found in source.list():
+            target.commit(found.path, source.read(found.path, max_bytes=found.size))
+
+    return copy

@@ -54,7 +54,7 @@ _CREDENTIALS = {
 }
 _REFUSED = re.compile(
     r"ExpiredToken|InvalidAccessKeyId|SignatureDoesNotMatch|InvalidToken|TokenRefreshRequired"
-    r"|AuthenticationFailed|RequestTimeTooSkewed|AccessDenied|credential",
+    r"|AuthenticationFailed|RequestTimeTooSkewed|AccessDenied|credential|status code: 40[13]",
     re.IGNORECASE,
 )
 _STATUS = re.compile(r"status code: (\d{3}[^:<\n]*)")
@@ -244,7 +244,7 @@ class ObjectStorage(Storage):
                 ) from None
             if "NoSuchBucket" in text:
                 raise DataError(f"{where}: there is no such bucket") from None
-            if "Range Not Satisfiable" in text:
+            if "Range Not Satisfiable" in text or "Invalid range" in text:
                 raise StoredFileError(where, "ends before the bytes that are needed") from None
             raise EnvironmentFault(
                 f"cannot {doing} {where}: {_answer(text)}. Check address and network, then run the"
