@@ -6,9 +6,11 @@ from pathlib import Path
 from scalekd.errors import UsageError
 from scalekd.storage.base import NotStored, Storage, StoredFile, StoredFileError
 from scalekd.storage.local import LocalStorage
+from scalekd.storage.local_cache import LocalCache, make_local_cache
 from scalekd.storage.objects import ObjectStorage
 
 __all__ = [
+    "LocalCache",
     "LocalStorage",
     "NotStored",
     "Place",
@@ -16,6 +18,7 @@ __all__ = [
     "StoredFile",
     "StoredFileError",
     "is_remote",
+    "make_local_cache",
     "open_storage",
 ]
 
@@ -33,16 +36,19 @@ def is_remote(place: Place) -> bool:
     return url is not None and url[1] != "file"
 
 
-def open_storage(place: Place) -> Storage:
+def open_storage(place: Place, *, local_cache: LocalCache | None = None) -> Storage:
     """The files at a place. Nothing is read yet.
 
     Args:
         place: A folder, ``file://``, ``s3://``, ``gs://``, ``az://``, ``https://``; a storage is
             given back as it is.
+        local_cache: Keeps copies of what is read from a remote place.
 
     Raises:
         UsageError: The URL is of an unknown kind, or its package is not installed.
     """
+    if local_cache is not None:
+        return local_cache.over(open_storage(place))
     if isinstance(place, Storage):
         return place
     if isinstance(place, Path):

@@ -5,10 +5,12 @@ was asked for or an error, never less; a commit gives readers the whole content 
 there before. Nothing here knows what the files mean: digests are checked by whoever has them.
 """
 
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any, BinaryIO
 
 from scalekd.errors import CacheCorrupt, DataError
 
@@ -41,11 +43,13 @@ class StoredFile:
         path: Relative to the place.
         size: Bytes.
         modified: Seconds since 1970 by the clock of the store.
+        version: Changes whenever the content does: the store's own tag, or size and time.
     """
 
     path: str
     size: int
     modified: float
+    version: str
 
 
 def check_relative(place: str, relative: str) -> str:
@@ -94,8 +98,17 @@ class Storage(ABC):
         """
 
     @abstractmethod
-    def read_range(self, relative: str, start: int, length: int) -> bytes:
+    def read_range(
+        self, relative: str, start: int, length: int, *, version: str | None = None
+    ) -> bytes:
         """Exactly ``length`` bytes from ``start`` on.
+
+        Args:
+            relative: Path below the place.
+            start: First byte.
+            length: Number of bytes.
+            version: Of the file (:attr:`StoredFile.version`), where known. With it, a local cache
+                fetches the whole file once and serves its parts from there.
 
         Raises:
             StoredFileError: Missing, or it ends before; and as for :meth:`read`.
@@ -109,9 +122,24 @@ class Storage(ABC):
             StoredFileError: Missing, or it ended before the size that was announced.
         """
 
+    def open(self, relative: str, *, version: str | None = None) -> BinaryIO:
+        """The content as a file that is read from its start; it may not be able to seek.
+
+        Args:
+            relative: Path below the place.
+            version: As for :meth:`read_range`.
+        """
+        del version
+        return io.BufferedReader(_Pieces(self.stream(relative)), io.DEFAULT_BUFFER_SIZE)
+
     @abstractmethod
+    def describe(self, relative: str) -> StoredFile | None:
+        """Size, time and version of a file, or ``None`` when there is none."""
+
     def size(self, relative: str) -> int | None:
         """Bytes of a file, or ``None`` when there is none."""
+        found = self.describe(relative)
+        return None if found is None else found.size
 
     def exists(self, relative: str) -> bool:
         """Whether there is such a file."""
@@ -156,11 +184,35 @@ class Storage(ABC):
     def delete(self, relative: str) -> None:
         """Remove a file; no error when there is none."""
 
-    def forget(self, relative: str, *, sha256: str | None = None) -> bool:
+    def forget(
+        self, relative: str, *, sha256: str | None = None, version: str | None = None
+    ) -> bool:
         """Drop any copy kept of a file that turned out damaged.
 
         Returns:
             Whether reading it once more may give something else.
         """
-        del relative, sha256
+        del relative, sha256, version
         return self.is_remote
+
+
+class _Pieces(io.RawIOBase):
+    """Reads from pieces that come one after another."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._left = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._left:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._left = memoryview(piece)
+        count = min(len(buffer), len(self._left))
+        buffer[:count] = self._left[:count]
+        self._left = self._left[count:]
+        return count

@@ -5,6 +5,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from scalekd.storage.base import NotStored, Storage, StoredFile, StoredFileError
 from scalekd.storage.files import TEMPORARY_SUFFIX, commit_file, explained, inside
@@ -43,7 +44,10 @@ class LocalStorage(Storage):
         with explained(path, "cannot read"):
             return path.read_bytes()
 
-    def read_range(self, relative: str, start: int, length: int) -> bytes:
+    def read_range(
+        self, relative: str, start: int, length: int, *, version: str | None = None
+    ) -> bytes:
+        del version
         path = self.path(relative)
         size = self._status(path).st_size
         if start + length > size:
@@ -64,9 +68,16 @@ class LocalStorage(Storage):
             while piece := file.read(_PIECE_BYTES):
                 yield piece
 
-    def size(self, relative: str) -> int | None:
+    def open(self, relative: str, *, version: str | None = None) -> BinaryIO:
+        del version
+        path = self.path(relative)
+        self._status(path)
+        with explained(path, "cannot read"):
+            return path.open("rb")
+
+    def describe(self, relative: str) -> StoredFile | None:
         try:
-            return self._status(self.path(relative)).st_size
+            return _described(relative, self._status(self.path(relative)))
         except StoredFileError:
             return None
 
@@ -83,7 +94,7 @@ class LocalStorage(Storage):
                     status = path.lstat()
                     if stat.S_ISREG(status.st_mode) and not name.endswith(TEMPORARY_SUFFIX):
                         relative = path.relative_to(self.root).as_posix()
-                        yield StoredFile(relative, status.st_size, status.st_mtime)
+                        yield _described(relative, status)
 
     def folders(self, prefix: str = "") -> Sequence[str]:
         top = self.path(prefix) if prefix else self.root
@@ -112,3 +123,8 @@ class LocalStorage(Storage):
         if not stat.S_ISREG(status.st_mode):
             raise StoredFileError(str(path), "is not a plain file")
         return status
+
+
+def _described(relative: str, status: os.stat_result) -> StoredFile:
+    version = f"{status.st_size}-{status.st_mtime_ns}"
+    return StoredFile(relative, status.st_size, status.st_mtime, version)

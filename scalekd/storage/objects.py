@@ -120,7 +120,10 @@ class ObjectStorage(Storage):
             )
         return data
 
-    def read_range(self, relative: str, start: int, length: int) -> bytes:
+    def read_range(
+        self, relative: str, start: int, length: int, *, version: str | None = None
+    ) -> bytes:
+        del version
         path = self._path(relative)
         if not length:
             return b""
@@ -146,10 +149,10 @@ class ObjectStorage(Storage):
                 f"gave {num_bytes:,} bytes of the {found.meta['size']:,} it announced",
             )
 
-    def size(self, relative: str) -> int | None:
+    def describe(self, relative: str) -> StoredFile | None:
         try:
             with self._explained("look at", relative):
-                return int(_obstore().head(self._store, self._path(relative))["size"])
+                return _described(_obstore().head(self._store, self._path(relative)))
         except NotStored:
             return None
 
@@ -159,9 +162,7 @@ class ObjectStorage(Storage):
         with self._explained("list", prefix):
             for batch in _obstore().list(self._store, below, chunk_size=1000):
                 for found in batch:
-                    yield StoredFile(
-                        found["path"], int(found["size"]), found["last_modified"].timestamp()
-                    )
+                    yield _described(found)
 
     def folders(self, prefix: str = "") -> Sequence[str]:
         self._check_lists()
@@ -250,6 +251,12 @@ class ObjectStorage(Storage):
                 f"cannot {doing} {where}: {_answer(text)}. Check address and network, then run the"
                 " same command again; what was committed is kept"
             ) from None
+
+
+def _described(found: Any) -> StoredFile:
+    size, modified = int(found["size"]), found["last_modified"].timestamp()
+    tag = found.get("e_tag") or f"{modified}"
+    return StoredFile(found["path"], size, modified, f"{size}-{tag}")
 
 
 def _answer(text: str) -> str:

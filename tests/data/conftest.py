@@ -26,7 +26,7 @@ class Recorded(NamedTuple):
 @pytest.fixture(scope="session")
 def recorded(make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     """Two passes; ``views[pass, key]`` was noted at the teacher's door. Read only."""
-    from scalekd.pipelines import cache_teacher as stage_one
+    from scalekd.pipelines import _write_shards as stage_one
 
     views: dict[tuple[int, str], Heard] = {}
     add = stage_one._OpenShard.add

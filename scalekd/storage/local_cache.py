@@ -1,0 +1,280 @@
+"""Copies of remote files on a local disk, so that what was read once is not fetched again.
+
+Contents that have a digest are kept under it; parts of a larger file (an image of a tar shard) come
+from a copy of the whole file, kept under its place, name and version. Nothing else is kept: what
+could change under the same name is asked for again.
+
+Any number of processes share one folder. A copy appears whole, by a rename; of several processes
+that want the same file one fetches it and the others wait; what was used longest ago goes first.
+Copies are believed no more than the network is: whoever has a digest checks it, and says
+:meth:`~CachedStorage.forget` when it does not match.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from scalekd.errors import EnvironmentFault
+from scalekd.storage.base import Storage, StoredFile, StoredFileError
+from scalekd.storage.files import explained, remove_abandoned, temporary_beside
+
+_KEPT_AFTER_EVICTION = 0.9  # of the limit, so that not every new file starts a search
+_LOCK_SUFFIX = ".lock"
+_USAGE_FILE = "usage"
+
+
+@dataclass(frozen=True)
+class LocalCache:
+    """A folder for copies of remote files.
+
+    Attributes:
+        folder: Made when missing; holds nothing else.
+        max_bytes: Copies take no more than this.
+    """
+
+    folder: Path
+    max_bytes: int
+
+    def over(self, storage: Storage) -> Storage:
+        """The same files, read through this cache if they are remote."""
+        return CachedStorage(storage, self) if storage.is_remote else storage
+
+    def find(self, key: str) -> BinaryIO | None:
+        """The copy under ``key``, opened, or ``None``; it counts as used now."""
+        path = self._path(key)
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            return None
+        with contextlib.suppress(OSError):  # it may be going this moment
+            os.utime(path)
+        return file
+
+    def fetch(self, key: str, size: int, fill: Callable[[BinaryIO], None]) -> BinaryIO:
+        """The copy under ``key``, made by ``fill`` unless another process was faster.
+
+        Args:
+            key: Hexadecimal.
+            size: Bytes it is going to have.
+            fill: Writes them; what it raises comes through, and nothing is kept.
+        """
+        path = self._path(key)
+        with explained(path, "cannot keep a copy at"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(path.with_name(path.name + _LOCK_SUFFIX), once=True):
+                found = self.find(key)
+                if found is not None:
+                    return found
+                self._make_room(size)
+                temporary = temporary_beside(path)
+                try:
+                    with temporary.open("xb") as file:
+                        fill(file)
+                    kept = temporary.open("rb")  # even if somebody evicts it at once
+                    temporary.replace(path)
+                    return kept
+                finally:
+                    temporary.unlink(missing_ok=True)
+
+    def drop(self, key: str) -> None:
+        """Remove a copy, if there is one."""
+        self._path(key).unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / key
+
+    def _make_room(self, size: int) -> None:
+        """Book ``size`` bytes, and evict what was used longest ago if they exceed the limit."""
+        usage = self.folder / _USAGE_FILE
+        with _locked(self.folder / f"{_USAGE_FILE}{_LOCK_SUFFIX}"):
+            try:
+                used = int(usage.read_text())
+            except (FileNotFoundError, ValueError):
+                used = self.max_bytes  # unknown: count
+            if used + size > self.max_bytes:
+                used = self._evict(self.max_bytes - size)
+            usage.write_text(str(used + size))
+
+    def _evict(self, allowed: int) -> int:
+        """Delete the oldest copies if all exceed ``allowed`` bytes; returns what is left."""
+        remove_abandoned(self.folder)
+        copies = []
+        for path in self.folder.glob("??/*"):
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                copies.append((status.st_mtime_ns, status.st_size, path))
+        used = sum(size for _, size, _ in copies)
+        if used <= allowed:
+            return used
+        for _, size, path in sorted(copies):
+            if used <= allowed * _KEPT_AFTER_EVICTION:
+                break
+            if path.suffix != _LOCK_SUFFIX and not path.name.startswith("."):  # being written
+                path.unlink(missing_ok=True)
+                used -= size
+        return used
+
+
+class CachedStorage(Storage):
+    """Reads ``origin`` through a :class:`LocalCache`."""
+
+    def __init__(self, origin: Storage, cache: LocalCache) -> None:
+        self.origin = origin
+        self.cache = cache
+        self.place = origin.place
+
+    def read(self, relative: str, *, max_bytes: int, sha256: str | None = None) -> bytes:
+        if sha256 is None:
+            return self.origin.read(relative, max_bytes=max_bytes)
+        kept = self.cache.find(sha256)
+        if kept is not None:
+            with kept:
+                if os.fstat(kept.fileno()).st_size <= max_bytes:
+                    return kept.read()
+            self.cache.drop(sha256)  # a damaged copy: the true content is no larger
+        if max_bytes > self.cache.max_bytes:
+            return self.origin.read(relative, max_bytes=max_bytes)
+
+        def fill(file: BinaryIO) -> None:
+            file.write(self.origin.read(relative, max_bytes=max_bytes))
+
+        with self.cache.fetch(sha256, max_bytes, fill) as kept:
+            return kept.read()
+
+    def read_range(
+        self, relative: str, start: int, length: int, *, version: str | None = None
+    ) -> bytes:
+        kept = self._kept(relative, version)
+        if kept is None:
+            return self.origin.read_range(relative, start, length)
+        with kept:
+            kept.seek(start)
+            data = kept.read(length)
+        if len(data) != length:
+            raise StoredFileError(
+                self.locate(relative),
+                f"ends at byte {start + len(data):,}, {start:,} to {start + length:,} are needed",
+            )
+        return data
+
+    def stream(self, relative: str) -> Iterator[bytes]:
+        return self.origin.stream(relative)
+
+    def open(self, relative: str, *, version: str | None = None) -> BinaryIO:
+        kept = self._kept(relative, version)
+        return self.origin.open(relative, version=version) if kept is None else kept
+
+    def describe(self, relative: str) -> StoredFile | None:
+        return self.origin.describe(relative)
+
+    def list(self, prefix: str = "") -> Iterator[StoredFile]:
+        return self.origin.list(prefix)
+
+    def folders(self, prefix: str = "") -> Sequence[str]:
+        return self.origin.folders(prefix)
+
+    def commit(self, relative: str, data: bytes | memoryview, *, exclusive: bool = False) -> bool:
+        return self.origin.commit(relative, data, exclusive=exclusive)
+
+    def delete(self, relative: str) -> None:
+        self.origin.delete(relative)
+
+    def forget(
+        self, relative: str, *, sha256: str | None = None, version: str | None = None
+    ) -> bool:
+        if sha256 is not None:
+            self.cache.drop(sha256)
+        if version is not None:
+            self.cache.drop(self._key(relative, version))
+        return True
+
+    def _key(self, relative: str, version: str) -> str:
+        return hashlib.sha256("\0".join((self.place, relative, version)).encode()).hexdigest()
+
+    def _kept(self, relative: str, version: str | None) -> BinaryIO | None:
+        """A copy of a whole file; ``None`` when it cannot be kept."""
+        if version is None:
+            return None
+        key = self._key(relative, version)
+        kept = self.cache.find(key)
+        if kept is not None:
+            return kept
+        size = int(version.partition("-")[0])
+        if size > self.cache.max_bytes:
+            return None
+
+        def fill(file: BinaryIO) -> None:
+            num_bytes = _write(file, self.origin.stream(relative))
+            if num_bytes != size:
+                raise StoredFileError(
+                    self.locate(relative),
+                    f"has {num_bytes:,} bytes, and had {size:,} when it was opened",
+                )
+            file.flush()
+            os.fsync(file.fileno())  # nobody has a digest of it
+
+        return self.cache.fetch(key, size, fill)
+
+
+def _write(file: BinaryIO, pieces: Iterable[bytes]) -> int:
+    return sum(file.write(piece) for piece in pieces)
+
+
+@contextmanager
+def _locked(path: Path, *, once: bool = False) -> Iterator[None]:
+    """Hold a lock between processes and threads; it ends with its process, however that ends.
+
+    Args:
+        path: Its file, made when missing.
+        once: Remove the file when done. Who waited for it meanwhile makes it anew.
+    """
+    while True:
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if not _is_at(descriptor, path):
+                continue  # removed by whoever held it before
+            try:
+                yield
+            finally:
+                if once:
+                    path.unlink(missing_ok=True)
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def make_local_cache(folder: Path, max_bytes: int) -> LocalCache:
+    """A cache at ``folder``, after a try whether it can be written to.
+
+    Raises:
+        EnvironmentFault: It cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = temporary_beside(folder / "probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise EnvironmentFault(
+            f"--local-cache {folder}: cannot be written to ({error.strerror}); choose another"
+            " folder"
+        ) from error
+    return LocalCache(folder, max_bytes)
