@@ -15,7 +15,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -71,13 +71,18 @@ class LocalCache:
                 found = self.find(key)
                 if found is not None:
                     return found
-                self._make_room(size)
                 temporary = temporary_beside(path)
                 try:
-                    with temporary.open("xb") as file:
+                    with self._counting():
+                        self._make_room(size)
+                        with temporary.open("xb") as file:
+                            file.truncate(size)  # counted from now on
+                    with temporary.open("r+b") as file:
                         fill(file)
+                        file.truncate()
                     kept = temporary.open("rb")  # even if somebody evicts it at once
-                    temporary.replace(path)
+                    with self._counting():
+                        temporary.replace(path)
                     return kept
                 finally:
                     temporary.unlink(missing_ok=True)
@@ -89,17 +94,20 @@ class LocalCache:
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / key
 
+    def _counting(self) -> AbstractContextManager[None]:
+        """While it is held, no copy comes or changes its name."""
+        return _locked(self.folder / f"{_USAGE_FILE}{_LOCK_SUFFIX}")
+
     def _make_room(self, size: int) -> None:
         """Book ``size`` bytes, and evict what was used longest ago if they exceed the limit."""
         usage = self.folder / _USAGE_FILE
-        with _locked(self.folder / f"{_USAGE_FILE}{_LOCK_SUFFIX}"):
-            try:
-                used = int(usage.read_text())
-            except (FileNotFoundError, ValueError):
-                used = self.max_bytes  # unknown: count
-            if used + size > self.max_bytes:
-                used = self._evict(self.max_bytes - size)
-            usage.write_text(str(used + size))
+        try:
+            used = int(usage.read_text())
+        except (FileNotFoundError, ValueError):
+            used = self.max_bytes  # unknown: count
+        if used + size > self.max_bytes:
+            used = self._evict(self.max_bytes - size)
+        usage.write_text(str(used + size))
 
     def _evict(self, allowed: int) -> int:
         """Delete the oldest copies if all exceed ``allowed`` bytes; returns what is left."""
