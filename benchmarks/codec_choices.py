@@ -49,7 +49,7 @@ def main() -> None:
         error = summarise(errors).spatial.mean
         bits = 8 * num_bytes / test.size
         least, reference = bound(error), bound(rows[0]["error"] if rows else error)
-        at_one_error = bits if least is None or reference is None else bits + reference - least
+        at_one_error = bits if least is None or reference is None else bits - (least - reference)
         rows.append(
             {"constant": constant, "value": value, "bits": bits, "error": error}
             | {"bits_at_one_error": at_one_error}

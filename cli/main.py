@@ -16,6 +16,7 @@ _COMMANDS = {
     "train-student": ("train_student", "Train a student from a cache."),
     "evaluate": ("evaluate", "Measure a trained student or any timm model."),
     "export": ("export", "Write a trained student for use elsewhere."),
+    "report": ("report", "Compare training runs on one page with their curves."),
     "demo": ("demo", "The whole path on scikit-learn's digits, in a few minutes."),
     "recipes": ("recipes", "List the published teacher-student pairs."),
     "doctor": ("doctor", "Say what works here, and whether a cache's views come out exactly."),

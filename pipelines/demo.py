@@ -26,7 +26,7 @@ from torch import Tensor
 
 from scalekd.data import ImageDataset, draw_view, open_dataset
 from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher
-from scalekd.pipelines.plots import plot_runs
+from scalekd.pipelines.report import report
 from scalekd.pipelines.train_student import train_student
 from scalekd.teachers import Teacher, TeacherConfig, load_teacher
 from scalekd.training import TrainConfig
@@ -74,7 +74,7 @@ class DemoResult(BaseModel):
     cache_views: int
     cache_seconds: float
     rows: tuple[DemoRow, ...]
-    plot: str
+    report: str
     seconds: float
 
     def lines(self) -> list[str]:
@@ -92,7 +92,7 @@ class DemoResult(BaseModel):
                 for row, score in zip(self.rows, scores, strict=True)
             ),
             "",
-            f"mean and standard deviation over {len(_SEEDS)} seeds; curves in {self.plot};"
+            f"mean and standard deviation over {len(_SEEDS)} seeds; curves in {self.report};"
             f" {self.seconds:.0f} s in all",
         ]
 
@@ -148,7 +148,7 @@ def run_demo(
                 seconds=seconds / len(_SEEDS),
             )
         )
-    plot = plot_runs(folders, output / "demo.png", title=f"{_NUM_FEW} labelled digits, {_STUDENT}")
+    page = report([run for runs in folders.values() for run in runs], output / "report.html")
     return DemoResult(
         teacher_top1=teacher_top1,
         teacher_seconds=teacher_seconds,
@@ -156,7 +156,7 @@ def run_demo(
         cache_views=cached.num_samples * cached.num_passes,
         cache_seconds=cached.seconds,
         rows=tuple(rows),
-        plot=str(plot),
+        report=page.output,
         seconds=time.monotonic() - started,
     )
 

@@ -6,7 +6,7 @@ from scalekd.codecs._spatial import forward
 from scalekd.codecs.options import Gain, Metric
 from scalekd.shapes import FeatureShape
 
-# Gains are powers of two in eighths: finer ones cost more bits than they save (docs/LOG.md).
+# Gains are powers of two in eighths: sixteenths save 0.001 bit a value (docs/LOG.md).
 GAIN_STEPS = 8
 # Gains and their inverses stay within float32's normal numbers.
 _MAX_OCTAVES = 120

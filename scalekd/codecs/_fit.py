@@ -33,7 +33,7 @@ _MEAN_PRIOR = 8.0
 # Views' worth of trust in a component's average over its band against its own variance.
 _VARIANCE_PRIOR = 8.0
 # In fine steps. From here up the trellis beats a dead-zone quantiser, below the lowest a
-# coefficient is almost always zero and is dropped (both measured, docs/LOG.md).
+# coefficient is almost always zero and is dropped. Both are flat: docs/LOG.md.
 _TRELLIS_SIGMA = 0.65
 _DROP_SIGMA = 0.25
 _TOLERANCE = 0.003  # of the target error, on the held-out views

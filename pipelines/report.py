@@ -1,0 +1,258 @@
+"""A page that compares training runs: what each one was, what it reached, its curves.
+
+    scalekd report output/train/* --output report.html
+
+Runs that differ only in their seed make one row, with mean and standard deviation.
+"""
+
+import csv
+import html
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from scalekd.errors import DataError, UsageError
+from scalekd.pipelines.plots import runs_svg
+from scalekd.training.checkpoint import STATE_FILE, find_run_checkpoint
+from scalekd.training.config import TrainConfig
+from scalekd.training.logs import replace_text
+from scalekd.training.run_folder import ARGS_FILE
+
+_SUMMARY = "summary.csv"
+_ABOUT_THE_LAUNCH = frozenset({"output", "resume", "workers", "log_interval", "log_with", "seed"})
+_MAX_NAME = 60  # letters, for the table and the legend
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem;
+       color: #1c1c1c; background: #fff }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
+th, td { text-align: right; padding: .35rem .6rem; border-bottom: 1px solid #ddd }
+th:first-child, td:first-child { text-align: left }
+svg { width: 100%; height: auto; margin: 1.5rem 0 }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem }
+dt { font-weight: 600 } dd { margin: 0; overflow-wrap: anywhere }
+"""
+
+
+class ReportRow(BaseModel):
+    """Runs that differ in their seed alone.
+
+    Attributes:
+        name: What sets them apart from the other rows.
+        runs: Their folders.
+        model: The student.
+        objective: What it learnt from.
+        teacher: Where there was one.
+        epochs: Finished by all of them.
+        samples_viewed: Views seen in training, by the run that saw the fewest.
+        top1: Of the last epoch with validation, in percent: mean over the runs.
+        top1_spread: Standard deviation over the runs; ``None`` for one.
+        top1_ema: The same of the averaged weights.
+        best_top1: Mean of each run's best epoch.
+        train_loss: Of the last epoch, mean over the runs.
+        seconds: Of training, mean over the runs.
+    """
+
+    name: str
+    runs: tuple[str, ...]
+    model: str
+    objective: str
+    teacher: str | None
+    epochs: int
+    samples_viewed: int
+    top1: float | None
+    top1_spread: float | None
+    top1_ema: float | None
+    best_top1: float | None
+    train_loss: float
+    seconds: float
+
+
+class Report(BaseModel):
+    """The page's table, and where the page is."""
+
+    output: str
+    rows: tuple[ReportRow, ...]
+
+    def lines(self) -> list[str]:
+        """For people."""
+        width = max(len(row.name) for row in self.rows)
+        lines = [f"{'run':<{width}}  {'top-1':>15}  {'views':>12}  {'seconds':>9}"]
+        lines += [
+            f"{row.name:<{width}}  {_score(row):>15}  {row.samples_viewed:>12,}"
+            f"  {row.seconds:>9,.0f}"
+            for row in self.rows
+        ]
+        return [*lines, "", f"curves and settings: {self.output}"]
+
+
+def report(places: Sequence[Path], output: Path) -> Report:
+    """Compare runs.
+
+    Args:
+        places: Folders of runs, or folders that hold such folders.
+        output: HTML file to write; it needs no other file.
+
+    Raises:
+        UsageError: There is no run at a place.
+        DataError: A run finished no epoch, or its files are damaged.
+    """
+    runs = [run for place in places for run in _runs_at(place)]
+    groups: dict[str, list[_Run]] = {}
+    for found in map(_Run, dict.fromkeys(runs)):
+        groups.setdefault(json.dumps(found.settings, sort_keys=True), []).append(found)
+    named = dict(zip(_names(list(groups.values())), groups.values(), strict=True))
+    rows = tuple(_row(name, group) for name, group in named.items())
+    picture = runs_svg({name: [run.folder for run in group] for name, group in named.items()})
+    replace_text(output, _page(rows, [group[0].settings for group in groups.values()], picture))
+    return Report(output=str(output), rows=rows)
+
+
+class _Run:
+    """The written record of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = TrainConfig.from_yaml(folder / ARGS_FILE)
+        dumped = self.config.model_dump(mode="json")
+        self.settings = {k: v for k, v in dumped.items() if k not in _ABOUT_THE_LAUNCH}
+        path = folder / _SUMMARY
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                self.epochs = [
+                    {name: float(value) for name, value in row.items() if value}
+                    for row in csv.DictReader(file)
+                ]
+            self.last = self.epochs[-1]
+            self.samples_viewed = int(self.last["samples_viewed"])
+        except FileNotFoundError:
+            raise DataError(
+                f"{folder}: the run has not finished an epoch (no {_SUMMARY})"
+            ) from None
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise DataError(f"{path}: not the summary of a run ({error!r})") from None
+
+    def teacher(self) -> str | None:
+        """As its checkpoint says; none for a run without."""
+        checkpoint = find_run_checkpoint(self.folder)
+        if checkpoint is None or self.config.objective == "none":
+            return None
+        try:
+            state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+            return str(state["teacher"]) if state.get("teacher") else None
+        except (OSError, ValueError, AttributeError) as error:
+            raise DataError(f"{checkpoint / STATE_FILE}: cannot be read ({error})") from error
+
+    def column(self, name: str) -> list[float]:
+        return [row[name] for row in self.epochs if name in row]
+
+
+def _runs_at(place: Path) -> list[Path]:
+    if (place / ARGS_FILE).is_file():
+        return [place]
+    inside = sorted(path.parent for path in place.glob(f"*/{ARGS_FILE}"))
+    if not inside:
+        raise UsageError(f"{place}: neither a training run nor a folder of runs (no {ARGS_FILE})")
+    return inside
+
+
+def _names(groups: Sequence[Sequence[_Run]]) -> list[str]:
+    """The objective and whatever else differs; the first run's folder where that is too much."""
+    settings = [group[0].settings for group in groups]
+    differing = [
+        key
+        for key in settings[0]
+        if key not in ("objective", "recipe")
+        and len({json.dumps(each[key], sort_keys=True) for each in settings}) > 1
+    ]
+    names = [
+        ", ".join([each["objective"], *(f"{key}={_text(each[key])}" for key in differing)])
+        for each in settings
+    ]
+    if max(map(len, names)) > _MAX_NAME:
+        names = [f"{group[0].config.objective} ({group[0].folder.name})" for group in groups]
+    if len(set(names)) < len(names):
+        names = [f"{group[0].config.objective} ({group[0].folder})" for group in groups]
+    return names
+
+
+def _row(name: str, group: Sequence[_Run]) -> ReportRow:
+    scores = [run.column("eval_top1") for run in group]
+    averaged = [run.column("ema_eval_top1") for run in group]
+    return ReportRow(
+        name=name,
+        runs=tuple(str(run.folder) for run in group),
+        model=group[0].config.model,
+        objective=group[0].config.objective,
+        teacher=group[0].teacher(),
+        epochs=min(len(run.epochs) for run in group),
+        samples_viewed=min(run.samples_viewed for run in group),
+        top1=statistics.mean(score[-1] for score in scores) if all(scores) else None,
+        top1_spread=(
+            statistics.stdev(score[-1] for score in scores)
+            if len(group) > 1 and all(scores)
+            else None
+        ),
+        top1_ema=statistics.mean(score[-1] for score in averaged) if all(averaged) else None,
+        best_top1=statistics.mean(map(max, scores)) if all(scores) else None,
+        train_loss=statistics.mean(run.last.get("train_loss", math.nan) for run in group),
+        seconds=statistics.mean(sum(run.column("seconds")) for run in group),
+    )
+
+
+def _score(row: ReportRow) -> str:
+    if row.top1 is None:
+        return "not validated"
+    spread = "" if row.top1_spread is None else f" ± {row.top1_spread:.2f}"
+    return f"{row.top1:.2f}{spread} %"
+
+
+def _page(rows: Sequence[ReportRow], settings: Sequence[Mapping[str, Any]], picture: str) -> str:
+    header = ("run", "student", "teacher", "seeds", "epochs", "views seen", "top-1", "best", "EMA")
+    cells = [
+        (
+            row.name,
+            row.model,
+            row.teacher or "–",
+            str(len(row.runs)),
+            str(row.epochs),
+            f"{row.samples_viewed:,}",
+            _score(row),
+            "–" if row.best_top1 is None else f"{row.best_top1:.2f} %",
+            "–" if row.top1_ema is None else f"{row.top1_ema:.2f} %",
+        )
+        for row in rows
+    ]
+    table = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>\n"
+        for line in cells
+    )
+    details = "".join(
+        f"<details><summary>{html.escape(row.name)}</summary><dl>"
+        + "".join(f"<dt>folder</dt><dd>{html.escape(run)}</dd>" for run in row.runs)
+        + "".join(
+            f"<dt>{html.escape(key)}</dt><dd>{html.escape(_text(value))}</dd>"
+            for key, value in each.items()
+            if value is not None
+        )
+        + "</dl></details>\n"
+        for row, each in zip(rows, settings, strict=True)
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>scalekd: {len(rows)} students</title><style>{_STYLE}</style></head><body>\n"
+        "<h1>Students compared</h1>\n<table><thead><tr>"
+        + "".join(f"<th>{name}</th>" for name in header)
+        + f"</tr></thead><tbody>\n{table}</tbody></table>\n{picture}\n"
+        "<p>Lines are means over seeds, bands reach from the lowest to the highest. Top-1 is that"
+        " of the last epoch, with its standard deviation.</p>\n"
+        f"<h2>Settings</h2>\n{details}</body></html>\n"
+    )
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, dict | list) else str(value)

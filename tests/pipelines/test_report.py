@@ -1,0 +1,139 @@
+"""``scalekd report``: what the page says of runs, from the files that runs keep."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from scalekd.cli.main import main
+from scalekd.pipelines.report import report
+from scalekd.training.config import TrainConfig
+from scalekd.training.logs import EpochSummary
+
+
+def _write_run(
+    folder: Path, top1: list[float] | None, *, seed: int = 0, objective: str = "kd", lr: float = 0.1
+) -> Path:
+    folder.mkdir(parents=True)
+    config = TrainConfig(
+        model="resnet18", objective=objective, lr=lr, seed=seed, output=str(folder), workers=0
+    )
+    (folder / "args.yaml").write_text(config.to_yaml())
+    summary = EpochSummary(folder / "summary.csv")
+    for epoch, score in enumerate(top1 or [0.0, 0.0]):
+        row = {"epoch": epoch, "train_loss": 2.0 - epoch, "train_task_loss": 1.0 / (epoch + 1)}
+        row |= {"samples_viewed": 100 * (epoch + 1), "seconds": 7.5}
+        summary.write(row | ({"eval_top1": score} if top1 else {}))
+    return folder
+
+
+class _Cells(HTMLParser):
+    """Rows of the page's table, and every address that it would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.loads: list[str] = []
+        self._inside = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._inside = tag == "td"
+        self.loads += [v or "" for k, v in attrs if k == "src" or (tag == "link" and k == "href")]
+        if tag == "tr":
+            self.rows.append([])
+        if tag == "td":
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = False
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.rows[-1][-1] += data
+
+
+def _cells(page: Path) -> _Cells:
+    parser = _Cells()
+    parser.feed(page.read_text(encoding="utf-8"))
+    return parser
+
+
+def test_seeds_make_one_row_with_mean_and_standard_deviation(tmp_path: Path) -> None:
+    for seed, last in enumerate((50.0, 54.0, 58.0)):
+        _write_run(tmp_path / f"kd-{seed}", [60.0, last], seed=seed)
+    _write_run(tmp_path / "none-0", [10.0, 12.5], objective="none")
+    found = report([tmp_path], tmp_path / "page.html")
+    kd, none = found.rows
+    assert (kd.name, none.name) == ("kd", "none")
+    assert (kd.top1, kd.top1_spread, kd.best_top1) == (54.0, 4.0, 60.0)
+    assert (none.top1, none.top1_spread) == (12.5, None)
+    assert (kd.epochs, kd.samples_viewed, kd.seconds) == (2, 200, 15.0)
+    page = _cells(tmp_path / "page.html")
+    assert page.rows[1][0] == "kd"
+    assert page.rows[1][3:8] == ["3", "2", "200", "54.00 ± 4.00 %", "60.00 %"]
+    assert page.loads == []
+
+
+def test_rows_are_named_by_what_differs(tmp_path: Path) -> None:
+    runs = [_write_run(tmp_path / f"r{lr}", [1.0], lr=lr) for lr in (0.1, 0.2)]
+    found = report(runs, tmp_path / "page.html")
+    assert [row.name for row in found.rows] == ["kd, lr=0.1", "kd, lr=0.2"]
+
+
+def test_a_run_without_validation_says_so(tmp_path: Path) -> None:
+    found = report([_write_run(tmp_path / "run", None)], tmp_path / "page.html")
+    assert found.rows[0].top1 is None
+    assert _cells(tmp_path / "page.html").rows[1][6] == "not validated"
+
+
+def test_names_from_a_run_are_text_not_markup(tmp_path: Path) -> None:
+    runs = [_write_run(tmp_path / f"<script>{n}", [1.0], lr=n) for n in (1, 2)]
+    report(runs, tmp_path / "page.html")
+    assert not re.search(r"<script", (tmp_path / "page.html").read_text())
+
+
+def test_the_same_runs_give_the_same_page(tmp_path: Path) -> None:
+    run = _write_run(tmp_path / "run", [1.0, 2.0])
+    pages = []
+    for name in ("a.html", "b.html"):
+        report([run], tmp_path / name)
+        pages.append((tmp_path / name).read_bytes())
+    assert pages[0] == pages[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "message"),
+    [
+        (None, 2, "neither a training run nor a folder of runs"),
+        ("", 3, "not the summary of a run"),
+        ("epoch,samples_viewed\n0,many\n", 3, "not the summary of a run"),
+    ],
+)
+def test_what_is_no_run_is_one_line_and_a_code(
+    content: str | None,
+    code: int,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    if content is None:
+        run.mkdir()
+    else:
+        _write_run(run, [1.0])
+        (run / "summary.csv").write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        main(["report", str(run), "--output", str(tmp_path / "page.html")])
+    assert stop.value.code == code
+    assert message in capsys.readouterr().err
+
+
+def test_the_command_ends_with_json_when_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = _write_run(tmp_path / "run", [1.0])
+    main(["report", str(run), "--output", str(tmp_path / "page.html"), "--json"])
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["rows"][0]["top1"] == 1.0
