@@ -15,10 +15,10 @@ demo: $(VENV)/.installed
 	$(BIN)/scalekd demo --overwrite
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not table"
 
 test-fast: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not table"
 
 # Format, lint, types (of the tree as it is installed), then tests.
 check: check-static test
