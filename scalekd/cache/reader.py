@@ -17,6 +17,7 @@ from scalekd.cache.chunks import (
     Coding,
     check_metadata,
     decode_chunk,
+    views_first,
 )
 from scalekd.cache.files import CommittedFiles, FileDigest, digest, read_checked
 from scalekd.cache.layout import (
@@ -351,7 +352,7 @@ class CacheReader:
         except CacheCorrupt as error:
             # The bytes are those committed; whoever committed them wrote no such array.
             raise CacheCorrupt(f"{self.storage.locate(relative)}: {error}") from None
-        return np.moveaxis(rows, array.view_axis, 0)
+        return views_first(rows, array.view_axis)
 
 
 def _as_strings(rows: Rows) -> Rows:

@@ -5,8 +5,6 @@ write a batch once, into shared memory, in the small types the codecs store. Eve
 costs arithmetic on features happens later, on the training device.
 """
 
-import os
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from scalekd.cache import CacheReader
 from scalekd.data._workers import as_is, empty_batch, prepare_worker, relayed
+from scalekd.data.blocks import BlockReader, gather
 from scalekd.data.order import BUFFER_BLOCKS, LANES_PER_RANK, EpochOrder
 from scalekd.data.samples import ImageDataset
 from scalekd.data.views import Pixels, ReplayContract, replay_view
@@ -89,11 +88,9 @@ class CachedViews(Dataset[Batch]):
         if self.drift == 0:
             # The machine redraws exactly, so a view that differs is a fault, whatever was allowed.
             self.contract = replace(self.contract, allowed_drift=0.0)
-        self._blocks: OrderedDict[tuple[int, int], dict[str, np.ndarray[Any, Any]]] = OrderedDict()
-        self._kept_blocks = kept_blocks
-        self._block_list = reader.blocks()
-        self._starts = np.array([first for first, _ in self._block_list])
-        self._process = os.getpid()
+        self._blocks = BlockReader(
+            reader, [*self.targets, *self._columns, "pixel_hash"], kept_blocks=kept_blocks
+        )
 
     def _find_samples(self) -> np.ndarray[Any, Any]:
         samples = self.reader.samples
@@ -134,7 +131,7 @@ class CachedViews(Dataset[Batch]):
         filled = pixels.numpy()
         labels = torch.from_numpy(self.reader.samples.labels[request.samples].astype(np.int64))
         batch = {"label": labels}
-        rows = [self._row(request.pass_index, int(sample)) for sample in request.samples]
+        rows = [self._blocks.find(request.pass_index, int(sample)) for sample in request.samples]
         for place, (sample, (block, row)) in enumerate(zip(request.samples, rows, strict=True)):
             every = request.number < CHECKED_BATCHES or int(sample) % CHECK_ONE_IN == 0
             filled[place] = self._replay(int(sample), block, row, check=every)
@@ -142,9 +139,7 @@ class CachedViews(Dataset[Batch]):
         for name in self.targets:
             first = rows[0][0][name]
             tensor = empty_batch((count, *first.shape[1:]), _torch_type(first.dtype))
-            out = tensor.numpy()
-            for place, (block, row) in enumerate(rows):
-                out[place] = block[name][row]
+            gather(rows, name, tensor.numpy())
             batch[name.replace("/", ".")] = tensor
         return batch
 
@@ -166,25 +161,6 @@ class CachedViews(Dataset[Batch]):
             return pixels
         self.contract.check_pixels(sample, seen, int(block["pixel_hash"][row]))
         return pixels
-
-    def _row(self, pass_index: int, sample: int) -> tuple[dict[str, np.ndarray[Any, Any]], int]:
-        """The block that holds a sample, and its row there; blocks are kept while in use."""
-        if self._process != os.getpid():
-            self._process = os.getpid()
-            self._blocks.clear()
-            self.reader = self.reader.reopened()
-        number = int(np.searchsorted(self._starts, sample, side="right")) - 1
-        first, count = self._block_list[number]
-        block = self._blocks.get((pass_index, number))
-        if block is None:
-            names = [*self.targets, *self._columns, "pixel_hash"]
-            block = self.reader.read_rows(pass_index, first, count, names)
-            self._blocks[pass_index, number] = block
-            if len(self._blocks) > self._kept_blocks:
-                self._blocks.popitem(last=False)
-        else:
-            self._blocks.move_to_end((pass_index, number))
-        return block, sample - first
 
 
 class _Requests(Sampler[_Request]):
