@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from scalekd.cli._options import KeyValue, NumberRange, Stages, checked, emit, json_option, size
+from scalekd.cli._cache_teacher_lines import result_lines
+from scalekd.cli._options import KeyValue, NumberRange, Stages, checked, emit, json_option
 
 
 @click.command("cache-teacher")
@@ -39,6 +40,7 @@ from scalekd.cli._options import KeyValue, NumberRange, Stages, checked, emit, j
 )
 @click.option("--skip-corrupt", is_flag=True, help="Leave corrupt images out, and count them.")
 @click.option("--overwrite", is_flag=True, help="Delete the cache at --output first.")
+@click.option("--licence", help="Of the teacher's weights.  [default: as timm records it]")
 @click.option("--note", help="Free text to keep in the manifest.")
 @click.option("--dry-run", is_flag=True, help="Say what it would cost, from a short probe.")
 @json_option
@@ -71,22 +73,4 @@ def command(*, as_json: bool, dry_run: bool, **options: Any) -> None:
     result = cache_teacher(config)
     if not result.is_main_process:
         return
-    state = "complete" if result.complete else "not complete: other shards are still to be done"
-    if result.shards_elsewhere:
-        others = len(result.shards_elsewhere) - 1
-        state = (
-            f"not complete: another job is writing {result.shards_elsewhere[0]}"
-            + (f", and {others} more" if others else "")
-            + "; whoever commits last completes the cache"
-        )
-    lines = [
-        f"{result.output}: {state}; {result.num_samples:,} samples, {result.num_passes} passes,"
-        f" {result.num_shards} shards ({result.shards_written} written now)",
-        f"{result.views_written:,} views in {result.seconds:,.0f} s,"
-        f" {result.views_per_second:,.1f} views/s, data wait {result.data_wait_share:.0%}",
-    ]
-    if result.total_bytes is not None and result.bytes_per_view is not None:
-        lines.append(f"{size(result.total_bytes)}, {size(result.bytes_per_view)} a view")
-    if result.skipped:
-        lines.append(f"{result.skipped} corrupt images left out; `scalekd cache info` names them")
-    emit(result.model_dump(mode="json"), lines, as_json=as_json)
+    emit(result.model_dump(mode="json"), result_lines(result), as_json=as_json)

@@ -23,9 +23,14 @@ _COMMANDS = {
     "models": ("models", "List the teachers and students known by a short name."),
 }
 _CACHE_COMMANDS = {
+    "ls": ("cache_ls", "List the caches below a folder or in a bucket."),
     "info": ("cache_info", "Say what a cache holds."),
     "verify": ("cache_verify", "Check every byte of a cache."),
     "repair": ("cache_repair", "Make damaged and missing files again, to the same bytes."),
+    "extend": ("cache_extend", "Add passes, stages, or another teacher's targets."),
+    "merge": ("cache_merge", "Join parts that were written on different machines."),
+    "push": ("cache_push", "Send a cache, or a part of it, somewhere else."),
+    "pull": ("cache_pull", "Fetch a cache, or a part of it."),
 }
 
 

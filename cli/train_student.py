@@ -86,6 +86,12 @@ _SECTIONS: tuple[_Decorator, ...] = (
         help="Knob of the objective, such as kd=false, tpp=false, kd_alpha=0.5, temperature=2, "
         "stage3.softmax_scale=1; repeat.",
     ),
+    _option("--targets", help="Extension of the cache to take features, tail and logits from."),
+    _option(
+        "--logits-from",
+        multiple=True,
+        help="Extension to take logits from, or base; repeat for the mean of several teachers.",
+    ),
     _switch("online", "Run the teacher live instead of reading its features."),
     _option("--teacher", help="The live teacher's name, when the cache's does not resolve here."),
     _option("--teacher-checkpoint", help="The live teacher's weights on disk."),

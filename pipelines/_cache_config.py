@@ -31,8 +31,10 @@ class CacheTeacherConfig(BaseModel):
         workers: Processes that draw views.
         precision: Of the teacher's arithmetic.
         shard_size: Views a shard; chosen from the number of samples when ``None``.
+        block_size: Views a block; the usual size when ``None``. What extends a cache takes its.
         skip_corrupt: Leave corrupt images out instead of stopping.
         overwrite: Delete a cache that stands at ``output`` first.
+        licence: Of the teacher's weights; what timm says of published ones when ``None``.
         note: Free text for the manifest.
     """
 
@@ -54,6 +56,8 @@ class CacheTeacherConfig(BaseModel):
     workers: int = Field(default=2, ge=0)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     shard_size: int | None = Field(default=None, ge=1, le=1 << 24)
+    block_size: int | None = Field(default=None, ge=1, le=1 << 16)
     skip_corrupt: bool = False
     overwrite: bool = False
-    note: str | None = None
+    licence: str | None = Field(default=None, min_length=1, max_length=1000)
+    note: str | None = Field(default=None, max_length=100_000)

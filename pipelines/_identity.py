@@ -58,7 +58,7 @@ def wanted_identity(
         ),
         skip_corrupt=config.skip_corrupt,
         shard_size=shard_size,
-        block_size=default_block_size(shard_size),
+        block_size=config.block_size or default_block_size(shard_size),
     )
 
 

@@ -6,12 +6,14 @@ from pathlib import Path
 
 from scalekd.cache.layout import MANIFEST_FILE, RECORDS_FOLDER, Layout
 from scalekd.cache.manifest import Plan
+from scalekd.cache.selection import refuse_part
 from scalekd.cache.writer import read_plan
 from scalekd.codecs import create_logit_codec, parse_codec
 from scalekd.data.samples import ImageDataset, open_dataset
 from scalekd.errors import EnvironmentFault, UsageError
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._identity import default_shard_size
+from scalekd.storage import LocalStorage
 from scalekd.storage.files import remove_abandoned
 from scalekd.teachers import Teacher, load_teacher, resolve_model_name
 from scalekd.views import ViewPolicy
@@ -28,6 +30,7 @@ def preflight(config: CacheTeacherConfig) -> tuple[ImageDataset, ViewPolicy]:
         create_logit_codec(config.logits, num_classes=1 << 16)
     if not config.overwrite:
         read_plan(config.output)
+        refuse_part(LocalStorage(config.output), "added to")
     elif config.shards is not None:
         raise UsageError(
             "--overwrite --shards: would delete the shards that other machines have done; delete"

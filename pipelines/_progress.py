@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -25,10 +26,20 @@ class ProgressReport:
         total: Things to do.
         unit: Their plural.
         enabled: Whether this process reports; one of many does.
+        aside: What to say beside the rate; the share of waiting when ``None``.
     """
 
-    def __init__(self, what: str, total: int, unit: str = "views", *, enabled: bool = True) -> None:
+    def __init__(
+        self,
+        what: str,
+        total: int,
+        unit: str = "views",
+        *,
+        enabled: bool = True,
+        aside: Callable[[], str] | None = None,
+    ) -> None:
         self.what, self.total, self.unit, self.enabled = what, total, unit, enabled
+        self._aside = aside or (lambda: f"data wait {self.data_wait_share:.0%}")
         self.done = 0
         self.waited_seconds = 0.0
         self._started = self._spoken = time.monotonic()
@@ -78,7 +89,7 @@ class ProgressReport:
         self.done += count
         if not self.enabled:
             return
-        rate = f"{self.rate:,.0f} {self.unit}/s, data wait {self.data_wait_share:.0%}"
+        rate = f"{self.rate:,.{0 if self.rate >= 10 else 1}f} {self.unit}/s, {self._aside()}"
         if self._live:
             self._live.update(self._task, completed=self.done, rate=rate)
         elif time.monotonic() - self._spoken > _PLAIN_SECONDS:

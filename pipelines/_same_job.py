@@ -13,6 +13,7 @@ from scalekd.data.samples import ImageDataset, open_dataset
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.teachers import (
+    ABOUT_ORIGIN,
     Teacher,
     TeacherConfig,
     TeacherSpec,
@@ -20,8 +21,6 @@ from scalekd.teachers import (
     teacher_named_by_cache,
 )
 from scalekd.views import ViewPolicy
-
-_ABOUT_ORIGIN = frozenset({"model", "weights_source", "licence"})  # decide no byte of a target
 
 
 class SameJob(BaseModel):
@@ -94,6 +93,31 @@ class TeacherAgain:
             skip_corrupt=self._identity.skip_corrupt,
         )
 
+    @property
+    def teacher_config(self) -> TeacherConfig:
+        """The teacher to load.
+
+        Raises:
+            UsageError: Its name is not to be trusted, or its weights were read from a file.
+        """
+        cached, config = TeacherSpec.model_validate(self._identity.teacher), self._config
+        if cached.weights_source == "checkpoint" and config.checkpoint is None:
+            raise UsageError(
+                f"{config.cache}: its teacher {cached.model} was read from a file; pass it as"
+                " --checkpoint"
+            )
+        kwargs = {**cached.model_kwargs, "num_classes": cached.num_classes or 0}
+        return TeacherConfig(
+            model=config.model or teacher_named_by_cache(cached.model, option="--model"),
+            checkpoint=config.checkpoint,
+            pretrained=cached.weights_source == "pretrained",
+            model_kwargs={**kwargs, **config.model_kwargs},
+            img_size=cached.img_size,
+            mean=cached.mean,
+            std=cached.std,
+            tail_blocks=cached.tail_blocks,
+        )
+
     @cached_property
     def teacher(self) -> Teacher:
         """The teacher.
@@ -103,29 +127,12 @@ class TeacherAgain:
             CacheMismatch: It is another one.
         """
         cached, config = TeacherSpec.model_validate(self._identity.teacher), self._config
-        if cached.weights_source == "checkpoint" and config.checkpoint is None:
-            raise UsageError(
-                f"{config.cache}: its teacher {cached.model} was read from a file; pass it as"
-                " --checkpoint"
-            )
-        kwargs = {**cached.model_kwargs, "num_classes": cached.num_classes or 0}
-        teacher = load_teacher(
-            TeacherConfig(
-                model=config.model or teacher_named_by_cache(cached.model, option="--model"),
-                checkpoint=config.checkpoint,
-                pretrained=cached.weights_source == "pretrained",
-                model_kwargs={**kwargs, **config.model_kwargs},
-                img_size=cached.img_size,
-                mean=cached.mean,
-                std=cached.std,
-                tail_blocks=cached.tail_blocks,
-            )
-        )
+        teacher = load_teacher(self.teacher_config)
         here, there = teacher.spec.model_dump(mode="json"), cached.model_dump(mode="json")
         different = [
             f"{name} is {there[name]} in the cache, {here[name]} here"
             for name in here
-            if here[name] != there[name] and name not in _ABOUT_ORIGIN
+            if here[name] != there[name] and name not in ABOUT_ORIGIN
         ]
         if different:
             raise CacheMismatch(f"{config.cache}: another teacher: {'; '.join(different)}")
@@ -138,14 +145,18 @@ class TeacherAgain:
         return CacheTeacherConfig(
             teacher=TeacherConfig(model=str(identity.teacher["model"])),
             data_dir=self._config.data_dir or "",
+            split=self._config.split,
             output=output,
             stages=tuple(identity.request["stages"]),
             logits=identity.request["logits"],
             codec=identity.request["codec"],
+            aug=str(identity.views.policy["policy"]),
             seed=identity.views.seed,
+            limit=identity.data.num_samples,
             batch_size=identity.batch_size,
             workers=self._config.workers,
             precision=identity.precision,
             shard_size=identity.shard_size,
+            block_size=identity.block_size,
             skip_corrupt=identity.skip_corrupt,
         )

@@ -9,14 +9,15 @@ shards of its own. Running the same command again finishes what is missing.
 import importlib.metadata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from pydantic import BaseModel, Field
 
 from scalekd.cache.layout import SAMPLES
-from scalekd.cache.manifest import Plan, Provenance
+from scalekd.cache.manifest import Identity, Plan, Provenance
 from scalekd.cache.records import has_record
 from scalekd.cache.targets import CacheCodecs
 from scalekd.cache.writer import (
@@ -40,13 +41,14 @@ from scalekd.pipelines._preflight import load_checked_teacher, preflight, tidy_a
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._signals import terminable
 from scalekd.pipelines._write_shards import write_claimed
-from scalekd.teachers import Teacher
+from scalekd.teachers import ABOUT_ORIGIN, Teacher
 from scalekd.training.coordination import Coordinator
 from scalekd.views import ViewPolicy
 
 __all__ = ["CacheTeacherConfig", "CacheTeacherResult", "cache_teacher"]
 
 T = TypeVar("T")
+Rows = np.ndarray[Any, Any]
 _SOFTWARE = ("scalekd", "torch", "timm", "zarr", "numcodecs", "pcodec", "numpy")
 
 
@@ -75,10 +77,30 @@ class CacheTeacherResult(BaseModel):
     bytes_per_view: float | None
 
 
+class Surroundings(Protocol):
+    """A cache that the one being written is to fit."""
+
+    @property
+    def identity(self) -> Identity:
+        """Its own."""
+
+    def check_plan(self, wanted: Identity) -> None:
+        """Raise ``CacheMismatch`` unless this may be written."""
+
+    def check_shard(self, unit: int, shard: int, samples_sha256: str, pixel_hashes: Rows) -> None:
+        """Raise ``CacheMismatch`` unless a shard may be committed."""
+
+
 @terminable()
 @worker_faults()
-def cache_teacher(config: CacheTeacherConfig) -> CacheTeacherResult:
+def cache_teacher(
+    config: CacheTeacherConfig, *, around: Surroundings | None = None
+) -> CacheTeacherResult:
     """Write a cache, or finish one.
+
+    Args:
+        config: What to write.
+        around: What it has to fit, when it is an extension of another cache.
 
     Raises:
         ScaleKDError: Anything a user can mend; what was committed is kept.
@@ -95,14 +117,15 @@ def cache_teacher(config: CacheTeacherConfig) -> CacheTeacherResult:
     teacher = everyone.together(lambda: load_checked_teacher(config).to(state.device))
     if config.overwrite:
         on_main(lambda: remove_cache(config.output))
-    on_main(lambda: _prepare(config, teacher, images, policy))
+    on_main(lambda: _prepare(config, teacher, images, policy, around))
     plan, codecs = everyone.together(lambda: _join(config, teacher, images, policy))
     config = config.model_copy(
         update={"passes": max(config.passes, committed_passes(config.output, plan))}
     )
     layout = codecs.layout(plan.identity)
     on_main(lambda: tidy_and_check_space(config, plan, layout))
-    with CacheWriter(config.output, plan, layout) as writer:
+    approve = around.check_shard if around else None
+    with CacheWriter(config.output, plan, layout, approve=approve) as writer:
         work = everyone.together(lambda: _divide(config, writer, state))
         drawn = DrawnViews(
             images, policy, config.seed, teacher.spec.img_size, skip_corrupt=config.skip_corrupt
@@ -137,20 +160,27 @@ def cache_teacher(config: CacheTeacherConfig) -> CacheTeacherResult:
 
 
 def _prepare(
-    config: CacheTeacherConfig, teacher: Teacher, images: ImageDataset, policy: ViewPolicy
+    config: CacheTeacherConfig,
+    teacher: Teacher,
+    images: ImageDataset,
+    policy: ViewPolicy,
+    around: Surroundings | None,
 ) -> None:
     """Calibrate and begin the cache, unless it was begun before, and then for this very job."""
     plan = read_plan(config.output)
     if plan is None:
+        if around is not None:  # before the teacher is asked for calibration
+            around.check_plan(wanted_identity(config, teacher, images, policy, around.identity))
         calibration = calibrate(config, teacher, images, policy)
         identity = wanted_identity(config, teacher, images, policy, calibration)
-        licence = teacher.spec.licence
+        if around is not None:
+            around.check_plan(identity)
         software = {name: importlib.metadata.version(name) for name in _SOFTWARE}
         plan = Plan.of(
             identity,
             Provenance(
                 software=software,
-                licence=licence,
+                licence=config.licence or teacher.spec.licence,
                 note=config.note,
                 measured={
                     str(stage): errors for stage, errors in calibration.measured_errors.items()
@@ -185,6 +215,10 @@ def _check_same_job(
     plan: Plan,
 ) -> None:
     wanted = wanted_identity(config, teacher, images, policy, plan.identity)
+    if wanted.teacher["weights_sha256"] == plan.identity.teacher["weights_sha256"]:
+        # The same weights by another name, such as that of a folder of this machine.
+        origin = {name: plan.identity.teacher[name] for name in ABOUT_ORIGIN}
+        wanted = wanted.model_copy(update={"teacher": wanted.teacher | origin})
     if wanted != plan.identity:
         raise CacheMismatch(
             f"{config.output} was begun for something else: {differences(plan.identity, wanted)}."

@@ -32,6 +32,7 @@ from scalekd.cache.repair import (
     remove_stranger,
     sound_record,
 )
+from scalekd.cache.selection import refuse_part
 from scalekd.cache.targets import CacheCodecs, save_arrays
 from scalekd.cache.verify import verify
 from scalekd.cache.writer import CacheWriter, SampleRows, begin, commit_plan, finish, table_files
@@ -42,6 +43,7 @@ from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._same_job import SameJob, TeacherAgain
 from scalekd.pipelines._signals import terminable
 from scalekd.pipelines._write_shards import write_claimed
+from scalekd.storage import LocalStorage
 from scalekd.storage.files import remove_abandoned, temporary_beside
 from scalekd.views import pixel_environment
 
@@ -91,6 +93,7 @@ def repair_cache(config: RepairConfig) -> RepairResult:
     started = time.monotonic()
     root = config.cache
     standing = believed(root)
+    refuse_part(LocalStorage(root), "mended")
     remove_abandoned(root)
     maker = TeacherAgain(config, standing.plan.identity)
     mended, redone = [], []

@@ -17,7 +17,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
-from scalekd.cache import TargetDecoder, open_cache
+from scalekd.cache import JoinedTargets, open_cache
 from scalekd.data import open_dataset, worker_faults
 from scalekd.distillation import Objective
 from scalekd.errors import CacheMismatch, DataError, UsageError
@@ -128,11 +128,15 @@ def _open_source(config: TrainConfig) -> CachedTeacher:
         raise UsageError(
             "--data-dir is missing: this cache holds targets, and the images stay where they are"
         )
+    if config.online and config.logits_from:
+        raise UsageError("--online asks the live teacher for its logits; leave out --logits-from")
     return CachedTeacher(
         config.cache,
         data_dir=config.data_dir,
         split=config.split,
         num_classes=config.num_classes,
+        targets=config.targets,
+        logits_from=config.logits_from,
     )
 
 
@@ -169,7 +173,7 @@ def _initial_weights(path: str | None) -> Path | None:
 
 def _make_targets(
     config: TrainConfig, source: CachedTeacher, objective: Objective
-) -> TargetDecoder | NoTargets | OnlineTargets:
+) -> JoinedTargets | NoTargets | OnlineTargets:
     if config.online and (objective.needs_features or objective.needs_logits):
         return OnlineTargets(
             _live_teacher(config, source), amp_dtype=AUTOCAST_DTYPES[choose_precision(config.amp)]
@@ -240,14 +244,16 @@ def _make_evaluator(
 
 
 def _facts(config: TrainConfig, source: CachedTeacher, student: Student) -> Mapping[str, Any]:
-    plan = source.reader.manifest.plan
+    plan = source.chosen.base.manifest.plan
     return {
         **student_facts(student.spec, source.images.class_names),
         "objective": config.objective,
         "online": config.online,
         "teacher": source.spec.model,
         "teacher_weights_sha256": source.spec.weights_sha256,
-        "teacher_licence": source.spec.licence,
+        "teacher_licence": source.licence,
+        "teacher_note": source.note,
+        "logits_of": [teacher.model for teacher in source.logit_teachers],
         "cache_id": plan.cache_id,
         "data_fingerprint": plan.identity.data.fingerprint,
         "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},

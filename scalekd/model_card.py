@@ -61,6 +61,8 @@ def _rows(student: TrainedStudent, metrics: Mapping[str, Any]) -> list[tuple[str
             ("teacher", state.get("teacher")),
             ("teacher's weights, SHA-256", state.get("teacher_weights_sha256")),
             ("licence of the teacher's weights", state.get("teacher_licence")),
+            ("note of the cache's maker", state.get("teacher_note")),
+            ("logits of", _several(state)),
             ("cache", state.get("cache_id")),
         ]
     rows += [
@@ -78,6 +80,12 @@ def _rows(student: TrainedStudent, metrics: Mapping[str, Any]) -> list[tuple[str
         if name in metrics:
             rows.append((label, f"{metrics[name]:,.6g}{unit}"))
     return [(name, str(value)) for name, value in rows if value not in (None, "")]
+
+
+def _several(state: Mapping[str, Any]) -> str | None:
+    """The teachers whose logits were learnt from, unless it was the teacher of the features."""
+    models = state.get("logits_of", [])
+    return None if models == [state.get("teacher")] else ", ".join(models)
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -26,6 +26,8 @@ PLAN_FILE = "plan.json"
 MANIFEST_FILE = "manifest.json"
 TABLES_FOLDER = "tables"
 RECORDS_FOLDER = "records"
+EXTENSIONS_FOLDER = "extensions"
+SELECTION_FOLDER = "selection"
 LEASE_SUFFIX = ".lease"
 
 _MAX_CHUNK_BYTES = 2**31 - 1  # Blosc's own limit; Swin-L's stage 3 in fp16 needs 77 MB

@@ -39,6 +39,7 @@ from scalekd.cache.manifest import (
     parse_committed,
 )
 from scalekd.cache.records import read_record, record_hash, samples_hash
+from scalekd.cache.selection import Selection, check_owner, standing_selection
 from scalekd.cache.targets import CacheCodecs, load_tables
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
 from scalekd.storage import (
@@ -75,7 +76,8 @@ def read_manifest(place: Place) -> Manifest:
         if storage.exists(PLAN_FILE):
             raise CacheCorrupt(
                 f"{storage.place}: the cache is not complete (no {MANIFEST_FILE}); run the same"
-                " `scalekd cache-teacher` again to finish it"
+                " `scalekd cache-teacher` again to finish it, or `scalekd cache pull` if it was"
+                " fetched"
             ) from None
         raise DataError(
             f"no cache at {storage.place}: it holds neither {MANIFEST_FILE} nor {PLAN_FILE}"
@@ -101,7 +103,9 @@ def open_cache(place: Place) -> "CacheReader":
     storage = open_storage(place)
     manifest = read_manifest(storage)
     codecs = CacheCodecs.load(storage, manifest.plan.identity)
-    reader = CacheReader(storage, manifest, codecs)
+    part = standing_selection(storage)[1]
+    check_owner(storage, part, manifest.plan.cache_id)
+    reader = CacheReader(storage, manifest, codecs, part)
     reader.file(PLAN_FILE, digest(canonical(manifest.plan)))
     return reader
 
@@ -130,18 +134,26 @@ class SampleTable:
 
 
 class CacheReader:
-    """A complete cache, opened for reading.
+    """A complete cache, or the part of one that stands somewhere, opened for reading.
 
     Args:
         storage: Where the cache is.
         manifest: Its manifest (:func:`read_manifest`).
         codecs: Its codecs.
+        part: What of it is there; all when ``None``.
 
     Raises:
         CacheCorrupt: While reading, whenever a file is not the one committed.
     """
 
-    def __init__(self, storage: Storage, manifest: Manifest, codecs: CacheCodecs) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        manifest: Manifest,
+        codecs: CacheCodecs,
+        part: Selection | None = None,
+    ) -> None:
+        self.part = part or Selection(cache_id=manifest.plan.cache_id)
         self.storage = storage
         self.place = storage.place
         self.manifest = manifest
@@ -168,7 +180,7 @@ class CacheReader:
 
     def reopened(self) -> "CacheReader":
         """The same cache for another process: nothing opened is shared with this one."""
-        twin = CacheReader(self.storage, self.manifest, self.codecs)
+        twin = CacheReader(self.storage, self.manifest, self.codecs, self.part)
         twin.__dict__["samples"] = self.samples
         return twin
 
@@ -178,7 +190,32 @@ class CacheReader:
 
     @property
     def num_passes(self) -> int:
+        """Passes of the whole cache."""
         return self.manifest.num_passes
+
+    @property
+    def passes(self) -> tuple[int, ...]:
+        """Passes that are here."""
+        return tuple(number for number in range(self.num_passes) if self.part.has_unit(number))
+
+    @property
+    def shards(self) -> tuple[int, ...]:
+        """Shards that are here."""
+        return tuple(s for s in range(self.identity.num_shards) if self.part.has_shard(s))
+
+    def require(self, *groups: str) -> None:
+        """Check that groups of target arrays, such as ``stage4``, or ``tail``, are here.
+
+        Raises:
+            UsageError: The cache has them, and they were not fetched.
+        """
+        for group in groups:
+            held = self.part.has_tail if group == "tail" else self.part.has_target(group)
+            if not held:
+                raise UsageError(
+                    f"{self.place}: {group} was not fetched: here are {self.part}; widen the part"
+                    " with `scalekd cache pull SOURCE " + f"{self.place}` and what is needed"
+                )
 
     def file(self, relative: str | None, expected: FileDigest | None) -> bytes:
         """A checked file of the cache, such as its tail.
@@ -190,6 +227,8 @@ class CacheReader:
             raise UsageError(f"{self.place}: the cache was written without this file")
         if self.manifest.files.get(relative) != expected:
             raise CacheCorrupt(f"{self.place}: the manifest and the plan disagree on {relative}")
+        if relative == self.identity.tail:
+            self.require("tail")
         return read_checked(self.storage, relative, expected)
 
     def record(self, unit: Unit, shard: int) -> ShardRecord:
@@ -223,10 +262,14 @@ class CacheReader:
 
     @cached_property
     def samples(self) -> SampleTable:
-        """All samples; read once, a few tens of bytes each."""
+        """All samples of the shards that are here; read once, a few tens of bytes each."""
         parts: dict[str, list[Rows]] = {array.name: [] for array in self.layout.samples}
         counts, num_bytes, num_stored = [], 0, 0
+        here = set(self.shards)
         for shard in range(self.identity.num_shards):
+            if shard not in here:
+                counts.append(0)
+                continue
             record = self.record(SAMPLES, shard)
             counts.append(record.num_rows)
             start = shard * self.identity.shard_size
@@ -263,7 +306,8 @@ class CacheReader:
     def witnesses(self) -> Rows:
         """Pixels of the first samples' views in pass 0, ``(view, height, width, 3)`` uint8.
 
-        They tell how far a machine drifts that does not redraw views exactly.
+        They tell how far a machine drifts that does not redraw views exactly. There are none in a
+        part without the first samples.
         """
         views = self.identity.views
         content = self.file(views.witnesses, views.witnesses_digest)
@@ -277,6 +321,12 @@ class CacheReader:
             raise CacheCorrupt(
                 f"{self.storage.locate(views.witnesses)}: does not hold views' pixels"
             )
+        # They are of the first samples, which a part may lack.
+        lacking = next(
+            (s for s in range(self.identity.num_shards) if not self.part.has_shard(s)), None
+        )
+        if lacking is not None and self.samples.starts[lacking] < len(pixels):
+            return pixels[:0]
         return pixels
 
     def blocks(self) -> list[tuple[int, int]]:
@@ -305,7 +355,9 @@ class CacheReader:
 
         Raises:
             CacheCorrupt: A file is missing or is not the one committed.
+            UsageError: They are of the cache, and not of the part that is here.
         """
+        names = tuple(names)
         starts = self.samples.starts
         shard = int(np.searchsorted(starts, first, side="right")) - 1
         if first + count > starts[shard + 1]:
@@ -314,6 +366,11 @@ class CacheReader:
             raise CacheMismatch(
                 f"{self.place}: pass {pass_index} asked for, the cache has {self.num_passes}"
             )
+        if not self.part.has_unit(pass_index):
+            raise UsageError(
+                f"{self.place}: pass {pass_index} was not fetched; here are {self.part}"
+            )
+        self.require(*{name.split("/")[0] for name in names})
         record = self.record(pass_index, shard)
         if record.samples_sha256 != self.record(SAMPLES, shard).samples_sha256:
             raise CacheCorrupt(

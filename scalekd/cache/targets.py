@@ -1,6 +1,6 @@
 """The codecs of a cache: written beside it, rebuilt from it, decoded into targets."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,15 @@ from scalekd.codecs import (
     codec_from_config,
     logit_codec_from_config,
 )
-from scalekd.distillation import FullLogits, LogitTargets, Targets, TopKLogits
+from scalekd.distillation import FullLogits, LogitTargets, MeanLogits, Targets, TopKLogits
 from scalekd.errors import CacheCorrupt, UsageError
 from scalekd.storage import Place, Storage, open_storage
 from scalekd.views import ViewPolicy, view_columns
 
 Tables = dict[str, np.ndarray[Any, Any]]
+
+SEPARATOR = ":"
+"""Between the name of an extension and the name of an array of it."""
 
 
 def save_codec(place: Place, codec: FeatureCodec | LogitCodec, name: str) -> CodecInfo:
@@ -114,13 +117,17 @@ class TargetDecoder(nn.Module):
         codecs: Of the cache.
         features: Decode the final stage's features; the batch must hold its planes.
         logits: Decode logits.
+        owner: Extension whose arrays these are; empty for the cache itself.
 
     Raises:
         UsageError: The cache does not hold what is asked for.
     """
 
-    def __init__(self, codecs: CacheCodecs, *, features: bool, logits: bool) -> None:
+    def __init__(
+        self, codecs: CacheCodecs, *, features: bool, logits: bool, owner: str = ""
+    ) -> None:
         super().__init__()
+        self._owner = f"{owner}{SEPARATOR}" if owner else ""
         if features and 4 not in codecs.stages:
             raise UsageError(
                 "this cache holds no final-stage features, which --objective scalekd needs;"
@@ -138,7 +145,8 @@ class TargetDecoder(nn.Module):
     @property
     def groups(self) -> tuple[str, ...]:
         """Groups of arrays that a batch must hold."""
-        return ("stage4",) * (self.features is not None) + ("logits",) * (self.logits is not None)
+        held = {"stage4": self.features, "logits": self.logits}
+        return tuple(self._owner + group for group, part in held.items() if part is not None)
 
     def forward(self, batch: Mapping[str, Tensor]) -> Targets:
         """Decode a batch of planes named ``stage4.<plane>`` and ``logits.<plane>``.
@@ -151,16 +159,42 @@ class TargetDecoder(nn.Module):
         """
         tokens = None
         if self.features is not None:
-            tokens = self.features(_group(batch, "stage4"))[:, self._prefix :]
+            tokens = self.features(_group(batch, f"{self._owner}stage4"))[:, self._prefix :]
         return Targets(features=tokens, logits=self._logit_targets(batch))
 
     def _logit_targets(self, batch: Mapping[str, Tensor]) -> LogitTargets | None:
         if self.logits is None:
             return None
-        decoded = self.logits(_group(batch, "logits"))
+        decoded = self.logits(_group(batch, f"{self._owner}logits"))
         if "logits" in decoded:
             return FullLogits(decoded["logits"])
         return TopKLogits(**decoded, num_classes=self._num_classes)
+
+
+class JoinedTargets(nn.Module):
+    """Targets of a cache and its extensions together.
+
+    Args:
+        decoders: One of them may give features; the logits of those that give any are averaged
+            (:class:`~scalekd.distillation.MeanLogits`).
+    """
+
+    def __init__(self, decoders: Sequence[TargetDecoder]) -> None:
+        super().__init__()
+        self.decoders = nn.ModuleList(decoders)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Groups of arrays that a batch must hold."""
+        return tuple(group for decoder in self.decoders for group in decoder.groups)  # type: ignore[union-attr]
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Targets:
+        """Decode a batch; see :meth:`TargetDecoder.forward`."""
+        parts = [decoder(batch) for decoder in self.decoders]
+        features = [part.features for part in parts if part.features is not None]
+        said = [part.logits for part in parts if part.logits is not None]
+        logits = MeanLogits(tuple(said)) if len(said) > 1 else (said[0] if said else None)
+        return Targets(features=features[0] if features else None, logits=logits)
 
 
 def _group(batch: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:

@@ -4,18 +4,23 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from scalekd.cache.extensions import check_fits, extension_names, extension_path
 from scalekd.cache.files import FileDigest, digest_of
 from scalekd.cache.layout import (
+    EXTENSIONS_FOLDER,
     LEASE_SUFFIX,
     MANIFEST_FILE,
     PLAN_FILE,
+    RECORDS_FOLDER,
     SAMPLES,
+    SELECTION_FOLDER,
     Unit,
     record_path,
 )
 from scalekd.cache.manifest import Manifest, ShardRecord, canonical
 from scalekd.cache.reader import open_cache, read_manifest
 from scalekd.cache.records import has_record, read_record, record_hash
+from scalekd.cache.selection import Selection, check_owner, standing_selection
 from scalekd.cache.targets import CacheCodecs
 from scalekd.cache.writer import manifest_of, read_plan, table_files
 from scalekd.errors import CacheError, UsageError
@@ -23,6 +28,9 @@ from scalekd.storage import LocalStorage, NotStored, Place, Storage, StoredFileE
 from scalekd.storage.files import TEMPORARY_SUFFIX
 
 _OF_WRITERS = frozenset({TEMPORARY_SUFFIX, LEASE_SUFFIX})
+_OF_ITS_OWN = re.compile(rf"{EXTENSIONS_FOLDER}/[^/]+/|{SELECTION_FOLDER}/\d{{6}}\.json$")
+"""Extensions are checked as the caches they are; selections when they are read."""
+_GROWING = frozenset({RECORDS_FOLDER, SAMPLES, "passes"})
 _LATER_PASS = re.compile(r"(?:passes|records)/(\d{4})/")
 
 
@@ -58,11 +66,14 @@ def verify(place: Place, *, quick: bool = False) -> Findings:
     """
     storage = open_storage(place)
     manifest = read_manifest(storage)
+    part = standing_selection(storage)[1] or Selection(cache_id=manifest.plan.cache_id)
+    check_owner(storage, part, manifest.plan.cache_id)
     found = Findings()
     known = {MANIFEST_FILE, *manifest.files}
     _check_documents(storage, manifest, found)
     for relative, expected in manifest.files.items():
-        _check_file(storage, relative, expected, quick, found, None)
+        if part.has_file(relative) and (relative != manifest.plan.identity.tail or part.has_tail):
+            _check_file(storage, relative, expected, quick, found, None)
     try:
         codecs = CacheCodecs.load(storage, manifest.plan.identity)
     except CacheError as error:
@@ -70,21 +81,51 @@ def verify(place: Place, *, quick: bool = False) -> Findings:
             raise
         found.problems.append(f"shards were not checked: {error}")
         return found
-    for (unit, shard), record in _records(storage, manifest, codecs, found):
+    for (unit, shard), record in _records(storage, manifest, codecs, part, found):
         for relative, expected in record.files.items():
             known.add(relative)
-            _check_file(storage, relative, expected, quick, found, (unit, shard))
+            if part.has_file(relative):
+                _check_file(storage, relative, expected, quick, found, (unit, shard))
     known |= set(manifest.records)
     if isinstance(storage, LocalStorage):
-        _check_strangers(storage.root, known, manifest, found)
-    _check_age(storage, manifest, found)
+        _check_strangers(storage.root, known, manifest, part, found)
+    if part.is_all:
+        _check_age(storage, manifest, found)
     if not found.problems and not quick:
         _check_rows(storage, found)
+    _check_extensions(storage, manifest, quick, found)
     return found
 
 
-def _check_strangers(root: Path, known: set[str], manifest: Manifest, found: Findings) -> None:
+def _check_extensions(storage: Storage, manifest: Manifest, quick: bool, found: Findings) -> None:
+    """Each extension is a cache of its own, over the same views; those being written may wait."""
+    try:
+        names = extension_names(storage)
+    except UsageError:
+        return  # a web server does not tell which there are
+    for name in names:
+        inner = open_storage(storage.locate(extension_path(name)))
+        if not inner.exists(MANIFEST_FILE):
+            continue
+        try:
+            own = verify(inner, quick=quick)
+            check_fits(
+                manifest.plan.identity, read_manifest(inner).plan.identity, where=inner.place
+            )
+        except CacheError as error:
+            found.problems.append(str(error))
+            continue
+        found.problems += own.problems
+        found.num_files += own.num_files
+        found.num_bytes += own.num_bytes
+
+
+def _check_strangers(
+    root: Path, known: set[str], manifest: Manifest, part: Selection, found: Findings
+) -> None:
     for path in strangers(root, known, manifest.num_passes):
+        if not part.is_all and path.relative_to(root).parts[0] in _GROWING:
+            continue  # what a pull brought that was interrupted
         found.strangers.append(path)
         found.problems.append(
             f"{path}: a symbolic link; a cache holds plain files only"
@@ -121,13 +162,17 @@ def _check_age(storage: Storage, manifest: Manifest, found: Findings) -> None:
 
 
 def _records(
-    storage: Storage, manifest: Manifest, codecs: CacheCodecs, found: Findings
+    storage: Storage,
+    manifest: Manifest,
+    codecs: CacheCodecs,
+    part: Selection,
+    found: Findings,
 ) -> Iterator[tuple[tuple[Unit, int], ShardRecord]]:
     identity = manifest.plan.identity
     layout = codecs.layout(identity)
     units: tuple[Unit, ...] = (SAMPLES, *range(manifest.num_passes))
-    for unit in units:
-        for shard in range(identity.num_shards):
+    for unit in filter(part.has_unit, units):
+        for shard in filter(part.has_shard, range(identity.num_shards)):
             path = record_path(unit, shard)
             try:
                 record = read_record(storage, manifest.plan, layout, unit, shard)
@@ -206,6 +251,8 @@ def strangers(root: Path, known: set[str], num_passes: int) -> Iterator[Path]:
         relative = path.relative_to(root)
         if relative.parts[0].endswith(TEMPORARY_SUFFIX):
             continue
+        if _OF_ITS_OWN.match(relative.as_posix()):
+            continue
         if path.is_symlink():
             yield path
         elif path.is_file() and str(relative) not in known and path.suffix not in _OF_WRITERS:
@@ -217,15 +264,14 @@ def strangers(root: Path, known: set[str], num_passes: int) -> Iterator[Path]:
 def _check_rows(storage: Storage, found: Findings) -> None:
     """The files are those committed; now that the metadata and keys say what the records say."""
     reader = open_cache(storage)
-    identity = reader.identity
     try:
         _ = reader.samples
         reader.witnesses  # noqa: B018
     except CacheError as error:
         found.problems.append(str(error))
         return
-    for unit in range(reader.num_passes):
-        for shard in range(identity.num_shards):
+    for unit in reader.passes:
+        for shard in reader.shards:
             table = reader.record(SAMPLES, shard).samples_sha256
             if reader.record(unit, shard).samples_sha256 != table:
                 found.problems.append(
@@ -233,7 +279,7 @@ def _check_rows(storage: Storage, found: Findings) -> None:
                     " table"
                 )
                 found.damaged.add((unit, shard))
-    if found.problems:
+    if found.problems or not reader.part.is_all:
         return
     made = manifest_of(storage, reader.manifest.plan, reader.layout, reader.num_passes)
     for name in Manifest.model_fields:

@@ -21,10 +21,12 @@ import zarr
 
 from scalekd.cache.files import FileDigest, digest, read_bounded
 from scalekd.cache.layout import (
+    EXTENSIONS_FOLDER,
     MANIFEST_FILE,
     PLAN_FILE,
     RECORDS_FOLDER,
     SAMPLES,
+    SELECTION_FOLDER,
     TABLES_FOLDER,
     ArraySpec,
     Layout,
@@ -60,7 +62,17 @@ _POLL_SECONDS = 0.05  # of another process that commits the samples of a shard: 
 _MAX_QUEUED_BLOCKS = 4  # bounds memory when coding falls behind the teacher
 
 _NAMES = frozenset(
-    {PLAN_FILE, MANIFEST_FILE, "zarr.json", SAMPLES, "passes", RECORDS_FOLDER, TABLES_FOLDER}
+    {
+        PLAN_FILE,
+        MANIFEST_FILE,
+        "zarr.json",
+        SAMPLES,
+        "passes",
+        RECORDS_FOLDER,
+        TABLES_FOLDER,
+        EXTENSIONS_FOLDER,
+        SELECTION_FOLDER,
+    }
 )
 """What stands at the top of a cache. Before the plan, there are tables alone."""
 
@@ -272,6 +284,8 @@ class ShardWriter:
         for name, rows in views.items():
             writer.write(self._unit, layout.find(name), start, rows)
         samples_sha256 = writer.commit_samples(self._shard, samples, skipped)
+        if writer.approve is not None:
+            writer.approve(self._unit, self._shard, samples_sha256, views["pixel_hash"])
         if not writer.leases.holds(self._unit, self._shard):
             raise EnvironmentFault(
                 f"{writer.root}: this process stood still for so long that another took over shard"
@@ -293,9 +307,20 @@ class CacheWriter:
         plan: The plan in force.
         layout: Its arrays.
         num_threads: Threads that code and write blocks beside the teacher.
+        approve: Called with unit, shard, hash of the samples and pixel hashes before a shard is
+            committed; may refuse by an error.
     """
 
-    def __init__(self, root: Path, plan: Plan, layout: Layout, *, num_threads: int = 2) -> None:
+    def __init__(
+        self,
+        root: Path,
+        plan: Plan,
+        layout: Layout,
+        *,
+        num_threads: int = 2,
+        approve: Callable[[int, int, str, Rows], None] | None = None,
+    ) -> None:
+        self.approve = approve
         self.root = root
         self.plan = plan
         self.layout = layout

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from scalekd.cache import CacheReader
+from scalekd.cache import CacheReader, JoinedReader
 from scalekd.data._workers import as_is, empty_batch, prepare_worker, relayed
 from scalekd.data.blocks import BlockReader, gather
 from scalekd.data.order import BUFFER_BLOCKS, LANES_PER_RANK, EpochOrder
@@ -58,7 +58,7 @@ class CachedViews(Dataset[Batch]):
 
     def __init__(
         self,
-        reader: CacheReader,
+        reader: CacheReader | JoinedReader,
         images: ImageDataset,
         *,
         view_size: tuple[int, int] | None = None,
@@ -80,6 +80,7 @@ class CachedViews(Dataset[Batch]):
         self.targets = [
             array.name for array in reader.layout.views if array.name.split("/")[0] in groups
         ]
+        reader.require(*groups)
         self._columns = [
             array.name for array in reader.layout.views if array.name.startswith("view/")
         ]
@@ -166,16 +167,16 @@ class CachedViews(Dataset[Batch]):
 class _Requests(Sampler[_Request]):
     """Feeds the loader the batches of whatever epoch comes next."""
 
-    def __init__(self, order: EpochOrder, num_passes: int) -> None:
+    def __init__(self, order: EpochOrder, passes: tuple[int, ...]) -> None:
         self.order = order
-        self.num_passes = num_passes
+        self.passes = passes
         self.epoch = 0
         self.start = 0
 
     def __iter__(self) -> Iterator[_Request]:
         epoch, start = self.epoch, self.start
         for number, samples in enumerate(self.order.batches(epoch, start=start), start):
-            yield _Request(epoch % self.num_passes, number, samples)
+            yield _Request(self.passes[epoch % len(self.passes)], number, samples)
 
     def __len__(self) -> int:
         return max(0, self.order.num_batches - self.start)
@@ -207,7 +208,7 @@ class CachedViewLoader:
 
     def __init__(
         self,
-        reader: CacheReader,
+        reader: CacheReader | JoinedReader,
         images: ImageDataset,
         *,
         batch_size: int,
@@ -237,7 +238,7 @@ class CachedViewLoader:
                 f" {world_size} processes; use a smaller -b"
             )
         self._next_epoch = 0
-        self._requests = _Requests(order, reader.num_passes)
+        self._requests = _Requests(order, reader.passes)
         self._loader: DataLoader[Any] = DataLoader(
             self.views,
             batch_sampler=self._requests,  # type: ignore[arg-type]
@@ -267,7 +268,7 @@ class CachedViewLoader:
         self._next_epoch = epoch
 
     def epoch(self, epoch: int, *, start_batch: int = 0) -> Iterator[Batch]:
-        """Batches of one epoch, of pass ``epoch`` modulo the number of passes.
+        """Batches of one epoch, of pass ``epoch`` modulo the number of passes that are here.
 
         Args:
             epoch: Number of the epoch.

@@ -19,7 +19,13 @@ from scalekd.distillation.projector import (
     CrossAttentionProjector,
     default_num_heads,
 )
-from scalekd.distillation.targets import FullLogits, LogitTargets, Targets, TopKLogits
+from scalekd.distillation.targets import (
+    FullLogits,
+    LogitTargets,
+    MeanLogits,
+    Targets,
+    TopKLogits,
+)
 
 __all__ = [
     "TASK_LOSSES",
@@ -28,6 +34,7 @@ __all__ = [
     "FullLogits",
     "KDObjective",
     "LogitTargets",
+    "MeanLogits",
     "Objective",
     "ObjectiveName",
     "PlainObjective",

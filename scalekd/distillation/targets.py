@@ -74,7 +74,35 @@ class TopKLogits:
         return (dense / temperature).softmax(dim=-1)
 
 
-LogitTargets = FullLogits | TopKLogits
+@dataclass(frozen=True)
+class MeanLogits:
+    """What several teachers say of the same views: the mean of their softened probabilities.
+
+    As in You et al., *Learning from Multiple Teacher Networks* (KDD 2017), section 3.1. Teachers
+    count alike.
+
+    Attributes:
+        teachers: At least one; all over the same classes.
+    """
+
+    teachers: tuple[FullLogits | TopKLogits, ...]
+
+    def __post_init__(self) -> None:
+        classes = [teacher.num_classes for teacher in self.teachers]
+        if len(set(classes)) != 1:
+            raise ValueError(f"teachers of {classes} classes have no mean; they need the same ones")
+
+    @property
+    def num_classes(self) -> int:
+        return self.teachers[0].num_classes
+
+    def probabilities(self, temperature: float = 1.0) -> Float[Tensor, "batch cls"]:
+        """Mean over teachers of :meth:`FullLogits.probabilities`."""
+        found = [teacher.probabilities(temperature) for teacher in self.teachers]
+        return torch.stack(found).mean(dim=0)
+
+
+LogitTargets = FullLogits | TopKLogits | MeanLogits
 
 
 @dataclass(frozen=True)

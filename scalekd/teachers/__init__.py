@@ -8,12 +8,13 @@ Example:
 """
 
 from scalekd.teachers.names import ALIASES, resolve_model_name, teacher_named_by_cache
-from scalekd.teachers.spec import TeacherConfig, TeacherSpec
+from scalekd.teachers.spec import ABOUT_ORIGIN, TeacherConfig, TeacherSpec
 from scalekd.teachers.tail import Tail, TailConfig
 from scalekd.teachers.tail_file import load_tail, save_tail
 from scalekd.teachers.teacher import Teacher, TeacherOutput, load_teacher
 
 __all__ = [
+    "ABOUT_ORIGIN",
     "ALIASES",
     "Tail",
     "TailConfig",

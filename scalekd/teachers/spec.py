@@ -46,6 +46,10 @@ class TeacherConfig(BaseModel):
         return value
 
 
+ABOUT_ORIGIN = frozenset({"model", "weights_source", "licence"})
+"""Fields of a :class:`TeacherSpec` that decide no byte of a target: where its weights came from."""
+
+
 class TeacherSpec(BaseModel):
     """A loaded teacher, as a cache's manifest records it.
 

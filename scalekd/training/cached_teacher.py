@@ -1,13 +1,13 @@
 """What a student learns from: a cache and its images, for the trainer and for any other loop."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from scalekd.cache import TargetDecoder, open_cache
+from scalekd.cache import CacheReader, ChosenTargets, JoinedTargets
 from scalekd.data import CachedViewLoader, open_dataset
 from scalekd.distillation import (
     Objective,
@@ -46,11 +46,14 @@ class CachedTeacher:
         split: Which of them.
         num_classes: Of the student; by default the teacher's, or, of a teacher without a head,
             those of the images.
+        targets: Extension of the cache that gives features, tail and, if it has any, logits.
+        logits_from: Extensions that give logits, or ``base``; several teachers are averaged.
 
     Attributes:
-        reader: The opened cache.
+        chosen: The opened cache and extensions.
+        reader: What views and targets are read from.
         images: The image set.
-        spec: The teacher, as the cache describes it.
+        spec: The teacher whose features count, as its cache describes it.
         num_classes: Of the student.
 
     Raises:
@@ -65,12 +68,16 @@ class CachedTeacher:
         data_dir: str | Path,
         split: str = "train",
         num_classes: int | None = None,
+        targets: str | None = None,
+        logits_from: Sequence[str] = (),
     ) -> None:
-        self.reader = open_cache(cache)
+        self.chosen = ChosenTargets.open(cache, targets=targets, logits_from=logits_from)
+        self.reader = self.chosen.reader
         self.images = open_dataset(str(data_dir), split)
-        self.spec = TeacherSpec.model_validate(self.reader.identity.teacher)
+        self.spec = _spec(self._features)
         # The teacher's classes are the student's wherever its logits are learnt from.
-        found = (num_classes, self.spec.num_classes, self.images.num_classes)
+        said = [teacher.num_classes for teacher in self.logit_teachers]
+        found = (num_classes, *said, self.spec.num_classes, self.images.num_classes)
         self.num_classes = next(number for number in found if number)
         smallest, largest = int(self.images.labels.min()), int(self.images.labels.max())
         if smallest < 0 or largest >= self.num_classes:
@@ -79,6 +86,25 @@ class CachedTeacher:
                 f"has classes 0 to {self.num_classes - 1}; every image needs a label (see "
                 "--num-classes)"
             )
+
+    @property
+    def logit_teachers(self) -> list[TeacherSpec]:
+        """Those whose logits count."""
+        return [_spec(self.chosen.caches[name]) for name in self.chosen.logits]
+
+    @property
+    def _features(self) -> CacheReader:
+        return self.chosen.caches[self.chosen.features]
+
+    @property
+    def licence(self) -> str | None:
+        """Of the weights that features come from, as the maker of the cache states it."""
+        return self._features.manifest.plan.provenance.licence or self.spec.licence
+
+    @property
+    def note(self) -> str | None:
+        """What the maker of the cache noted."""
+        return self._features.manifest.plan.provenance.note
 
     @property
     def view_size(self) -> tuple[int, int]:
@@ -120,13 +146,14 @@ class CachedTeacher:
             teacher_stages=self.spec.stages,
             tail=tail,
         )
-        if built.needs_logits and self.spec.num_classes != student.spec.num_classes:
-            raise UsageError(
-                "the KD loss compares classes one by one, and the teacher has "
-                f"{self.spec.num_classes} of them where the student has "
-                f"{student.spec.num_classes}; train without it "
-                "(--distillation kd=false), or with the teacher's classes"
-            )
+        for teacher in self.logit_teachers if built.needs_logits else ():
+            if teacher.num_classes != student.spec.num_classes:
+                raise UsageError(
+                    f"the KD loss compares classes one by one, and the teacher {teacher.model} has "
+                    f"{teacher.num_classes} of them where the student has "
+                    f"{student.spec.num_classes}; train without it "
+                    "(--distillation kd=false), or with the teacher's classes"
+                )
         return DistillationModule(
             student,
             built,
@@ -135,7 +162,7 @@ class CachedTeacher:
             channels_last=channels_last,
         )
 
-    def targets(self, objective: Objective) -> TargetDecoder | NoTargets:
+    def targets(self, objective: Objective) -> JoinedTargets | NoTargets:
         """A module that decodes, on the device, what an objective reads of the cache.
 
         Raises:
@@ -143,11 +170,7 @@ class CachedTeacher:
         """
         if not objective.needs_features and not objective.needs_logits:
             return NoTargets()
-        return TargetDecoder(
-            self.reader.codecs,
-            features=objective.needs_features,
-            logits=objective.needs_logits,
-        )
+        return self.chosen.decoder(features=objective.needs_features, logits=objective.needs_logits)
 
     def loader(self, student: Student, targets: TargetSource, **options: Any) -> CachedViewLoader:
         """Epochs of batches at the student's image size, with the arrays that targets need.
@@ -171,17 +194,22 @@ class CachedTeacher:
         )
 
     def _tail(self) -> Tail:
-        identity, storage = self.reader.identity, self.reader.storage
+        reader = self._features
+        identity, storage = reader.identity, reader.storage
         if identity.tail is None:
             raise UsageError(
-                f"{self.reader.place}: holds no teacher tail, which stage 3 of the scalekd "
+                f"{reader.place}: holds no teacher tail, which stage 3 of the scalekd "
                 "objective passes through; write the cache with --stages final or 3,4, or give "
                 "--distillation tpp=false"
             )
-        content = self.reader.file(identity.tail, identity.tail_digest)  # checks its bytes
+        content = reader.file(identity.tail, identity.tail_digest)  # checks its bytes
         if isinstance(storage, LocalStorage):
             return load_tail(storage.path(identity.tail))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / Path(identity.tail).name
             path.write_bytes(content)
             return load_tail(path)
+
+
+def _spec(reader: CacheReader) -> TeacherSpec:
+    return TeacherSpec.model_validate(reader.identity.teacher)

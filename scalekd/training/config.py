@@ -53,6 +53,8 @@ class TrainConfig(BaseModel):
     # What it learns from.
     objective: Literal["scalekd", "kd", "none"] = "scalekd"
     distillation: ScaleKDConfig = ScaleKDConfig()
+    targets: str | None = None
+    logits_from: tuple[str, ...] = ()
     online: bool = False
     teacher: str | None = None
     teacher_checkpoint: str | None = None

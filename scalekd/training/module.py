@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-from scalekd.distillation import FullLogits, Objective, Targets, TopKLogits
+from scalekd.distillation import FullLogits, LogitTargets, MeanLogits, Objective, Targets
 from scalekd.errors import UsageError
 
 
@@ -99,10 +99,12 @@ class DistillationModule(nn.Module):
         return StepOutput(losses, metrics)
 
 
-def likeliest_class(logits: FullLogits | TopKLogits) -> Int64[Tensor, " batch"]:
-    """The teacher's answer."""
+def likeliest_class(logits: LogitTargets) -> Int64[Tensor, " batch"]:
+    """The teacher's answer, or that of several teachers together."""
     if isinstance(logits, FullLogits):
         return logits.logits.argmax(dim=1)
+    if isinstance(logits, MeanLogits):
+        return logits.probabilities().argmax(dim=1)
     best = logits.log_probs.argmax(dim=1, keepdim=True)
     return logits.indices.gather(1, best).squeeze(1)
 

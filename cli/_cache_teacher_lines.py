@@ -1,0 +1,31 @@
+"""What a person reads when teacher targets were written."""
+
+from typing import TYPE_CHECKING
+
+from scalekd.cli._options import size
+
+if TYPE_CHECKING:
+    from scalekd.pipelines.cache_teacher import CacheTeacherResult
+
+
+def result_lines(result: "CacheTeacherResult") -> list[str]:
+    """The outcome of ``cache-teacher`` and of ``cache extend``."""
+    state = "complete" if result.complete else "not complete: other shards are still to be done"
+    if result.shards_elsewhere:
+        others = len(result.shards_elsewhere) - 1
+        state = (
+            f"not complete: another job is writing {result.shards_elsewhere[0]}"
+            + (f", and {others} more" if others else "")
+            + "; whoever commits last completes the cache"
+        )
+    lines = [
+        f"{result.output}: {state}; {result.num_samples:,} samples, {result.num_passes} passes,"
+        f" {result.num_shards} shards ({result.shards_written} written now)",
+        f"{result.views_written:,} views in {result.seconds:,.0f} s,"
+        f" {result.views_per_second:,.1f} views/s, data wait {result.data_wait_share:.0%}",
+    ]
+    if result.total_bytes is not None and result.bytes_per_view is not None:
+        lines.append(f"{size(result.total_bytes)}, {size(result.bytes_per_view)} a view")
+    if result.skipped:
+        lines.append(f"{result.skipped} corrupt images left out; `scalekd cache info` names them")
+    return lines

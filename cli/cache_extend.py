@@ -1,0 +1,43 @@
+"""``scalekd cache extend``."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from scalekd.cli._cache_teacher_lines import result_lines
+from scalekd.cli._options import KeyValue, NumberRange, Stages, checked, emit, json_option
+
+
+@click.command("extend")
+@click.argument("cache", type=click.Path(path_type=Path))
+@click.option("--data-dir", required=True, help="The images the cache was made from.")
+@click.option("--split", default="train", show_default=True, help="Name, folder or pattern.")
+@click.option("--passes", type=click.IntRange(1, 9999), help="Passes to have in the end.")
+@click.option("--name", help="Add targets under this name, in extensions/NAME/.")
+@click.option("--stages", type=Stages(), help="With --name: 3,4, final or none.")
+@click.option("--logits", help="With --name: full, topk:K or none.")
+@click.option("--codec", help="With --name: codec of the features.")
+@click.option("--model", help="Another teacher, with --name; or the teacher's name here.")
+@click.option("--checkpoint", help="The teacher's weights, when they are read from a file.")
+@click.option(
+    "--model-kwargs", multiple=True, type=KeyValue(), help="Argument of the model; repeat."
+)
+@click.option("--pretrained/--no-pretrained", default=True, help="Of another teacher.")
+@click.option("--licence", help="With --name: licence of another teacher's weights.")
+@click.option("--note", help="With --name: free text to keep in the manifest.")
+@click.option("--shards", type=NumberRange(), help="Do these shards only.")
+@click.option("-j", "--workers", default=2, show_default=True, help="Processes that draw views.")
+@json_option
+def command(*, as_json: bool, **options: Any) -> None:
+    """Add passes to a cache; or, with --name, stages or another teacher's targets.
+
+    What is not said is taken from the cache, and what is there is not touched. The same command
+    goes on after an interruption.
+    """
+    from scalekd.pipelines.extend_cache import ExtendConfig, extend_cache
+
+    options["model_kwargs"] = dict(options["model_kwargs"])
+    result = extend_cache(checked(ExtendConfig, **options))
+    if result.is_main_process:
+        emit(result.model_dump(mode="json"), result_lines(result), as_json=as_json)

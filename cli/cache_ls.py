@@ -1,0 +1,35 @@
+"""``scalekd cache ls``."""
+
+import click
+
+from scalekd.cli._options import emit, json_option, size
+
+
+@click.command("ls")
+@click.argument("root")
+@click.option(
+    "--depth", default=4, show_default=True, type=click.IntRange(0, 64), help="Levels below ROOT."
+)
+@json_option
+def command(root: str, *, depth: int, as_json: bool) -> None:
+    """List the caches below a folder or in a bucket: what each holds, and whether it is complete.
+
+    Reads manifests and plans only; `scalekd cache verify` checks the data.
+    """
+    from scalekd.pipelines.list_caches import COLUMNS, list_caches
+
+    found = list_caches(root, max_depth=depth)
+    rows = [COLUMNS, *(cache.cells(size) for cache in found)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row, cache in zip(rows, (None, *found), strict=True):
+        cells = (text.ljust(width) for text, width in zip(row, widths, strict=True))
+        lines.append("  ".join(cells).rstrip())
+        for name in ("problem", "part", "note"):
+            if cache is not None and (told := getattr(cache, name)):
+                lines.append(f"  {name}: {told}")
+    emit(
+        {"caches": [cache.model_dump(mode="json") for cache in found]},
+        lines if found else [f"no cache below {root}"],
+        as_json=as_json,
+    )

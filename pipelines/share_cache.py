@@ -1,0 +1,269 @@
+"""Sending a cache somewhere, or fetching one, or a part of one.
+
+    scalekd cache push ./swin_l-cache s3://lab/swin_l
+    scalekd cache pull s3://lab/swin_l ./swin_l-cache --passes 0-3 --logits-only
+
+Only what is missing travels. Every file is held against its SHA-256 when it was read and when it
+has arrived; the record of a shard follows its files, and the manifest comes last. So either command
+may be stopped, run again, or run twice at once, and a cache that is still being written can be
+fetched: what is committed comes now, and the rest when the command is run again.
+"""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from scalekd.cache.extensions import extension_names, extension_path
+from scalekd.cache.layout import PLAN_FILE
+from scalekd.cache.selection import (
+    Selection,
+    check_owner,
+    commit_selection,
+    standing_selection,
+)
+from scalekd.cache.transfer import SourceCache, Tally, Transfer
+from scalekd.errors import EnvironmentFault, UsageError
+from scalekd.pipelines._progress import ProgressReport
+from scalekd.pipelines._signals import terminable
+from scalekd.storage import LocalStorage, Storage, open_storage
+
+Range = tuple[int, int]
+
+
+class ShareConfig(BaseModel):
+    """What ``scalekd cache push`` or ``pull`` was asked for.
+
+    Attributes:
+        source: Folder or URL of the cache.
+        target: Folder or URL it is to stand at.
+        passes: First and last pass to take; all when ``None``.
+        shards: First and last shard to take; all when ``None``.
+        stages: Stages to take; all when ``None``.
+        logits_only: Take no stage and no tail.
+        jobs: Files in flight at once, each in memory.
+        check: Read what stands at the target already, and replace what differs.
+        read_back: Read every file back from a remote target.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    target: str
+    passes: Range | None = None
+    shards: Range | None = None
+    stages: tuple[Literal[3, 4], ...] | None = None
+    logits_only: bool = False
+    jobs: int = Field(default=8, ge=1, le=64)
+    check: bool = False
+    read_back: bool = True
+
+
+class ShareResult(BaseModel):
+    """What a push or pull did.
+
+    Attributes:
+        source, target: From where to where.
+        complete: Whether all that was asked for stands at the target now.
+        part: Which part of the cache stands there, when it is not all.
+        num_shards: Shards looked at, of samples and passes.
+        num_found: Of these, those that stood there already.
+        num_files: Files that travelled.
+        num_bytes: Their bytes.
+        extensions: Extensions that were brought, too.
+        seconds: Time taken.
+    """
+
+    source: str
+    target: str
+    complete: bool
+    part: str | None
+    num_shards: int
+    num_found: int
+    num_files: int
+    num_bytes: int
+    extensions: tuple[str, ...]
+    seconds: float
+
+
+@terminable()
+def share_cache(config: ShareConfig) -> ShareResult:
+    """Bring a cache, or the part asked for, from source to target.
+
+    Raises:
+        DataError: There is no cache at the source.
+        UsageError: The cache does not hold what is asked for, or the target is no place for it.
+        CacheError: Source and target disagree, or a file is damaged.
+        EnvironmentFault: No room, no permission, no network.
+    """
+    started = time.monotonic()
+    source, target = open_storage(config.source), open_storage(config.target)
+    tally = Tally()
+    complete, part = _bring(config, source, target, tally)
+    names = []
+    for name in _extensions(source):
+        inner = extension_path(name)
+        below = open_storage(source.locate(inner)), open_storage(target.locate(inner))
+        if below[0].exists(PLAN_FILE):
+            complete &= _bring(config, *below, tally, optional=True)[0]
+            names.append(name)
+    return ShareResult(
+        source=source.place,
+        target=target.place,
+        complete=complete,
+        part=None if part.is_all else str(part),
+        num_shards=tally.num_shards,
+        num_found=tally.num_found,
+        num_files=tally.num_files,
+        num_bytes=tally.num_bytes,
+        extensions=tuple(names),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _extensions(source: Storage) -> Iterator[str]:
+    """Names of the source's extensions; a place that cannot be listed tells of none."""
+    with contextlib.suppress(UsageError):
+        yield from extension_names(source)
+
+
+def _bring(
+    config: ShareConfig,
+    source_storage: Storage,
+    target: Storage,
+    tally: Tally,
+    *,
+    optional: bool = False,
+) -> tuple[bool, Selection]:
+    """Bring one cache; whether it is complete at the target, and which part of it stands there."""
+    source = SourceCache(source_storage)
+    asked = _asked(config, source, optional=optional)
+    transfer = Transfer(
+        source,
+        target,
+        jobs=config.jobs,
+        check=config.check,
+        read_back=config.read_back,
+        tally=tally,
+    )
+    _check_space(source, target, asked)
+    if not asked.is_all:
+        _declare(target, asked)
+    transfer.prepare()
+    brought: Selection | None = None
+    while True:
+        # Another process may widen the part while this one works: then it brings that, too.
+        number, standing = standing_selection(target)
+        wanted = asked if standing is None else asked.joined(standing)
+        if wanted != brought:
+            shards = source.shards(wanted)
+            title = f"{source_storage.place} to {target.place}"
+            with ProgressReport(title, len(shards), "shards", aside=_speed(tally)) as progress:
+                transfer.bring(wanted, lambda: progress.advance(1))
+            brought = wanted
+        if standing is not None and standing != wanted:
+            commit_selection(target, number + 1, wanted)
+            continue  # it stands now, or another process took the number
+        if standing_selection(target) == (number, standing):
+            return transfer.seal(), wanted
+
+
+def _declare(target: Storage, asked: Selection) -> None:
+    """Say that a part is to stand here, before anything of it does: records of it name more.
+
+    Raises:
+        UsageError: A whole cache stands or was begun here, which a part would break.
+    """
+    number, standing = standing_selection(target)
+    if standing is None and target.exists(PLAN_FILE):
+        raise UsageError(
+            f"{target.place}: a whole cache stands or was begun there; bring all of it up to date,"
+            " or the part to another place"
+        )
+    check_owner(target, standing, asked.cache_id)
+    if standing is None:
+        commit_selection(target, number + 1, asked)
+
+
+def _asked(config: ShareConfig, source: SourceCache, *, optional: bool) -> Selection:
+    """The part that was asked for, held against what the source has.
+
+    Args:
+        config: What was asked.
+        source: Where it is to come from.
+        optional: Take what there is of it, as from an extension.
+    """
+    identity, place = source.plan.identity, source.storage.place
+    groups = tuple(f"stage{stage}" for stage in identity.stages)
+    groups += ("logits",) if identity.logits else ()
+    targets = None
+    if config.logits_only or config.stages is not None:
+        wanted = () if config.logits_only else config.stages or ()
+        targets = tuple(f"stage{stage}" for stage in wanted) + ("logits",) * bool(identity.logits)
+        lacking = sorted(set(targets) - set(groups))
+        if lacking and not optional:
+            raise UsageError(f"{place}: holds {', '.join(groups)}, and no {', '.join(lacking)}")
+        if config.logits_only and identity.logits is None and not optional:
+            raise UsageError(f"{place}: holds no logits; --logits-only would leave nothing")
+        targets = tuple(group for group in groups if group in targets)
+        targets = None if targets == groups else targets
+    last_pass = source.manifest.num_passes - 1 if source.manifest else 9_999
+    passes = _within(config.passes, last_pass, "passes", place, optional)
+    shards = _within(config.shards, identity.num_shards - 1, "shards", place, optional)
+    asked = Selection(
+        cache_id=source.plan.cache_id,
+        passes=passes,
+        shards=shards,
+        targets=targets,  # type: ignore[arg-type]  # names of groups, as the plan has them
+    )
+    part = source.part
+    if part is None or part.is_all:
+        return asked
+    if asked.is_all:
+        return part
+    if part.joined(asked) != part:
+        raise UsageError(f"{place}: is a part itself, {part}, and {asked} is asked for")
+    return asked
+
+
+def _within(
+    asked: Range | None, last: int, what: str, place: str, optional: bool
+) -> tuple[Range, ...] | None:
+    if asked is None or asked == (0, last):
+        return None
+    first, end = asked
+    if optional:
+        return ((first, min(end, last)),) if first <= last else ()
+    if not 0 <= first <= end <= last:
+        raise UsageError(f"--{what} {first}-{end}: {place} has {what} 0 to {last}")
+    return (asked,)
+
+
+def _check_space(source: SourceCache, target: Storage, asked: Selection) -> None:
+    """Refuse to begin what cannot fit on a disk of this machine; a part's size nobody knows."""
+    if source.manifest is None or not asked.is_all or not isinstance(target, LocalStorage):
+        return
+    root = Path(target.place).absolute()
+    place = next(folder for folder in (root, *root.parents) if folder.exists())
+    there = sum(stored.size for stored in target.list())
+    free, needed = shutil.disk_usage(place).free, source.manifest.total_bytes - there
+    if needed > free:
+        raise EnvironmentFault(
+            f"{target.place}: {free / 1e9:,.1f} GB are free, and {needed / 1e9:,.1f} GB are to"
+            " come; free space, or fetch a part (--passes, --stages, --shards, --logits-only)"
+        )
+
+
+def _speed(tally: Tally) -> Callable[[], str]:
+    """Bytes so far and in a second, for the line of progress."""
+    started, before = time.monotonic(), tally.num_bytes
+
+    def told() -> str:
+        rate = (tally.num_bytes - before) / max(time.monotonic() - started, 1e-9)
+        return f"{tally.num_bytes / 1e6:,.0f} MB, {rate / 1e6:,.1f} MB/s"
+
+    return told

@@ -1,0 +1,390 @@
+"""From one place to another: a cache, or a part of it, shard by shard, each file checked twice.
+
+A file is held against its digest when it was read and when it has arrived; a shard's record is
+written when its files stand, the manifest last. All are written once, so transfers to the same
+place may run at the same time, and what was interrupted goes on with what is missing. What nobody
+has committed is never taken, so the source may still be growing.
+"""
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from scalekd.cache.files import FileDigest, digest, digest_of, read_bounded, read_checked
+from scalekd.cache.layout import (
+    MANIFEST_FILE,
+    PLAN_FILE,
+    RECORDS_FOLDER,
+    SAMPLES,
+    SELECTION_FOLDER,
+    Layout,
+    Unit,
+    record_path,
+)
+from scalekd.cache.manifest import (
+    MAX_JSON_BYTES,
+    Manifest,
+    Plan,
+    ShardRecord,
+    canonical,
+    parse_committed,
+)
+from scalekd.cache.records import read_record, record_hash
+from scalekd.cache.selection import (
+    Selection,
+    check_owner,
+    standing_selection,
+)
+from scalekd.cache.store import metadata_documents
+from scalekd.cache.targets import CacheCodecs
+from scalekd.cache.writer import differences, table_files
+from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
+from scalekd.storage import LocalStorage, NotStored, Storage
+
+_MAY_PRECEDE = re.compile(rf"{SELECTION_FOLDER}/|README\.md$|\.")
+"""What may stand where a cache is begun: a part's selection, a dataset card, hidden files."""
+
+
+class SourceCache:
+    """A cache to be fetched from, complete or still growing.
+
+    Attributes:
+        storage: Where it is.
+        plan: Its plan.
+        manifest: Its manifest as it stood when this was opened, if there was one.
+        part: What the place holds when it does not hold all of the cache.
+
+    Args:
+        storage: Where it is.
+        committed: Take every shard that is committed, also of passes that are being added; not
+            only what the manifest tells of.
+
+    Raises:
+        DataError: There is no cache.
+        CacheError: Plan or manifest are damaged.
+    """
+
+    def __init__(self, storage: Storage, *, committed: bool = False) -> None:
+        self.storage = storage
+        self.manifest = None if committed else _standing_manifest(storage)
+        if self.manifest is None and not storage.exists(PLAN_FILE):
+            raise DataError(f"no cache at {storage.place}: neither {MANIFEST_FILE} nor {PLAN_FILE}")
+        plan = read_bounded(storage, PLAN_FILE, max_bytes=MAX_JSON_BYTES, what="the plan")
+        self.plan = parse_committed(Plan, plan, where=storage.locate(PLAN_FILE))
+        if self.manifest is not None and self.manifest.plan != self.plan:
+            raise CacheMismatch(f"{storage.place}: its plan is not the plan in its manifest")
+        _, self.part = standing_selection(storage)
+        check_owner(storage, self.part, self.plan.cache_id)
+
+    def shards(self, selection: Selection) -> list[tuple[Unit, int]]:
+        """What is committed of a selection: samples first, then pass by pass.
+
+        Raises:
+            UsageError: The cache is not complete, and the place cannot be listed.
+        """
+        identity = self.plan.identity
+        if self.manifest is not None:
+            units: list[Unit] = [SAMPLES, *range(self.manifest.num_passes)]
+            found = [(unit, shard) for unit in units for shard in range(identity.num_shards)]
+        else:
+            found = sorted(
+                _listed_records(self.storage), key=lambda pair: (pair[0] != SAMPLES, pair)
+            )
+        return [
+            (unit, shard)
+            for unit, shard in found
+            if selection.has_unit(unit) and selection.has_shard(shard)
+        ]
+
+
+def _standing_manifest(storage: Storage) -> Manifest | None:
+    try:
+        data = storage.read(MANIFEST_FILE, max_bytes=MAX_JSON_BYTES)
+    except NotStored:
+        return None
+    return parse_committed(Manifest, data, where=storage.locate(MANIFEST_FILE))
+
+
+def _listed_records(storage: Storage) -> Iterator[tuple[Unit, int]]:
+    for stored in storage.list(RECORDS_FOLDER):
+        folder, _, name = stored.path.removeprefix(f"{RECORDS_FOLDER}/").partition("/")
+        number = name.removesuffix(".json")
+        if name.endswith(".json") and number.isdigit():
+            if folder == SAMPLES:
+                yield SAMPLES, int(number)
+            elif folder.isdigit():
+                yield int(folder), int(number)
+
+
+@dataclass
+class Tally:
+    """What a transfer did.
+
+    Attributes:
+        num_files: Files brought.
+        num_bytes: Their bytes.
+        num_shards: Shards looked at, of samples and passes.
+        num_found: Of these, those that stood already.
+    """
+
+    num_files: int = 0
+    num_bytes: int = 0
+    num_shards: int = 0
+    num_found: int = 0
+
+
+class Transfer:
+    """Brings a cache from one place to another.
+
+    Args:
+        source: What to bring.
+        target: Where to.
+        plan: The plan the target is to have, when not the source's: of the same cache.
+        jobs: Files in flight at once, each in memory.
+        check: Read what already stands at the target, and bring what differs again.
+        read_back: Read every file back from a remote target, and hold it against its digest.
+        link: From folder to folder, make hard links where the file system can.
+        tally: Where to count; of its own when not given.
+    """
+
+    def __init__(
+        self,
+        source: SourceCache,
+        target: Storage,
+        *,
+        plan: Plan | None = None,
+        jobs: int = 8,
+        check: bool = False,
+        read_back: bool = True,
+        link: bool = False,
+        tally: Tally | None = None,
+    ) -> None:
+        self._source, self._target = source, target
+        self._plan = plan or source.plan
+        self._jobs, self._check, self._link = jobs, check, link
+        self._read_back = read_back and target.is_remote
+        self._lock = threading.Lock()
+        self._standing: dict[str, int] = {}
+        self.tally = tally or Tally()
+
+    def prepare(self) -> None:
+        """Begin the target, or see that it is the same cache.
+
+        Raises:
+            CacheMismatch: Another cache stands there.
+            UsageError: Something that is no cache stands there, or it cannot be written to.
+        """
+        target, plan = self._target, self._plan
+        self._standing = {stored.path: stored.size for stored in target.list()}
+        strangers = [path for path in sorted(self._standing) if not _MAY_PRECEDE.match(path)]
+        if strangers and PLAN_FILE not in self._standing:
+            raise UsageError(
+                f"{target.place} holds something that is no cache ({strangers[0]}); choose an empty"
+                " or new place"
+            )
+        if target.commit(PLAN_FILE, canonical(plan), exclusive=True):
+            return
+        data = read_bounded(target, PLAN_FILE, max_bytes=MAX_JSON_BYTES, what="the plan")
+        standing = parse_committed(Plan, data, where=target.locate(PLAN_FILE))
+        if standing.cache_id != plan.cache_id:
+            raise CacheMismatch(
+                f"{target.place}: another cache stands there than at {self._source.storage.place}:"
+                f" {differences(standing.identity, plan.identity)}"
+            )
+        if standing != plan:
+            raise CacheMismatch(
+                f"{target.locate(PLAN_FILE)}: the same job, begun apart: licence, note, software or"
+                f" measured errors differ from those at {self._source.storage.place}; join the two"
+                " with `scalekd cache merge`"
+            )
+
+    def bring(self, selection: Selection, advanced: Callable[[], None]) -> None:
+        """Bring what is committed of a selection; the manifest is left to :meth:`seal`.
+
+        Args:
+            selection: What to bring.
+            advanced: Called when a shard stands at the target.
+
+        Raises:
+            CacheCorrupt: A file of the source is damaged, or did not arrive as it was sent.
+            CacheMismatch: Other bytes were committed at the target.
+        """
+        source = self._source
+        codecs = CacheCodecs.load(source.storage, source.plan.identity)
+        layout = codecs.layout(source.plan.identity)
+        shards = source.shards(selection)
+        with (
+            ThreadPoolExecutor(self._jobs, thread_name_prefix="transfer-file") as files,
+            ThreadPoolExecutor(self._jobs, thread_name_prefix="transfer-shard") as work,
+        ):
+            self._bring_files(self._common_files(selection, layout), files)
+
+            def bring_shard(unit: Unit, shard: int) -> None:
+                record = read_record(source.storage, source.plan, layout, unit, shard)
+                self._bring_shard(record, selection, files)
+
+            pending = [work.submit(bring_shard, unit, shard) for unit, shard in shards]
+            try:
+                for done in as_completed(pending):
+                    done.result()
+                    advanced()
+            except BaseException:
+                for future in pending:
+                    future.cancel()
+                raise
+
+    def seal(self) -> bool:
+        """Write the manifest, unless the target's tells of as many passes or more.
+
+        Returns:
+            Whether the target is complete now; it is not when the source is not.
+        """
+        ours = self._source.manifest
+        while ours is not None:
+            if self._target.commit(MANIFEST_FILE, canonical(ours), exclusive=True):
+                return True
+            where = self._target.locate(MANIFEST_FILE)
+            data = read_bounded(
+                self._target, MANIFEST_FILE, max_bytes=MAX_JSON_BYTES, what="the manifest"
+            )
+            theirs = parse_committed(Manifest, data, where=where)
+            if any(
+                theirs.records.get(path, hash_) != hash_ for path, hash_ in ours.records.items()
+            ):
+                raise CacheMismatch(
+                    f"{where}: tells of other shards than the manifest at the source"
+                )
+            if theirs.num_passes >= ours.num_passes:
+                return True
+            self._target.commit(MANIFEST_FILE, canonical(ours))
+        return self._target.exists(MANIFEST_FILE)
+
+    def _common_files(self, selection: Selection, layout: Layout) -> dict[str, FileDigest | bytes]:
+        """Tables and array metadata: with their digests, or as the plan makes them."""
+        source, identity = self._source, self._source.plan.identity
+        found: dict[str, FileDigest | bytes] = {**table_files(identity)}
+        if source.manifest is not None:
+            found |= source.manifest.files
+        else:
+            units = {unit for unit, _ in source.shards(selection)}
+            for unit in units:
+                found |= metadata_documents(identity, unit, layout.arrays(unit))
+        if identity.tail is not None and not selection.has_tail:
+            found.pop(identity.tail, None)
+        found.pop(PLAN_FILE, None)
+        return {path: content for path, content in found.items() if selection.has_file(path)}
+
+    def _bring_shard(
+        self, record: ShardRecord, selection: Selection, files: ThreadPoolExecutor
+    ) -> None:
+        source, path = self._source, record_path(record.unit, record.shard)
+        manifest = source.manifest
+        if manifest is not None and manifest.records.get(path) != record_hash(record):
+            raise CacheCorrupt(
+                f"{source.storage.locate(path)}: not the record that the manifest was written for"
+            )
+        content = canonical(record)
+        stands = path in self._standing and self._holds_record(path, content)
+        wanted = {file: found for file, found in record.files.items() if selection.has_file(file)}
+        num_brought = self._bring_files(wanted, files, is_ours=stands)
+        if not stands and not self._target.commit(path, content, exclusive=True):
+            self._holds_record(path, content)
+        with self._lock:
+            self._standing[path] = len(content)
+            self.tally.num_shards += 1
+            self.tally.num_found += stands and not num_brought
+
+    def _holds_record(self, path: str, content: bytes) -> bool:
+        """Whether a record stands at the target; raises when it is another."""
+        try:
+            found = self._target.read(path, max_bytes=MAX_JSON_BYTES)
+        except NotStored:
+            return False  # the listing was out of date
+        if found != content:
+            raise CacheMismatch(
+                f"{self._target.locate(path)}: this shard was committed there with other bytes than"
+                f" at {self._source.storage.place}: two jobs wrote this cache on machines that do"
+                " not compute alike; choose another place"
+            )
+        return True
+
+    def _bring_files(
+        self,
+        wanted: Mapping[str, FileDigest | bytes],
+        files: ThreadPoolExecutor,
+        *,
+        is_ours: bool = False,
+    ) -> int:
+        """Bring files in parallel; returns the number brought. Reports the first error."""
+        pending = [
+            files.submit(self._bring_file, path, found, is_ours=is_ours)
+            for path, found in wanted.items()
+        ]
+        try:
+            return sum(future.result() for future in pending)
+        except BaseException:
+            for future in pending:
+                future.cancel()
+            raise
+
+    def _bring_file(self, path: str, wanted: FileDigest | bytes, *, is_ours: bool) -> bool:
+        """Bring one file unless it stands; ``is_ours``: its record does, and names these bytes."""
+        expected = digest(wanted) if isinstance(wanted, bytes) else wanted
+        standing = self._standing.get(path)
+        if standing == expected.num_bytes and not (self._check and self._differs(path, expected)):
+            return False
+        made = self._put(path, wanted, expected, replace=is_ours or self._check)
+        if not made and self._differs(path, expected):
+            raise CacheMismatch(
+                f"{self._target.locate(path)}: holds other bytes than are to come, and no commit"
+                " record there says which are right: an interrupted copy, or another job's; pass"
+                " --check to replace it"
+            )
+        if self._read_back and self._differs(path, expected):
+            raise CacheCorrupt(
+                f"{self._target.locate(path)}: did not arrive as it was sent; run the same command"
+                " again with --check"
+            )
+        with self._lock:
+            self._standing[path] = expected.num_bytes
+            self.tally.num_files += 1
+            self.tally.num_bytes += expected.num_bytes
+        return True
+
+    def _put(
+        self, path: str, wanted: FileDigest | bytes, expected: FileDigest, *, replace: bool
+    ) -> bool:
+        """Whether the file was made; ``replace`` makes it whatever stands there."""
+        source, target = self._source.storage, self._target
+        if isinstance(wanted, bytes):
+            return target.commit(path, wanted, exclusive=not replace)
+        may_link = self._link and not replace
+        if may_link and isinstance(source, LocalStorage) and isinstance(target, LocalStorage):
+            if digest_of(source.stream(path)) != expected:
+                raise CacheCorrupt(f"{source.locate(path)}: not the bytes that were committed")
+            found = _linked(source.path(path), target.path(path))
+            if found is not None:
+                return found
+        return target.commit(path, read_checked(source, path, expected), exclusive=not replace)
+
+    def _differs(self, path: str, expected: FileDigest) -> bool:
+        try:
+            return digest_of(self._target.stream(path)) != expected
+        except NotStored:
+            return True
+
+
+def _linked(source: Path, target: Path) -> bool | None:
+    """Whether a hard link was made; ``None`` where the file system cannot."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return False
+    except OSError:
+        return None  # another file system, or one without links
+    return True
