@@ -78,7 +78,12 @@ _SECTIONS: tuple[_Decorator, ...] = (
     _switch("grad-checkpointing", "Recompute the student in the backward pass, to save memory."),
     _switch("tail-checkpointing", "Likewise the teacher's tail."),
     # What it learns from.
-    _option("--objective", kind=click.Choice(["scalekd", "kd", "none"]), help="[default: scalekd]"),
+    _option(
+        "--objective",
+        kind=click.Choice(["scalekd", "scalekd-light", "kd", "none"]),
+        help="scalekd: as published; scalekd-light: smaller projectors, one for both views; "
+        "kd: logits only; none: no teacher.  [default: scalekd]",
+    ),
     _option(
         "--distillation",
         kind=_Dotted(),

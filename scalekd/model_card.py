@@ -43,7 +43,7 @@ def model_card(student: TrainedStudent) -> str:
 
 
 def _origin(state: Mapping[str, Any]) -> str:
-    if state.get("objective") in ("scalekd", "kd") and state.get("teacher"):
+    if state.get("objective") not in (None, "none") and state.get("teacher"):
         return f"distilled from {state['teacher']}"
     return "trained without a teacher"
 
@@ -56,7 +56,7 @@ def _version(state: Mapping[str, Any]) -> str:
 def _rows(student: TrainedStudent, metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     state, spec = student.state, student.spec
     rows = [("objective", state.get("objective"))]
-    if state.get("objective") in ("scalekd", "kd"):
+    if state.get("objective") not in (None, "none"):
         rows += [
             ("teacher", state.get("teacher")),
             ("teacher's weights, SHA-256", state.get("teacher_weights_sha256")),

@@ -1,8 +1,14 @@
 """ScaleKD as a library: projectors, losses, and their composition for any training loop."""
 
-from scalekd.distillation.config import ScaleKDConfig, StageConfig
-from scalekd.distillation.factory import ObjectiveName, build_objective
-from scalekd.distillation.feature_objective import ScaleKDObjective, StudentLevel
+from scalekd.distillation.config import ObjectiveName, ScaleKDConfig, StageConfig
+from scalekd.distillation.factory import FORMS, build_objective
+from scalekd.distillation.feature_objective import (
+    LIGHT,
+    PUBLISHED,
+    Form,
+    ScaleKDObjective,
+    StudentLevel,
+)
 from scalekd.distillation.losses import (
     TASK_LOSSES,
     bce_loss,
@@ -28,9 +34,13 @@ from scalekd.distillation.targets import (
 )
 
 __all__ = [
+    "FORMS",
+    "LIGHT",
+    "PUBLISHED",
     "TASK_LOSSES",
     "ConvProjector",
     "CrossAttentionProjector",
+    "Form",
     "FullLogits",
     "KDObjective",
     "LogitTargets",

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+ObjectiveName = Literal["scalekd", "scalekd-light", "kd", "none"]
 View = Literal["spatial", "frequency"]
 Stage = Literal[3, 4]
 

@@ -1,17 +1,22 @@
 """Objectives by the names that command lines and recipes use."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from torch import nn
 
-from scalekd.distillation.config import ScaleKDConfig
-from scalekd.distillation.feature_objective import ScaleKDObjective, StudentLevel
+from scalekd.distillation.config import ObjectiveName, ScaleKDConfig
+from scalekd.distillation.feature_objective import (
+    LIGHT,
+    PUBLISHED,
+    ScaleKDObjective,
+    StudentLevel,
+)
 from scalekd.distillation.objective import KDObjective, Objective, PlainObjective
 from scalekd.errors import UsageError
 from scalekd.shapes import FeatureShape
 
-ObjectiveName = Literal["scalekd", "kd", "none"]
+FORMS = {"scalekd": PUBLISHED, "scalekd-light": LIGHT}
+"""The objectives that compare features, by name."""
 
 
 def build_objective(
@@ -25,7 +30,8 @@ def build_objective(
     """Build an objective by name.
 
     Args:
-        name: ``"scalekd"``, ``"kd"`` (logits only) or ``"none"`` (no teacher).
+        name: ``"scalekd"``, ``"scalekd-light"``, ``"kd"`` (logits only) or ``"none"`` (no
+            teacher).
         config: Shared by all; each reads its part.
         student_levels: See `ScaleKDObjective`; other objectives ignore it.
         teacher_stages: Likewise.
@@ -38,13 +44,17 @@ def build_objective(
         return PlainObjective(config)
     if name == "kd":
         return KDObjective(config)
-    if name != "scalekd":
-        raise UsageError(f"unknown objective {name!r}; there are scalekd, kd and none")
+    if name not in FORMS:
+        raise UsageError(f"unknown objective {name!r}; there are {', '.join(FORMS)}, kd and none")
     if student_levels is None or teacher_stages is None:
         raise UsageError(
-            "the scalekd objective needs the shapes of the student's levels and of the teacher's "
+            f"the {name} objective needs the shapes of the student's levels and of the teacher's "
             "stages; a cache of logits only serves the objective 'kd'"
         )
     return ScaleKDObjective(
-        config, student_levels=student_levels, teacher_stages=teacher_stages, tail=tail
+        config,
+        form=FORMS[name],
+        student_levels=student_levels,
+        teacher_stages=teacher_stages,
+        tail=tail,
     )

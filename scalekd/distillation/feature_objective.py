@@ -4,6 +4,7 @@ Wrap it together with the student in one module, so that data parallelism sees b
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -24,6 +25,29 @@ from scalekd.shapes import FeatureShape
 
 StudentLevel = FeatureShape | tuple[int, Grid]
 """One level of the student: its shape, or plainly its channels and grid."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How much work the projectors and the tail are; the losses and their targets stay.
+
+    Attributes:
+        shared_views: One projector a stage answers for both views, so that one set of tokens
+            passes the tail, and both losses compare what leaves it.
+        depthwise_stem: See `CrossAttentionProjector`.
+        ffn_ratio: Likewise.
+    """
+
+    shared_views: bool
+    depthwise_stem: bool
+    ffn_ratio: int
+
+
+PUBLISHED = Form(shared_views=False, depthwise_stem=False, ffn_ratio=4)
+"""The method as its authors released it."""
+
+LIGHT = Form(shared_views=True, depthwise_stem=True, ffn_ratio=1)
+"""At most twice a plain step for ResNet-50 and ViT-S/16 from Swin-L at 224 px, by FLOPs."""
 
 _VIEWS: tuple[View, ...] = ("spatial", "frequency")
 _FEATURE_LOSSES = {"spatial": spatial_loss, "frequency": frequency_loss}
@@ -49,6 +73,8 @@ class ScaleKDObjective(Objective):
 
     Args:
         config: Weights, heads and switches.
+        form: Size of the projectors: `PUBLISHED` or `LIGHT`. Where views share a projector, its
+            softmax scale is the spatial view's.
         student_levels: Shapes of the student's last two levels, stage 3 first.
         teacher_stages: Shapes of the teacher's stages 3 and 4; only patch tokens are compared.
         tail: Maps stage-3 patch tokens ``(batch, token, channel)`` to final patch tokens.
@@ -63,15 +89,18 @@ class ScaleKDObjective(Objective):
         self,
         config: ScaleKDConfig | None = None,
         *,
+        form: Form = PUBLISHED,
         student_levels: Sequence[StudentLevel],
         teacher_stages: Mapping[int, FeatureShape],
         tail: nn.Module | None = None,
     ) -> None:
         config = config or ScaleKDConfig()
         super().__init__(config, task_weight=config.task_weight)
-        self._stage4 = [v for v in _VIEWS if config.feature_weight(4, v) > 0]
+        # The projector that answers for a view: its own, or one for both.
+        self._branch = {view: "shared" if form.shared_views else view for view in _VIEWS}
+        self._stage4 = self._branches(4)
         asking = self._stage4 if config.cap and not config.self_query else []
-        self._stage3 = [v for v in _VIEWS if config.feature_weight(3, v) > 0 or v in asking]
+        self._stage3 = list(dict.fromkeys([*self._branches(3), *asking]))
         self._asking = frozenset(asking)
         if not self._stage3 and not self._stage4:
             raise UsageError(
@@ -97,13 +126,19 @@ class ScaleKDObjective(Objective):
         self._final = teacher_stages[4]
         stage3_shape = teacher_stages[3] if through_tail else self._final
         projectors: dict[str, nn.Module] = {}
-        for view in self._stage3:
-            projectors[f"stage3_{view}"] = _build_projector(
-                config, 3, view, student_levels[0], stage3_shape, learned_query=True
+        for branch in self._stage3:
+            projectors[f"stage3_{branch}"] = _build_projector(
+                config, form, 3, branch, student_levels[0], stage3_shape, learned_query=True
             )
-        for view in self._stage4:
-            projectors[f"stage4_{view}"] = _build_projector(
-                config, 4, view, student_levels[1], self._final, learned_query=view not in asking
+        for branch in self._stage4:
+            projectors[f"stage4_{branch}"] = _build_projector(
+                config,
+                form,
+                4,
+                branch,
+                student_levels[1],
+                self._final,
+                learned_query=branch not in asking,
             )
         self.projectors = nn.ModuleDict(projectors)
 
@@ -131,6 +166,11 @@ class ScaleKDObjective(Objective):
         kd = ("kd_loss",) if self.needs_logits else ()
         return (*super()._terms(), *kd, *(name for name, _, _ in self._feature_terms()))
 
+    def _branches(self, stage: Stage) -> list[str]:
+        """The projectors that a stage's own losses call for."""
+        views = (view for view in _VIEWS if self.config.feature_weight(stage, view) > 0)
+        return list(dict.fromkeys(self._branch[view] for view in views))
+
     def _feature_terms(self) -> Iterator[tuple[str, Stage, View]]:
         stages: tuple[Stage, Stage] = (3, 4)
         for stage in stages:
@@ -147,24 +187,24 @@ class ScaleKDObjective(Objective):
         features = self._target_features(targets)
         predicted = self._predict(levels)
         for name, stage, view in self._feature_terms():
-            loss = _FEATURE_LOSSES[view](predicted[stage, view], features)
+            loss = _FEATURE_LOSSES[view](predicted[stage, self._branch[view]], features)
             losses[name] = self.config.feature_weight(stage, view) * loss
         return losses
 
-    def _predict(self, levels: Sequence[Tensor]) -> dict[tuple[Stage, View], Tensor]:
-        """Final-stage tokens as the student predicts them, by stage and view."""
+    def _predict(self, levels: Sequence[Tensor]) -> dict[tuple[Stage, str], Tensor]:
+        """Final-stage tokens as the student predicts them, by stage and branch."""
         if len(levels) != 2:
             raise ValueError(
                 f"the scalekd objective takes the student's last two levels, not {len(levels)}"
             )
-        predicted: dict[tuple[Stage, View], Tensor] = {}
+        predicted: dict[tuple[Stage, str], Tensor] = {}
         if self._stage3:
-            projected = [self.projectors[f"stage3_{view}"](levels[0]) for view in self._stage3]
-            for view, tokens in zip(self._stage3, self._through_tail(projected), strict=True):
-                predicted[3, view] = tokens
-        for view in self._stage4:
-            query = (predicted[3, view],) if view in self._asking else ()
-            predicted[4, view] = self.projectors[f"stage4_{view}"](levels[1], *query)
+            projected = [self.projectors[f"stage3_{name}"](levels[0]) for name in self._stage3]
+            for name, tokens in zip(self._stage3, self._through_tail(projected), strict=True):
+                predicted[3, name] = tokens
+        for name in self._stage4:
+            query = (predicted[3, name],) if name in self._asking else ()
+            predicted[4, name] = self.projectors[f"stage4_{name}"](levels[1], *query)
         return predicted
 
     def _through_tail(self, projected: list[Tensor]) -> Sequence[Tensor]:
@@ -202,8 +242,9 @@ class ScaleKDObjective(Objective):
 
 def _build_projector(
     config: ScaleKDConfig,
+    form: Form,
     stage: Stage,
-    view: View,
+    branch: str,
     level: StudentLevel,
     shape: FeatureShape,
     *,
@@ -217,6 +258,7 @@ def _build_projector(
             teacher_channels=shape.num_channels,
             query_grid=shape.grid,
             norm=config.norm,
+            depthwise_stem=form.depthwise_stem,
         )
     settings = config.stage(stage)
     return CrossAttentionProjector(
@@ -225,7 +267,9 @@ def _build_projector(
         teacher_channels=shape.num_channels,
         query_grid=shape.grid,
         num_heads=settings.num_heads or default_num_heads(shape.num_channels),
-        softmax_scale=settings.scale(view),
+        softmax_scale=settings.scale("frequency" if branch == "frequency" else "spatial"),
         norm=config.norm,
+        depthwise_stem=form.depthwise_stem,
+        ffn_ratio=form.ffn_ratio,
         learned_query=learned_query,
     )

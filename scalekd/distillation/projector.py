@@ -19,7 +19,7 @@ Grid = tuple[int, int]
 
 _POSITION_STD = 0.02  # as the published code; its truncation at +-2 never cuts anything
 _HEAD_WIDTH = 64  # of most published pairs, and of the teachers themselves up to a factor of two
-_FFN_RATIO = 4
+_PUBLISHED_FFN_RATIO = 4
 
 
 class ChannelLayerNorm(nn.LayerNorm):
@@ -42,12 +42,20 @@ for students that themselves avoid batch statistics."""
 class _Stem(nn.Module):
     """3 x 3 convolution, norm and ReLU on the student's own grid."""
 
-    def __init__(self, num_channels: int, grid: Grid, norm: str) -> None:
+    def __init__(
+        self, num_channels: int, grid: Grid, norm: str, *, depthwise: bool = False
+    ) -> None:
         super().__init__()
         if norm not in NORMS:
             raise UsageError(f"unknown projector norm {norm!r}; there are {', '.join(NORMS)}")
         self.expected = (num_channels, *grid)
-        self.conv = nn.Conv2d(num_channels, num_channels, kernel_size=3, padding=1)
+        self.conv = nn.Conv2d(
+            num_channels,
+            num_channels,
+            kernel_size=3,
+            padding=1,
+            groups=num_channels if depthwise else 1,
+        )
         self.norm = NORMS[norm](num_channels, eps=1e-5)
 
     def forward(
@@ -83,6 +91,8 @@ class CrossAttentionProjector(nn.Module):
         softmax_scale: Multiplies the attention scores beside ``head_width ** -0.5``: above 1
             attention is sharper. The published pairs use 5, 1 and 0.2.
         norm: ``"batch"`` or ``"layer"``, the stem's norm.
+        depthwise_stem: The stem's convolution mixes no channels; keys and values do so after it.
+        ffn_ratio: Width of the MLP over ``teacher_channels``.
         learned_query: Owns its queries. Without, they are passed to ``forward`` and no unused
             parameter is made.
 
@@ -100,6 +110,8 @@ class CrossAttentionProjector(nn.Module):
         num_heads: int,
         softmax_scale: float = 1.0,
         norm: str = "batch",
+        depthwise_stem: bool = False,
+        ffn_ratio: int = _PUBLISHED_FFN_RATIO,
         learned_query: bool = True,
     ) -> None:
         super().__init__()
@@ -114,7 +126,7 @@ class CrossAttentionProjector(nn.Module):
         self.scale = softmax_scale * (teacher_channels // num_heads) ** -0.5
         num_queries = query_grid[0] * query_grid[1]
 
-        self.stem = _Stem(student_channels, student_grid, norm)
+        self.stem = _Stem(student_channels, student_grid, norm, depthwise=depthwise_stem)
         self.pos_embed = nn.Parameter(torch.empty(1, student_channels, *student_grid))
         self.query_embed = (
             nn.Parameter(torch.empty(num_queries, teacher_channels)) if learned_query else None
@@ -125,8 +137,8 @@ class CrossAttentionProjector(nn.Module):
         self.v = nn.Linear(student_channels, teacher_channels)
         self.out = nn.Linear(teacher_channels, teacher_channels)
         self.norm = nn.LayerNorm(teacher_channels, eps=1e-5)
-        self.fc1 = nn.Linear(teacher_channels, _FFN_RATIO * teacher_channels)
-        self.fc2 = nn.Linear(_FFN_RATIO * teacher_channels, teacher_channels)
+        self.fc1 = nn.Linear(teacher_channels, ffn_ratio * teacher_channels)
+        self.fc2 = nn.Linear(ffn_ratio * teacher_channels, teacher_channels)
 
         nn.init.normal_(self.pos_embed, std=_POSITION_STD)
         if self.query_embed is not None:
@@ -204,6 +216,7 @@ class ConvProjector(nn.Module):
         teacher_channels: Width of the outputs.
         query_grid: Rows and columns of the teacher's grid.
         norm: ``"batch"`` or ``"layer"``, the stem's norm.
+        depthwise_stem: See `CrossAttentionProjector`.
 
     Raises:
         UsageError: ``norm`` is unknown.
@@ -217,10 +230,11 @@ class ConvProjector(nn.Module):
         teacher_channels: int,
         query_grid: Grid,
         norm: str = "batch",
+        depthwise_stem: bool = False,
     ) -> None:
         super().__init__()
         self.query_grid = query_grid
-        self.stem = _Stem(student_channels, student_grid, norm)
+        self.stem = _Stem(student_channels, student_grid, norm, depthwise=depthwise_stem)
         self.proj = nn.Conv2d(student_channels, teacher_channels, kernel_size=1)
 
     def forward(

@@ -10,6 +10,7 @@ from torch import Tensor
 from scalekd.cache import CacheReader, ChosenTargets, JoinedTargets
 from scalekd.data import CachedViewLoader, open_dataset
 from scalekd.distillation import (
+    FORMS,
     Objective,
     ObjectiveName,
     ScaleKDConfig,
@@ -124,7 +125,7 @@ class CachedTeacher:
 
         Args:
             student: Made by `scalekd.students.create_student`.
-            objective: ``scalekd``, ``kd`` (logits only) or ``none``.
+            objective: ``scalekd``, ``scalekd-light``, ``kd`` (logits only) or ``none``.
             config: Weights, heads and switches of the objective.
             channels_last: See `DistillationModule`.
             tail_checkpointing: Keep less of the teacher's tail in memory, at the price of a second
@@ -136,7 +137,7 @@ class CachedTeacher:
         """
         config = config or ScaleKDConfig()
         tail = None
-        if objective == "scalekd" and config.tpp:
+        if objective in FORMS and config.tpp:
             tail = self._tail()
             tail.set_grad_checkpointing(tail_checkpointing)
         built = build_objective(

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from scalekd.distillation.config import ScaleKDConfig
+from scalekd.distillation.config import ObjectiveName, ScaleKDConfig
 from scalekd.errors import UsageError
 
 Positive = Annotated[int, Field(ge=1)]
@@ -51,7 +51,7 @@ class TrainConfig(BaseModel):
     tail_checkpointing: bool = False
 
     # What it learns from.
-    objective: Literal["scalekd", "kd", "none"] = "scalekd"
+    objective: ObjectiveName = "scalekd"
     distillation: ScaleKDConfig = ScaleKDConfig()
     targets: str | None = None
     logits_from: tuple[str, ...] = ()

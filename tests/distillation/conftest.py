@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from scalekd.distillation import (
+    PUBLISHED,
+    Form,
     FullLogits,
     ScaleKDConfig,
     ScaleKDObjective,
@@ -42,11 +44,14 @@ class Toys:
     student_levels = ((6, (5, 5)), (7, (3, 2)))
     teacher_stages = {3: FeatureShape((6, 4), 8, 1), 4: FeatureShape((3, 2), 16, 1)}
 
-    def objective(self, *, tail: nn.Module | None = None, **settings: Any) -> ScaleKDObjective:
+    def objective(
+        self, *, tail: nn.Module | None = None, form: Form = PUBLISHED, **settings: Any
+    ) -> ScaleKDObjective:
         torch.manual_seed(0)
         heads = {"stage3": StageConfig(num_heads=2), "stage4": StageConfig(num_heads=4)}
         return ScaleKDObjective(
             ScaleKDConfig(**{**heads, **settings}),
+            form=form,
             student_levels=self.student_levels,
             teacher_stages=self.teacher_stages,
             tail=tail or ToyTail(),

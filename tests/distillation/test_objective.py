@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from scalekd.distillation import (
+    LIGHT,
     KDObjective,
     PlainObjective,
     ScaleKDConfig,
@@ -50,6 +51,9 @@ _ABLATIONS: dict[str, dict[str, Any]] = {
     "stage3-only": {"stage4": _NO_WEIGHT},
     "stage4-self-query-only": {"stage3": _NO_WEIGHT, "self_query": True},
     "swin-s": {"kd": False, "stage4": StageConfig(frequency_weight=0)},
+    "light": {"form": LIGHT},
+    "light-no-cap": {"form": LIGHT, "cap": False},
+    "light-stage4-frequency-only": {"form": LIGHT, "stage3": _NO_WEIGHT, "spatial": False},
 }
 _EVERY_ABLATION = pytest.mark.parametrize("settings", _ABLATIONS.values(), ids=_ABLATIONS)
 
@@ -113,8 +117,10 @@ def test_unused_branches_are_not_built(toys: "Toys") -> None:
     assert built["stage3-only"] == {"stage3_spatial", "stage3_frequency"}
     assert built["stage4-self-query-only"] == {"stage4_spatial", "stage4_frequency"}
     assert built["swin-s"] == {"stage3_spatial", "stage3_frequency", "stage4_spatial"}
+    assert built["light"] == {"stage3_shared", "stage4_shared"}
     # Stage 4 asks with stage 3's outputs, so stage 3 stays even where its own loss is off.
     assert built["stage4-only"] == built["all"]
+    assert built["light-stage4-frequency-only"] == built["light"]
 
 
 def test_queries_are_learned_only_where_none_are_given(toys: "Toys") -> None:
@@ -130,6 +136,7 @@ def test_both_views_pass_the_tail_in_one_batch(
     for settings, expected in (
         ({}, [6]),
         ({"frequency": False}, [3]),
+        ({"form": LIGHT}, [3]),
         ({"tpp": False}, []),
         ({"self_query": True, "stage3": _NO_WEIGHT}, []),
     ):
@@ -292,6 +299,9 @@ def test_objectives_are_built_by_name(toys: "Toys", make_tail: "Callable[[], Toy
     shapes = {"student_levels": toys.student_levels, "teacher_stages": toys.teacher_stages}
     built = build_objective("scalekd", tail=make_tail(), **shapes)
     assert type(built) is ScaleKDObjective
+    light = build_objective("scalekd-light", tail=make_tail(), **shapes)
+    assert set(light.projectors) == {"stage3_shared", "stage4_shared"}
+    assert light.loss_names == built.loss_names
     assert type(build_objective("kd", **shapes)) is KDObjective
     assert type(build_objective("none", **shapes)) is PlainObjective
     with pytest.raises(UsageError, match="unknown objective 'dist'"):

@@ -42,16 +42,18 @@ def last_row(run: Path) -> dict[str, str]:
         return list(csv.DictReader(file))[-1]
 
 
+_ALL_TERMS = {"task_loss", "kd_loss"} | {
+    f"stage{s}_{v}_loss" for s in (3, 4) for v in ("spatial", "frequency")
+}
+
+
 @pytest.mark.parametrize(
     ("objective", "terms"),
     [
         ("none", {"task_loss"}),
         ("kd", {"task_loss", "kd_loss"}),
-        (
-            "scalekd",
-            {"task_loss", "kd_loss"}
-            | {f"stage{s}_{v}_loss" for s in (3, 4) for v in ("spatial", "frequency")},
-        ),
+        ("scalekd", _ALL_TERMS),
+        ("scalekd-light", _ALL_TERMS),
     ],
 )
 def test_every_objective_trains_from_one_cache(
@@ -66,8 +68,26 @@ def test_every_objective_trains_from_one_cache(
     }
     assert float(row["eval_num_samples"]) == 19
     files = load_file(tmp_path / "run/last/objective.safetensors")
-    assert bool(files) == (objective == "scalekd")
+    assert bool(files) == (objective in ("scalekd", "scalekd-light"))
     assert not any("tail" in name for name in files)
+
+
+def test_a_light_run_resumes_and_exports_like_any_other(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    options |= {"objective": "scalekd-light", "sched": "constant", "val_split": None}
+    whole = train_student(TrainConfig.from_mapping(options))
+    options |= {"output": str(tmp_path / "halves"), "resume": "auto"}
+    for epochs in (1, 2):
+        halves = train_student(TrainConfig.from_mapping({**options, "epochs": epochs}))
+    assert halves.metrics["train_loss"] == whole.metrics["train_loss"]
+    weights = [load_file(tmp_path / run / "last/student.safetensors") for run in ("run", "halves")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    exported = export(tmp_path / "run", tmp_path / "export")
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert "scalekd-light" in card
+    assert "distilled from" in card
+    assert exported
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own, while it traces

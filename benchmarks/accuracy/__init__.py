@@ -1,0 +1,1 @@
+"""Does it teach: students trained from a cache, with everything else held equal."""

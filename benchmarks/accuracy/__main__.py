@@ -1,0 +1,225 @@
+r"""Train the grid's students; every finished run is a line of the results, and is not run again.
+
+    python -m benchmarks.accuracy --data cifar10 --teacher vit_small_patch14_112_cifar10 \
+        --work output/accuracy [--group codec] [--seeds 3] [--quick] [--list]
+
+Any number of these may run side by side: a run belongs to whoever starts it first. ``--data``
+holds ``train-*.tar`` and ``val-*.tar``. ``--quick`` trains the four objectives once, for 4 epochs
+at an untuned rate, into a file of its own.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from benchmarks.accuracy import grid
+from benchmarks.accuracy.caches import Caches
+from benchmarks.accuracy.grid import Run
+from scalekd.evaluation import Evaluator
+from scalekd.pipelines.configure import train_config
+from scalekd.pipelines.train_student import train_student
+
+_RESULTS = Path(__file__).parents[1] / "results"
+_QUICK_RATE, _QUICK_EPOCHS = 2e-3, 4
+
+
+@dataclass
+class Results:
+    """The lines of a results file."""
+
+    path: Path
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        if not self.path.exists():
+            return {}
+        rows = [json.loads(line) for line in self.path.read_text().splitlines()]
+        return {row["key"]: row for row in rows}
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def tuned_rate(self, run: Run) -> float | None:
+        """The best rate of the tuning runs, once all of them are there."""
+        objective = grid.tuned_objective(run.objective)
+        found, rows = {}, self.read()
+        for tried in grid.tuning():
+            if (tried.student, tried.objective) == (run.student, objective):
+                if tried.key not in rows:
+                    return None
+                found[tried.rate] = rows[tried.key]["top1"]
+        return max(found, key=lambda rate: found[rate])
+
+
+class _CpuClock:
+    """CPU seconds of this process without those of evaluation."""
+
+    def __init__(self) -> None:
+        self.started = time.process_time()
+        self.evaluating = 0.0
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        original = Evaluator.__call__
+
+        def timed(evaluator: Evaluator, *args: Any, **kwargs: Any) -> dict[str, float]:
+            started = time.process_time()
+            metrics = original(evaluator, *args, **kwargs)
+            self.evaluating += time.process_time() - started
+            return metrics
+
+        with mock.patch.object(Evaluator, "__call__", timed):
+            yield
+
+    @property
+    def training(self) -> float:
+        return time.process_time() - self.started - self.evaluating
+
+
+def train(run: Run, rate: float, caches: Caches, work: Path) -> dict[str, Any]:
+    """Train one student; returns its line of the results."""
+    model, model_kwargs = grid.STUDENTS[run.student]
+    folder = work / "runs" / run.key.replace(" ", "_").replace("/", "-")
+    shutil.rmtree(folder, ignore_errors=True)
+    config = train_config(
+        None,
+        {
+            "cache": str(caches.get(run.cache)),
+            "data_dir": caches.data_dir,
+            "model": model,
+            "model_kwargs": model_kwargs,
+            "img_size": None if run.online else grid.IMAGE_PX,
+            "objective": run.objective,
+            "distillation": list(run.distillation),
+            "online": run.online,
+            "teacher": caches.teacher.model if run.online else None,
+            "epochs": run.epochs,
+            "warmup_epochs": 1,
+            "batch_size": grid.BATCH_SIZE,
+            "lr": rate,
+            "seed": run.seed,
+            "workers": 0,
+            "eval_interval": run.epochs,  # the last epoch's student counts
+            "checkpoint_hist": 1,
+            "output": str(folder),
+        },
+    )
+    clock, started = _CpuClock(), time.monotonic()
+    with clock.watching():
+        result = train_student(config)
+    row = {
+        "key": run.key,
+        "run": run._asdict(),
+        "lr": rate,
+        "top1": result.metrics["eval_top1"],
+        "eval_loss": result.metrics["eval_loss"],
+        "views": result.samples_viewed,
+        "train_cpu_seconds": round(clock.training, 1),
+        "wall_seconds": round(time.monotonic() - started, 1),
+        "train": {k: v for k, v in result.metrics.items() if k.startswith("train_")},
+        "software": {"torch": torch.__version__, "python": platform.python_version()},
+        "machine": {"cpu": _cpu(), "precision": config.amp, "threads": torch.get_num_threads()},
+    }
+    shutil.rmtree(folder)
+    return row
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+@contextlib.contextmanager
+def claimed(work: Path, run: Run) -> Iterator[bool]:
+    """Whether this process may train a run; the claim ends with the process."""
+    folder = work / "claims"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / run.key.replace(" ", "_").replace("/", "-")).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def wanted(groups: list[str], num_seeds: int) -> list[Run]:
+    """Runs in the order in which they are worth having."""
+    runs: list[Run] = []
+    if any(group.startswith("main") for group in groups):
+        runs += grid.tuning()
+    for group in groups:
+        for seed in range(num_seeds):
+            runs += [arm.run._replace(seed=seed) for arm in grid.GROUPS[group]]
+    return list(dict.fromkeys(runs))
+
+
+def quick() -> list[Run]:
+    return [
+        Run(grid.CNN, name, cache="float16", epochs=_QUICK_EPOCHS, rate=_QUICK_RATE)
+        for name in grid.OBJECTIVES
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", required=True, help="folder of the images")
+    parser.add_argument("--teacher", required=True, help="folder of the teacher, timm's layout")
+    parser.add_argument("--work", type=Path, default=Path("output/accuracy"))
+    parser.add_argument("--results", type=Path)
+    parser.add_argument("--group", action="append", choices=list(grid.GROUPS), help="repeat")
+    parser.add_argument("--seeds", type=int, default=len(grid.SEEDS))
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--list", action="store_true", help="say what is done and what is not")
+    arguments = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    name = "accuracy-quick.jsonl" if arguments.quick else "accuracy.jsonl"
+    results = Results(arguments.results or _RESULTS / name)
+    if arguments.quick:
+        runs = quick()
+        work = arguments.work / "quick"
+        size = {"num_images": 500, "passes": _QUICK_EPOCHS}
+    else:
+        runs = wanted(arguments.group or list(grid.GROUPS), arguments.seeds)
+        work, size = arguments.work, {}
+    caches = Caches(
+        work / "caches", data_dir=str(arguments.data), teacher=str(arguments.teacher), **size
+    )
+    if arguments.list:
+        done = results.read()
+        for run in runs:
+            print("done" if run.key in done else "    ", run.key)
+        return
+    for run in runs:
+        with claimed(work, run) as mine:
+            if not mine or run.key in results.read():
+                continue
+            rate = run.rate or results.tuned_rate(run)
+            if rate is None:
+                print(f"not yet: {run.key}: its learning rate is still being tuned")
+                continue
+            row = train(run, rate, caches, work)
+            results.append(row)
+            print(f"{row['top1']:6.2f} % {row['train_cpu_seconds']:7.1f} s  {run.key}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

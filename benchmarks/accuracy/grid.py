@@ -1,0 +1,164 @@
+"""Which students are trained for which question.
+
+The regime is small enough for two CPU cores and is the same for every arm: 1,000 labelled CIFAR-10
+images, 12 epochs of them (12,000 views of 56 px, the teacher's too: 4 x 4 tokens), batches of 32,
+AdamW, one epoch of warm-up, cosine to zero. The teacher sees half the image size it was tuned at,
+and is then right on 80 % of the validation images. Learning rates are the best of a small grid, for
+each student and objective, on a seed that no table uses, over half the epochs; an ablation takes
+the rate of the objective it changes.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+IMAGE_PX = 56
+NUM_IMAGES = 1000
+EPOCHS = 12
+BATCH_SIZE = 32
+AUG = "crop:0.35..1+flip"
+SEEDS = (0, 1, 2)
+
+STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
+    # Half the width of ResNet-18: 2.8 M parameters.
+    "resnet18-half": ("resnet18", {"channels": [32, 64, 128, 256]}),
+    # Half the depth of ViT-Ti, 16 tokens: 2.8 M parameters.
+    "vit-tiny-6": ("vit_tiny_patch16_224", {"patch_size": 14, "depth": 6}),
+}
+CNN, VIT = STUDENTS
+
+TUNING_SEED = 9
+TUNING_EPOCHS = 6
+RATES = {CNN: (1e-3, 3e-3, 1e-2), VIT: (3e-4, 1e-3, 3e-3)}
+
+# A plain student trained in the time of a ScaleKD one: the ratio of their measured CPU seconds.
+EQUAL_TIME = {CNN: 4.0, VIT: 4.0}
+
+CODECS = (
+    "int8",
+    "transform:error=0.001",
+    "transform:error=0.005",
+    "transform:error=0.01",
+    "transform:error=0.02",
+    "transform:error=0.05",
+    "transform:error=0.1",
+)
+PASSES = (1, 2, 4, 8)
+
+
+class Run(NamedTuple):
+    """One student to train; two arms that agree in this are the same run.
+
+    Attributes:
+        student: Key of `STUDENTS`.
+        objective: As ``--objective``, or ``stage3``: with the extra target.
+        distillation: Knobs of the objective, by dotted name.
+        cache: Which cache: a codec's name, ``passes-K``, or ``views``, which has no targets.
+        epochs: Over the labelled images.
+        seed: Of weights and order.
+        rate: Learning rate; None is the tuned one.
+        online: The teacher runs live.
+    """
+
+    student: str
+    objective: str
+    distillation: tuple[tuple[str, Any], ...] = ()
+    cache: str = "float16"
+    epochs: int = EPOCHS
+    seed: int = 0
+    rate: float | None = None
+    online: bool = False
+
+    @property
+    def key(self) -> str:
+        """The run's identity in the results; the tuned rate is recorded beside it."""
+        knobs = ",".join(f"{name}={value}" for name, value in self.distillation)
+        parts = [self.student, self.objective, knobs, self.cache, f"{self.epochs}ep"]
+        parts += [f"seed{self.seed}", "tuned" if self.rate is None else f"lr{self.rate:g}"]
+        return " ".join(part for part in [*parts, "online" if self.online else ""] if part)
+
+
+class Arm(NamedTuple):
+    """One row of a table: a name, and its runs over the seeds."""
+
+    name: str
+    run: Run
+
+    def runs(self, seeds: Iterable[int] = SEEDS) -> list[Run]:
+        return [self.run._replace(seed=seed) for seed in seeds]
+
+
+OBJECTIVES = {
+    "none": "no teacher",
+    "kd": "logits only",
+    "scalekd-light": "ScaleKD-light",
+    "scalekd": "ScaleKD",
+}
+
+_CACHE_OF = {"none": "views"}
+
+
+def _arm(name: str, student: str, objective: str, **changes: Any) -> Arm:
+    cache = changes.pop("cache", _CACHE_OF.get(objective, "float16"))
+    return Arm(name, Run(student, objective, cache=cache, **changes))
+
+
+def _main(student: str) -> list[Arm]:
+    equal_time = round(EPOCHS * EQUAL_TIME[student])
+    return [
+        *(_arm(label, student, name) for name, label in OBJECTIVES.items()),
+        _arm("no teacher, ScaleKD's time", student, "none", epochs=equal_time),
+    ]
+
+
+def _knobs(**values: Any) -> tuple[tuple[str, Any], ...]:
+    return tuple(values.items())
+
+
+_LIGHT = "scalekd-light"
+
+GROUPS: Mapping[str, list[Arm]] = {
+    f"main-{CNN}": _main(CNN),
+    f"main-{VIT}": _main(VIT),
+    "ablation": [
+        _arm("ScaleKD", CNN, "scalekd"),
+        _arm("convolution for CAP", CNN, "scalekd", distillation=_knobs(cap=False)),
+        _arm("spatial view only", CNN, "scalekd", distillation=_knobs(frequency=False)),
+        _arm("frequency view only", CNN, "scalekd", distillation=_knobs(spatial=False)),
+        _arm("without TPP", CNN, "scalekd", distillation=_knobs(tpp=False)),
+        _arm("without KD", CNN, "scalekd", distillation=_knobs(kd=False)),
+    ],
+    "passes": [
+        *(_arm(f"{k} pass{'es' * (k > 1)}", CNN, _LIGHT, cache=f"passes-{k}") for k in PASSES),
+        _arm("fresh views (12 passes)", CNN, _LIGHT),
+    ],
+    "codec": [
+        _arm("float16", CNN, _LIGHT),
+        *(_arm(codec, CNN, _LIGHT, cache=codec) for codec in CODECS),
+    ],
+    "online": [
+        _arm("cache", CNN, _LIGHT),
+        _arm("live teacher", CNN, _LIGHT, online=True),
+    ],
+    "samples": [
+        *(_arm(f"ScaleKD, {n} epochs", CNN, "scalekd", epochs=n) for n in (2, 4, 6)),
+        *(_arm(f"ScaleKD-light, {n} epochs", CNN, _LIGHT, epochs=n) for n in (2, 4, 6)),
+    ],
+    "stage3": [
+        _arm("final stage", CNN, _LIGHT),
+        _arm("and stage 3", CNN, "stage3"),
+    ],
+}
+
+
+def tuning() -> Iterator[Run]:
+    """The runs that choose the rates."""
+    for student, rates in RATES.items():
+        for objective in OBJECTIVES:
+            for rate in rates:
+                arm = _arm("", student, objective, epochs=TUNING_EPOCHS)
+                yield arm.run._replace(seed=TUNING_SEED, rate=rate)
+
+
+def tuned_objective(objective: str) -> str:
+    """Whose rate an objective takes."""
+    return _LIGHT if objective == "stage3" else objective

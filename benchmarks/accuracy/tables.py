@@ -1,0 +1,168 @@
+"""The accuracy section of ``docs/benchmarks.md``."""
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+from benchmarks.accuracy import grid
+from benchmarks.accuracy.grid import Arm
+
+_COMMAND = """\
+```sh
+python -m benchmarks.accuracy --data ../shared/data/cifar10 \\
+    --teacher ../shared/data/teacher/vit_small_patch14_112_cifar10 --work output/accuracy
+```
+"""
+
+
+class Score(NamedTuple):
+    """An arm over its seeds: top-1 in percent, CPU seconds of training without evaluation."""
+
+    name: str
+    top1: tuple[float, ...]
+    views: int
+    cpu_seconds: float
+    rate: float
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.top1)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over the seeds; none for one seed."""
+        return statistics.stdev(self.top1) if len(self.top1) > 1 else math.nan
+
+    def cell(self) -> str:
+        spread = "" if math.isnan(self.spread) else f" ± {self.spread:.1f}"
+        return f"{self.mean:.1f}{spread} (n = {len(self.top1)})"
+
+
+def score(arm: Arm, rows: dict[str, dict[str, Any]]) -> Score | None:
+    """An arm's score, or none before its first run."""
+    found = [rows[run.key] for run in arm.runs(range(100)) if run.key in rows]
+    if not found:
+        return None
+    return Score(
+        arm.name,
+        tuple(row["top1"] for row in found),
+        found[0]["views"],
+        statistics.median(row["train_cpu_seconds"] for row in found),
+        found[0]["lr"],
+    )
+
+
+def accuracy_section(results: Path, images: Path) -> str:
+    """Markdown, and pictures beside it; empty before the first result."""
+    rows = _read(results / "accuracy.jsonl")
+    if not rows:
+        return ""
+    parts = ["## Accuracy\n", _regime(rows.values())]
+    for student in grid.STUDENTS:
+        parts.append(_main_table(student, rows))
+    parts += [_group(name, rows) for name in _TITLES]
+    parts.append(_pictures(rows, images))
+    return "\n".join(part for part in parts if part)
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    if not path.exists():
+        return {}
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return {row["key"]: row for row in rows}
+
+
+def _regime(rows: Iterable[dict[str, Any]]) -> str:
+    rows = list(rows)
+    cpus = sorted({row["machine"]["cpu"] for row in rows})
+    torches = sorted({row["software"]["torch"] for row in rows})
+    text = grid.__doc__ or ""
+    return "\n".join(
+        [
+            text.split("\n\n", 1)[1],
+            "Scores are top-1 on 4,000 validation images after the last epoch: mean ± standard "
+            "deviation over n seeds of weights and order. One such score has a sampling error of "
+            "about 0.8 points, which all arms share. CPU seconds are those of training, one "
+            f"thread, without evaluation. {len(rows)} runs; {', '.join(cpus)}; "
+            f"torch {', '.join(torches)}.",
+            "",
+            _COMMAND,
+        ]
+    )
+
+
+def _table(scores: Sequence[Score], baseline: Score | None) -> list[str]:
+    lines = [
+        "| | top-1, % | gain | views | CPU s | rate |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for found in scores:
+        gain = "" if baseline in (None, found) else f"{found.mean - baseline.mean:+.1f}"
+        lines.append(
+            f"| {found.name} | {found.cell()} | {gain} | {found.views:,} |"
+            f" {found.cpu_seconds:.0f} | {found.rate:g} |"
+        )
+    return lines
+
+
+def _main_table(student: str, rows: dict[str, dict[str, Any]]) -> str:
+    scores = [found for arm in grid.GROUPS[f"main-{student}"] if (found := score(arm, rows))]
+    if not scores:
+        return ""
+    return "\n".join([f"### {student}\n", *_table(scores, scores[0]), ""])
+
+
+_TITLES = {
+    "ablation": "Parts of the method",
+    "passes": "How many passes",
+    "online": "Cache and live teacher",
+    "codec": "What coding costs",
+    "stage3": "Stage 3 as an extra target",
+    "samples": "Views to reach a score",
+}
+
+
+def _group(name: str, rows: dict[str, dict[str, Any]]) -> str:
+    scores = [found for arm in grid.GROUPS[name] if (found := score(arm, rows))]
+    if len(scores) < 2:
+        return ""
+    return "\n".join([f"### {_TITLES[name]}\n", *_table(scores, scores[0]), ""])
+
+
+def _pictures(rows: dict[str, dict[str, Any]], images: Path) -> str:
+    panels = [
+        (student, found)
+        for student in grid.STUDENTS
+        if (found := [s for arm in grid.GROUPS[f"main-{student}"] if (s := score(arm, rows))])
+    ]
+    if not panels:
+        return ""
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(5.2 * len(panels), 3.8), squeeze=False, layout="constrained"
+    )
+    for panel, (student, scores) in zip(axes[0], panels, strict=True):
+        for found in scores:
+            panel.errorbar(
+                found.cpu_seconds,
+                found.mean,
+                yerr=found.spread,
+                fmt="o",
+                capsize=3,
+                label=found.name,
+            )
+        panel.set(title=student, xlabel="CPU seconds of training", ylabel="top-1, %", xscale="log")
+        panel.grid(alpha=0.3, which="both")
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.legend(frameon=False, fontsize=8)
+    path = images / "accuracy.png"
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    plt.close(figure)
+    return f"![Accuracy against training time](img/{path.name})\n"
