@@ -182,6 +182,7 @@ def _meet_chunk(
 ) -> None:
     """With a reader that has read everything before; its records are made to agree if asked to."""
     reader, parts = subject.reader, name.split("/")
+    reader._shard_chunks.clear()
     subject.write({name: content})
     try:
         if parts[0] == "samples":

@@ -9,7 +9,7 @@ from scalekd.cache.manifest import Plan
 from scalekd.cache.selection import refuse_part
 from scalekd.cache.writer import read_plan
 from scalekd.codecs import create_logit_codec, parse_codec
-from scalekd.data.samples import ImageDataset, open_dataset
+from scalekd.data import ImageDataset, open_dataset
 from scalekd.errors import EnvironmentFault, UsageError
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._identity import default_shard_size

@@ -8,8 +8,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from scalekd.cache.manifest import Identity
+from scalekd.data import ImageDataset, open_dataset
 from scalekd.data.drawing import DrawnViews
-from scalekd.data.samples import ImageDataset, open_dataset
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.teachers import (

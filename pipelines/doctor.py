@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from scalekd.cache import CacheReader, open_cache
 from scalekd.codecs import create_logit_codec
-from scalekd.data.samples import ImageDataset, open_dataset
+from scalekd.data import ImageDataset, open_dataset
 from scalekd.data.views import ReplayContract
 from scalekd.errors import CacheMismatch
 from scalekd.pipelines.check_replay import chosen_views, drawing_problem

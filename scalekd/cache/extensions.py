@@ -130,6 +130,10 @@ class JoinedReader:
         return self.base.place
 
     @property
+    def is_remote(self) -> bool:
+        return any(reader.is_remote for reader in (self.base, *self.extensions.values()))
+
+    @property
     def identity(self) -> Identity:
         return self.base.identity
 

@@ -5,13 +5,16 @@ SHA-256 that somebody committed for it.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from scalekd.errors import CacheCorrupt
 from scalekd.storage import LocalStorage, Storage, StoredFileError
+
+Checked = TypeVar("Checked")
 
 _MAX_FILE_BYTES = 4 << 30  # a block of features has at most half of it
 
@@ -44,14 +47,23 @@ def digest_on_disk(path: Path) -> FileDigest:
     return digest_of(LocalStorage(path.parent).stream(path.name))
 
 
-def read_bounded(storage: Storage, relative: str, *, max_bytes: int, what: str) -> bytes:
+def read_bounded(
+    storage: Storage, relative: str, *, max_bytes: int, what: str, sha256: str | None = None
+) -> bytes:
     """The whole of a file that may not be larger than ``max_bytes``.
+
+    Args:
+        storage: Where the cache is.
+        relative: Path inside it.
+        max_bytes: Largest size accepted.
+        what: The file's name in messages.
+        sha256: Its hash where known; not checked here (:meth:`~scalekd.storage.Storage.read`).
 
     Raises:
         CacheCorrupt: The file is missing, not a plain file, or too large.
     """
     try:
-        return storage.read(relative, max_bytes=max_bytes)
+        return storage.read(relative, max_bytes=max_bytes, sha256=sha256)
     except StoredFileError as error:
         raise CacheCorrupt(f"{storage.locate(relative)}: {what} {error.problem}") from None
 
@@ -72,26 +84,35 @@ def check(place: str, data: bytes | memoryview, expected: FileDigest) -> None:
 
 
 def read_checked(storage: Storage, relative: str, expected: FileDigest) -> bytes:
-    """The content of a committed file, or ``CacheCorrupt`` when it is not as committed.
+    """The content of a committed file, or ``CacheCorrupt`` when it is not as committed."""
 
-    What came damaged over a network, or out of a copy that was kept, is fetched once more.
+    def read() -> bytes:
+        data = read_bounded(
+            storage,
+            relative,
+            max_bytes=expected.num_bytes,
+            what="a committed file",
+            sha256=expected.sha256,
+        )
+        check(storage.locate(relative), data, expected)
+        return data
+
+    return asking_again(storage, relative, expected.sha256, read)
+
+
+def asking_again(
+    storage: Storage, relative: str, sha256: str | None, read: Callable[[], Checked]
+) -> Checked:
+    """What ``read`` gives; a file that came damaged over a network is fetched once more.
+
+    So is one whose copy in a local cache was damaged.
     """
     try:
-        return _read_once(storage, relative, expected)
+        return read()
     except CacheCorrupt:
-        if not storage.forget(relative, sha256=expected.sha256):
+        if not storage.forget(relative, sha256=sha256):
             raise
-    return _read_once(storage, relative, expected)
-
-
-def _read_once(storage: Storage, relative: str, expected: FileDigest) -> bytes:
-    place = storage.locate(relative)
-    try:
-        data = storage.read(relative, max_bytes=expected.num_bytes, sha256=expected.sha256)
-    except StoredFileError as error:
-        raise CacheCorrupt(f"{place}: a committed file {error.problem}") from None
-    check(place, data, expected)
-    return data
+    return read()
 
 
 class CommittedFiles:

@@ -1,9 +1,12 @@
 """Reading a cache: every byte is checked against its commit record before it is used.
 
 Opening reads the manifest, the plan and the records; targets are read a block at a time. A
-reader holds no open file, so it may be pickled or forked into the workers of a loader.
+reader holds no open file, so it may be pickled or forked into the workers of a loader, and several
+threads may read blocks of one pass at once.
 """
 
+import threading
+from collections import OrderedDict
 from collections.abc import Iterable
 from functools import cached_property
 from itertools import pairwise
@@ -19,7 +22,7 @@ from scalekd.cache.chunks import (
     decode_chunk,
     views_first,
 )
-from scalekd.cache.files import CommittedFiles, FileDigest, digest, read_checked
+from scalekd.cache.files import CommittedFiles, FileDigest, asking_again, digest, read_checked
 from scalekd.cache.layout import (
     MANIFEST_FILE,
     PLAN_FILE,
@@ -56,6 +59,9 @@ Rows = np.ndarray[Any, Any]
 
 # A sample has a hash of eight bytes that does not compress, and a key of at most 4,096.
 _MAX_SAMPLES_EXPANSION = 1024
+
+# A few tens of kilobytes each; a loader is in some 32 shards at a time, each of some 8 arrays.
+_KEPT_SHARD_CHUNKS = 512
 
 
 def read_manifest(place: Place) -> Manifest:
@@ -163,11 +169,15 @@ class CacheReader:
         self._opened: dict[str, Coding] = {}
         self._records: dict[tuple[Unit, int], ShardRecord] = {}
         self._pass_in_use: Unit = SAMPLES
+        self._shard_chunks: OrderedDict[str, Rows] = OrderedDict()
+        self._lock = threading.RLock()
         self._files = self._new_files()
 
     def __getstate__(self) -> dict[str, Any]:
         left: dict[str, Any] = {
             "_opened": {},
+            "_shard_chunks": OrderedDict(),
+            "_lock": None,
             "_files": None,
             "_records": {},
             "_pass_in_use": SAMPLES,
@@ -176,6 +186,7 @@ class CacheReader:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._lock = threading.RLock()
         self._files = self._new_files()
 
     def reopened(self) -> "CacheReader":
@@ -183,6 +194,11 @@ class CacheReader:
         twin = CacheReader(self.storage, self.manifest, self.codecs, self.part)
         twin.__dict__["samples"] = self.samples
         return twin
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether reading goes over a network."""
+        return self.storage.is_remote
 
     @property
     def identity(self) -> Identity:
@@ -235,23 +251,36 @@ class CacheReader:
         """The commit record of a shard, checked against the manifest."""
         record = self._records.get((unit, shard))
         if record is None:
-            if unit not in (SAMPLES, self._pass_in_use):
-                self._forget_pass()
-                self._pass_in_use = unit
-            path = record_path(unit, shard)
-            record = read_record(self.storage, self.manifest.plan, self.layout, unit, shard)
-            if record_hash(record) != self.manifest.records.get(path):
+            with self._lock:
+                if unit not in (SAMPLES, self._pass_in_use):
+                    self._forget_pass()
+                    self._pass_in_use = unit
+            record = self._read_record(unit, shard)
+            with self._lock:
+                self._records[unit, shard] = record
+                self._files.expect(record.files)
+        return record
+
+    def _read_record(self, unit: Unit, shard: int) -> ShardRecord:
+        path = record_path(unit, shard)
+        sha256 = self.manifest.records.get(path)
+
+        def read() -> ShardRecord:
+            plan = self.manifest.plan
+            record = read_record(self.storage, plan, self.layout, unit, shard, sha256=sha256)
+            if record_hash(record) != sha256:
                 raise CacheCorrupt(
                     f"{self.storage.locate(path)}: not the record that the manifest was written for"
                 )
-            self._records[unit, shard] = record
-            self._files.expect(record.files)
-        return record
+            return record
+
+        return asking_again(self.storage, path, sha256, read)
 
     def _forget_pass(self) -> None:
         """Let go of a pass's records and arrays, so that memory is flat in the number of passes."""
         self._records = {key: kept for key, kept in self._records.items() if key[0] == SAMPLES}
         self._opened = {}
+        self._shard_chunks.clear()
         self._files = self._new_files()
 
     def _new_files(self) -> CommittedFiles:
@@ -388,11 +417,29 @@ class CacheReader:
         parts = [np.empty((0, *array.before, *array.after), array.dtype)]
         for index in range(start // step, -(-end // step)):
             first = index * step
-            rows = self._chunk(unit, array, index)[max(start - first, 0) : end - first]
+            rows = self._kept_chunk(unit, array, index)[max(start - first, 0) : end - first]
             if count == step and rows.flags.c_contiguous and rows.flags.writeable:
                 return rows
             parts.append(rows)
         return np.concatenate(parts)
+
+    def _kept_chunk(self, unit: Unit, array: ArraySpec, index: int) -> Rows:
+        """A chunk. Those of a whole shard are kept: every block of the shard needs a part."""
+        if array.per_block or unit == SAMPLES:
+            return self._chunk(unit, array, index)
+        path = chunk_path(unit, array, index)
+        with self._lock:
+            rows = self._shard_chunks.get(path)
+            if rows is not None:
+                self._shard_chunks.move_to_end(path)
+                return rows
+        rows = self._chunk(unit, array, index)
+        rows.flags.writeable = False
+        with self._lock:
+            self._shard_chunks[path] = rows
+            if len(self._shard_chunks) > _KEPT_SHARD_CHUNKS:
+                self._shard_chunks.popitem(last=False)
+        return rows
 
     def _chunk(self, unit: Unit, array: ArraySpec, index: int) -> Rows:
         """One chunk, view axis first."""

@@ -47,8 +47,24 @@ def write_record(place: Place, record: ShardRecord) -> None:
             )
 
 
-def read_record(place: Place, plan: Plan, layout: Layout, unit: Unit, shard: int) -> ShardRecord:
+def read_record(
+    place: Place,
+    plan: Plan,
+    layout: Layout,
+    unit: Unit,
+    shard: int,
+    *,
+    sha256: str | None = None,
+) -> ShardRecord:
     """Read a commit record and check that it is the record of this shard of this cache.
+
+    Args:
+        place: Where the cache is.
+        plan: Of the cache.
+        layout: Of the cache.
+        unit: Of the record.
+        shard: Of the record.
+        sha256: Hash of the record's file where the manifest tells; not checked here.
 
     Raises:
         CacheCorrupt: Missing, damaged, swapped, or naming other files than the layout's.
@@ -56,7 +72,9 @@ def read_record(place: Place, plan: Plan, layout: Layout, unit: Unit, shard: int
     """
     storage, relative = open_storage(place), record_path(unit, shard)
     path = storage.locate(relative)
-    data = read_bounded(storage, relative, max_bytes=MAX_JSON_BYTES, what="a commit record")
+    data = read_bounded(
+        storage, relative, max_bytes=MAX_JSON_BYTES, what="a commit record", sha256=sha256
+    )
     record = parse_committed(ShardRecord, data, where=path)
     if record.cache_id != plan.cache_id:
         raise CacheMismatch(

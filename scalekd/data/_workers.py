@@ -1,6 +1,7 @@
 """What the loaders of both stages share about worker processes."""
 
 import errno
+import multiprocessing
 import multiprocessing.queues
 import os
 import signal
@@ -103,6 +104,17 @@ def _cannot_send(error: Exception, batch: Any) -> None:
     if number is None and "Too many open files" in str(error):  # as torch puts it
         number = errno.EMFILE
     os._exit(number or 1)
+
+
+def start_method(*, is_remote: bool) -> str | None:
+    """How worker processes are to be started; ``None`` for the system's own way.
+
+    The client of remote stores does not survive a fork (:mod:`scalekd.storage.objects`).
+    """
+    if not is_remote:
+        return None
+    multiprocessing.set_forkserver_preload(["scalekd.data"])  # torch is imported once for all
+    return "forkserver"
 
 
 def empty_batch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -1,17 +1,19 @@
-"""Rows of a cache in any order, read a block at a time."""
+"""Rows of a cache in any order, read a block at a time; those of a remote cache ahead of use."""
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from scalekd.cache import CacheReader
+from scalekd.cache import CacheReader, JoinedReader
+from scalekd.data._in_flight import Ahead
 from scalekd.data.order import BUFFER_BLOCKS, LANES_PER_RANK
 
 Rows = np.ndarray[Any, Any]
 Block = dict[str, Rows]
+_Place = tuple[int, int]  # pass and number of a block
 
 
 class BlockReader:
@@ -27,7 +29,7 @@ class BlockReader:
 
     def __init__(
         self,
-        reader: CacheReader,
+        reader: CacheReader | JoinedReader,
         names: Sequence[str],
         *,
         kept_blocks: int = LANES_PER_RANK * BUFFER_BLOCKS,
@@ -37,8 +39,21 @@ class BlockReader:
         self._kept_blocks = kept_blocks
         self._extents = reader.blocks()
         self._starts = np.array([first for first, _ in self._extents])
-        self._blocks: OrderedDict[tuple[int, int], Block] = OrderedDict()
+        self._blocks: OrderedDict[_Place, Block] = OrderedDict()
+        # Those wanted and not asked for yet; a wrong guess costs no more than the right ones.
+        self._ahead: Ahead[_Place, Block] = Ahead(self._read, 3 * kept_blocks)
+        self._pass_index = 0
         self._process = os.getpid()
+
+    def want(self, pass_index: int, samples: Iterable[int]) -> None:
+        """Begin to fetch the blocks of samples that are going to be asked for.
+
+        Blocks on a local disk are not worth a thread.
+        """
+        if self.reader.is_remote:
+            self._settle(pass_index)
+            places = dict.fromkeys((pass_index, self._number(sample)) for sample in samples)
+            self._ahead.want(place for place in places if place not in self._blocks)
 
     def find(self, pass_index: int, sample: int) -> tuple[Block, int]:
         """The block that holds a sample's view, and its row there.
@@ -46,21 +61,34 @@ class BlockReader:
         Raises:
             CacheCorrupt: A file of the block is missing or is not the one committed.
         """
+        self._settle(pass_index)
+        place = pass_index, self._number(sample)
+        block = self._blocks.get(place)
+        if block is None:
+            block = self._ahead.take(place)
+            self._blocks[place] = block
+            if len(self._blocks) > self._kept_blocks:
+                self._blocks.popitem(last=False)
+        else:
+            self._blocks.move_to_end(place)
+        return block, sample - self._extents[place[1]][0]
+
+    def _settle(self, pass_index: int) -> None:
+        """A forked process reads for itself; a reader is in one pass at a time."""
         if self._process != os.getpid():
             self._process = os.getpid()
             self._blocks.clear()
             self.reader = self.reader.reopened()
-        number = int(np.searchsorted(self._starts, sample, side="right")) - 1
-        first, count = self._extents[number]
-        block = self._blocks.get((pass_index, number))
-        if block is None:
-            block = self.reader.read_rows(pass_index, first, count, self._names)
-            self._blocks[pass_index, number] = block
-            if len(self._blocks) > self._kept_blocks:
-                self._blocks.popitem(last=False)
-        else:
-            self._blocks.move_to_end((pass_index, number))
-        return block, sample - first
+        if self._pass_index != pass_index:
+            self._pass_index = pass_index
+            self._ahead.clear()
+
+    def _number(self, sample: int) -> int:
+        return int(np.searchsorted(self._starts, sample, side="right")) - 1
+
+    def _read(self, place: _Place) -> Block:
+        pass_index, number = place
+        return self.reader.read_rows(pass_index, *self._extents[number], self._names)
 
 
 def gather(found: Sequence[tuple[Block, int]], name: str, out: Rows) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from scalekd.data._workers import as_is, empty_batch, prepare_worker, relayed
+from scalekd.data._workers import as_is, empty_batch, prepare_worker, relayed, start_method
 from scalekd.data.samples import ImageDataset, Sample
 from scalekd.data.views import DrawnView, draw_view
 from scalekd.errors import DataError, ScaleKDError
@@ -96,8 +96,7 @@ class DrawnViews(Dataset[DrawnBatch]):
         filled = pixels.numpy()
         rows: list[tuple[Sample, DrawnView]] = []
         skipped: list[str] = []
-        for position in request.samples:
-            sample = self.images[position]
+        for sample in self.images.read_many(request.samples):
             try:
                 view = draw_view(
                     sample,
@@ -139,7 +138,7 @@ def drawn_samples(
         batches = [views.draw(DrawRequest(0, 0, (position,))) for position in positions]
         skipped = tuple(key for batch in batches for key in batch.skipped)
         positions = [batch.request.samples[0] for batch in batches]
-    samples = (views.images[position] for position in positions)
+    samples = views.images.read_many(list(positions))
     kept = [
         (sample.key, sample.label, sample.source_hash)
         for sample in samples
@@ -193,5 +192,6 @@ def drawing_loader(
         num_workers=num_workers,
         prefetch_factor=2 if num_workers else None,
         worker_init_fn=prepare_worker,
+        multiprocessing_context=start_method(is_remote=views.images.is_remote and num_workers > 0),
     )
     yield from relayed(loader)

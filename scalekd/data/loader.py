@@ -5,6 +5,7 @@ write a batch once, into shared memory, in the small types the codecs store. Eve
 costs arithmetic on features happens later, on the training device.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,10 +16,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from scalekd.cache import CacheReader, JoinedReader
-from scalekd.data._workers import as_is, empty_batch, prepare_worker, relayed
+from scalekd.data._in_flight import Ahead
+from scalekd.data._workers import as_is, empty_batch, prepare_worker, relayed, start_method
 from scalekd.data.blocks import BlockReader, gather
-from scalekd.data.order import BUFFER_BLOCKS, LANES_PER_RANK, EpochOrder
-from scalekd.data.samples import ImageDataset
+from scalekd.data.order import BUFFER_BLOCKS, LANES_PER_RANK, EpochOrder, Indices
+from scalekd.data.samples import ImageDataset, Sample
 from scalekd.data.views import Pixels, ReplayContract, replay_view
 from scalekd.errors import CacheMismatch, ScaleKDError, UsageError
 from scalekd.views import unpack_view
@@ -29,16 +31,29 @@ CHECKED_BATCHES = 4
 CHECK_ONE_IN = 100
 """Of later batches, one view in this many; all of them where the check costs no second drawing."""
 
+_BATCHES_AHEAD = 2
+"""Of a worker, for which targets and images of remote stores are fetched."""
+
+_MAX_WAITING_IMAGES = 4096  # a guard: no more than those of the batches ahead are ever wanted
+
 Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class _Request:
-    """One batch, as the sampler asks for it."""
+    """One batch, as the sampler asks for it.
+
+    Attributes:
+        pass_index: Pass to read.
+        number: Of the batch in its epoch.
+        samples: Of the batch.
+        next_samples: Of the batches that the same worker is going to make next.
+    """
 
     pass_index: int
     number: int
-    samples: np.ndarray[Any, np.dtype[np.int64]]
+    samples: Indices
+    next_samples: Indices
 
 
 class CachedViews(Dataset[Batch]):
@@ -92,6 +107,7 @@ class CachedViews(Dataset[Batch]):
         self._blocks = BlockReader(
             reader, [*self.targets, *self._columns, "pixel_hash"], kept_blocks=kept_blocks
         )
+        self._samples: Ahead[int, Sample] = Ahead(self._read_sample, _MAX_WAITING_IMAGES)
 
     def _find_samples(self) -> np.ndarray[Any, Any]:
         samples = self.reader.samples
@@ -108,7 +124,7 @@ class CachedViews(Dataset[Batch]):
     def _check_witnesses(self) -> float:
         """Redraw the witnesses; the first samples of the cache."""
         pixels = self.reader.witnesses
-        found = [self.images[int(self._positions[row])] for row in range(len(pixels))]
+        found = list(self.images.read_many([int(p) for p in self._positions[: len(pixels)]]))
         for row, sample in enumerate(found):
             self.contract.check_source(sample, int(self.reader.samples.source_hashes[row]))
         return self.contract.check_witnesses(found, list(pixels))
@@ -132,6 +148,7 @@ class CachedViews(Dataset[Batch]):
         filled = pixels.numpy()
         labels = torch.from_numpy(self.reader.samples.labels[request.samples].astype(np.int64))
         batch = {"label": labels}
+        self._want(request)
         rows = [self._blocks.find(request.pass_index, int(sample)) for sample in request.samples]
         for place, (sample, (block, row)) in enumerate(zip(request.samples, rows, strict=True)):
             every = request.number < CHECKED_BATCHES or int(sample) % CHECK_ONE_IN == 0
@@ -147,7 +164,7 @@ class CachedViews(Dataset[Batch]):
     def _replay(
         self, index: int, block: Mapping[str, np.ndarray[Any, Any]], row: int, *, check: bool
     ) -> Pixels:
-        sample = self.images[int(self._positions[index])]
+        sample = self._samples.take(index)
         self.contract.check_source(sample, int(self.reader.samples.source_hashes[index]))
         columns = {name.removeprefix("view/"): block[name] for name in self._columns}
         params = unpack_view(columns, row, self.contract.policy)
@@ -163,20 +180,40 @@ class CachedViews(Dataset[Batch]):
         self.contract.check_pixels(sample, seen, int(block["pixel_hash"][row]))
         return pixels
 
+    def _want(self, request: _Request) -> None:
+        """Begin to fetch what this batch and the next ones need over a network."""
+        for samples in (request.samples, request.next_samples):
+            numbers = [int(sample) for sample in samples]
+            self._blocks.want(request.pass_index, numbers)
+            if self.images.is_remote:
+                self._samples.want(numbers)
+
+    def _read_sample(self, index: int) -> Sample:
+        return self.images[int(self._positions[index])]
+
 
 class _Requests(Sampler[_Request]):
     """Feeds the loader the batches of whatever epoch comes next."""
 
-    def __init__(self, order: EpochOrder, passes: tuple[int, ...]) -> None:
+    def __init__(self, order: EpochOrder, passes: tuple[int, ...], num_workers: int) -> None:
         self.order = order
         self.passes = passes
+        self.num_workers = num_workers
         self.epoch = 0
         self.start = 0
 
     def __iter__(self) -> Iterator[_Request]:
-        epoch, start = self.epoch, self.start
-        for number, samples in enumerate(self.order.batches(epoch, start=start), start):
-            yield _Request(self.passes[epoch % len(self.passes)], number, samples)
+        """Workers take batches in turn, so a worker's next is that many batches further on."""
+        epoch, start, step = self.epoch, self.start, max(1, self.num_workers)
+        pass_index = self.passes[epoch % len(self.passes)]
+        batches = self.order.batches(epoch, start=start)
+        seen = list(itertools.islice(batches, _BATCHES_AHEAD * step))
+        for number in itertools.count(start):
+            seen.extend(itertools.islice(batches, 1))
+            if not seen:
+                return
+            ahead = [np.empty(0, np.int64), *seen[step::step][:_BATCHES_AHEAD]]
+            yield _Request(pass_index, number, seen.pop(0), np.concatenate(ahead))
 
     def __len__(self) -> int:
         return max(0, self.order.num_batches - self.start)
@@ -238,7 +275,7 @@ class CachedViewLoader:
                 f" {world_size} processes; use a smaller -b"
             )
         self._next_epoch = 0
-        self._requests = _Requests(order, reader.passes)
+        self._requests = _Requests(order, reader.passes, num_workers)
         self._loader: DataLoader[Any] = DataLoader(
             self.views,
             batch_sampler=self._requests,  # type: ignore[arg-type]
@@ -247,6 +284,9 @@ class CachedViewLoader:
             persistent_workers=num_workers > 0,
             prefetch_factor=4 if num_workers else None,
             worker_init_fn=prepare_worker,
+            multiprocessing_context=start_method(
+                is_remote=num_workers > 0 and (reader.is_remote or images.is_remote)
+            ),
         )
 
     @property

@@ -61,7 +61,7 @@ class LocalCache:
 
         Args:
             key: Hexadecimal.
-            size: Bytes it is going to have.
+            size: Bytes it is going to have, at most.
             fill: Writes them; what it raises comes through, and nothing is kept.
         """
         path = self._path(key)
@@ -79,10 +79,12 @@ class LocalCache:
                             file.truncate(size)  # counted from now on
                     with temporary.open("r+b") as file:
                         fill(file)
+                        unused = size - file.tell()
                         file.truncate()
                     kept = temporary.open("rb")  # even if somebody evicts it at once
                     with self._counting():
                         temporary.replace(path)
+                        self._book(-unused)
                     return kept
                 finally:
                     temporary.unlink(missing_ok=True)
@@ -100,14 +102,19 @@ class LocalCache:
 
     def _make_room(self, size: int) -> None:
         """Book ``size`` bytes, and evict what was used longest ago if they exceed the limit."""
+        if self._book(size) > self.max_bytes:
+            self._book(size, used=self._evict(self.max_bytes - size))
+
+    def _book(self, size: int, *, used: int | None = None) -> int:
+        """Add to the bytes that all copies are taken to have; returns their sum."""
         usage = self.folder / _USAGE_FILE
-        try:
-            used = int(usage.read_text())
-        except (FileNotFoundError, ValueError):
-            used = self.max_bytes  # unknown: count
-        if used + size > self.max_bytes:
-            used = self._evict(self.max_bytes - size)
+        if used is None:
+            try:
+                used = int(usage.read_text())
+            except (FileNotFoundError, ValueError):
+                used = self.max_bytes  # unknown: an eviction counts
         usage.write_text(str(used + size))
+        return used + size
 
     def _evict(self, allowed: int) -> int:
         """Delete the oldest copies if all exceed ``allowed`` bytes; returns what is left."""

@@ -11,7 +11,7 @@ import torch
 
 from scalekd.cache import CacheReader, TargetDecoder, open_cache
 from scalekd.cache.verify import verify
-from scalekd.data.samples import open_dataset
+from scalekd.data import open_dataset
 from scalekd.data.views import replay_view
 from scalekd.distillation import FullLogits, TopKLogits
 from scalekd.pipelines.inspect_cache import cache_info
