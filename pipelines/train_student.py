@@ -48,6 +48,7 @@ from scalekd.training import (
 )
 from scalekd.training.checkpoint import STUDENT_FILE
 from scalekd.training.precision import AUTOCAST_DTYPES, choose_precision
+from scalekd.training.trackers import check_trackers
 
 _SOFTWARE = ("scalekd", "torch", "timm", "accelerate", "numpy", "pillow")
 
@@ -80,6 +81,7 @@ def train_student(config: TrainConfig) -> TrainResult:
         batch_size=config.batch_size,
         num_workers=config.workers,
         seed=config.seed,
+        teacher_pixels=config.online,
         allowed_drift=config.allow_pixel_drift or 0.0,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
@@ -103,8 +105,9 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """Processes, device and precision of a run.
 
     Raises:
-        UsageError: The machine cannot compute in the precision.
+        UsageError: The machine cannot compute in the precision, or a tracker is not there.
     """
+    check_trackers(config.log_with)
     # Accelerate keeps the first precision of a process for good; the next run may want another.
     AcceleratorState._reset_state()
     try:
@@ -117,8 +120,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             project_dir=config.output,
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
-    except (ValueError, ImportError) as error:
-        raise UsageError(f"--amp {config.amp} --log-with {config.log_with}: {error}") from error
+    except ValueError as error:
+        raise UsageError(f"--amp {config.amp}: {error}") from error
 
 
 def _open_source(config: TrainConfig) -> CachedTeacher:
@@ -183,12 +186,6 @@ def _make_targets(
 
 def _live_teacher(config: TrainConfig, source: CachedTeacher) -> Teacher:
     spec = source.spec
-    view_size = source.view_size
-    if config.img_size is not None and (config.img_size, config.img_size) != view_size:
-        raise UsageError(
-            f"--online: the teacher takes views of {view_size[0]} x {view_size[1]} pixels, and "
-            f"--img-size {config.img_size} draws none of that size; leave --img-size out"
-        )
     teacher = load_teacher(
         TeacherConfig(
             model=config.teacher or teacher_named_by_cache(spec.model, option="--teacher"),

@@ -65,6 +65,7 @@ class CachedViews(Dataset[Batch]):
         view_size: Height and width for the student; the teacher's when ``None``.
         groups: Groups of target arrays to read, such as ``("stage4", "logits")``.
         allowed_drift: See :class:`~scalekd.data.views.ReplayContract`.
+        teacher_pixels: Also give each view as the teacher saw it, where the student's size differs.
         kept_blocks: Blocks a worker keeps in memory.
 
     Raises:
@@ -79,12 +80,14 @@ class CachedViews(Dataset[Batch]):
         view_size: tuple[int, int] | None = None,
         groups: tuple[str, ...] = (),
         allowed_drift: float = 0.0,
+        teacher_pixels: bool = False,
         kept_blocks: int = LANES_PER_RANK * BUFFER_BLOCKS,
     ) -> None:
         views = reader.identity.views
         self.reader = reader
         self.images = images
         self.view_size = view_size or views.view_size
+        self.teacher_pixels = teacher_pixels and self.view_size != views.view_size
         self.contract = ReplayContract(
             policy=reader.policy,
             view_size=views.view_size,
@@ -150,9 +153,17 @@ class CachedViews(Dataset[Batch]):
         batch = {"label": labels}
         self._want(request)
         rows = [self._blocks.find(request.pass_index, int(sample)) for sample in request.samples]
+        seen = None
+        if self.teacher_pixels:
+            seen = empty_batch((count, *self.contract.view_size, 3), torch.uint8)
+            batch["teacher_pixels"] = seen.permute(0, 3, 1, 2)
         for place, (sample, (block, row)) in enumerate(zip(request.samples, rows, strict=True)):
             every = request.number < CHECKED_BATCHES or int(sample) % CHECK_ONE_IN == 0
-            filled[place] = self._replay(int(sample), block, row, check=every)
+            filled[place], checked = self._replay(
+                int(sample), block, row, check=every or self.teacher_pixels
+            )
+            if seen is not None:
+                seen.numpy()[place] = checked
         batch["pixels"] = pixels.permute(0, 3, 1, 2)
         for name in self.targets:
             first = rows[0][0][name]
@@ -163,7 +174,8 @@ class CachedViews(Dataset[Batch]):
 
     def _replay(
         self, index: int, block: Mapping[str, np.ndarray[Any, Any]], row: int, *, check: bool
-    ) -> Pixels:
+    ) -> tuple[Pixels, Pixels | None]:
+        """The student's pixels, and, where they were checked, those the teacher saw."""
         sample = self._samples.take(index)
         self.contract.check_source(sample, int(self.reader.samples.source_hashes[index]))
         columns = {name.removeprefix("view/"): block[name] for name in self._columns}
@@ -176,9 +188,9 @@ class CachedViews(Dataset[Batch]):
                 sample, params, self.contract.policy, view_size=self.contract.view_size
             )
         else:
-            return pixels
+            return pixels, None
         self.contract.check_pixels(sample, seen, int(block["pixel_hash"][row]))
-        return pixels
+        return pixels, seen
 
     def _want(self, request: _Request) -> None:
         """Begin to fetch what this batch and the next ones need over a network."""
@@ -225,7 +237,8 @@ class CachedViewLoader:
     Iterating gives one epoch after another, from the one :meth:`set_epoch` names on;
     :meth:`epoch` gives a stated one, and can start in the middle of it.
 
-    A batch is a dictionary: ``pixels`` uint8 ``(batch, 3, height, width)``; ``label`` int64
+    A batch is a dictionary: ``pixels`` uint8 ``(batch, 3, height, width)``, and, on request and
+    where the teacher's size is another, ``teacher_pixels``; ``label`` int64
     ``(batch,)``, -1 where the data set names no class; and a tensor for every plane of the
     target groups, such as ``stage4.codes``, view axis first.
 
@@ -235,7 +248,7 @@ class CachedViewLoader:
         batch_size: Views a batch on this rank.
         num_workers: Processes that decode images; 0 decodes in this one.
         seed: Of the order; the same for every rank.
-        view_size, groups, allowed_drift: See :class:`CachedViews`.
+        view_size, groups, allowed_drift, teacher_pixels: See :class:`CachedViews`.
         rank, world_size: This process among all.
 
     Raises:
@@ -254,6 +267,7 @@ class CachedViewLoader:
         view_size: tuple[int, int] | None = None,
         groups: tuple[str, ...] = (),
         allowed_drift: float = 0.0,
+        teacher_pixels: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -264,6 +278,7 @@ class CachedViewLoader:
             view_size=view_size,
             groups=groups,
             allowed_drift=allowed_drift,
+            teacher_pixels=teacher_pixels,
             kept_blocks=lanes * BUFFER_BLOCKS,
         )
         order = EpochOrder(

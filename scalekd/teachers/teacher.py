@@ -7,7 +7,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from scalekd._model_build import build_model, constructor_arguments, preprocessing_of
+from scalekd._model_build import (
+    build_model,
+    constructor_arguments,
+    create_on_meta,
+    preprocessing_of,
+)
 from scalekd._model_names import ModelSource, describe_model
 from scalekd.errors import UsageError
 from scalekd.teachers._weights_hash import weights_sha256
@@ -187,6 +192,12 @@ def _spec(
 ) -> TeacherSpec:
     own = preprocessing_of(model)
     known = set(constructor_arguments(type(model))) - {"img_size", "num_classes", "global_pool"}
+    model_kwargs = {k: v for k, v in kwargs.items() if k in known and v is not None}
+    if "global_pool" in kwargs or source.pretrained_cfg.get("global_pool"):
+        # A folder's configuration sets it without naming it among the arguments.
+        usual = create_on_meta(source.architecture, {})
+        if model.global_pool != usual.global_pool:
+            model_kwargs["global_pool"] = str(model.global_pool)
     weights: Literal["pretrained", "checkpoint", "random"]
     if config.checkpoint is not None:
         weights = "checkpoint"
@@ -206,7 +217,7 @@ def _spec(
         stages=family.stages(model, config.tail_blocks),
         num_classes=int(model.num_classes) or None,  # type: ignore[arg-type]
         licence=source.pretrained_cfg.get("license") if weights == "pretrained" else None,
-        model_kwargs={k: v for k, v in kwargs.items() if k in known and v is not None},
+        model_kwargs=model_kwargs,
         tail_blocks=config.tail_blocks,
     )
 

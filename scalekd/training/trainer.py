@@ -36,6 +36,7 @@ from scalekd.training.random_state import preserved_random_state
 from scalekd.training.run_folder import RunFolder
 from scalekd.training.state import TrainingState
 from scalekd.training.targets import Batch
+from scalekd.training.trackers import Trackers
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 """Bare timm model to metrics, ``top1`` among them; collective, called by every process."""
@@ -108,6 +109,7 @@ class Trainer:
         self._facts = dict(facts or {})
         self._run = RunFolder(Path(config.output))
         self._stop = StopRequest()
+        self._trackers = Trackers(accelerator, Path(config.output))
 
         self._num_batches = loader.num_batches
         if self._coordinator.maximum(self._num_batches) + self._coordinator.maximum(
@@ -166,13 +168,11 @@ class Trainer:
             updates_per_epoch=self._updates_per_epoch,
             shown=self._accelerator.is_main_process,
         )
-        with self._stop.listening(), progress:
+        with self._stop.listening(), progress, contextlib.closing(self._trackers):
             self._start(progress)
             while self._position.epoch < self.num_epochs:
                 self._train_epoch(progress)
                 self._finish_epoch(progress)
-        for tracker in self._accelerator.trackers:
-            tracker.finish()
         best = max(self._metric_by_epoch, key=lambda e: (self._metric_by_epoch[e], -e), default=-1)
         return TrainResult(
             output=str(self._run.root),
@@ -199,8 +199,8 @@ class Trainer:
         if main:
             self._run.step_log.keep_until(self._position.num_updates)
             self._run.summary.keep_until(self._position.epoch)
-            if self.config.log_with:
-                self._accelerator.init_trackers("scalekd", self.config.model_dump(mode="json"))
+        settings = self.config.model_dump(mode="json")
+        self._coordinator.together(lambda: self._trackers.start(settings) if main else None)
         self._step_schedule(epoch=self._position.epoch)
 
     def _resume(self, path: Path) -> list[str]:
@@ -407,8 +407,7 @@ class Trainer:
             # Before the checkpoint: a crash between the two trains and writes this epoch again.
             self._run.summary.write(row)
         self._save(best=best, keep_as=epoch)
-        if self.config.log_with:
-            self._accelerator.log(row, step=self._position.num_updates)
+        self._trackers.log(row, step=self._position.num_updates, say=progress.say)
         progress.say(_epoch_line(row, self.num_epochs))
         if not last:
             self._obey_signals(saved=True)
@@ -451,8 +450,7 @@ class Trainer:
         }
         if self._accelerator.is_main_process:
             self._run.step_log.write(record)
-        if self.config.log_with:
-            self._accelerator.log(record, step=self._position.num_updates)
+        self._trackers.log(record, step=self._position.num_updates, say=progress.say)
         progress.step(self._position.epoch, self._position.num_updates, record)
 
     def _save(self, *, best: bool = False, keep_as: int | None = None) -> None:

@@ -102,7 +102,7 @@ def test_the_stored_targets_are_the_teachers_answer_to_the_replayed_pixels(
     for first in range(0, 24, 10):
         batch = slice(first, min(first + 10, 24))
         pixels = [
-            loader.views._replay(24 + row, rows, row, check=True)
+            loader.views._replay(24 + row, rows, row, check=True)[0]
             for row in range(batch.start, batch.stop)
         ]
         stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
@@ -193,6 +193,19 @@ def test_a_student_of_another_size_is_checked_at_the_teachers(
     _flip_one_bit(monkeypatch, when=lambda size: size == (32, 32))
     with pytest.raises(CacheMismatch, match="redraws a view of sample"):
         next(loader.epoch(0))
+
+
+def test_a_live_teacher_gets_its_own_pixels_beside_a_student_of_another_size(
+    recorded: Any, images: ImageDataset
+) -> None:
+    reader = open_cache(recorded.root)
+    own = CachedViewLoader(reader, images, batch_size=10)
+    both = CachedViewLoader(reader, images, batch_size=10, view_size=(64, 64), teacher_pixels=True)
+    for alone, together in zip(own.epoch(1), both.epoch(1), strict=True):
+        assert torch.equal(together["teacher_pixels"], alone["pixels"])
+        assert together["pixels"].shape == (10, 3, 64, 64)
+    same = CachedViewLoader(reader, images, batch_size=10, teacher_pixels=True)
+    assert "teacher_pixels" not in next(same.epoch(0))  # they are the student's
 
 
 # What stops training

@@ -377,6 +377,27 @@ def test_a_folder_timm_exported_is_a_teacher(tmp_path: Path) -> None:
     assert torch.allclose(tail.head(features[4]), logits, atol=1e-6)
 
 
+@pytest.mark.parametrize("pool", ["avg", "token"])
+def test_what_a_teacher_says_of_itself_rebuilds_it_by_its_bare_name(
+    tmp_path: Path, pool: str
+) -> None:
+    model = timm.create_model("test_vit", num_classes=4, img_size=96, global_pool=pool)
+    timm.models.save_for_hf(model, tmp_path / "mine", safe_serialization=True)
+    there = load_teacher(TeacherConfig(model=f"local-dir:{tmp_path / 'mine'}")).spec
+    assert ("global_pool" in there.model_kwargs) == (pool == "avg")  # as test_vit is anyway
+    here = load_teacher(
+        TeacherConfig(
+            model=there.architecture,
+            checkpoint=str(tmp_path / "mine/model.safetensors"),
+            model_kwargs={**there.model_kwargs, "num_classes": there.num_classes},
+            img_size=there.img_size,
+        )
+    )
+    assert here.spec.weights_sha256 == there.weights_sha256
+    pixels = _pixels(here)
+    assert torch.equal(here(pixels).logits, model.eval()(here.normalise(pixels)))
+
+
 def test_a_folder_with_a_broken_configuration_is_a_data_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(DataError, match=r"config\.json"):

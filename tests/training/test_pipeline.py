@@ -10,6 +10,7 @@ import timm
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
+from timm.models.vision_transformer import Block
 
 from scalekd.cli import evaluate as evaluate_command
 from scalekd.cli import export as export_command
@@ -131,6 +132,40 @@ def test_online_and_cached_training_agree(options: dict[str, Any], tmp_path: Pat
     for name in cached:
         if name.endswith("_loss"):
             assert online[name] == pytest.approx(cached[name], rel=2e-3), name
+
+
+def test_a_live_teacher_sees_its_own_size_beside_a_student_of_another(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    options |= {"epochs": 1, "val_split": None, "img_size": 48}
+    cached = train_student(TrainConfig.from_mapping(options)).metrics
+    options |= {"output": str(tmp_path / "online"), "online": True}
+    online = train_student(TrainConfig.from_mapping(options)).metrics
+    for name in cached:
+        if name.endswith("_loss"):
+            assert online[name] == pytest.approx(cached[name], rel=1e-2), name
+
+
+def test_recomputing_the_tail_changes_no_bit(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forwards = []
+    run = Block.forward
+
+    def count(self: Block, *arguments: Any, **keywords: Any) -> Any:
+        forwards[-1] += 1
+        return run(self, *arguments, **keywords)
+
+    monkeypatch.setattr(Block, "forward", count)
+    for name, checkpointed in (("kept", False), ("recomputed", True)):
+        forwards.append(0)
+        options |= {"epochs": 1, "val_split": None, "output": str(tmp_path / name)}
+        train_student(TrainConfig.from_mapping({**options, "tail_checkpointing": checkpointed}))
+    # Once when each of the three batches goes forward through the two blocks, once backward.
+    assert forwards == [6, 12]
+    for file in ("model.safetensors", "objective.safetensors"):
+        kept, again = (load_file(tmp_path / run / "last" / file) for run in ("kept", "recomputed"))
+        assert all(torch.equal(kept[tensor], again[tensor]) for tensor in kept)
 
 
 def test_another_teacher_than_the_caches_is_refused(
