@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
@@ -244,6 +245,7 @@ def _facts(config: TrainConfig, source: CachedTeacher, student: Student) -> Mapp
     plan = source.chosen.base.manifest.plan
     return {
         **student_facts(student.spec, source.images.class_names),
+        "settings": config.model_dump(mode="json"),
         "objective": config.objective,
         "online": config.online,
         "teacher": source.spec.model,
@@ -253,5 +255,17 @@ def _facts(config: TrainConfig, source: CachedTeacher, student: Student) -> Mapp
         "logits_of": [teacher.model for teacher in source.logit_teachers],
         "cache_id": plan.cache_id,
         "data_fingerprint": plan.identity.data.fingerprint,
+        "data_licence": _licence_told_by(Path(config.data_dir or "") / "README.md"),
         "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},
     }
+
+
+def _licence_told_by(card: Path) -> str | None:
+    """The licence in the metadata block of a data set's Hugging Face card, where there is one."""
+    try:
+        opening, block, *_ = card.read_text(encoding="utf-8").split("---\n", 2)
+        metadata = yaml.safe_load(block) if not opening.strip() else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    licence = metadata.get("license") if isinstance(metadata, dict) else None
+    return licence if isinstance(licence, str) else None

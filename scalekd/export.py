@@ -17,14 +17,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scalekd.errors import EnvironmentFault, UsageError
-from scalekd.model_card import model_card
+from scalekd.export_onnx import require_onnx, write_onnx
+from scalekd.model_card import write_model_card
 from scalekd.training.state import plain_names
 from scalekd.training.trained import TrainedStudent
 
-ExportFormat = Literal["timm", "hf", "safetensors"]
+ExportFormat = Literal["timm", "hf", "safetensors", "onnx"]
 
 _PARITY_BATCH = 2
 _WEIGHTS_FILE = "model.safetensors"
+_ONNX_FILE = "model.onnx"
 # How the student was trained, not what it is.
 _TRAINING_ARGUMENTS = frozenset({"drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate"})
 # What timm records about weights that are no longer those.
@@ -62,7 +64,9 @@ class Exported:
         num_classes: Of the student.
         num_parameters: Of the student.
         feature_channels: Widths of the maps that ``features_only=True`` gives, coarsest last; None
-            where timm has no such mode for the architecture.
+            where timm has no such mode for the architecture, and for an ONNX file.
+        difference: Largest difference of a logit from the student's when what was written was
+            opened, as a share of the largest logit; 0 for all formats but ONNX.
     """
 
     output: str
@@ -70,6 +74,7 @@ class Exported:
     num_classes: int
     num_parameters: int
     feature_channels: tuple[int, ...] | None
+    difference: float = 0.0
 
 
 def export_student(
@@ -79,36 +84,36 @@ def export_student(
 
     Args:
         student: From `load_trained_student`.
-        output: Folder for ``timm`` and ``hf``, file for ``safetensors``; must not exist.
+        output: Folder for ``timm`` and ``hf``, file for the others; must not exist.
         export_format: ``"timm"``: ``config.json`` and ``model.safetensors``, which
             ``timm.create_model("local-dir:DIR", pretrained=True)`` opens; ``"hf"``: the same with
-            a model card; ``"safetensors"``: the bare weights under timm's names.
+            a model card; ``"safetensors"``: the bare weights under timm's names; ``"onnx"``: see
+            `scalekd.export_onnx`.
 
     Raises:
-        UsageError: ``output`` exists.
+        UsageError: ``output`` exists, or ONNX is not installed or cannot express the student.
         EnvironmentFault: It cannot be written, or what was read back differs.
     """
     if output.exists():
         raise UsageError(f"{output}: exists already; choose another --output")
+    if export_format == "onnx":
+        require_onnx()
     temporary = output.absolute().with_name(f".{output.name}.writing")
-    state = {
-        name: tensor.contiguous()
-        for name, tensor in plain_names(student.model.state_dict()).items()
-    }
+    channels, difference = None, 0.0
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_file(state, temporary / _WEIGHTS_FILE, metadata={"format": "pt"})
-        (temporary / _WEIGHTS_FILE).chmod(0o644)
-        config = timm_config(student)
-        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-        channels = check_parity(student, temporary)
-        if export_format == "hf":
-            (temporary / "README.md").write_text(model_card(student), encoding="utf-8")
-        if export_format == "safetensors":
-            (temporary / _WEIGHTS_FILE).rename(output)
+        if export_format == "onnx":
+            difference = write_onnx(student, temporary / _ONNX_FILE)
+            (temporary / _ONNX_FILE).rename(output)
         else:
-            temporary.rename(output)
+            channels = _write_timm(student, temporary)
+            if export_format == "hf":
+                write_model_card(student, temporary)
+            if export_format == "safetensors":
+                (temporary / _WEIGHTS_FILE).rename(output)
+            else:
+                temporary.rename(output)
     except OSError as error:
         raise EnvironmentFault(f"{output}: cannot be written: {error}") from error
     finally:
@@ -119,7 +124,21 @@ def export_student(
         num_classes=student.spec.num_classes,
         num_parameters=sum(parameter.numel() for parameter in student.model.parameters()),
         feature_channels=channels,
+        difference=difference,
     )
+
+
+def _write_timm(student: TrainedStudent, folder: Path) -> tuple[int, ...] | None:
+    """Weights and configuration, checked; returns the widths that `check_parity` does."""
+    state = {
+        name: tensor.contiguous()
+        for name, tensor in plain_names(student.model.state_dict()).items()
+    }
+    save_file(state, folder / _WEIGHTS_FILE, metadata={"format": "pt"})
+    (folder / _WEIGHTS_FILE).chmod(0o644)
+    config = json.dumps(timm_config(student), indent=2)
+    (folder / "config.json").write_text(config + "\n", encoding="utf-8")
+    return check_parity(student, folder)
 
 
 def timm_config(student: TrainedStudent) -> dict[str, Any]:

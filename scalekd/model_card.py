@@ -1,16 +1,53 @@
 """The model card of an exported student: what it is, where it came from, what it reached.
 
-Everything on it is read from the checkpoint; what the run did not record is not on the card.
+Everything on it is read from the checkpoint and, for the curves, from the run's ``summary.csv``;
+what the run did not record is not on the card, but for licences, of which it says that.
 """
 
-from collections.abc import Mapping
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import yaml
+from matplotlib.figure import Figure
 
 from scalekd.training.trained import TrainedStudent
 
+_CURVES_FILE = "curves.png"
+_NUM_ROWS = 10  # of the table of curves; the picture has every epoch
+_NOT_RECORDED = "not recorded"
+# Where things lie on the machine that trained, and how it was watched, concerns nobody else.
+_OF_THE_MACHINE = frozenset(
+    {
+        "recipe",
+        "cache",
+        "data_dir",
+        "output",
+        "resume",
+        "workers",
+        "val_cache",
+        "initial_checkpoint",
+    }
+    | {"teacher_checkpoint", "log_with", "log_interval", "checkpoint_hist", "recovery_interval"}
+)
 
-def model_card(student: TrainedStudent) -> str:
-    """README.md of a Hugging Face repository, with its metadata block."""
+
+def write_model_card(student: TrainedStudent, folder: Path) -> None:
+    """Write ``README.md`` of a Hugging Face repository, and its picture of the curves."""
+    rows = _summary(student.checkpoint.parent / "summary.csv")
+    if rows:
+        _plot(rows, folder / _CURVES_FILE)
+    (folder / "README.md").write_text(model_card(student, rows), encoding="utf-8")
+
+
+def model_card(student: TrainedStudent, rows: Sequence[Mapping[str, str]] = ()) -> str:
+    """The text of the card, with its metadata block.
+
+    Args:
+        student: From a checkpoint.
+        rows: Of the run's ``summary.csv``.
+    """
     spec, state = student.spec, student.state
     metrics: Mapping[str, Any] = state.get("metrics", {})
     height, width = spec.img_size
@@ -37,9 +74,72 @@ def model_card(student: TrainedStudent) -> str:
         "| | |",
         "| --- | --- |",
         *(f"| {name} | {value} |" for name, value in _rows(student, metrics)),
+        *_curves(rows),
+        *_settings(state),
         "",
     ]
     return "\n".join(lines)
+
+
+def _curves(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    if not rows:
+        return []
+    columns = {"epoch": "epoch", "samples_viewed": "views", "train_loss": "training loss"}
+    columns |= {"eval_top1": "top-1, %", "ema_eval_top1": "top-1 of the averaged weights, %"}
+    shown = [name for name in columns if any(row.get(name) for row in rows)]
+    chosen = sorted({round(i * (len(rows) - 1) / (_NUM_ROWS - 1)) for i in range(_NUM_ROWS)})
+    return [
+        *("", "## Curves", "", f"![Training loss and top-1 by epoch]({_CURVES_FILE})", ""),
+        "| " + " | ".join(columns[name] for name in shown) + " |",
+        "| " + " | ".join("---" for _ in shown) + " |",
+        *(
+            "| " + " | ".join(_cell(name, rows[number].get(name, "")) for name in shown) + " |"
+            for number in chosen
+        ),
+    ]
+
+
+def _cell(column: str, text: str) -> str:
+    if not text:
+        return ""
+    if column == "epoch":
+        return str(int(text) + 1)
+    return f"{float(text):,.0f}" if column == "samples_viewed" else f"{float(text):.4g}"
+
+
+def _settings(state: Mapping[str, Any]) -> list[str]:
+    settings = state.get("settings")
+    if not settings:
+        return []
+    kept = {name: value for name, value in settings.items() if name not in _OF_THE_MACHINE}
+    text = yaml.safe_dump(kept, sort_keys=False).rstrip()
+    return ["", "## Settings", "", "```yaml", *text.splitlines(), "```"]
+
+
+def _summary(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _plot(rows: Sequence[Mapping[str, str]], path: Path) -> None:
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axes, columns in (
+        (left, {"train_loss": "training loss"}),
+        (right, {"eval_top1": "top-1, %", "ema_eval_top1": "top-1 of the averaged weights, %"}),
+    ):
+        for column, label in columns.items():
+            points = [
+                (int(row["epoch"]) + 1, float(row[column])) for row in rows if row.get(column)
+            ]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker=".", label=label)
+                axes.legend(frameon=False)
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
 
 
 def _origin(state: Mapping[str, Any]) -> str:
@@ -60,13 +160,15 @@ def _rows(student: TrainedStudent, metrics: Mapping[str, Any]) -> list[tuple[str
         rows += [
             ("teacher", state.get("teacher")),
             ("teacher's weights, SHA-256", state.get("teacher_weights_sha256")),
-            ("licence of the teacher's weights", state.get("teacher_licence")),
+            ("licence of the teacher's weights", state.get("teacher_licence") or _NOT_RECORDED),
             ("note of the cache's maker", state.get("teacher_note")),
             ("logits of", _several(state)),
-            ("cache", state.get("cache_id")),
+            ("cache, fingerprint", state.get("cache_id")),
         ]
     rows += [
+        ("recipe", Path(state.get("settings", {}).get("recipe") or "").name),
         ("training images, fingerprint", state.get("data_fingerprint")),
+        ("licence of the training images", state.get("data_licence") or _NOT_RECORDED),
         ("views seen in training", f"{int(state['samples_viewed']):,}"),
         ("epochs", state["epoch"]),
         ("mean, std", f"{_numbers(spec.mean)}, {_numbers(spec.std)}"),

@@ -7,6 +7,7 @@ unless ``MLFLOW_TRACKING_URI`` names a server. Trackio keeps its own store (``TR
 
 import contextlib
 import difflib
+import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -95,7 +96,7 @@ class Trackers:
         if "wandb" in names:
             settings["wandb"] = {"dir": str(self._run), **_wandb_mode()}
         if "mlflow" in names:
-            import mlflow  # type: ignore[import-not-found, unused-ignore]
+            import mlflow
 
             settings["mlflow"] = {"run_name": self._run.name}
             if not os.environ.get("MLFLOW_TRACKING_URI"):
@@ -106,15 +107,14 @@ class Trackers:
 
 def _finish(tracker: GeneralTracker) -> None:
     if tracker.name == "trackio":
-        import trackio  # type: ignore[import-not-found, unused-ignore]
-
-        trackio.finish()  # Accelerate's leaves it to end again, and to print, when Python exits
+        # Accelerate's own leaves it to end again, and to print, when Python exits.
+        importlib.import_module("trackio").finish()
     else:
         tracker.finish()
 
 
 def _wandb_mode() -> dict[str, str]:
-    import wandb  # type: ignore[import-not-found, unused-ignore]
+    import wandb
 
     decided = os.environ.get("WANDB_MODE") or wandb.api.api_key
     return {} if decided else {"mode": "offline"}

@@ -108,6 +108,7 @@ def make_trainer() -> Callable[..., Trainer]:
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes told apart by colour: 16 images each to train on, and 5, 6 and 8."""
     root = tmp_path_factory.mktemp("images")
+    (root / "README.md").write_text("---\nlicense: cc0-1.0\n---\n# Colours\n")
     random = np.random.default_rng(0)
     for split, counts in (("train", (16, 16, 16)), ("val", (5, 6, 8))):
         for channel, count in enumerate(counts):

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -17,7 +18,10 @@ from scalekd.training.state import plain_names
 NAMES = ("ant", "bee", "cat")
 
 
-def a_student(model: str, img_size: int) -> TrainedStudent:
+SWIN = {"embed_dim": 12, "depths": (1, 1, 2, 2), "num_heads": (1, 2, 2, 4), "window_size": 2}
+
+
+def a_student(model: str, img_size: int, **model_kwargs: Any) -> TrainedStudent:
     torch.manual_seed(3)
     student = create_student(
         model,
@@ -25,7 +29,7 @@ def a_student(model: str, img_size: int) -> TrainedStudent:
         img_size=img_size,
         mean=(0.1, 0.2, 0.3),
         std=(0.5, 0.6, 0.7),
-        model_kwargs={"drop_path_rate": 0.1},
+        model_kwargs={"drop_path_rate": 0.1, **model_kwargs},
     )
     for module in student.model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -35,13 +39,19 @@ def a_student(model: str, img_size: int) -> TrainedStudent:
 
 
 @pytest.mark.parametrize(
-    ("model", "img_size"),
-    [("test_resnet", 64), ("test_vit", 64), ("test_mambaout", 64), ("test_convnext", 64)],
+    ("model", "img_size", "kwargs"),
+    [
+        ("test_resnet", 64, {}),
+        ("test_vit", 64, {}),
+        ("swin_tiny_patch4_window7_224", 64, SWIN),
+        ("test_mambaout", 64, {}),
+        ("test_convnext", 64, {}),
+    ],
 )
 def test_timm_opens_the_export_with_identical_outputs(
-    tmp_path: Path, model: str, img_size: int
+    tmp_path: Path, model: str, img_size: int, kwargs: dict[str, Any]
 ) -> None:
-    student = a_student(model, img_size)
+    student = a_student(model, img_size, **kwargs)
     exported = export_student(student, tmp_path / "out")
     images = torch.randn(3, 3, img_size, img_size)
     name = f"local-dir:{tmp_path / 'out'}"
@@ -50,7 +60,14 @@ def test_timm_opens_the_export_with_identical_outputs(
         assert torch.equal(reopened(images), student.model.eval()(images))
         backbone = timm.create_model(name, pretrained=True, features_only=True).eval()
         assert tuple(backbone.feature_info.channels()) == exported.feature_channels
-        assert torch.isfinite(backbone(images)[-1]).all()
+        maps = backbone(images)
+        assert len(maps) == len(backbone.feature_info.channels()) >= 3
+        # As the head pools the last map, so a detector reads what the classifier read.
+        expected = student.model.forward_intermediates(  # type: ignore[operator]
+            images, indices=len(maps), intermediates_only=True, norm=False
+        )
+        last = maps[-1] if maps[-1].shape == expected[-1].shape else maps[-1].permute(0, 3, 1, 2)
+        assert torch.equal(last, expected[-1])
     data = resolve_model_data_config(reopened)
     assert data["mean"] == [0.1, 0.2, 0.3]
     assert tuple(data["input_size"]) == (3, img_size, img_size)
@@ -75,9 +92,12 @@ def test_a_model_card_says_what_the_run_recorded_and_no_more(tmp_path: Path) -> 
     }
     export_student(student, tmp_path / "out", export_format="hf")
     card = (tmp_path / "out/README.md").read_text()
-    for text in ("distilled from swin_large_patch4", "| cache | abab", "1,234,567", "| 71.25 % |"):
+    for text in ("distilled from swin_large_patch4", "| cache, fingerprint | abab", "| 71.25 % |"):
         assert text in card
-    assert "licence" not in card
+    assert "| views seen in training | 1,234,567 |" in card
+    assert "| licence of the teacher's weights | not recorded |" in card
+    for absent in ("recipe", "Curves", "Settings"):
+        assert absent not in card
     assert "top-5" not in card
     assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).num_classes == 3
 

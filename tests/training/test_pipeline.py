@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from timm.models.vision_transformer import Block
 
+from scalekd.cache import open_cache
 from scalekd.cli import evaluate as evaluate_command
 from scalekd.cli import export as export_command
 from scalekd.cli import train_student as train_command
@@ -216,6 +217,8 @@ def test_the_walk_from_training_to_an_exported_backbone(
     run, folder = tmp_path / "run", tmp_path / "exported"
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value]
     flags += ["--distillation", "stage3.softmax_scale=1", "--distillation", "self_query=true"]
+    (tmp_path / "own.yaml").write_text("smoothing: 0.1\n")
+    flags += ["--recipe", str(tmp_path / "own.yaml")]
     trained = CliRunner().invoke(
         train_command.command,
         [
@@ -242,6 +245,25 @@ def test_the_walk_from_training_to_an_exported_backbone(
     assert json.loads(exported.stdout)["feature_channels"] == [32, 32, 48, 192, 96]
     model = timm.create_model(f"local-dir:{folder}", pretrained=True)
     assert model.pretrained_cfg["label_names"] == ["blue", "green", "red"]
+
+    export(run, tmp_path / "hub", export_format="hf")
+    card = (tmp_path / "hub/README.md").read_text()
+    plan = open_cache(options["cache"]).manifest.plan
+    for text in (
+        "distilled from test_vit",
+        f"| teacher's weights, SHA-256 | {plan.identity.teacher['weights_sha256']} |",
+        "| licence of the teacher's weights | not recorded |",
+        f"| cache, fingerprint | {plan.cache_id} |",
+        f"| training images, fingerprint | {plan.identity.data.fingerprint} |",
+        "| licence of the training images | cc0-1.0 |",
+        "| recipe | own.yaml |",
+        "| views seen in training | ",
+        "| 1 | 48 | ",  # the first epoch of the curves
+        "    softmax_scale: 1.0",
+    ):
+        assert text in card, text
+    assert str(tmp_path) not in card
+    assert (tmp_path / "hub/curves.png").read_bytes().startswith(b"\x89PNG")
 
     where = ["--data-dir", str(image_folder), "-j", "0", "--json"]
     of_folder, of_run = (
