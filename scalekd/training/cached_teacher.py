@@ -179,8 +179,8 @@ class CachedTeacher:
         Args:
             student: Its image size is the batches'.
             targets: From :meth:`targets`.
-            options: ``batch_size``, ``num_workers``, ``seed``, ``allowed_drift``, ``teacher_pixels``,
-                ``rank`` and ``world_size`` of `scalekd.data.CachedViewLoader`.
+            options: ``batch_size``, ``num_workers``, ``seed``, ``allowed_drift``,
+                ``teacher_pixels``, ``rank`` and ``world_size`` of `scalekd.data.CachedViewLoader`.
 
         Raises:
             CacheMismatch: The images are not those of the cache, or are drawn differently here.
