@@ -2,7 +2,9 @@
 
 import dataclasses
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,7 @@ from scalekd.pipelines._progress import ProgressReport
 from scalekd.teachers import Teacher
 from scalekd.views import ViewPolicy, pack_views
 
+Planes = dict[str, np.ndarray[Any, Any]]
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -94,8 +97,24 @@ def write_claimed(
         progress.advance(len(batch.keys))
 
 
+@dataclass(frozen=True)
+class _Encoding:
+    """Part of a batch that the writer's threads are coding, or have coded."""
+
+    planes: Future[Planes]
+    rows: slice
+
+    @property
+    def num_views(self) -> int:
+        return int(self.rows.stop - self.rows.start)
+
+
 class _OpenShard:
-    """Gathers batches of one shard into blocks, and its small arrays until the commit."""
+    """Codes batches as they come, joins them into blocks, and keeps the rest until the commit.
+
+    A commit waits for what is not yet coded while the teacher stands still, so coding does not wait
+    for a block to be full.
+    """
 
     def __init__(self, writer: CacheWriter, codecs: CacheCodecs, request: DrawRequest) -> None:
         self._codecs = codecs
@@ -103,22 +122,25 @@ class _OpenShard:
         self._policy = ViewPolicy.from_config(writer.plan.identity.views.policy)
         self._place = f"pass {request.pass_index}, shard {request.shard}"
         self._writer = writer.shard(request.pass_index, request.shard)
+        self._pool = writer.pool
+        self._view_axes = {array.name: array.view_axis for array in writer.layout.views}
         self._drawn: list[DrawnBatch] = []
-        self._waiting: list[tuple[tuple[str, ...], TeacherArrays]] = []
+        self._waiting: deque[_Encoding] = deque()
         self.skipped: list[str] = []
 
     def add(self, batch: DrawnBatch, output: TeacherArrays) -> None:
         """Take a batch; write every block that is full."""
         # The pixels have done their work; holding them would hold the whole shard's.
         self._drawn.append(dataclasses.replace(batch, pixels=torch.empty(0, dtype=torch.uint8)))
-        self._waiting.append((batch.keys, output))
-        while sum(len(keys) for keys, _ in self._waiting) >= self._block_size:
+        planes = self._pool.submit(self._encode, batch.keys, output)
+        self._waiting.append(_Encoding(planes, slice(0, len(batch.keys))))
+        while sum(part.num_views for part in self._waiting) >= self._block_size:
             self._write_block(self._block_size)
 
     def commit(self) -> None:
         """Write the last block and commit the shard."""
         if self._waiting:
-            self._write_block(sum(len(keys) for keys, _ in self._waiting))
+            self._write_block(sum(part.num_views for part in self._waiting))
         params = [params for batch in self._drawn for params in batch.params]
         columns = pack_views(params, self._policy)
         views = {f"view/{name}": rows for name, rows in columns.items()}
@@ -133,36 +155,48 @@ class _OpenShard:
             self.skipped,
         )
 
+    def _encode(self, keys: tuple[str, ...], output: TeacherArrays) -> Planes:
+        arrays: Planes = {}
+        try:
+            for stage, codec in self._codecs.stages.items():
+                for name, plane in codec.encode(output.features[stage]).items():
+                    arrays[f"stage{stage}/{name}"] = plane
+            if output.logits is not None and self._codecs.logits:
+                for name, plane in self._codecs.logits.encode(output.logits).items():
+                    arrays[f"logits/{name}"] = plane
+        except DataError as error:
+            raise DataError(
+                f"{self._place}, views of samples {keys[0]} to {keys[-1]}: {error}"
+            ) from error
+        return arrays
+
     def _write_block(self, count: int) -> None:
-        keys = tuple(key for batch_keys, _ in self._waiting for key in batch_keys)
-        features = {
-            stage: np.concatenate([output.features[stage] for _, output in self._waiting])
-            for stage in self._codecs.stages
-        }
-        scores = [output.logits for _, output in self._waiting if output.logits is not None]
-        logits = np.concatenate(scores) if scores and self._codecs.logits else None
-        rest = TeacherArrays(
-            {stage: found[count:] for stage, found in features.items()},
-            None if logits is None else logits[count:],
-        )
-        self._waiting = [(keys[count:], rest)] if len(keys) > count else []
+        """Queue the first ``count`` views that wait; what is left of a batch goes on waiting."""
+        parts, missing = [], count
+        while missing:
+            part = self._waiting.popleft()
+            start, end = part.rows.start, part.rows.stop
+            cut = min(end, start + missing)
+            parts.append(_Encoding(part.planes, slice(start, cut)))
+            if cut < end:
+                self._waiting.appendleft(_Encoding(part.planes, slice(cut, end)))
+            missing -= cut - start
 
-        def encode() -> dict[str, np.ndarray[Any, Any]]:
-            arrays = {}
-            try:
-                for stage, codec in self._codecs.stages.items():
-                    for name, plane in codec.encode(features[stage][:count]).items():
-                        arrays[f"stage{stage}/{name}"] = plane
-                if logits is not None and self._codecs.logits:
-                    for name, plane in self._codecs.logits.encode(logits[:count]).items():
-                        arrays[f"logits/{name}"] = plane
-            except DataError as error:
-                raise DataError(
-                    f"{self._place}, views of samples {keys[0]} to {keys[count - 1]}: {error}"
-                ) from error
-            return arrays
+        def joined() -> Planes:
+            # Queued behind what it waits for, so that threads of one pool may wait for each other.
+            found = [(part.planes.result(), part.rows) for part in parts]
+            return {
+                name: np.concatenate(
+                    [
+                        planes[name][(slice(None),) * self._view_axes[name] + (rows,)]
+                        for planes, rows in found
+                    ],
+                    axis=self._view_axes[name],
+                )
+                for name in found[0][0]
+            }
 
-        self._writer.write_block(encode, count)
+        self._writer.write_block(joined, count)
 
 
 def _joined(parts: list[np.ndarray[Any, Any]], dtype: type) -> np.ndarray[Any, Any]:
