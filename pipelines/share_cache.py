@@ -198,6 +198,7 @@ def _asked(config: ShareConfig, source: SourceCache, *, optional: bool) -> Selec
         optional: Take what there is of it, as from an extension.
     """
     identity, place = source.plan.identity, source.storage.place
+    whole = source.part is None or source.part.is_all
     groups = tuple(f"stage{stage}" for stage in identity.stages)
     groups += ("logits",) if identity.logits else ()
     targets = None
@@ -209,11 +210,14 @@ def _asked(config: ShareConfig, source: SourceCache, *, optional: bool) -> Selec
             raise UsageError(f"{place}: holds {', '.join(groups)}, and no {', '.join(lacking)}")
         if config.logits_only and identity.logits is None and not optional:
             raise UsageError(f"{place}: holds no logits; --logits-only would leave nothing")
-        targets = tuple(group for group in groups if group in targets)
-        targets = None if targets == groups else targets
+        targets = tuple(sorted(group for group in groups if group in targets))
+        targets = None if whole and targets == tuple(sorted(groups)) else targets
     last_pass = source.manifest.num_passes - 1 if source.manifest else 9_999
     passes = _within(config.passes, last_pass, "passes", place, optional)
     shards = _within(config.shards, identity.num_shards - 1, "shards", place, optional)
+    if whole:  # all of something may grow with the cache
+        passes = None if passes == ((0, last_pass),) else passes
+        shards = None if shards == ((0, identity.num_shards - 1),) else shards
     asked = Selection(
         cache_id=source.plan.cache_id,
         passes=passes,
@@ -221,7 +225,7 @@ def _asked(config: ShareConfig, source: SourceCache, *, optional: bool) -> Selec
         targets=targets,  # type: ignore[arg-type]  # names of groups, as the plan has them
     )
     part = source.part
-    if part is None or part.is_all:
+    if part is None or whole:
         return asked
     if asked.is_all:
         return part
@@ -233,7 +237,7 @@ def _asked(config: ShareConfig, source: SourceCache, *, optional: bool) -> Selec
 def _within(
     asked: Range | None, last: int, what: str, place: str, optional: bool
 ) -> tuple[Range, ...] | None:
-    if asked is None or asked == (0, last):
+    if asked is None:
         return None
     first, end = asked
     if optional:
