@@ -9,7 +9,7 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 # Tests run in two processes; two threads in each would wait for one another most of the time.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-fast check check-static install clean
+.PHONY: demo test test-fast check check-static install clean bench-speed
 
 demo: $(VENV)/.installed
 	$(BIN)/scalekd demo --overwrite
@@ -29,6 +29,20 @@ check-static: $(VENV)/.installed-dev
 	rm -rf build/typecheck build/lib build/bdist.*
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typecheck .
 	$(BIN)/mypy build/typecheck/scalekd
+
+# QUICK=1 takes at most ten minutes on two free cores and writes speed-quick.json.
+bench-speed: $(VENV)/.installed-dev build/mosaicml-streaming/.installed
+	$(BIN)/python -m benchmarks.speed $(if $(QUICK),--quick)
+	$(BIN)/python -m benchmarks.report
+
+# Its dependencies and this project's exclude one another; what both need is shared.
+build/mosaicml-streaming/.installed:
+	$(BIN)/python -m venv $(@D)
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+		> $$(echo $(@D)/lib/python3*/site-packages)/shared.pth
+	$(@D)/bin/python -m pip install --quiet "mosaicml-streaming>=0.13,<0.14" || \
+		echo "mosaicml-streaming cannot be installed here; it will be left out"
+	touch $@
 
 install: $(VENV)/.installed
 

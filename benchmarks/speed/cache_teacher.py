@@ -1,0 +1,149 @@
+"""``cache-teacher`` against the bare teacher's forward on the same views, already decoded.
+
+Three arms over the same batches: ``forward`` calls the teacher and nothing else; ``write`` is the
+shipped pipeline from pixels to committed shards; ``draw_and_write`` decodes and draws the
+views too, in a worker process. The teacher's thread is what a run waits for: where coders and
+workers have cores of their own, ``thread`` seconds are the wall's. The limit is 1.
+"""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.speed import _inputs
+from benchmarks.speed._measure import Settings, median_ratio, per, take_turns
+from scalekd.cache.layout import PLAN_FILE, TABLES_FOLDER
+from scalekd.cache.targets import CacheCodecs
+from scalekd.cache.writer import CacheWriter, begin, read_plan
+from scalekd.data import open_dataset
+from scalekd.data.drawing import DrawnBatch, DrawnViews, DrawRequest, shard_requests
+from scalekd.pipelines._progress import ProgressReport
+from scalekd.pipelines._write_shards import run_teacher, write_claimed
+from scalekd.teachers import load_teacher
+from scalekd.views import ViewPolicy
+
+
+class _HeldViews(DrawnViews):
+    """Views that were drawn before, handed out again."""
+
+    def hold(self, requests: list[DrawRequest]) -> list[DrawnBatch]:
+        held = {request.samples: super(_HeldViews, self).draw(request) for request in requests}
+        object.__setattr__(self, "held", held)
+        return list(held.values())
+
+    def draw(self, request: DrawRequest) -> DrawnBatch:
+        found: DrawnBatch = self.held[request.samples]  # type: ignore[attr-defined]
+        return found
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    root, config = _inputs.cifar_cache(settings), _inputs.cifar_config(settings)
+    teacher = load_teacher(config.teacher)
+    plan = read_plan(root)
+    assert plan is not None
+    codecs = CacheCodecs.load(root, plan.identity)
+    layout = codecs.layout(plan.identity)
+    num_views = 256 if settings.quick else 1024
+    shards = [(0, shard) for shard in range(num_views // plan.identity.shard_size)]
+    images = open_dataset(config.data_dir).limited(config.limit)
+    drawn = (images, ViewPolicy.parse(config.aug), config.seed, teacher.spec.img_size)
+    held = _HeldViews(*drawn)
+    requests = list(
+        shard_requests(
+            shards,
+            num_samples=len(images),
+            shard_size=plan.identity.shard_size,
+            batch_size=config.batch_size,
+        )
+    )
+    batches = held.hold(requests)
+    copy = settings.work / "cache-teacher-copy"
+
+    def forward() -> None:
+        with torch.inference_mode():
+            for batch in batches:
+                teacher(batch.pixels)
+
+    def write(views: DrawnViews, workers: int) -> Callable[[], None]:
+        def work() -> None:
+            shutil.rmtree(copy, ignore_errors=True)
+            (copy / TABLES_FOLDER).mkdir(parents=True)
+            shutil.copyfile(root / PLAN_FILE, copy / PLAN_FILE)
+            shutil.copytree(root / TABLES_FOLDER, copy / TABLES_FOLDER, dirs_exist_ok=True)
+            begin(copy, plan, layout, 1)
+            with (
+                CacheWriter(copy, plan, layout) as writer,
+                ProgressReport("", num_views, enabled=False) as progress,
+            ):
+                write_claimed(
+                    config.model_copy(update={"workers": workers}),
+                    writer,
+                    codecs,
+                    teacher,
+                    views,
+                    shards,
+                    progress,
+                )
+
+        return work
+
+    costs = take_turns(
+        {
+            "forward": forward,
+            "write": write(held, 0),
+            "draw_and_write": write(DrawnViews(*drawn), 1),
+        },
+        2 if settings.quick else 5,
+        warm_up=not settings.quick,
+    )
+    features = run_teacher(teacher, batches[0].pixels, "fp32")
+    return {
+        "teacher": teacher.spec.model,
+        "view_size": teacher.spec.img_size,
+        "views": num_views,
+        "stages": sorted(codecs.stages),
+        "per_view": {name: per(found, num_views) for name, found in costs.items()},
+        "over_forward": {
+            name: {
+                clock: median_ratio(costs[name], costs["forward"], clock)
+                for clock in ("wall", "cpu", "thread")
+            }
+            for name in ("write", "draw_and_write")
+        },
+        "parts_us": _parts(codecs, features.features, features.logits, copy),
+    }
+
+
+def _parts(
+    codecs: CacheCodecs,
+    features: dict[int, np.ndarray[Any, Any]],
+    logits: np.ndarray[Any, Any] | None,
+    copy: Path,
+) -> dict[str, float]:
+    """Processor microseconds a view of what the coding threads do to a block."""
+    parts = {"transform and quantise": 0.0, "entropy coding": 0.0}
+    for stage, codec in codecs.stages.items():
+        block = np.concatenate([features[stage]] * 4)
+        planes, seconds = _timed(lambda: codec.encode(block))  # noqa: B023
+        parts["transform and quantise"] += 1e6 * seconds / len(block)
+        packed, seconds = _timed(lambda: codec.pack(planes))  # noqa: B023
+        parts["entropy coding"] += 1e6 * seconds / len(block)
+    if logits is not None and codecs.logits is not None:
+        planes, seconds = _timed(lambda: codecs.logits.encode(logits))  # type: ignore[union-attr]
+        parts["transform and quantise"] += 1e6 * seconds / len(logits)
+        packed, seconds = _timed(lambda: codecs.logits.pack(planes))  # type: ignore[union-attr]
+        parts["entropy coding"] += 1e6 * seconds / len(logits)
+    del packed
+    return parts
+
+
+def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    work()
+    started = time.process_time()
+    result = work()
+    return result, time.process_time() - started

@@ -1,0 +1,326 @@
+"""The speed half of ``docs/benchmarks.md``, made from the results alone."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+Result = dict[str, Any]
+
+
+def speed_section(results: Path, images: Path) -> str:
+    """Markdown of every question that was answered; nothing where none was.
+
+    Args:
+        results: Folder of ``speed.json``.
+        images: Folder for the picture.
+    """
+    path = results / "speed.json"
+    if not path.exists():
+        return ""
+    found = json.loads(path.read_text())
+    if "formats" in found:
+        _draw_forms(found["formats"], images / "speed-forms.png")
+    return markdown(found)
+
+
+def markdown(results: dict[str, Result]) -> str:
+    """Tables of the answers, by question."""
+    parts = [
+        "## Speed\n\nProcessor time counts all threads and processes, one thread of torch each. A"
+        " ratio is the median of the ratios of turns that were taken side by side."
+    ]
+    for name, (title, body) in _PARTS.items():
+        if name in results:
+            parts.append(f"### {title}\n\n{body(results[name])}\n\n{_origin(results[name])}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _origin(result: Result) -> str:
+    where = result["environment"]
+    software = ", ".join(f"{name} {version}" for name, version in where["software"].items())
+    before, after = where["load_average"]
+    return (
+        f"*{where['date']}, {where['processor']}, {where['cores']} cores, load {before} before and"
+        f" {after} after; Python {where['python']}, {software};"
+        f" `{where['command']}`{' (quick form)' if result['quick'] else ''}.*"
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _micro(cost: dict[str, float], clock: str = "cpu") -> str:
+    return f"{cost[f'{clock}_us']:,.0f}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _cache_teacher(result: Result) -> str:
+    names = {
+        "forward": "bare teacher forward",
+        "write": "from decoded views to a committed cache",
+        "draw_and_write": "from files to a committed cache, one worker",
+    }
+    rows = []
+    for name, label in names.items():
+        over = result["over_forward"].get(name, {"wall": 1.0, "cpu": 1.0, "thread": 1.0})
+        cost = result["per_view"][name]
+        rows.append(
+            [
+                label,
+                *(_micro(cost, clock) for clock in ("wall", "cpu", "thread")),
+                *(f"{over[clock]:.3f}" for clock in ("wall", "cpu", "thread")),
+            ]
+        )
+    parts = ", ".join(f"{name} {value:,.0f} µs" for name, value in result["parts_us"].items())
+    height, width = result["view_size"]
+    return (
+        f"Teacher `{result['teacher']}` at {height} × {width}, {result['views']:,} views, stages"
+        f" {' and '.join(map(str, result['stages']))}, the default codec. Limit 1, goal 1.05. The"
+        " teacher's thread is what a run waits for where the coders have cores of their own.\n\n"
+        + _table(
+            [
+                "µs a view, and over the forward",
+                "clock",
+                "processor",
+                "teacher's thread",
+                "clock ×",
+                "processor ×",
+                "thread ×",
+            ],
+            rows,
+        )
+        + f"\n\nOf the coders' time, a view: {parts}."
+    )
+
+
+def _step(result: Result) -> str:
+    rows = [
+        [
+            f"{model} at {result['img_size']} px",
+            *(_micro(found["per_view"][arm]) for arm in ("online", "teacher", "cached", "decode")),
+            f"{found['cached_over_online']:.3f}",
+            f"{found['limit_over_online']:.3f}",
+            f"{found['cached_over_limit']:.3f}",
+        ]
+        for model, found in result["students"].items()
+    ]
+    waits = ", ".join(
+        f"{model} {_percent(found['data_wait_share'])} at {found['images_per_second']:.0f} images/s"
+        for model, found in result["training"].items()
+    )
+    return (
+        f"ScaleKD steps of {result['batch_size']} views, teacher at {result['teacher_size'][0]} px;"
+        " processor µs a view. Limit: the online step less the teacher's forward; goal within 5 %"
+        " of it.\n\n"
+        + _table(
+            [
+                "student",
+                "online",
+                "teacher",
+                "cached",
+                "of it decoding",
+                "cached/online",
+                "limit/online",
+                "cached/limit",
+            ],
+            rows,
+        )
+        + f"\n\nWaiting for data in real training, one loader worker: {waits}."
+    )
+
+
+def _pairs(result: Result) -> str:
+    rows = [
+        [
+            f"{row['teacher']} → {row['student']}",
+            *(f"{row['gflop_per_view'][arm]:.0f}" for arm in ("teacher", "online", "cached")),
+            f"{row['flops']['online_over_cached']:.2f}×",
+            f"{row['flops']['cached_over_limit']:.3f}",
+            *(f"{row['cpu_seconds_per_view'][arm]:.2f}" for arm in ("teacher", "online", "cached")),
+            f"{row['seconds']['online_over_cached']:.2f}×",
+            f"{row['seconds']['cached_over_limit']:.3f}",
+        ]
+        for row in result["pairs"]
+    ]
+    return (
+        f"The published objective, random weights, batches of {result['batch_size']}. Steps are"
+        " forward and backward, timed ones with AdamW's update.\n\n"
+        + _table(
+            [
+                "pair, 224 px",
+                "teacher GFLOP",
+                "online",
+                "cached",
+                "online/cached",
+                "cached/limit",
+                "teacher s",
+                "online",
+                "cached",
+                "online/cached",
+                "cached/limit",
+            ],
+            rows,
+        )
+    )
+
+
+def _loader(result: Result) -> str:
+    rows = []
+    for name, found in result["sets"].items():
+        cost, two = found["per_view"], found["two_workers"]
+        rows.append(
+            [
+                name,
+                *(_micro(cost[arm]) for arm in ("decode_and_crop", "without", "with")),
+                f"{found['rate_with_over_without']:.3f}",
+                f"{two['rate_with_over_without']:.3f}",
+                _percent(found["target_reading_over_decode_and_crop"]),
+                f"{found['target_bytes_per_view'] / 1e3:.1f} kB",
+            ]
+        )
+    return (
+        "Processor µs a view; goals: a rate with targets of at least 0.9 of that without, and"
+        " reading targets at most 10 % of decoding and cropping.\n\n"
+        + _table(
+            [
+                "images, targets",
+                "decode and crop",
+                "loader without targets",
+                "with",
+                "rate with/without",
+                "the same, two workers (clock)",
+                "targets/decode and crop",
+                "targets a view",
+            ],
+            rows,
+        )
+    )
+
+
+def _formats(result: Result) -> str:
+    rows = []
+    for row in result["forms"]:
+        rates = [
+            f"{1e6 / row[order]['cpu_us']:,.0f}" if order in row else "–"
+            for order in ("shuffled", "sequential", "random")
+        ]
+        rows.append(
+            [
+                row["form"],
+                f"{row['bytes_per_view'] / 1e3:.1f}",
+                str(row["files"]),
+                f"{1e6 / row['write']['cpu_us']:,.0f}",
+                *rates,
+                f"{1e3 * row['open_seconds']:.0f}",
+            ]
+        )
+    left_out = "".join(f" {name} was left out: {why}." for name, why in result["left_out"].items())
+    return (
+        "![views a second and bytes a view](img/speed-forms.png)\n\nThe same features and logits"
+        " (65 × 384 and 10, float16 unless coded), read in batches of 64 in one process; views a"
+        " processor second. scalekd checks SHA-256 and crc32c of every file it reads, and syncs"
+        " every file it writes; the others do neither. The transform codec's"
+        " integers become features on the training device; on this processor that takes"
+        f" {result['transform_to_features_cpu_us']:.0f} µs a view.{left_out}\n\n"
+        + _table(
+            [
+                "form",
+                "kB a view",
+                "files",
+                "written/s",
+                "shuffled/s",
+                "sequential/s",
+                "random, one by one/s",
+                "open, ms",
+            ],
+            rows,
+        )
+    )
+
+
+def _growth(result: Result) -> str:
+    rows = [
+        [
+            f"{row['views']:,}",
+            f"{1e3 * row['open_seconds']:.1f}",
+            f"{1e3 * row['sample_table_seconds']:.0f}",
+            f"{1e3 * row['first_batch_order_seconds']:.1f}",
+            f"{row['read_us_per_view']:.1f}",
+            f"{row['write_us_per_view']:.0f}",
+            f"{row['resident_bytes_more'] / 1e6:.1f}",
+            f"{row['bytes_per_view']:.0f}",
+        ]
+        for row in result["rows"]
+    ]
+    return (
+        f"Tiny made-up targets, {result['batches']} shuffled batches of {result['batch_size']};"
+        " processor time. The table of samples (keys, labels, hashes) is the one thing that is read"
+        " whole.\n\n"
+        + _table(
+            [
+                "views",
+                "open, ms",
+                "table of samples, ms",
+                "order until the first batch, ms",
+                "read, µs a view",
+                "write, µs a view",
+                "memory, MB",
+                "bytes a view",
+            ],
+            rows,
+        )
+    )
+
+
+def _profiles(result: Result) -> str:
+    if "stages" not in result:
+        return str(result["left_out"])
+    parts = []
+    for stage, found in result["stages"].items():
+        if "shares" not in found:
+            parts.append(f"`{stage}`: {found['left_out']}")
+            continue
+        shares = [*found["shares"].items(), ("everything else", found["other_share"])]
+        parts.append(
+            f"`{stage}`, {result['views'][stage]:,} views, {found['samples']:,} samples; paid once:"
+            f" start-up {found['start_up_seconds']:.0f} s, calibration"
+            f" {found['calibration_seconds']:.0f} s (py-spy slows both).\n\n"
+            + _table(["what", "share"], [[n, _percent(s)] for n, s in shares if s >= 0.005])
+        )
+    return "\n\n".join(parts)
+
+
+def _draw_forms(result: Result, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = result["forms"][::-1]
+    colours = ["tab:blue" if row["form"].startswith("scalekd") else "tab:gray" for row in rows]
+    figure, (rates, sizes) = pyplot.subplots(1, 2, figsize=(10, 3.2), sharey=True)
+    names = [row["form"] for row in rows]
+    rates.barh(names, [1e6 / row["shuffled"]["cpu_us"] for row in rows], color=colours)
+    rates.set_xlabel("views read shuffled, a processor second")
+    sizes.barh(names, [row["bytes_per_view"] / 1e3 for row in rows], color=colours)
+    sizes.set_xlabel("kB a view")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+_PARTS: dict[str, tuple[str, Callable[[Result], str]]] = {
+    "cache_teacher": ("Caching against the bare teacher", _cache_teacher),
+    "step": ("A step from the cache against one with the live teacher", _step),
+    "pairs": ("The published pairs", _pairs),
+    "loader": ("Loader with targets against without", _loader),
+    "formats": ("Against other ways to keep the same targets", _formats),
+    "growth": ("Growth", _growth),
+    "profiles": ("Where the time goes", _profiles),
+}

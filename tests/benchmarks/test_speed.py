@@ -1,0 +1,147 @@
+"""The speed benchmark measures what it says it does, on inputs small enough for every run."""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+_MODULES = ("_formats", "_formats_child", "_measure", "growth", "profiles", "tables")
+
+
+@pytest.fixture(scope="module")
+def speed() -> Iterator[Any]:
+    """Modules of the benchmark, which is no part of the package."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[2]))
+        yield SimpleNamespace(
+            **{name: importlib.import_module(f"benchmarks.speed.{name}") for name in _MODULES}
+        )
+    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
+        del sys.modules[name]
+
+
+@pytest.mark.filterwarnings(
+    # webdataset leaves its tars open where a reader stops early.
+    "ignore::ResourceWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "scalekd float16",
+        ".pt a sample",
+        ".npz a sample",
+        "zarr, default layout",
+        "webdataset, a member an array",
+    ],
+)
+def test_every_form_gives_back_what_was_written(speed: Any, name: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    features = random.standard_normal((150, 5, 8)).astype(np.float16)
+    logits = random.standard_normal((150, 3)).astype(np.float16)
+    form = speed._formats.FORMS[name](tmp_path, len(features))
+    form.prepare(features)
+    form.write(features, logits)
+    form.open()
+    for order in ("sequential", "shuffled"):
+        speed._formats_child.check(form, order, features, logits)
+        found = [row.tobytes() for _, scores in form.batches(order) for row in scores]
+        assert len(found) == len(set(found))
+        assert set(found) <= {row.tobytes() for row in logits}
+        assert len(found) >= 128  # our own loader makes whole batches
+    with pytest.raises(RuntimeError, match="other views"):
+        speed._formats_child.check(form, "sequential", features + 1, logits)
+
+
+def test_a_cache_of_any_size_is_written_and_read(speed: Any, tmp_path: Path) -> None:
+    speed.growth.write(tmp_path / "cache", 700)
+    found = speed.growth.read(tmp_path / "cache")
+    assert found["read_us_per_view"] > 0
+    assert found["resident_bytes_more"] < 200e6
+
+
+def test_arms_take_turns(speed: Any) -> None:
+    called: list[str] = []
+    costs = speed._measure.take_turns(
+        {"a": lambda: called.append("a"), "b": lambda: called.append("b")}, 3
+    )
+    assert "".join(called) == "ab" + "ab" + "ba" + "ab"
+    assert [len(found) for found in costs.values()] == [3, 3]
+
+
+def test_a_ratio_is_taken_turn_by_turn(speed: Any) -> None:
+    """A load that trebles one turn of both arms leaves their ratio alone."""
+    cost = speed._measure.Cost
+    slow = [cost(wall=2.0, cpu=2.0, thread=0), cost(6.0, 6.0, 0), cost(2.2, 2.2, 0)]
+    fast = [cost(wall=1.0, cpu=1.0, thread=0), cost(3.0, 3.0, 0), cost(1.0, 1.0, 0)]
+    assert speed._measure.median_ratio(slow, fast, "cpu") == 2.0
+
+
+def test_work_in_threads_counts_as_processor_time(speed: Any) -> None:
+    import threading
+
+    def spin() -> None:
+        numbers = np.arange(100_000)
+        for _ in range(200):
+            np.sqrt(numbers)
+
+    def work() -> None:
+        thread = threading.Thread(target=spin)
+        thread.start()
+        thread.join()
+
+    cost = speed._measure.measured(work)
+    assert cost.cpu > 2 * cost.thread
+
+
+def test_samples_of_a_profile_are_sorted_by_their_innermost_known_frame(speed: Any) -> None:
+    run = "main (cli/main.py:3);train_student (pipelines/train_student.py:70)"
+    found = speed.profiles.sort_samples(
+        "\n".join(
+            [
+                "main (cli/main.py:3);<module> (scalekd/training/__init__.py:1) 40",
+                f"{run};<module> (<frozen importlib._bootstrap>:1) 5",
+                f"{run};_update (scalekd/training/trainer.py:9);_single (torch/optim/adam.py:4) 30",
+                f"{run};_decode_pcodec (scalekd/cache/chunks.py:200) 10",
+                f"{run};_train_epoch (scalekd/training/trainer.py:90) 10",
+                "cache_teacher (pipelines/cache_teacher.py:7);calibrate (pipelines/_calibrate.py:9)"
+                ";forward (scalekd/teachers/teacher.py:3) 200",
+            ]
+        )
+    )
+    assert found["shares"] == {"optimiser": 0.6, "entropy coding": 0.2}
+    assert found["other"] == {"_train_epoch (scalekd/training/trainer.py)": 0.2}
+    assert found["other_share"] == 0.2
+    assert (found["start_up_seconds"], found["calibration_seconds"]) == (0.45, 2.0)
+
+
+def test_figures_of_the_document_are_those_of_the_results(speed: Any) -> None:
+    where = {
+        "date": "2026-01-02",
+        "processor": "a processor",
+        "cores": 2,
+        "load_average": [0.1, 0.2],
+        "python": "3.11",
+        "software": {"torch": "2.9"},
+        "command": "python -m benchmarks.speed --only growth",
+    }
+    row = {
+        "views": 12_345,
+        "open_seconds": 0.0021,
+        "sample_table_seconds": 0.5,
+        "first_batch_order_seconds": 0.003,
+        "read_us_per_view": 7.25,
+        "write_us_per_view": 51,
+        "resident_bytes_more": 6_100_000,
+        "bytes_per_view": 85,
+    }
+    growth = {"rows": [row], "batches": 100, "batch_size": 64, "quick": False, "environment": where}
+    text = speed.tables.markdown({"growth": growth})
+    assert "| 12,345 | 2.1 | 500 | 3.0 | 7.2 | 51 | 6.1 | 85 |" in text
+    assert "2026-01-02, a processor, 2 cores, load 0.1 before and 0.2 after" in text
+    assert "quick form" not in text
