@@ -39,6 +39,20 @@ from scalekd.cli._options import KeyValue, NumberRange, Stages, checked, emit, j
     "--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "fp16"])
 )
 @click.option("--skip-corrupt", is_flag=True, help="Leave corrupt images out, and count them.")
+@click.option(
+    "--format",
+    default="zarr",
+    show_default=True,
+    type=click.Choice(["zarr", "webdataset"]),
+    help="Arrays beside the image set, or tars that stream by themselves.",
+)
+@click.option(
+    "--embed",
+    default="none",
+    show_default=True,
+    type=click.Choice(["none", "source", "view"]),
+    help="Images in the tars: none, the encoded files, or the rendered views.",
+)
 @click.option("--overwrite", is_flag=True, help="Delete the cache at --output first.")
 @click.option("--licence", help="Of the teacher's weights.  [default: as timm records it]")
 @click.option("--note", help="Free text to keep in the manifest.")

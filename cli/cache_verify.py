@@ -30,8 +30,16 @@ def command(cache: Path, *, quick: bool, deep: int | None, as_json: bool, **opti
     """Check every file of a cache against what was committed; exit code 4 names the damage."""
     from scalekd.pipelines.inspect_cache import verify_cache
 
-    if deep is not None and (quick or options["data_dir"] is None):
-        raise UsageError("--deep draws views again: pass --data-dir, and leave out --quick")
+    job = None
+    if deep is not None:
+        from scalekd.pipelines._same_job import SameJob
+        from scalekd.pipelines.check_replay import check_images_named, deep_verify
+
+        if quick:
+            raise UsageError("--deep draws views again: leave out --quick")
+        options["model_kwargs"] = dict(options["model_kwargs"])
+        job = checked(SameJob, cache=cache, **options)
+        check_images_named(job)
     found = verify_cache(cache, quick=quick)
     result = found.model_dump(mode="json")
     lines = [f"damaged: {problem}" for problem in found.problems]
@@ -40,12 +48,8 @@ def command(cache: Path, *, quick: bool, deep: int | None, as_json: bool, **opti
         f" {len(found.problems)} damaged"
     )
     untrue: tuple[str, ...] = ()
-    if deep is not None and not found.problems:
-        from scalekd.pipelines._same_job import SameJob
-        from scalekd.pipelines.check_replay import deep_verify
-
-        options["model_kwargs"] = dict(options["model_kwargs"])
-        again = deep_verify(checked(SameJob, cache=cache, **options), deep)
+    if deep is not None and job is not None and not found.problems:
+        again = deep_verify(job, deep)
         untrue, result["deep"] = again.problems, again.model_dump(mode="json")
         lines += [f"untrue: {problem}" for problem in again.problems]
         errors = ", ".join(f"{name} {error:.2g}" for name, error in again.largest_error.items())

@@ -26,6 +26,7 @@ _CACHE_COMMANDS = {
     "ls": ("cache_ls", "List the caches below a folder or in a bucket."),
     "info": ("cache_info", "Say what a cache holds."),
     "verify": ("cache_verify", "Check every byte of a cache."),
+    "convert": ("cache_convert", "Write a cache in its other form: Zarr arrays or tars."),
     "repair": ("cache_repair", "Make damaged and missing files again, to the same bytes."),
     "extend": ("cache_extend", "Add passes, stages, or another teacher's targets."),
     "merge": ("cache_merge", "Join parts that were written on different machines."),

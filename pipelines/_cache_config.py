@@ -5,9 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from scalekd.codecs import (
-    DEFAULT_FEATURE_CODEC,
-)
+from scalekd.cache.webdataset.form import Embed, WebDatasetForm
+from scalekd.codecs import DEFAULT_FEATURE_CODEC
 from scalekd.teachers import TeacherConfig
 
 
@@ -36,6 +35,8 @@ class CacheTeacherConfig(BaseModel):
         overwrite: Delete a cache that stands at ``output`` first.
         licence: Of the teacher's weights; what timm says of published ones when ``None``.
         note: Free text for the manifest.
+        format: Form of the cache: Zarr arrays beside the image set, or WebDataset tars.
+        embed: What images the tars hold.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,3 +62,10 @@ class CacheTeacherConfig(BaseModel):
     overwrite: bool = False
     licence: str | None = Field(default=None, min_length=1, max_length=1000)
     note: str | None = Field(default=None, max_length=100_000)
+    format: Literal["zarr", "webdataset"] = "zarr"
+    embed: Embed = "none"
+
+    @property
+    def form(self) -> WebDatasetForm | None:
+        """The form as the cache states it; ``None`` for the Zarr form."""
+        return WebDatasetForm(embed=self.embed) if self.format == "webdataset" else None

@@ -7,7 +7,7 @@ from pathlib import Path
 from scalekd.cache.layout import MANIFEST_FILE, RECORDS_FOLDER, Layout
 from scalekd.cache.manifest import Plan
 from scalekd.cache.selection import refuse_part
-from scalekd.cache.writer import read_plan
+from scalekd.cache.writer import check_form, read_plan
 from scalekd.codecs import create_logit_codec, parse_codec
 from scalekd.data import ImageDataset, open_dataset
 from scalekd.errors import EnvironmentFault, UsageError
@@ -28,8 +28,11 @@ def preflight(config: CacheTeacherConfig) -> tuple[ImageDataset, ViewPolicy]:
     parse_codec(config.codec)
     if config.logits != "none":
         create_logit_codec(config.logits, num_classes=1 << 16)
+    if config.embed != "none" and config.format != "webdataset":
+        raise UsageError(f"--embed {config.embed}: only tars hold images; pass --format webdataset")
     if not config.overwrite:
-        read_plan(config.output)
+        if read_plan(config.output) is not None:
+            check_form(config.output, config.form)
         refuse_part(LocalStorage(config.output), "added to")
     elif config.shards is not None:
         raise UsageError(

@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from scalekd.cache.manifest import Identity
+from scalekd.cache.webdataset.form import read_form
 from scalekd.data import ImageDataset, open_dataset
 from scalekd.data.drawing import DrawnViews
 from scalekd.errors import CacheMismatch, UsageError
@@ -83,14 +84,15 @@ class TeacherAgain:
 
     @cached_property
     def drawn(self) -> DrawnViews:
-        """The cache's views of the images."""
-        views = self._identity.views
+        """The cache's views of the images, and the images that it embeds."""
+        views, form = self._identity.views, read_form(self._config.cache)
         return DrawnViews(
             self.images,
             ViewPolicy.from_config(views.policy),
             views.seed,
             views.view_size,
             skip_corrupt=self._identity.skip_corrupt,
+            embed=form.embed if form else "none",
         )
 
     @property

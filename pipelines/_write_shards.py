@@ -1,6 +1,6 @@
 """Shards: views drawn, sent through the teacher, coded and committed."""
 
-import dataclasses
+import itertools
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from scalekd.cache.records import has_record
 from scalekd.cache.targets import CacheCodecs
-from scalekd.cache.writer import CacheWriter, SampleRows
+from scalekd.cache.writer import CacheWriter, SampleRows, ViewRows
 from scalekd.data.drawing import DrawnBatch, DrawnViews, DrawRequest, drawing_loader, shard_requests
 from scalekd.errors import DataError
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.teachers import Teacher
-from scalekd.views import ViewPolicy, pack_views
+from scalekd.views import ViewParams, ViewPolicy, pack_views
 
 Planes = dict[str, np.ndarray[Any, Any]]
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -104,13 +104,21 @@ class _Encoding:
     planes: Future[Planes]
     rows: slice
 
-    @property
-    def num_views(self) -> int:
-        return int(self.rows.stop - self.rows.start)
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What is kept of one view until its block is full."""
+
+    key: str
+    label: int
+    source_hash: int
+    params: ViewParams
+    pixel_hash: int
+    image: bytes | None
 
 
 class _OpenShard:
-    """Codes batches as they come, joins them into blocks, and keeps the rest until the commit.
+    """Codes batches as they come, and joins them into blocks.
 
     A commit waits for what is not yet coded while the teacher stands still, so coding does not wait
     for a block to be full.
@@ -124,36 +132,31 @@ class _OpenShard:
         self._writer = writer.shard(request.pass_index, request.shard)
         self._pool = writer.pool
         self._view_axes = {array.name: array.view_axis for array in writer.layout.views}
-        self._drawn: list[DrawnBatch] = []
+        self._drawn: list[_Drawn] = []
         self._waiting: deque[_Encoding] = deque()
         self.skipped: list[str] = []
 
     def add(self, batch: DrawnBatch, output: TeacherArrays) -> None:
         """Take a batch; write every block that is full."""
-        # The pixels have done their work; holding them would hold the whole shard's.
-        self._drawn.append(dataclasses.replace(batch, pixels=torch.empty(0, dtype=torch.uint8)))
+        self._drawn += map(
+            _Drawn,
+            batch.keys,
+            batch.labels.tolist(),
+            batch.source_hashes.tolist(),
+            batch.params,
+            batch.pixel_hashes.tolist(),
+            batch.images or itertools.repeat(None),
+        )
         planes = self._pool.submit(self._encode, batch.keys, output)
         self._waiting.append(_Encoding(planes, slice(0, len(batch.keys))))
-        while sum(part.num_views for part in self._waiting) >= self._block_size:
+        while len(self._drawn) >= self._block_size:
             self._write_block(self._block_size)
 
     def commit(self) -> None:
         """Write the last block and commit the shard."""
-        if self._waiting:
-            self._write_block(sum(part.num_views for part in self._waiting))
-        params = [params for batch in self._drawn for params in batch.params]
-        columns = pack_views(params, self._policy)
-        views = {f"view/{name}": rows for name, rows in columns.items()}
-        self._writer.commit(
-            SampleRows(
-                keys=tuple(key for batch in self._drawn for key in batch.keys),
-                labels=_joined([batch.labels for batch in self._drawn], np.int32),
-                source_hashes=_joined([batch.source_hashes for batch in self._drawn], np.uint64),
-            ),
-            views
-            | {"pixel_hash": _joined([batch.pixel_hashes for batch in self._drawn], np.uint64)},
-            self.skipped,
-        )
+        if self._drawn:
+            self._write_block(len(self._drawn))
+        self._writer.commit(self.skipped)
 
     def _encode(self, keys: tuple[str, ...], output: TeacherArrays) -> Planes:
         arrays: Planes = {}
@@ -172,6 +175,7 @@ class _OpenShard:
 
     def _write_block(self, count: int) -> None:
         """Queue the first ``count`` views that wait; what is left of a batch goes on waiting."""
+        block, self._drawn = self._drawn[:count], self._drawn[count:]
         parts, missing = [], count
         while missing:
             part = self._waiting.popleft()
@@ -196,8 +200,18 @@ class _OpenShard:
                 for name in found[0][0]
             }
 
-        self._writer.write_block(joined, count)
+        self._writer.write_block(joined, self._rows(block))
 
-
-def _joined(parts: list[np.ndarray[Any, Any]], dtype: type) -> np.ndarray[Any, Any]:
-    return np.concatenate(parts) if parts else np.empty(0, dtype)
+    def _rows(self, block: list[_Drawn]) -> ViewRows:
+        columns = pack_views([view.params for view in block], self._policy)
+        images = tuple(view.image for view in block if view.image is not None)
+        return ViewRows(
+            samples=SampleRows(
+                keys=tuple(view.key for view in block),
+                labels=np.array([view.label for view in block], np.int32),
+                source_hashes=np.array([view.source_hash for view in block], np.uint64),
+            ),
+            columns={f"view/{name}": rows for name, rows in columns.items()}
+            | {"pixel_hash": np.array([view.pixel_hash for view in block], np.uint64)},
+            images=images or None,
+        )

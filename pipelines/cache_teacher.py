@@ -16,13 +16,12 @@ import torch
 from accelerate import PartialState
 from pydantic import BaseModel, Field
 
-from scalekd.cache.layout import SAMPLES
 from scalekd.cache.manifest import Identity, Plan, Provenance
-from scalekd.cache.records import has_record
 from scalekd.cache.targets import CacheCodecs
 from scalekd.cache.writer import (
     CacheWriter,
     begin,
+    begin_form,
     commit_plan,
     committed_passes,
     differences,
@@ -128,13 +127,18 @@ def cache_teacher(
     with CacheWriter(config.output, plan, layout, approve=approve) as writer:
         work = everyone.together(lambda: _divide(config, writer, state))
         drawn = DrawnViews(
-            images, policy, config.seed, teacher.spec.img_size, skip_corrupt=config.skip_corrupt
+            images,
+            policy,
+            config.seed,
+            teacher.spec.img_size,
+            skip_corrupt=config.skip_corrupt,
+            embed=config.embed,
         )
         with ProgressReport("caching", work.num_views, enabled=state.is_main_process) as progress:
             num_written = everyone.together(
                 lambda: _write_shards(config, writer, codecs, teacher, drawn, work.shards, progress)
             )
-        elsewhere = _elsewhere(writer)
+        elsewhere = writer.elsewhere()
     counts = everyone.collect((num_written, work.num_found, progress.done, elsewhere))
     num_views = sum(views for _, _, views, _ in counts)
     manifest = on_main(lambda: finish(config.output, plan, layout, config.passes))
@@ -187,8 +191,10 @@ def _prepare(
                 },
             ),
         )
+        begin_form(config.output, config.form)
         plan = commit_plan(config.output, plan)
     _check_same_job(config, teacher, images, policy, plan)
+    begin_form(config.output, config.form)
     layout = CacheCodecs.load(config.output, plan.identity).layout(plan.identity)
     begin(config.output, plan, layout, config.passes)
 
@@ -270,12 +276,3 @@ def _write_shards(
             write_claimed(config, writer, codecs, teacher, drawn, shards, progress)
             for _ in range(2)
         )
-
-
-def _elsewhere(writer: CacheWriter) -> tuple[str, ...]:
-    """What other jobs were writing when this one had no more to do."""
-    return tuple(
-        f"shard {shard} of pass {unit}: {holder}"
-        for (unit, shard), holder in sorted(writer.busy.items(), key=lambda item: str(item[0]))
-        if unit != SAMPLES and not has_record(writer.root, unit, shard)
-    )

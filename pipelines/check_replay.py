@@ -15,10 +15,12 @@ import torch
 from pydantic import BaseModel
 
 from scalekd.cache import CacheReader, open_cache
+from scalekd.cache.webdataset.form import read_form
 from scalekd.codecs.measure import view_errors
+from scalekd.data.embedded import embedded_image_set
 from scalekd.data.samples import ImageDataset, Sample
 from scalekd.data.views import DrawnView, draw_view, replay_view
-from scalekd.errors import CacheMismatch
+from scalekd.errors import CacheMismatch, UsageError
 from scalekd.pipelines._same_job import SameJob, TeacherAgain
 from scalekd.pipelines._signals import terminable
 from scalekd.pipelines._write_shards import TeacherArrays, run_teacher
@@ -130,6 +132,16 @@ def drawing_problem(reader: CacheReader, view: StoredView) -> tuple[DrawnView, s
     return drawn, None
 
 
+def check_images_named(config: SameJob) -> None:
+    """Raise ``UsageError`` if views cannot be drawn again for want of images."""
+    form = read_form(config.cache)
+    if config.data_dir is None and (form is None or form.embed != "source"):
+        raise UsageError(
+            f"{config.cache}: --deep draws views again, and the cache holds no encoded images;"
+            " pass --data-dir"
+        )
+
+
 @terminable()
 def deep_verify(config: SameJob, num_views: int) -> DeepFindings:
     """Draw ``num_views`` views again, compare hashes, and ask the teacher again.
@@ -137,12 +149,13 @@ def deep_verify(config: SameJob, num_views: int) -> DeepFindings:
     Raises:
         DataError: No cache or no images.
         CacheError: The cache is damaged, or images or teacher are others.
-        UsageError: ``data_dir`` is not given.
+        UsageError: ``data_dir`` is not given, and the cache embeds no images.
     """
     reader = open_cache(config.cache)
     identity = reader.identity
     again = TeacherAgain(config, identity)
-    images, teacher = again.images, again.teacher
+    embedded = config.data_dir is None and reader.embed == "source"
+    images, teacher = embedded_image_set(reader) if embedded else again.images, again.teacher
     groups = tuple(f"stage{stage}" for stage in reader.codecs.stages)
     groups += ("logits",) if reader.codecs.logits else ()
     problems: list[str] = []

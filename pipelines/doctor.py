@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from scalekd.cache import CacheReader, open_cache
 from scalekd.codecs import create_logit_codec
 from scalekd.data import ImageDataset, open_dataset
+from scalekd.data.embedded import embedded_image_set
 from scalekd.data.views import ReplayContract
 from scalekd.errors import CacheMismatch
 from scalekd.pipelines.check_replay import chosen_views, drawing_problem
@@ -80,8 +81,11 @@ def diagnose(
     """
     found = None
     if cache is not None:
+        reader = open_cache(cache)
         images = open_dataset(data_dir, split) if data_dir is not None else None
-        found = cache_drift(open_cache(cache), images, num_views)
+        if images is None and reader.embed == "source":
+            images = embedded_image_set(reader)
+        found = cache_drift(reader, images, num_views)
     return Diagnosis(versions=_versions(), machine=_machine(), works=_works(), cache=found)
 
 
@@ -95,13 +99,7 @@ def cache_drift(reader: CacheReader, images: ImageDataset | None, num_views: int
     )
     if images is None:
         return drift
-    contract = ReplayContract(
-        policy=reader.policy,
-        view_size=views.view_size,
-        seed=views.seed,
-        environment=views.environment,
-        allowed_drift=_ANY_DRIFT,
-    )
+    contract = ReplayContract.of(reader, allowed_drift=_ANY_DRIFT)
     pixels = list(reader.witnesses)
     positions = images.positions(reader.samples.keys[: len(pixels)])
     if (positions < 0).any():

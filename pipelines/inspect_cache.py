@@ -17,6 +17,8 @@ class CacheInfo(BaseModel):
     path: str
     cache_id: str
     format_version: int
+    form: str
+    embed: str
     teacher: str
     weights_sha256: str
     licence: str | None
@@ -44,6 +46,9 @@ class CacheInfo(BaseModel):
     def rows(self, size: Callable[[float], str]) -> Iterator[tuple[str, str]]:
         """Name and value of each line a person reads; ``size`` writes a number of bytes."""
         yield "cache", f"{self.path} (format {self.format_version}, id {self.cache_id[:12]}…)"
+        if self.form == "webdataset":
+            holds = {"none": "no images", "source": "the images", "view": "the views' pixels"}
+            yield "form", f"WebDataset tars with {holds[self.embed]}"
         yield "teacher", f"{self.teacher} ({self.precision}, weights {self.weights_sha256[:12]}…)"
         if self.licence:
             yield "licence", self.licence
@@ -93,6 +98,8 @@ def cache_info(path: Path) -> CacheInfo:
         path=str(path),
         cache_id=manifest.plan.cache_id,
         format_version=identity.format_version,
+        form="webdataset" if reader.layout.form else "zarr",
+        embed=reader.embed,
         teacher=identity.teacher["model"],
         weights_sha256=identity.teacher["weights_sha256"],
         licence=manifest.plan.provenance.licence,
@@ -135,6 +142,8 @@ def _bytes_by_array(reader: CacheReader) -> dict[str, float]:
         for shard in range(reader.identity.num_shards):
             for relative, found in reader.record(unit, shard).files.items():
                 name = relative.split("/c/")[0].removeprefix(f"passes/{unit:0>4}/")
+                if reader.layout.form and unit != SAMPLES:
+                    name = "tars" if name.endswith(".tar") else "indexes"
                 totals[name] = totals.get(name, 0) + found.num_bytes
     return {
         name: total / max(1, reader.manifest.num_views) for name, total in sorted(totals.items())

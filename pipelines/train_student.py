@@ -128,10 +128,6 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 def _open_source(config: TrainConfig) -> CachedTeacher:
     if config.cache is None:
         raise UsageError("--cache is missing; write one with `scalekd cache-teacher`")
-    if config.data_dir is None:
-        raise UsageError(
-            "--data-dir is missing: this cache holds targets, and the images stay where they are"
-        )
     if config.online and config.logits_from:
         raise UsageError("--online asks the live teacher for its logits; leave out --logits-from")
     return CachedTeacher(
@@ -222,7 +218,7 @@ def _make_evaluator(
             "--val-split none"
         ) from error
     # A validation folder may lack a class of the training set: its labels would be shifted.
-    class_map = class_map_by_name(images.class_names, source.images.class_names, place=images.place)
+    class_map = class_map_by_name(images.class_names, source.class_names, place=images.place)
     answers = None
     if config.val_cache is not None:
         answers = cached_answers(open_cache(config.val_cache), images, class_map=class_map)
@@ -244,7 +240,7 @@ def _make_evaluator(
 def _facts(config: TrainConfig, source: CachedTeacher, student: Student) -> Mapping[str, Any]:
     plan = source.chosen.base.manifest.plan
     return {
-        **student_facts(student.spec, source.images.class_names),
+        **student_facts(student.spec, source.class_names),
         "settings": config.model_dump(mode="json"),
         "objective": config.objective,
         "online": config.online,

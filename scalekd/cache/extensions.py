@@ -18,6 +18,7 @@ from scalekd.cache.layout import EXTENSIONS_FOLDER, PLAN_FILE, SAMPLES, Layout
 from scalekd.cache.manifest import Identity
 from scalekd.cache.reader import CacheReader, SampleTable, open_cache
 from scalekd.cache.targets import SEPARATOR
+from scalekd.cache.webdataset.form import Embed
 from scalekd.cache.writer import differences
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.storage import Storage, open_storage
@@ -136,6 +137,10 @@ class JoinedReader:
     @property
     def identity(self) -> Identity:
         return self.base.identity
+
+    @property
+    def embed(self) -> Embed:
+        return self.base.embed
 
     @property
     def policy(self) -> ViewPolicy:

@@ -16,7 +16,7 @@ from scalekd.storage import LocalStorage, Storage, StoredFileError
 
 Checked = TypeVar("Checked")
 
-_MAX_FILE_BYTES = 4 << 30  # a block of features has at most half of it
+MAX_FILE_BYTES = 4 << 30  # a block of features has at most half of it
 
 
 class FileDigest(BaseModel):
@@ -24,7 +24,7 @@ class FileDigest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_bytes: int = Field(ge=0, le=_MAX_FILE_BYTES)
+    num_bytes: int = Field(ge=0, le=MAX_FILE_BYTES)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
@@ -101,7 +101,12 @@ def read_checked(storage: Storage, relative: str, expected: FileDigest) -> bytes
 
 
 def asking_again(
-    storage: Storage, relative: str, sha256: str | None, read: Callable[[], Checked]
+    storage: Storage,
+    relative: str,
+    sha256: str | None,
+    read: Callable[[], Checked],
+    *,
+    version: str | None = None,
 ) -> Checked:
     """What ``read`` gives; a file that came damaged over a network is fetched once more.
 
@@ -110,7 +115,7 @@ def asking_again(
     try:
         return read()
     except CacheCorrupt:
-        if not storage.forget(relative, sha256=sha256):
+        if not storage.forget(relative, sha256=sha256, version=version):
             raise
     return read()
 
@@ -132,11 +137,42 @@ class CommittedFiles:
         Raises:
             CacheCorrupt: Nobody committed it, it is larger than it may be, or it has changed.
         """
-        place, expected = self.storage.locate(relative), self._expected.get(relative)
-        if expected is None:
-            raise CacheCorrupt(f"{place}: no commit record names this file")
+        place, expected = self.storage.locate(relative), self.digest_of(relative)
         if max_bytes is not None and expected.num_bytes > max_bytes:
             raise CacheCorrupt(
                 f"{place}: {expected.num_bytes:,} bytes are more than the {max_bytes:,} allowed"
             )
         return read_checked(self.storage, relative, expected)
+
+    def read_range(self, relative: str, start: int, expected: FileDigest) -> bytes:
+        """A part of a file, held against a digest of its own.
+
+        Raises:
+            CacheCorrupt: Nobody committed it, it ends before, or it has changed.
+        """
+        place = f"{self.storage.locate(relative)} from byte {start:,} on"
+        whole = self.digest_of(relative)
+        if start + expected.num_bytes > whole.num_bytes:
+            raise CacheCorrupt(f"{place}: has no {expected.num_bytes:,} bytes")
+        version = f"{whole.num_bytes}-{whole.sha256}"
+
+        def read() -> bytes:
+            try:
+                data = self.storage.read_range(relative, start, expected.num_bytes, version=version)
+            except StoredFileError as error:
+                raise CacheCorrupt(f"{place}: a committed file {error.problem}") from None
+            check(place, data, expected)
+            return data
+
+        return asking_again(self.storage, relative, None, read, version=version)
+
+    def digest_of(self, relative: str) -> FileDigest:
+        """What the whole of a file must weigh and hash to.
+
+        Raises:
+            CacheCorrupt: Nobody committed it.
+        """
+        found = self._expected.get(relative)
+        if found is None:
+            raise CacheCorrupt(f"{self.storage.locate(relative)}: no commit record names this file")
+        return found

@@ -18,6 +18,7 @@ import numpy as np
 from zarr.codecs import BloscCodec
 
 from scalekd.cache.manifest import Identity
+from scalekd.cache.webdataset.form import WebDatasetForm, index_path, tar_path
 from scalekd.codecs import PlaneSpec
 from scalekd.errors import CacheCorrupt
 
@@ -52,6 +53,7 @@ class ArraySpec:
         after: Axes after the view axis.
         per_block: Cut into blocks rather than shards.
         codecs: Keyword arguments for ``zarr.create_array`` that choose the coding.
+        plane: Of a codec, where the array is one.
     """
 
     name: str
@@ -60,15 +62,20 @@ class ArraySpec:
     after: tuple[int, ...] = ()
     per_block: bool = False
     codecs: dict[str, Any] = field(default_factory=compressed, compare=False)
+    plane: PlaneSpec | None = None
 
     @property
     def view_axis(self) -> int:
         return len(self.before)
 
     @property
+    def values_per_view(self) -> int:
+        return math.prod(self.before + self.after)
+
+    @property
     def bytes_per_view(self) -> int:
         """Decoded size of one view."""
-        return math.prod(self.before + self.after) * self.dtype.itemsize
+        return self.values_per_view * self.dtype.itemsize
 
     def shape(self, identity: Identity) -> tuple[int, ...]:
         return (*self.before, identity.data.num_samples, *self.after)
@@ -95,6 +102,7 @@ class ArraySpec:
             after=plane.shape_after,
             per_block=True,
             codecs=plane.zarr_kwargs(),
+            plane=plane,
         )
 
 
@@ -133,11 +141,19 @@ def group_paths(unit: Unit, arrays: tuple[ArraySpec, ...]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Layout:
-    """The arrays of a cache: those of its samples and those of each pass."""
+    """The arrays of a cache, those of its samples and those of each pass, and their files.
+
+    Attributes:
+        identity: Of the cache.
+        samples: Arrays of the samples.
+        views: Arrays of each pass.
+        form: Of the tars that hold the passes; ``None`` where Zarr arrays do.
+    """
 
     identity: Identity
     samples: tuple[ArraySpec, ...]
     views: tuple[ArraySpec, ...]
+    form: WebDatasetForm | None = None
 
     def __post_init__(self) -> None:
         names = [array.name for array in self.samples + self.views]
@@ -153,6 +169,20 @@ class Layout:
 
     def arrays(self, unit: Unit) -> tuple[ArraySpec, ...]:
         return self.samples if unit == SAMPLES else self.views
+
+    def zarr_arrays(self, unit: Unit) -> tuple[ArraySpec, ...]:
+        """Those that are stored as Zarr arrays."""
+        return () if self.form and unit != SAMPLES else self.arrays(unit)
+
+    def unit_files(self, unit: Unit, shard: int, num_rows: int) -> list[str]:
+        """Every file of one shard, in order; a shard without valid rows has none."""
+        if self.form and isinstance(unit, int):
+            return [tar_path(unit, shard), index_path(unit, shard)] if num_rows else []
+        return [
+            path
+            for array in self.arrays(unit)
+            for path in array.chunk_files(self.identity, unit, shard, num_rows)
+        ]
 
     def find(self, name: str) -> ArraySpec:
         for array in self.views:

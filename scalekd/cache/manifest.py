@@ -42,11 +42,13 @@ RelativePath = Annotated[
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class _Record(BaseModel):
+class CacheDocument(BaseModel):
+    """Base of every JSON document of a cache: frozen, and refusing fields it does not know."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class CodecInfo(_Record):
+class CodecInfo(CacheDocument):
     """A codec's JSON configuration, and the file of its tables when it has any."""
 
     config: dict[str, Any]
@@ -54,7 +56,7 @@ class CodecInfo(_Record):
     tables_digest: FileDigest | None = None
 
 
-class StageInfo(_Record):
+class StageInfo(CacheDocument):
     """One stage's features: their shape for one view, and the codec that holds them."""
 
     grid: tuple[int, int]
@@ -73,7 +75,7 @@ class StageInfo(_Record):
         return FeatureShape(self.grid, self.num_channels, self.num_prefix_tokens)
 
 
-class DataInfo(_Record):
+class DataInfo(CacheDocument):
     """The image set: how many samples, how they are cut into shards, and what must match."""
 
     fingerprint: Sha256
@@ -82,7 +84,7 @@ class DataInfo(_Record):
     class_names: tuple[str, ...] | None = None
 
 
-class ViewsInfo(_Record):
+class ViewsInfo(CacheDocument):
     """How views were drawn, and the pixels' size the teacher saw."""
 
     policy: dict[str, Any]
@@ -101,7 +103,7 @@ class ViewsInfo(_Record):
         return self
 
 
-class Identity(_Record):
+class Identity(CacheDocument):
     """Everything that decides the bytes of a shard."""
 
     format: Literal["scalekd-cache"] = FORMAT
@@ -160,7 +162,7 @@ class Identity(_Record):
         return min(self.shard_size, self.data.num_samples - shard * self.shard_size)
 
 
-class Provenance(_Record):
+class Provenance(CacheDocument):
     """Facts worth keeping that decide no byte: versions, licence, a note of the maker."""
 
     software: dict[str, str]
@@ -169,7 +171,7 @@ class Provenance(_Record):
     measured: dict[str, Any] = Field(default_factory=dict)
 
 
-class Plan(_Record):
+class Plan(CacheDocument):
     """Content of ``plan.json``."""
 
     cache_id: Sha256
@@ -187,7 +189,7 @@ class Plan(_Record):
         return self
 
 
-class ShardRecord(_Record):
+class ShardRecord(CacheDocument):
     """Commit of one unit of work: the files of one shard in one pass, or of its samples.
 
     Attributes:
@@ -209,7 +211,7 @@ class ShardRecord(_Record):
     skipped: tuple[str, ...] = ()
 
 
-class Manifest(_Record):
+class Manifest(CacheDocument):
     """Content of ``manifest.json``."""
 
     plan: Plan

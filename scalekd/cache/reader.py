@@ -44,6 +44,8 @@ from scalekd.cache.manifest import (
 from scalekd.cache.records import read_record, record_hash, samples_hash
 from scalekd.cache.selection import Selection, check_owner, standing_selection
 from scalekd.cache.targets import CacheCodecs, load_tables
+from scalekd.cache.webdataset.form import Embed, tar_path
+from scalekd.cache.webdataset.reader import TarReader
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
 from scalekd.storage import (
     LocalStorage,
@@ -179,6 +181,7 @@ class CacheReader:
             "_shard_chunks": OrderedDict(),
             "_lock": None,
             "_files": None,
+            "_tars": None,
             "_records": {},
             "_pass_in_use": SAMPLES,
         }
@@ -203,6 +206,11 @@ class CacheReader:
     @property
     def identity(self) -> Identity:
         return self.manifest.plan.identity
+
+    @property
+    def embed(self) -> Embed:
+        """What images the cache holds itself."""
+        return self.layout.form.embed if self.layout.form else "none"
 
     @property
     def num_passes(self) -> int:
@@ -287,6 +295,7 @@ class CacheReader:
         store = CommittedFiles(self.storage, dict(self.manifest.files))
         for record in self._records.values():
             store.expect(record.files)
+        self._tars = TarReader(store, self.layout) if self.layout.form else None
         return store
 
     @cached_property
@@ -377,7 +386,8 @@ class CacheReader:
             pass_index: Which pass.
             first: Number of the first sample, as in :class:`SampleTable`.
             count: Number of rows; they lie in one shard.
-            names: Arrays to read, such as ``stage4/codes`` or ``pixel_hash``.
+            names: Arrays to read, such as ``stage4/codes`` or ``pixel_hash``, and
+                :data:`~scalekd.cache.webdataset.reader.IMAGE` where images are embedded.
 
         Returns:
             Array by name, view axis first.
@@ -406,10 +416,26 @@ class CacheReader:
                 f"{self.place}: shard {shard} of pass {pass_index} holds other samples than the"
                 " cache's table of samples"
             )
-        start = shard * self.identity.shard_size + first - int(starts[shard])
+        row = first - int(starts[shard])
+        if self._tars is not None:
+            rows = range(row, row + count)
+            return self._tars.read(pass_index, shard, record.num_rows, rows, names)
+        start = shard * self.identity.shard_size + row
         return {
             name: self._read(pass_index, self.layout.find(name), start, count) for name in names
         }
+
+    def image_places(self, pass_index: int, shard: int) -> tuple[str, Rows]:
+        """Where the embedded images of a shard are: its tar, and ``(view, 2)`` offsets and sizes.
+
+        Raises:
+            UsageError: The cache embeds none.
+        """
+        if self._tars is None or self.embed == "none":
+            raise UsageError(f"{self.place}: holds no images; pass --data-dir")
+        num_rows = self.record(pass_index, shard).num_rows
+        index = self._tars.index(pass_index, shard, num_rows)
+        return tar_path(pass_index, shard), index.views[:, :2]
 
     def _read(self, unit: Unit, array: ArraySpec, start: int, count: int) -> Rows:
         """Rows of one array, view axis first, in memory of their own."""

@@ -90,20 +90,11 @@ def read_record(
             f"{path}: {record.num_rows} rows and {len(record.skipped)} skipped samples do not make"
             f" the shard's {plan.identity.rows_of(shard)}"
         )
-    expected = set(unit_files(layout, unit, shard, record.num_rows))
+    expected = set(layout.unit_files(unit, shard, record.num_rows))
     if set(record.files) != expected:
         odd = sorted(set(record.files) ^ expected)[0]
         raise CacheCorrupt(f"{path}: names other files than shard {shard} has, such as {odd!r}")
     return record
-
-
-def unit_files(layout: Layout, unit: Unit, shard: int, num_rows: int) -> list[str]:
-    """Every chunk file of one shard, in the order of the layout."""
-    return [
-        path
-        for array in layout.arrays(unit)
-        for path in array.chunk_files(layout.identity, unit, shard, num_rows)
-    ]
 
 
 def has_record(place: Place, unit: Unit, shard: int) -> bool:

@@ -31,8 +31,8 @@ from scalekd.cache.manifest import (
     parse_committed,
 )
 from scalekd.cache.reader import read_manifest
-from scalekd.cache.records import has_record, read_record, record_hash, unit_files
-from scalekd.cache.store import metadata_documents
+from scalekd.cache.records import has_record, read_record, record_hash
+from scalekd.cache.store import unit_documents
 from scalekd.cache.verify import file_problem
 from scalekd.cache.writer import read_plan
 from scalekd.errors import CacheCorrupt, CacheError, DataError, UsageError
@@ -166,7 +166,7 @@ def damaged_documents(root: Path, standing: Standing, layout: Layout) -> dict[st
     """Plan and array metadata that are not as they must be, with what they must hold."""
     wanted = {PLAN_FILE: canonical(standing.plan)}
     for unit in standing.units:
-        wanted |= metadata_documents(layout.identity, unit, layout.arrays(unit))
+        wanted |= unit_documents(layout, unit)
     return {path: content for path, content in wanted.items() if not _holds(root, path, content)}
 
 
@@ -196,7 +196,7 @@ def damaged_shards(root: Path, standing: Standing, layout: Layout) -> Iterator[S
             record = sound_record(root, standing, layout, unit, shard)
             if record is None:
                 rows = layout.identity.rows_of(shard)
-                files = tuple(unit_files(layout, unit, shard, rows))
+                files = tuple(layout.unit_files(unit, shard, rows))
                 yield ShardDamage(unit, shard, None, files)
                 continue
             files = tuple(
@@ -232,7 +232,7 @@ def record_from_files(
         if twin is None:
             continue
         files: dict[str, FileDigest] = {}
-        for relative in unit_files(layout, unit, shard, twin.num_rows):
+        for relative in layout.unit_files(unit, shard, twin.num_rows):
             try:
                 path = inside(root, relative)
             except CacheCorrupt:

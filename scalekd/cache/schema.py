@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from scalekd.cache.manifest import FORMAT_VERSION, Manifest, Plan, ShardRecord
+from scalekd.cache.webdataset.form import PackedFields, WebDatasetForm
 from scalekd.teachers import TeacherSpec
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -22,6 +23,8 @@ _MODELS: dict[str, type[BaseModel]] = {
     "plan": Plan,
     "record": ShardRecord,
     "teacher": TeacherSpec,
+    "webdataset": WebDatasetForm,
+    "fields": PackedFields,
 }
 
 
@@ -40,7 +43,7 @@ def schemas() -> dict[str, bytes]:
 
 
 def file_name(document: str) -> str:
-    """Name of the schema of ``manifest``, ``plan``, ``record`` or ``teacher``."""
+    """Name of the schema of a document such as ``manifest``."""
     return f"{document}.v{FORMAT_VERSION}.json"
 
 

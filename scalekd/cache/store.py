@@ -15,8 +15,10 @@ from zarr.storage import LocalStore, MemoryStore
 
 from scalekd.cache.chunks import MAX_METADATA_BYTES, check_metadata
 from scalekd.cache.files import FileDigest, digest, read_bounded
-from scalekd.cache.layout import ArraySpec, Unit, array_path, group_paths
+from scalekd.cache.layout import SAMPLES, ArraySpec, Layout, Unit, array_path, group_paths
 from scalekd.cache.manifest import Identity
+from scalekd.cache.webdataset.form import FIELDS_FILE, fields_document
+from scalekd.cache.webdataset.packing import ViewPacking
 from scalekd.codecs import quiet_zarr
 from scalekd.storage import LocalStorage
 from scalekd.storage.files import commit_file, inside
@@ -31,10 +33,13 @@ class CommittingStore(LocalStore):
         self._lock = threading.Lock()
 
     async def set(self, key: str, value: Buffer) -> None:
-        data = value.to_bytes()
-        await asyncio.to_thread(commit_file, inside(self.root, key), data)
+        await asyncio.to_thread(self.put, key, value.to_bytes())
+
+    def put(self, relative: str, data: bytes | memoryview) -> None:
+        """Commit a file that is none of Zarr's, and remember its digest too."""
+        commit_file(inside(self.root, relative), data)
         with self._lock:
-            self.written[key] = digest(data)
+            self.written[relative] = digest(data)
 
 
 def metadata_documents(
@@ -60,6 +65,13 @@ def metadata_documents(
                 **array.codecs,
             )
     return {path: memory[path].to_bytes() for path in group_paths(unit, arrays)}
+
+
+def unit_documents(layout: Layout, unit: Unit) -> dict[str, bytes]:
+    """The documents that say how a unit's arrays are stored, by path inside the cache."""
+    if layout.form is not None and unit != SAMPLES:
+        return {FIELDS_FILE: fields_document(ViewPacking(layout.views).fields)}
+    return metadata_documents(layout.identity, unit, layout.arrays(unit))
 
 
 def open_array(

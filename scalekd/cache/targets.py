@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from scalekd.cache.files import FileDigest, digest, read_checked
 from scalekd.cache.layout import TABLES_FOLDER, ArraySpec, Layout, sample_arrays, view_arrays
 from scalekd.cache.manifest import CodecInfo, Identity, StageInfo
+from scalekd.cache.webdataset.form import WebDatasetForm, read_form
 from scalekd.codecs import (
     FeatureCodec,
     LogitCodec,
@@ -71,15 +72,27 @@ def save_arrays(place: Place, name: str, arrays: Tables) -> tuple[str, FileDiges
 
 
 class CacheCodecs:
-    """The feature codecs by stage number, and the logit codec, of one cache."""
+    """The feature codecs by stage number, the logit codec, and the form, of one cache.
 
-    def __init__(self, stages: dict[int, FeatureCodec], logits: LogitCodec | None) -> None:
+    Args:
+        stages: By stage number.
+        logits: ``None`` for a cache without.
+        form: Of its tars; ``None`` for the Zarr form.
+    """
+
+    def __init__(
+        self,
+        stages: dict[int, FeatureCodec],
+        logits: LogitCodec | None,
+        form: WebDatasetForm | None = None,
+    ) -> None:
         self.stages = stages
         self.logits = logits
+        self.form = form
 
     @classmethod
     def load(cls, place: Place, identity: Identity) -> "CacheCodecs":
-        """Rebuild the codecs from the plan and the cache's table files.
+        """Rebuild the codecs from the plan and the cache's table files, and read its form.
 
         Raises:
             CacheCorrupt: Configuration or tables are damaged or do not fit the stage's shape.
@@ -93,7 +106,12 @@ class CacheCodecs:
                 for stage, info in sorted(identity.stages.items())
             },
             logit_codec_from_config(identity.logits.config) if identity.logits else None,
+            read_form(storage),
         )
+
+    def in_form(self, form: WebDatasetForm | None) -> "CacheCodecs":
+        """The same codecs for a cache of another form."""
+        return CacheCodecs(self.stages, self.logits, form)
 
     def layout(self, identity: Identity) -> Layout:
         """The arrays of a cache with these codecs."""
@@ -107,6 +125,7 @@ class CacheCodecs:
             identity,
             samples=sample_arrays(identity.data.max_key_bytes),
             views=(*arrays, *view_arrays(view_columns(policy))),
+            form=self.form,
         )
 
 

@@ -39,14 +39,15 @@ from scalekd.cache.selection import (
     check_owner,
     standing_selection,
 )
-from scalekd.cache.store import metadata_documents
+from scalekd.cache.store import unit_documents
 from scalekd.cache.targets import CacheCodecs
+from scalekd.cache.webdataset.form import FORM_FILE, form_name, read_form
 from scalekd.cache.writer import differences, table_files
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
 from scalekd.storage import LocalStorage, NotStored, Storage
 
-_MAY_PRECEDE = re.compile(rf"{SELECTION_FOLDER}/|README\.md$|\.")
-"""What may stand where a cache is begun: a part's selection, a dataset card, hidden files."""
+_MAY_PRECEDE = re.compile(rf"{SELECTION_FOLDER}/|README\.md$|{re.escape(FORM_FILE)}$|\.")
+"""What may stand where a cache is begun: selection, dataset card, form, hidden files."""
 
 
 class SourceCache:
@@ -186,7 +187,17 @@ class Transfer:
                 f"{target.place} holds something that is no cache ({strangers[0]}); choose an empty"
                 " or new place"
             )
-        if target.commit(PLAN_FILE, canonical(plan), exclusive=True):
+        form = read_form(self._source.storage)
+        if form is not None and PLAN_FILE not in self._standing:
+            target.commit(FORM_FILE, canonical(form), exclusive=True)
+        begun = target.commit(PLAN_FILE, canonical(plan), exclusive=True)
+        standing_form = read_form(target)
+        if standing_form != form:
+            raise CacheMismatch(
+                f"{target.place} holds a cache in {form_name(standing_form)}, and"
+                f" {self._source.storage.place} is in {form_name(form)}; choose another place"
+            )
+        if begun:
             return
         data = read_bounded(target, PLAN_FILE, max_bytes=MAX_JSON_BYTES, what="the plan")
         standing = parse_committed(Plan, data, where=target.locate(PLAN_FILE))
@@ -270,9 +281,11 @@ class Transfer:
         if source.manifest is not None:
             found |= source.manifest.files
         else:
+            if layout.form is not None:
+                found[FORM_FILE] = canonical(layout.form)
             units = {unit for unit, _ in source.shards(selection)}
             for unit in units:
-                found |= metadata_documents(identity, unit, layout.arrays(unit))
+                found |= unit_documents(layout, unit)
         if identity.tail is not None and not selection.has_tail:
             found.pop(identity.tail, None)
         found.pop(PLAN_FILE, None)

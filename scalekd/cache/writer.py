@@ -11,7 +11,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -51,9 +52,22 @@ from scalekd.cache.records import (
     samples_hash,
     write_record,
 )
-from scalekd.cache.store import CommittingStore, metadata_documents, open_array, write_rows
+from scalekd.cache.store import CommittingStore, open_array, unit_documents, write_rows
+from scalekd.cache.webdataset.blocks import make_block
+from scalekd.cache.webdataset.form import (
+    FORM_FILE,
+    INFO_FILE,
+    WebDatasetForm,
+    form_name,
+    index_path,
+    info_document,
+    read_form,
+    tar_path,
+)
+from scalekd.cache.webdataset.packing import SOURCE_HASH, ViewPacking
+from scalekd.cache.webdataset.shard_file import TarShardFile
 from scalekd.errors import CacheCorrupt, CacheMismatch, EnvironmentFault, UsageError
-from scalekd.storage import LocalStorage, Place, open_storage
+from scalekd.storage import LocalStorage, Place, Storage, open_storage
 from scalekd.storage.files import TEMPORARY_SUFFIX, commit_file, explained, inside
 
 Rows = np.ndarray[Any, Any]
@@ -61,20 +75,13 @@ Rows = np.ndarray[Any, Any]
 _POLL_SECONDS = 0.05  # of another process that commits the samples of a shard: a moment's work
 _MAX_QUEUED_BLOCKS = 4  # bounds memory when coding falls behind the teacher
 
-_NAMES = frozenset(
-    {
-        PLAN_FILE,
-        MANIFEST_FILE,
-        "zarr.json",
-        SAMPLES,
-        "passes",
-        RECORDS_FOLDER,
-        TABLES_FOLDER,
-        EXTENSIONS_FOLDER,
-        SELECTION_FOLDER,
-    }
-)
-"""What stands at the top of a cache. Before the plan, there are tables alone."""
+_EARLY_NAMES = frozenset({TABLES_FOLDER, FORM_FILE})
+"""What stands at the top of a cache before its plan does."""
+
+_NAMES = _EARLY_NAMES | {
+    *(PLAN_FILE, MANIFEST_FILE, INFO_FILE, "zarr.json"),
+    *(SAMPLES, "passes", RECORDS_FOLDER, EXTENSIONS_FOLDER, SELECTION_FOLDER),
+}
 
 
 def read_plan(place: Place) -> Plan | None:
@@ -91,7 +98,7 @@ def read_plan(place: Place) -> Plan | None:
             raise UsageError(f"{storage.place} is a file; --output names the folder of a cache")
     if not storage.exists(PLAN_FILE):
         if isinstance(storage, LocalStorage):
-            _refuse_strangers(storage.root, frozenset({TABLES_FOLDER}))
+            _refuse_strangers(storage.root, _EARLY_NAMES)
         return None
     data = read_bounded(storage, PLAN_FILE, max_bytes=MAX_JSON_BYTES, what="the plan")
     return parse_committed(Plan, data, where=storage.locate(PLAN_FILE))
@@ -145,6 +152,27 @@ def remove_cache(root: Path) -> None:
                 entry.unlink(missing_ok=True)
 
 
+def begin_form(root: Path, form: WebDatasetForm | None) -> None:
+    """Write the form of a new cache, before its plan, or make sure that a cache has this form.
+
+    Raises:
+        CacheMismatch: It was begun in another.
+    """
+    if form is not None and not (root / PLAN_FILE).exists():
+        commit_file(root / FORM_FILE, canonical(form), exclusive=True)
+    check_form(root, form)
+
+
+def check_form(root: Path, form: WebDatasetForm | None) -> None:
+    """Raise ``CacheMismatch`` if the cache was begun in another form."""
+    standing = read_form(root)
+    if standing != form:
+        raise CacheMismatch(
+            f"{root} was begun in {form_name(standing)}, not in {form_name(form)}; give the same"
+            " --format and --embed to finish it, choose another --output, or --overwrite"
+        )
+
+
 def commit_plan(root: Path, plan: Plan) -> Plan:
     """Write the plan, unless another process was first.
 
@@ -170,7 +198,7 @@ def begin(root: Path, plan: Plan, layout: Layout, num_passes: int) -> None:
         if f"{TABLES_FOLDER}/{path.name}" not in wanted:
             path.unlink(missing_ok=True)  # of a run that was killed before it wrote a plan
     for unit in (SAMPLES, *range(num_passes)):
-        documents = metadata_documents(layout.identity, unit, layout.arrays(unit))
+        documents = unit_documents(layout, unit)
         for relative, content in documents.items():
             target = inside(root, relative)
             if not target.exists() or target.read_bytes() != content:
@@ -228,6 +256,38 @@ class SampleRows:
         }
 
 
+@dataclass(frozen=True)
+class ViewRows:
+    """What is stored of a block's views beside the teacher's targets, row by row.
+
+    Attributes:
+        samples: Whose views they are.
+        columns: By array: how each view was drawn, and the hash of its pixels.
+        images: Encoded, for a cache whose tars hold images.
+    """
+
+    samples: SampleRows
+    columns: dict[str, Rows]
+    images: tuple[bytes, ...] | None = None
+
+    @staticmethod
+    def joined(blocks: Sequence["ViewRows"]) -> "ViewRows":
+        """The rows of several blocks, without their images."""
+        samples = [block.samples for block in blocks]
+        empty = SampleRows((), np.empty(0, np.int32), np.empty(0, np.uint64))
+        return ViewRows(
+            SampleRows(
+                tuple(key for found in samples for key in found.keys),
+                np.concatenate([empty.labels, *(found.labels for found in samples)]),
+                np.concatenate([empty.source_hashes, *(found.source_hashes for found in samples)]),
+            ),
+            {
+                name: np.concatenate([block.columns[name] for block in blocks])
+                for name in (blocks[0].columns if blocks else ())
+            },
+        )
+
+
 class ShardWriter:
     """Takes the rows of one shard in order, and commits them.
 
@@ -239,6 +299,8 @@ class ShardWriter:
         self._unit = unit
         self._shard = shard
         self._pending: deque[Future[None]] = deque()
+        self._blocks: list[ViewRows] = []
+        self._tar = writer.new_tar() if writer.layout.form else None
         self._next_row = shard * writer.layout.identity.shard_size
         if not writer.claim(unit, shard):
             holder = writer.busy.get((unit, shard))
@@ -249,49 +311,80 @@ class ShardWriter:
             )
         writer.remove_debris(unit, shard)
 
-    def write_block(self, encode: Callable[[], dict[str, Rows]], num_rows: int) -> None:
+    def write_block(self, encode: Callable[[], dict[str, Rows]], rows: ViewRows) -> None:
         """Queue the next block; waits while too many are queued.
 
         Args:
             encode: Makes the per-block arrays, by name, in one of the writer's threads.
-            num_rows: Rows in the block.
+            rows: The rest of what is stored of the block's views.
 
         Raises:
             ScaleKDError: What an earlier block met.
         """
-        start, self._next_row = self._next_row, self._next_row + num_rows
-
-        def encode_and_write() -> None:
-            for name, rows in encode().items():
-                array = self._writer.layout.find(name)
-                self._writer.write(self._unit, array, start, rows)
-
-        self._pending.append(self._writer.pool.submit(encode_and_write))
+        start = self._next_row
+        self._next_row += len(rows.samples.keys)
+        self._blocks.append(replace(rows, images=None))
+        before = self._pending[-1] if self._pending else None
+        if self._tar is None:
+            write: Callable[[], None] = lambda: self._write_arrays(encode(), start)  # noqa: E731
+        else:
+            write = partial(self._write_members, self._tar, encode, rows, before)
+        self._pending.append(self._writer.pool.submit(write))
         while len(self._pending) > _MAX_QUEUED_BLOCKS:
             self._pending.popleft().result()
 
-    def commit(
+    def _write_arrays(self, arrays: dict[str, Rows], start: int) -> None:
+        for name, rows in arrays.items():
+            self._writer.write(self._unit, self._writer.layout.find(name), start, rows)
+
+    def _write_members(
         self,
-        samples: SampleRows,
-        views: dict[str, Rows],
-        skipped: Sequence[str],
+        tar: TarShardFile,
+        encode: Callable[[], dict[str, Rows]],
+        rows: ViewRows,
+        before: Future[None] | None,
     ) -> None:
-        """Write the per-shard arrays and the commit record, once every block is on disk."""
+        layout, samples = self._writer.layout, rows.samples
+        planes = {
+            name: np.moveaxis(stored, layout.find(name).view_axis, 0)
+            for name, stored in encode().items()
+        }
+        packed = ViewPacking(layout.views).pack(
+            {**planes, **rows.columns, SOURCE_HASH: samples.source_hashes}
+        )
+        block = make_block(samples.keys, samples.labels, packed, rows.images)
+        if before is not None:
+            before.result()  # blocks stand in order; the pool began that one before this one
+        tar.append(block)
+
+    def commit(self, skipped: Sequence[str]) -> None:
+        """Write the per-shard arrays or the tar, and the commit record, once all blocks are done.
+
+        Args:
+            skipped: Keys of corrupt images left out.
+        """
         for future in self._pending:
             future.result()
         layout, writer = self._writer.layout, self._writer
-        start = self._shard * layout.identity.shard_size
-        for name, rows in views.items():
-            writer.write(self._unit, layout.find(name), start, rows)
-        samples_sha256 = writer.commit_samples(self._shard, samples, skipped)
+        rows = ViewRows.joined(self._blocks)
+        if self._tar is None:
+            self._write_arrays(rows.columns, self._shard * layout.identity.shard_size)
+        elif self._blocks:
+            tar, index = self._tar.close()
+            writer.store.put(tar_path(self._unit, self._shard), tar)
+            writer.store.put(index_path(self._unit, self._shard), index.to_bytes())
+        else:
+            self._tar.discard()
+        samples_sha256 = writer.commit_samples(self._shard, rows.samples, skipped)
         if writer.approve is not None:
-            writer.approve(self._unit, self._shard, samples_sha256, views["pixel_hash"])
+            hashes = rows.columns.get("pixel_hash", np.empty(0, np.uint64))
+            writer.approve(self._unit, self._shard, samples_sha256, hashes)
         if not writer.leases.holds(self._unit, self._shard):
             raise EnvironmentFault(
                 f"{writer.root}: this process stood still for so long that another took over shard"
                 f" {self._shard} of pass {self._unit}; nothing is lost, run the same command again"
             )
-        writer.record(self._unit, self._shard, len(samples.keys), samples_sha256, skipped)
+        writer.record(self._unit, self._shard, len(rows.samples.keys), samples_sha256, skipped)
         writer.leases.release(self._unit, self._shard)
 
 
@@ -329,6 +422,7 @@ class CacheWriter:
         self.busy: dict[tuple[Unit, int], LeaseHolder] = {}
         self.pool = ThreadPoolExecutor(num_threads, thread_name_prefix="cache-writer")
         self._opened: dict[str, zarr.Array[Any]] = {}
+        self._tar: TarShardFile | None = None
 
     def __enter__(self) -> Self:
         self.leases.__enter__()
@@ -342,6 +436,8 @@ class CacheWriter:
     ) -> None:
         try:
             self.pool.shutdown(wait=True, cancel_futures=True)
+            if self._tar is not None:
+                self._tar.discard()
         finally:
             self.leases.__exit__(kind, error, traceback)
 
@@ -372,6 +468,14 @@ class CacheWriter:
             return False
         return True
 
+    def elsewhere(self) -> tuple[str, ...]:
+        """What other processes were writing when this one had no more to do."""
+        return tuple(
+            f"shard {shard} of pass {unit}: {holder}"
+            for (unit, shard), holder in sorted(self.busy.items(), key=lambda item: str(item[0]))
+            if unit != SAMPLES and not has_record(self.root, unit, shard)
+        )
+
     def shard(self, unit: int, shard: int) -> ShardWriter:
         """Begin a shard; what an interrupted writer of it left is removed.
 
@@ -381,8 +485,13 @@ class CacheWriter:
         self._open(unit)
         return ShardWriter(self, unit, shard)
 
+    def new_tar(self) -> TarShardFile:
+        """A tar for the next shard, in the cache's folder, where there is room for it."""
+        self._tar = TarShardFile(self.root)
+        return self._tar
+
     def _open(self, unit: Unit) -> None:
-        for array in self.layout.arrays(unit):
+        for array in self.layout.zarr_arrays(unit):
             path = array_path(unit, array)
             if path not in self._opened:
                 self._opened[path] = open_array(self.store, self.layout.identity, unit, array)
@@ -423,9 +532,8 @@ class CacheWriter:
     ) -> None:
         """Write a shard's commit record; all of its files were written by this process."""
         files: dict[str, FileDigest] = {}
-        for array in self.layout.arrays(unit):
-            for path in array.chunk_files(self.layout.identity, unit, shard, num_rows):
-                files[path] = self.store.written.pop(path)
+        for path in self.layout.unit_files(unit, shard, num_rows):
+            files[path] = self.store.written.pop(path)
         write_record(
             self.root,
             ShardRecord(
@@ -441,14 +549,13 @@ class CacheWriter:
 
     def remove_debris(self, unit: Unit, shard: int) -> None:
         """Delete what an interrupted writer of this shard left, temporary files included."""
-        identity = self.layout.identity
-        for array in self.layout.arrays(unit):
-            for path in array.chunk_files(identity, unit, shard, identity.rows_of(shard)):
-                target = inside(self.root, path)
-                with explained(target, "cannot remove"):
-                    target.unlink(missing_ok=True)
-                    for partial in target.parent.glob(f".{target.name}.*{TEMPORARY_SUFFIX}"):
-                        partial.unlink(missing_ok=True)
+        rows = self.layout.identity.rows_of(shard)
+        for path in self.layout.unit_files(unit, shard, rows):
+            target = inside(self.root, path)
+            with explained(target, "cannot remove"):
+                target.unlink(missing_ok=True)
+                for partial in target.parent.glob(f".{target.name}.*{TEMPORARY_SUFFIX}"):
+                    partial.unlink(missing_ok=True)
 
     def write(self, unit: Unit, array: ArraySpec, start: int, rows: np.ndarray[Any, Any]) -> None:
         """Write rows of one array, padded to whole chunks."""
@@ -475,10 +582,29 @@ def finish(root: Path, plan: Plan, layout: Layout, num_passes: int) -> Manifest 
         return None
     remove_settled(root)
     manifest = manifest_of(root, plan, layout, num_passes)
+    info = timm_info(open_storage(root), plan, layout)
+    if info is not None and not _holds(root / INFO_FILE, info):
+        commit_file(root / INFO_FILE, info)
     content, path = canonical(manifest), root / MANIFEST_FILE
-    if not path.exists() or path.read_bytes() != content:
+    if not _holds(path, content):
         commit_file(path, content)
     return manifest
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.exists() and path.read_bytes() == content
+
+
+def timm_info(storage: Storage, plan: Plan, layout: Layout) -> bytes | None:
+    """``_info.json`` of a cache that holds images; it depends on pass 0 alone, and never changes.
+
+    Raises:
+        CacheError: A record of pass 0 is missing or damaged.
+    """
+    if layout.form is None or layout.form.embed == "none":
+        return None
+    shards = range(plan.identity.num_shards)
+    return info_document({s: read_record(storage, plan, layout, 0, s).num_rows for s in shards})
 
 
 def manifest_of(place: Place, plan: Plan, layout: Layout, num_passes: int) -> Manifest:
@@ -490,8 +616,13 @@ def manifest_of(place: Place, plan: Plan, layout: Layout, num_passes: int) -> Ma
     storage, identity = open_storage(place), plan.identity
     units: tuple[Unit, ...] = (SAMPLES, *range(num_passes))
     files = {PLAN_FILE: digest(canonical(plan)), **table_files(identity)}
+    if layout.form is not None:
+        files[FORM_FILE] = digest(canonical(layout.form))
+    info = timm_info(storage, plan, layout)
+    if info is not None:
+        files[INFO_FILE] = digest(info)
     for unit in units:
-        documents = metadata_documents(identity, unit, layout.arrays(unit))
+        documents = unit_documents(layout, unit)
         files |= {relative: digest(content) for relative, content in documents.items()}
     records: dict[str, str] = {}
     samples: list[str] = []

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from scalekd.cache.webdataset.form import Embed
 from scalekd.data._workers import as_is, empty_batch, prepare_worker, relayed, start_method
 from scalekd.data.samples import ImageDataset, Sample
 from scalekd.data.views import DrawnView, draw_view
 from scalekd.errors import DataError, ScaleKDError
-from scalekd.views import ViewParams, ViewPolicy
+from scalekd.views import ViewParams, ViewPolicy, encode_view
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class DrawnBatch:
         pixel_hashes: xxh3-64 of each view's pixels.
         pixels: uint8 ``(view, 3, height, width)``.
         skipped: Keys of corrupt images left out.
+        images: Encoded images to embed, where any are.
     """
 
     request: DrawRequest
@@ -56,6 +58,7 @@ class DrawnBatch:
     pixel_hashes: np.ndarray[Any, Any]
     pixels: Tensor
     skipped: tuple[str, ...]
+    images: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class DrawnViews(Dataset[DrawnBatch]):
         seed: Of the cache.
         view_size: Height and width for the teacher.
         skip_corrupt: Leave out images that cannot be decoded, instead of stopping.
+        embed: Also give the encoded images as they are, or the views losslessly encoded.
     """
 
     images: ImageDataset
@@ -75,6 +79,7 @@ class DrawnViews(Dataset[DrawnBatch]):
     seed: int
     view_size: tuple[int, int]
     skip_corrupt: bool = False
+    embed: Embed = "none"
 
     def __getitems__(self, request: DrawRequest) -> DrawnBatch | ScaleKDError:
         """One batch; in a worker an error is returned, so that it reaches the user as it is."""
@@ -121,7 +126,13 @@ class DrawnViews(Dataset[DrawnBatch]):
             pixel_hashes=np.array([view.pixel_hash for _, view in rows], np.uint64),
             pixels=pixels[: len(rows)].permute(0, 3, 1, 2),
             skipped=tuple(skipped),
+            images=tuple(self._embedded(sample, view) for sample, view in rows)
+            if self.embed != "none"
+            else (),
         )
+
+    def _embedded(self, sample: Sample, view: DrawnView) -> bytes:
+        return sample.image if self.embed == "source" else encode_view(view.pixels)
 
 
 def drawn_samples(

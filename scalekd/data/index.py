@@ -20,7 +20,10 @@ import numpy as np
 import webdataset.shardlists
 import xxhash
 
+from scalekd.cache import open_cache
+from scalekd.cache.webdataset.form import read_form
 from scalekd.data._in_flight import REQUESTS_IN_FLIGHT, submit
+from scalekd.data.embedded import embedded_image_set
 from scalekd.data.samples import ImageDataset
 from scalekd.errors import DataError, UsageError
 from scalekd.storage import (
@@ -53,7 +56,8 @@ def open_dataset(
     """Index an image set.
 
     Args:
-        data_dir: A folder or URL, or itself a glob or brace pattern of ``.tar`` files.
+        data_dir: A folder or URL, itself a glob or brace pattern of ``.tar`` files, or a cache
+            that embeds its images, whose only split is ``train``.
         split: ``train`` takes ``DIR/train-*.tar`` or the folder ``DIR/train/<class>/``; a pattern
             such as ``train-{000000..000009}.tar`` is taken below ``data_dir``.
         local_cache: Keeps the shards of a remote set.
@@ -71,6 +75,8 @@ def open_dataset(
     if _is_pattern(split) or split.endswith(".tar"):
         pattern = str(root / split)
         return _index_local_tars(_expand(pattern), pattern, root)
+    if split == "train" and read_form(root) is not None:
+        return embedded_image_set(open_cache(root))
     tars = sorted(str(path) for path in root.glob(f"{glob.escape(split)}-*.tar"))
     if tars:
         return _index_local_tars(tars, f"{root}/{split}-*.tar", root)
@@ -93,6 +99,8 @@ def _open_remote(data_dir: str, split: str, local_cache: LocalCache | None) -> I
     where = f"{place}/{pattern}"
     if _is_pattern(pattern) or pattern.endswith(".tar"):
         return _index_remote_tars(storage, _expand_remote(storage, pattern), where)
+    if split == "train" and read_form(storage) is not None:
+        return embedded_image_set(open_cache(storage))
     try:
         found = list(storage.list())
     except UsageError as error:

@@ -16,14 +16,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from scalekd.cache import CacheReader, JoinedReader
+from scalekd.cache.webdataset.form import Embed
+from scalekd.cache.webdataset.reader import IMAGE
 from scalekd.data._in_flight import Ahead
 from scalekd.data._workers import as_is, empty_batch, prepare_worker, relayed, start_method
 from scalekd.data.blocks import BlockReader, gather
 from scalekd.data.order import BUFFER_BLOCKS, LANES_PER_RANK, EpochOrder, Indices
 from scalekd.data.samples import ImageDataset, Sample
-from scalekd.data.views import Pixels, ReplayContract, replay_view
-from scalekd.errors import CacheMismatch, ScaleKDError, UsageError
-from scalekd.views import unpack_view
+from scalekd.data.views import Pixels, ReplayContract, found_samples, replay_view
+from scalekd.errors import ScaleKDError, UsageError
+from scalekd.views import decode_view, unpack_view
 
 CHECKED_BATCHES = 4
 """Batches of an epoch's start of which every view is checked, whatever the student's size."""
@@ -56,12 +58,37 @@ class _Request:
     next_samples: Indices
 
 
+def embedded_images(reader: CacheReader | JoinedReader, view_size: tuple[int, int]) -> Embed:
+    """What the student's views are made from: images in the cache, views in it, or neither.
+
+    Views that the cache holds are the pixels the teacher saw, at that size alone. For another size
+    views are drawn from the images, and never from views: those were resized once already.
+    """
+    if reader.embed == "view" and view_size != reader.identity.views.view_size:
+        return "none"
+    return reader.embed
+
+
+def _why_images(reader: CacheReader | JoinedReader, view_size: tuple[int, int]) -> str:
+    if reader.embed == "view":
+        height, width = reader.identity.views.view_size
+        return (
+            f"{reader.place}: holds views of {height} x {width} pixels, and the student takes"
+            f" {view_size[0]} x {view_size[1]}; pass --data-dir, so that views of that size are"
+            f" drawn from the images, or --img-size {height}"
+        )
+    return (
+        f"--data-dir is missing: {reader.place} holds targets, and the images stay where they are"
+    )
+
+
 class CachedViews(Dataset[Batch]):
     """Views of a cache, a batch at a time.
 
     Args:
         reader: The cache.
-        images: The image set; every sample of the cache must be in it.
+        images: The image set; every sample of the cache must be in it. Not needed, and not
+            looked at, where the cache holds the images, or the views at the student's size.
         view_size: Height and width for the student; the teacher's when ``None``.
         groups: Groups of target arrays to read, such as ``("stage4", "logits")``.
         allowed_drift: See :class:`~scalekd.data.views.ReplayContract`.
@@ -70,12 +97,13 @@ class CachedViews(Dataset[Batch]):
 
     Raises:
         CacheMismatch: The image set lacks samples of the cache, or the witnesses differ.
+        UsageError: The image set is needed.
     """
 
     def __init__(
         self,
         reader: CacheReader | JoinedReader,
-        images: ImageDataset,
+        images: ImageDataset | None,
         *,
         view_size: tuple[int, int] | None = None,
         groups: tuple[str, ...] = (),
@@ -88,13 +116,10 @@ class CachedViews(Dataset[Batch]):
         self.images = images
         self.view_size = view_size or views.view_size
         self.teacher_pixels = teacher_pixels and self.view_size != views.view_size
-        self.contract = ReplayContract(
-            policy=reader.policy,
-            view_size=views.view_size,
-            seed=views.seed,
-            environment=views.environment,
-            allowed_drift=allowed_drift,
-        )
+        self.embedded = embedded_images(reader, self.view_size)
+        if self.embedded == "none" and images is None:
+            raise UsageError(_why_images(reader, self.view_size))
+        self.contract = ReplayContract.of(reader, allowed_drift=allowed_drift)
         self.targets = [
             array.name for array in reader.layout.views if array.name.split("/")[0] in groups
         ]
@@ -102,32 +127,26 @@ class CachedViews(Dataset[Batch]):
         self._columns = [
             array.name for array in reader.layout.views if array.name.startswith("view/")
         ]
-        self._positions = self._find_samples()
+        self._positions = (
+            found_samples(images, reader)
+            if images is not None and self.embedded == "none"
+            else None
+        )
         self.drift = self._check_witnesses()
         if self.drift == 0:
             # The machine redraws exactly, so a view that differs is a fault, whatever was allowed.
             self.contract = replace(self.contract, allowed_drift=0.0)
-        self._blocks = BlockReader(
-            reader, [*self.targets, *self._columns, "pixel_hash"], kept_blocks=kept_blocks
-        )
+        names = [*self.targets, *self._columns, "pixel_hash"]
+        names += [IMAGE] if self.embedded != "none" else []
+        self._blocks = BlockReader(reader, names, kept_blocks=kept_blocks)
         self._samples: Ahead[int, Sample] = Ahead(self._read_sample, _MAX_WAITING_IMAGES)
-
-    def _find_samples(self) -> np.ndarray[Any, Any]:
-        samples = self.reader.samples
-        positions = self.images.positions(samples.keys)
-        missing = np.flatnonzero(positions < 0)
-        if len(missing):
-            raise CacheMismatch(
-                f"{self.images.place} lacks {len(missing):,} of the {len(samples):,} samples of the"
-                f" cache, such as {samples.key(int(missing[0]))!r}; --data-dir must be the data set"
-                " the cache was made from"
-            )
-        return positions
 
     def _check_witnesses(self) -> float:
         """Redraw the witnesses; the first samples of the cache."""
+        if self.embedded == "view":
+            return 0.0  # nothing is drawn: the views' own pixels are read
         pixels = self.reader.witnesses
-        found = list(self.images.read_many([int(p) for p in self._positions[: len(pixels)]]))
+        found = self._first_samples(len(pixels))
         for row, sample in enumerate(found):
             self.contract.check_source(sample, int(self.reader.samples.source_hashes[row]))
         return self.contract.check_witnesses(found, list(pixels))
@@ -176,7 +195,13 @@ class CachedViews(Dataset[Batch]):
         self, index: int, block: Mapping[str, np.ndarray[Any, Any]], row: int, *, check: bool
     ) -> tuple[Pixels, Pixels | None]:
         """The student's pixels, and, where they were checked, those the teacher saw."""
-        sample = self._samples.take(index)
+        if self.embedded == "view":
+            pixels = self._stored_view(index, block, row)
+            return pixels, pixels
+        if self.embedded == "source":
+            sample = self._of(index, block[IMAGE][row])
+        else:
+            sample = self._samples.take(index)
         self.contract.check_source(sample, int(self.reader.samples.source_hashes[index]))
         columns = {name.removeprefix("view/"): block[name] for name in self._columns}
         params = unpack_view(columns, row, self.contract.policy)
@@ -192,15 +217,38 @@ class CachedViews(Dataset[Batch]):
         self.contract.check_pixels(sample, seen, int(block["pixel_hash"][row]))
         return pixels, seen
 
+    def _stored_view(
+        self, index: int, block: Mapping[str, np.ndarray[Any, Any]], row: int
+    ) -> Pixels:
+        """Pixels that the cache holds, held against their hash."""
+        sample = self._of(index, block[IMAGE][row])
+        pixels = decode_view(sample.image, key=sample.key, view_size=self.view_size)
+        self.contract.check_pixels(sample, pixels, int(block["pixel_hash"][row]))
+        return pixels
+
+    def _of(self, index: int, image: bytes) -> Sample:
+        samples = self.reader.samples
+        return Sample(samples.key(index), image, int(samples.labels[index]))
+
+    def _first_samples(self, count: int) -> list[Sample]:
+        """The first samples of the cache, from the image set or the cache itself."""
+        if self.images is not None and self._positions is not None:
+            return list(self.images.read_many([int(p) for p in self._positions[:count]]))
+        pass_index = self.reader.passes[0]
+        images = (self.reader.read_rows(pass_index, row, 1, [IMAGE]) for row in range(count))
+        return [self._of(row, found[IMAGE][0]) for row, found in enumerate(images)]
+
     def _want(self, request: _Request) -> None:
         """Begin to fetch what this batch and the next ones need over a network."""
         for samples in (request.samples, request.next_samples):
             numbers = [int(sample) for sample in samples]
             self._blocks.want(request.pass_index, numbers)
-            if self.images.is_remote:
+            if self._positions is not None and self.images is not None and self.images.is_remote:
                 self._samples.want(numbers)
 
     def _read_sample(self, index: int) -> Sample:
+        if self.images is None or self._positions is None:
+            raise UsageError(_why_images(self.reader, self.view_size))
         return self.images[int(self._positions[index])]
 
 
@@ -244,7 +292,7 @@ class CachedViewLoader:
 
     Args:
         reader: The cache.
-        images: The image set the cache was made from.
+        images: The image set the cache was made from; see :class:`CachedViews`.
         batch_size: Views a batch on this rank.
         num_workers: Processes that decode images; 0 decodes in this one.
         seed: Of the order; the same for every rank.
@@ -259,7 +307,7 @@ class CachedViewLoader:
     def __init__(
         self,
         reader: CacheReader | JoinedReader,
-        images: ImageDataset,
+        images: ImageDataset | None,
         *,
         batch_size: int,
         num_workers: int = 0,
@@ -289,6 +337,7 @@ class CachedViewLoader:
                 f"the cache has {len(self.views):,} views, fewer than one batch of {batch_size} on"
                 f" {world_size} processes; use a smaller -b"
             )
+        is_remote = reader.is_remote or (images is not None and images.is_remote)
         self._next_epoch = 0
         self._requests = _Requests(order, reader.passes, num_workers)
         self._loader: DataLoader[Any] = DataLoader(
@@ -299,9 +348,7 @@ class CachedViewLoader:
             persistent_workers=num_workers > 0,
             prefetch_factor=4 if num_workers else None,
             worker_init_fn=prepare_worker,
-            multiprocessing_context=start_method(
-                is_remote=num_workers > 0 and (reader.is_remote or images.is_remote)
-            ),
+            multiprocessing_context=start_method(is_remote=num_workers > 0 and is_remote),
         )
 
     @property

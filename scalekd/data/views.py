@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from scalekd.data.samples import Sample
+from scalekd.cache import CacheReader, JoinedReader
+from scalekd.data.samples import ImageDataset, Sample
 from scalekd.errors import CacheMismatch
 from scalekd.views import (
     ViewParams,
@@ -79,6 +80,24 @@ def replay_view(
     return render(image, params, view_size=view_size)
 
 
+def found_samples(images: ImageDataset, reader: CacheReader | JoinedReader) -> np.ndarray[Any, Any]:
+    """Positions, in the image set, of all samples of a cache.
+
+    Raises:
+        CacheMismatch: It lacks some.
+    """
+    samples = reader.samples
+    positions = images.positions(samples.keys)
+    missing = np.flatnonzero(positions < 0)
+    if len(missing):
+        raise CacheMismatch(
+            f"{images.place} lacks {len(missing):,} of the {len(samples):,} samples of the"
+            f" cache, such as {samples.key(int(missing[0]))!r}; --data-dir must be the data set"
+            " the cache was made from"
+        )
+    return positions
+
+
 @dataclass(frozen=True)
 class ReplayContract:
     """Holds replayed pixels against the hash of the pixels the teacher saw.
@@ -96,6 +115,20 @@ class ReplayContract:
     seed: int
     environment: dict[str, str]
     allowed_drift: float = 0.0
+
+    @classmethod
+    def of(
+        cls, reader: CacheReader | JoinedReader, *, allowed_drift: float = 0.0
+    ) -> "ReplayContract":
+        """The contract of a cache."""
+        views = reader.identity.views
+        return cls(
+            policy=reader.policy,
+            view_size=views.view_size,
+            seed=views.seed,
+            environment=views.environment,
+            allowed_drift=allowed_drift,
+        )
 
     def check_source(self, sample: Sample, expected_hash: int) -> None:
         """Raise ``CacheMismatch`` unless this is the very image file the teacher was given."""

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from scalekd.cache import CacheReader, ChosenTargets, JoinedTargets
-from scalekd.data import CachedViewLoader, open_dataset
+from scalekd.data import CachedViewLoader, ImageDataset, open_dataset
+from scalekd.data.loader import embedded_images
 from scalekd.distillation import (
     FORMS,
     Objective,
@@ -43,7 +44,8 @@ class CachedTeacher:
 
     Args:
         cache: Folder or URL of a complete cache.
-        data_dir: The images the cache was made from; see `scalekd.data.open_dataset`.
+        data_dir: The images the cache was made from; see `scalekd.data.open_dataset`. Needed where
+            the cache holds no images itself, or holds views and the student takes another size.
         split: Which of them.
         num_classes: Of the student; by default the teacher's, or, of a teacher without a head,
             those of the images.
@@ -53,20 +55,22 @@ class CachedTeacher:
     Attributes:
         chosen: The opened cache and extensions.
         reader: What views and targets are read from.
-        images: The image set.
+        images: The image set; ``None`` where the cache's own images do.
+        class_names: Name of each class where the data set tells.
         spec: The teacher whose features count, as its cache describes it.
         num_classes: Of the student.
 
     Raises:
         DataError: There is no cache or no image set, or a label is none of the classes.
         CacheCorrupt: The cache is incomplete or damaged.
+        UsageError: The cache holds no images, and ``data_dir`` is not given.
     """
 
     def __init__(
         self,
         cache: Place,
         *,
-        data_dir: str | Path,
+        data_dir: str | Path | None = None,
         split: str = "train",
         num_classes: int | None = None,
         targets: str | None = None,
@@ -74,16 +78,23 @@ class CachedTeacher:
     ) -> None:
         self.chosen = ChosenTargets.open(cache, targets=targets, logits_from=logits_from)
         self.reader = self.chosen.reader
-        self.images = open_dataset(str(data_dir), split)
+        self._data_dir, self._split = data_dir, split
+        self.images = self._open_images() if self.reader.embed == "none" else None
         self.spec = _spec(self._features)
+        shown, place = self.images or self.reader.samples, self.reader.place
+        if self.images is not None:
+            self.class_names, place = self.images.class_names, self.images.place
+        else:
+            self.class_names = self.reader.identity.data.class_names
+        smallest, largest = int(shown.labels.min(initial=0)), int(shown.labels.max(initial=-1))
         # The teacher's classes are the student's wherever its logits are learnt from.
         said = [teacher.num_classes for teacher in self.logit_teachers]
-        found = (num_classes, *said, self.spec.num_classes, self.images.num_classes)
-        self.num_classes = next(number for number in found if number)
-        smallest, largest = int(self.images.labels.min()), int(self.images.labels.max())
+        of_data = len(self.class_names or ()) or largest + 1
+        found = (num_classes, *said, self.spec.num_classes, of_data)
+        self.num_classes = next((number for number in found if number), 0)
         if smallest < 0 or largest >= self.num_classes:
             raise DataError(
-                f"{self.images.place}: labels run from {smallest} to {largest}, and the student "
+                f"{place}: labels run from {smallest} to {largest}, and the student "
                 f"has classes 0 to {self.num_classes - 1}; every image needs a label (see "
                 "--num-classes)"
             )
@@ -186,13 +197,25 @@ class CachedTeacher:
             CacheMismatch: The images are not those of the cache, or are drawn differently here.
             UsageError: The cache holds fewer views than one batch of all ranks.
         """
+        size, images = student.spec.img_size, self.images
+        drawn = embedded_images(self.reader, size) == "none"
+        if drawn and images is None and self._data_dir is not None:
+            images = self._open_images()
         return CachedViewLoader(
             self.reader,
-            self.images,
-            view_size=student.spec.img_size,
+            images,
+            view_size=size,
             groups=targets.groups,
             **options,
         )
+
+    def _open_images(self) -> ImageDataset:
+        if self._data_dir is None:
+            raise UsageError(
+                f"--data-dir is missing: {self.reader.place} holds targets, and the images stay"
+                " where they are"
+            )
+        return open_dataset(str(self._data_dir), self._split)
 
     def _tail(self) -> Tail:
         reader = self._features

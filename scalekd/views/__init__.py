@@ -16,6 +16,7 @@ from scalekd.views._components import POLICY_GRAMMAR, CenterCrop, RandAugment, R
 from scalekd.views._decode import decode_image
 from scalekd.views._draw import draw
 from scalekd.views._environment import pixel_environment
+from scalekd.views._lossless import decode_view, encode_view
 from scalekd.views._operations import OPERATIONS
 from scalekd.views._params import CropBox, EraseBox, Interpolation, Operation, ViewParams
 from scalekd.views._policy import ViewPolicy
@@ -34,7 +35,9 @@ __all__ = [
     "ViewParams",
     "ViewPolicy",
     "decode_image",
+    "decode_view",
     "draw",
+    "encode_view",
     "mean_difference",
     "pack_views",
     "pixel_environment",

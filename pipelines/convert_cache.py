@@ -1,0 +1,229 @@
+"""From one form of a cache to the other: the same plan, the same values, other files.
+
+    scalekd cache convert ./swin_l-cache ./swin_l-tars --format webdataset --embed view \
+        --data-dir /imagenet
+
+Shards are claimed, written and committed as by stage one, so a conversion that was interrupted
+goes on, and several divide the work. Converting back gives the files that stood there first.
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from scalekd.cache import CacheReader, open_cache
+from scalekd.cache.files import FileDigest
+from scalekd.cache.records import has_record
+from scalekd.cache.webdataset.form import Embed, WebDatasetForm, form_name
+from scalekd.cache.writer import (
+    CacheWriter,
+    SampleRows,
+    ViewRows,
+    begin,
+    begin_form,
+    commit_plan,
+    differences,
+    finish,
+    read_plan,
+    table_files,
+)
+from scalekd.data import open_dataset, worker_faults
+from scalekd.data.embedding import BlockImages, BlockRequest, ImagesToEmbed, images_of_blocks
+from scalekd.errors import CacheMismatch, UsageError
+from scalekd.pipelines._progress import ProgressReport
+from scalekd.pipelines._signals import terminable
+from scalekd.storage import open_storage
+from scalekd.storage.files import remove_abandoned
+
+
+class ConvertConfig(BaseModel):
+    """What ``scalekd cache convert`` was asked for.
+
+    Attributes:
+        source: Place of the cache, a folder or a URL.
+        output: Folder of the new one.
+        format: Its form.
+        embed: What images its tars are to hold.
+        data_dir: The images the cache was made from, where they must be looked at.
+        split: Which of them; see :func:`scalekd.data.open_dataset`.
+        workers: Processes that read or draw images.
+        shards: First and last shard this command is to do; all when ``None``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    output: Path
+    format: Literal["zarr", "webdataset"]
+    embed: Embed = "none"
+    data_dir: str | None = None
+    split: str = "train"
+    workers: int = Field(default=2, ge=0)
+    shards: tuple[int, int] | None = None
+
+
+class ConvertResult(BaseModel):
+    """What a conversion did; ``total_bytes`` once the new cache is complete."""
+
+    source: str
+    output: str
+    complete: bool
+    num_passes: int
+    num_shards: int
+    shards_written: int
+    shards_elsewhere: tuple[str, ...]
+    seconds: float
+    total_bytes: int | None
+    bytes_per_view: float | None
+
+
+@terminable()
+@worker_faults()
+def convert_cache(config: ConvertConfig) -> ConvertResult:
+    """Write a cache in another form, or finish a conversion.
+
+    Raises:
+        DataError: No cache, or no images, where they should be.
+        CacheError: The source is damaged; the images are others; something else was begun at
+            ``output``.
+        UsageError: Images are needed and not given, or the options contradict one another.
+    """
+    started = time.monotonic()
+    form = WebDatasetForm(embed=config.embed) if config.format == "webdataset" else None
+    _check_options(config)
+    reader = open_cache(config.source)
+    if reader.layout.form == form:
+        raise UsageError(f"{reader.place} is in {form_name(form)} already; copy it instead")
+    plan, num_passes = reader.manifest.plan, reader.num_passes
+    first, last = config.shards or (0, plan.identity.num_shards - 1)
+    if not 0 <= first <= last < plan.identity.num_shards:
+        raise UsageError(
+            f"--shards {first}-{last}: the cache has shards 0 to {plan.identity.num_shards - 1}"
+        )
+    images = open_dataset(config.data_dir, config.split) if config.data_dir is not None else None
+    embedding = ImagesToEmbed(reader, config.embed, images)
+    layout = reader.codecs.in_form(form).layout(plan.identity)
+    _begin(config, reader, form)
+    begin(config.output, plan, layout, num_passes)
+    remove_abandoned(config.output)
+    with CacheWriter(config.output, plan, layout) as writer:
+        shards = [
+            (pass_index, shard)
+            for pass_index in range(num_passes)
+            for shard in writer.missing(pass_index, range(first, last + 1))
+        ]
+        num_views = sum(plan.identity.rows_of(shard) for _, shard in shards)
+        with ProgressReport("converting", num_views) as progress:
+            # A second round takes over what another process held during the first and died with.
+            num_written = sum(
+                _copy_shards(reader, writer, embedding, shards, config.workers, progress)
+                for _ in range(2)
+            )
+        elsewhere = writer.elsewhere()
+    manifest = finish(config.output, plan, layout, num_passes)
+    return ConvertResult(
+        source=reader.place,
+        output=str(config.output),
+        complete=manifest is not None,
+        num_passes=num_passes,
+        num_shards=plan.identity.num_shards,
+        shards_written=num_written,
+        shards_elsewhere=elsewhere,
+        seconds=time.monotonic() - started,
+        total_bytes=manifest.total_bytes if manifest else None,
+        bytes_per_view=manifest.total_bytes / max(1, manifest.num_views) if manifest else None,
+    )
+
+
+def _check_options(config: ConvertConfig) -> None:
+    if config.format == "zarr" and config.embed != "none":
+        raise UsageError(f"--embed {config.embed}: only tars hold images; pass --format webdataset")
+    source = Path(config.source)
+    if source.exists() and config.output.exists() and source.samefile(config.output):
+        raise UsageError(f"{config.output}: source and destination are the same folder")
+
+
+def _begin(config: ConvertConfig, reader: CacheReader, form: WebDatasetForm | None) -> None:
+    """Write what stands before the first shard, unless another process did."""
+    plan, root = reader.manifest.plan, config.output
+    standing = read_plan(root)
+    if standing is None:
+        storage = open_storage(root)
+        tables: dict[str, FileDigest] = table_files(plan.identity)
+        for relative, expected in tables.items():
+            storage.commit(relative, reader.file(relative, expected))
+        begin_form(root, form)
+        standing = commit_plan(root, plan)
+    if standing.cache_id != plan.cache_id:
+        raise CacheMismatch(
+            f"{root} was begun for something else:"
+            f" {differences(standing.identity, plan.identity)}. Choose another folder"
+        )
+    begin_form(root, form)
+
+
+def _requests(
+    reader: CacheReader, writer: CacheWriter, shards: list[tuple[int, int]]
+) -> Iterator[BlockRequest]:
+    """Blocks of shards, each shard claimed when its first block is asked for."""
+    size, starts = reader.identity.block_size, reader.samples.starts.tolist()
+    for pass_index, shard in shards:
+        if not writer.claim(pass_index, shard):
+            continue
+        first, end = starts[shard], starts[shard + 1]
+        for start in range(first, max(end, first + 1), size):
+            count = min(size, end - start)
+            yield BlockRequest(pass_index, shard, start, count, last=start + size >= end)
+
+
+def _copy_shards(
+    reader: CacheReader,
+    writer: CacheWriter,
+    embedding: ImagesToEmbed,
+    shards: list[tuple[int, int]],
+    workers: int,
+    progress: ProgressReport,
+) -> int:
+    """Copy the values of missing shards; returns how many were committed."""
+    missing = [pair for pair in shards if not has_record(writer.root, *pair)]
+    requests = _requests(reader, writer, missing)
+    shard, num_written = None, 0
+    for block in images_of_blocks(embedding, requests, num_workers=workers):
+        request = block.request
+        if shard is None:
+            shard = writer.shard(request.pass_index, request.shard)
+        if request.count:
+            planes, rows = _read(reader, block)
+            shard.write_block(lambda planes=planes: planes, rows)  # type: ignore[misc]
+        if request.last:
+            shard.commit(reader.record(request.pass_index, request.shard).skipped)
+            shard, num_written = None, num_written + 1
+        progress.advance(request.count)
+    return num_written
+
+
+def _read(reader: CacheReader, block: BlockImages) -> tuple[dict[str, np.ndarray], ViewRows]:
+    """All that the source holds of a block: planes as they are stored, and the rest."""
+    request, samples = block.request, reader.samples
+    span = slice(request.first, request.first + request.count)
+    names = [array.name for array in reader.layout.views]
+    found = reader.read_rows(request.pass_index, request.first, request.count, names)
+    planes = {
+        array.name: np.ascontiguousarray(np.moveaxis(found[array.name], 0, array.view_axis))
+        for array in reader.layout.views
+        if array.plane is not None
+    }
+    rows = ViewRows(
+        samples=SampleRows(
+            tuple(samples.key(index) for index in range(span.start, span.stop)),
+            samples.labels[span],
+            samples.source_hashes[span],
+        ),
+        columns={name: column for name, column in found.items() if name not in planes},
+        images=block.images,
+    )
+    return planes, rows

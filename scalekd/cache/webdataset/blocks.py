@@ -1,0 +1,61 @@
+"""The members of one block's views, laid out as they stand in the tar."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scalekd.cache.webdataset.form import PACKED_EXTENSION
+from scalekd.cache.webdataset.tar import image_extension, member, member_stem
+
+Rows = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class TarBlock:
+    """The members of one block's views.
+
+    Attributes:
+        data: Bytes of the tar.
+        views: int64 ``(view, 4)``, as in an index, counted from the block's start.
+        sha256: Of ``data``.
+    """
+
+    data: bytes
+    views: Rows
+    sha256: bytes
+
+
+def make_block(
+    keys: Sequence[str],
+    labels: Rows,
+    packed: Sequence[bytes],
+    images: Sequence[bytes] | None,
+) -> TarBlock:
+    """Lay out the members of a block.
+
+    A view's members stand together: image, label (where there is one), packed view.
+    """
+    parts: list[bytes] = []
+    places = np.zeros((len(keys), 4), np.int64)
+    size = 0
+
+    def add(name: str, content: bytes) -> tuple[int, int]:
+        nonlocal size
+        data, start = member(name, content)
+        parts.append(data)
+        place = size + start, len(content)
+        size += len(data)
+        return place
+
+    for row, (key, label) in enumerate(zip(keys, labels.tolist(), strict=True)):
+        stem = member_stem(key)
+        if images is not None:
+            places[row, :2] = add(f"{stem}.{image_extension(images[row])}", images[row])
+        if label >= 0:
+            add(f"{stem}.cls", str(label).encode())
+        places[row, 2:] = add(f"{stem}.{PACKED_EXTENSION}", packed[row])
+    data = b"".join(parts)
+    return TarBlock(data, places, hashlib.sha256(data).digest())

@@ -1,0 +1,124 @@
+"""``webdataset.json``: that a cache has the WebDataset form, and what its tars hold.
+
+It is written before the plan and never changes, so that every process that joins a job, and
+every reader, knows the form before it looks at a shard.
+"""
+
+import json
+from typing import Any, Literal
+
+from scalekd.cache.manifest import CacheDocument, canonical, parse_committed
+from scalekd.errors import CacheCorrupt, CacheMismatch
+from scalekd.storage import NotStored, Place, StoredFileError, open_storage
+
+FORM_FILE = "webdataset.json"
+INFO_FILE = "_info.json"
+"""What timm's reader of WebDataset shards looks for: names and lengths of a split's shards."""
+FIELDS_FILE = "passes/fields.json"
+PACKED_EXTENSION = "skd"
+_MAX_FORM_BYTES = 64 << 10
+
+Embed = Literal["none", "source", "view"]
+"""What images the tars hold: none, the encoded files as they are, or the rendered views."""
+
+
+class WebDatasetForm(CacheDocument):
+    """Content of ``webdataset.json``.
+
+    Attributes:
+        embed: What images the tars hold.
+    """
+
+    format: Literal["scalekd-webdataset"] = "scalekd-webdataset"
+    format_version: Literal[1] = 1
+    embed: Embed
+
+
+class PackedField(CacheDocument):
+    """One array of a packed view.
+
+    Attributes:
+        name: That of the array in the Zarr form, such as ``stage4/coefficients``.
+        dtype: NumPy name of the element type; stored little-endian.
+        shape: Of one view.
+        coding: ``raw``: the values; else compressed, or raw where that is no larger.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    coding: Literal["raw", "pcodec", "zstd"]
+
+
+class PackedFields(CacheDocument):
+    """Content of ``passes/fields.json``: what Zarr's array metadata are to the Zarr form.
+
+    Attributes:
+        fields: Arrays of a packed view, in their order there.
+    """
+
+    fields: tuple[PackedField, ...]
+
+
+def fields_document(fields: tuple[PackedField, ...]) -> bytes:
+    return canonical(PackedFields(fields=fields))
+
+
+def read_form(place: Place) -> WebDatasetForm | None:
+    """The form document of a cache; ``None`` for a cache in Zarr form.
+
+    Raises:
+        CacheCorrupt: It is damaged.
+        CacheMismatch: It is of another version.
+    """
+    storage = open_storage(place)
+    where = storage.locate(FORM_FILE)
+    try:
+        data = storage.read(FORM_FILE, max_bytes=_MAX_FORM_BYTES)
+    except NotStored:
+        return None
+    except StoredFileError as error:
+        raise CacheCorrupt(f"{where}: the form of the cache {error.problem}") from None
+    _check_version(data, where)
+    return parse_committed(WebDatasetForm, data, where=where)
+
+
+def form_name(form: WebDatasetForm | None) -> str:
+    """The form of a cache for a message."""
+    return f"WebDataset form with --embed {form.embed}" if form else "Zarr form"
+
+
+def _check_version(data: bytes, where: str) -> None:
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return  # told by the parser
+    version = document.get("format_version") if isinstance(document, dict) else None
+    if isinstance(version, int) and version > 1:
+        raise CacheMismatch(
+            f"{where}: WebDataset form {version}, and this scalekd reads form 1: update scalekd"
+        )
+
+
+def tar_path(pass_index: int, shard: int) -> str:
+    return f"passes/{pass_index:04d}/{shard:06d}.tar"
+
+
+def index_path(pass_index: int, shard: int) -> str:
+    return f"passes/{pass_index:04d}/{shard:06d}.index.safetensors"
+
+
+def info_document(lengths: dict[int, int]) -> bytes:
+    """``_info.json`` for timm: the split ``train`` is pass 0, one view of every sample.
+
+    Args:
+        lengths: Views by number of the shard. A shard without views has no tar.
+    """
+    kept = {shard: length for shard, length in sorted(lengths.items()) if length}
+    split: dict[str, Any] = {
+        "name": "train",
+        "filenames": [tar_path(0, shard) for shard in kept],
+        "shard_lengths": list(kept.values()),
+        "num_samples": sum(kept.values()),
+    }
+    return json.dumps({"splits": {"train": split}}, sort_keys=True, indent=2).encode() + b"\n"

@@ -1,0 +1,110 @@
+"""Reading blocks out of tars: one request a block, checked before anything in it is looked at."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from scalekd.cache.files import CommittedFiles
+from scalekd.cache.layout import Layout
+from scalekd.cache.webdataset.form import index_path, tar_path
+from scalekd.cache.webdataset.index import MAX_BYTES_PER_VIEW, MAX_HEADER_BYTES, ShardIndex
+from scalekd.cache.webdataset.packing import ViewPacking
+from scalekd.errors import CacheCorrupt
+
+Rows = np.ndarray[Any, Any]
+
+IMAGE = "image"
+"""Name under which a block's embedded images are asked for: an array of ``bytes`` objects."""
+
+
+class TarReader:
+    """Reads the passes of a cache in WebDataset form.
+
+    Args:
+        files: The files of the cache, those of the shards that are read among them.
+        layout: Of the cache.
+    """
+
+    def __init__(self, files: CommittedFiles, layout: Layout) -> None:
+        self._files = files
+        self._block_size = layout.identity.block_size
+        self._packing = ViewPacking(layout.views)
+        self._indexes: dict[tuple[int, int], ShardIndex] = {}
+
+    def read(
+        self,
+        pass_index: int,
+        shard: int,
+        num_rows: int,
+        rows: range,
+        names: Iterable[str],
+    ) -> dict[str, Rows]:
+        """Rows of a shard; whole blocks are read for them.
+
+        Args:
+            pass_index: Which pass.
+            shard: Which shard.
+            num_rows: Views in it.
+            rows: Rows of the shard.
+            names: Arrays wanted, :data:`IMAGE` among them if it is.
+
+        Returns:
+            Array by name, view axis first, in memory of its own.
+
+        Raises:
+            CacheCorrupt: A file is missing or is not the one committed.
+        """
+        names = list(names)
+        index = self.index(pass_index, shard, num_rows)
+        size = self._block_size
+        parts = [
+            self._block(
+                tar_path(pass_index, shard),
+                index,
+                number,
+                range(max(rows.start, number * size), min(rows.stop, (number + 1) * size)),
+                names,
+            )
+            for number in range(rows.start // size, -(-rows.stop // size))
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+    def _block(
+        self, tar: str, index: ShardIndex, number: int, rows: range, names: list[str]
+    ) -> dict[str, Rows]:
+        offset, expected = index.block(number)
+        content = memoryview(self._files.read_range(tar, offset, expected))
+        places = index.views[rows.start : rows.stop].tolist()
+        packed = [content[at - offset : at - offset + size] for _, _, at, size in places]
+        try:
+            found = self._packing.unpack(packed, names)
+        except CacheCorrupt as error:
+            # The bytes are those committed; whoever committed them packed no such view.
+            raise CacheCorrupt(
+                f"{self._files.storage.locate(tar)}, block {number}: {error}"
+            ) from None
+        if IMAGE in names:
+            found[IMAGE] = np.empty(len(places), object)
+            found[IMAGE][:] = [
+                bytes(content[at - offset : at - offset + size]) for at, size, _, _ in places
+            ]
+        return found
+
+    def index(self, pass_index: int, shard: int, num_rows: int) -> ShardIndex:
+        """The index of a tar; kept while this reader lives."""
+        index = self._indexes.get((pass_index, shard))
+        if index is None:
+            path = index_path(pass_index, shard)
+            limit = MAX_HEADER_BYTES + num_rows * MAX_BYTES_PER_VIEW
+            index = ShardIndex.from_bytes(
+                self._files.read(path, max_bytes=limit),
+                self._files.storage.locate(path),
+                num_rows=num_rows,
+                block_size=self._block_size,
+                tar_bytes=self._files.digest_of(tar_path(pass_index, shard)).num_bytes,
+            )
+            self._indexes[pass_index, shard] = index
+        return index

@@ -1,0 +1,136 @@
+"""Images for the tars of a cache: the encoded files of its samples, or its views drawn again."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from scalekd.cache import CacheReader
+from scalekd.cache.webdataset.form import Embed
+from scalekd.cache.webdataset.reader import IMAGE
+from scalekd.data._workers import as_is, prepare_worker, relayed
+from scalekd.data.samples import ImageDataset, Sample
+from scalekd.data.views import ReplayContract, found_samples, replay_view
+from scalekd.errors import ScaleKDError, UsageError
+from scalekd.views import encode_view, unpack_view
+
+
+@dataclass(frozen=True)
+class BlockRequest:
+    """One block of a pass.
+
+    Attributes:
+        pass_index: Which pass.
+        shard: The shard it lies in.
+        first, count: Its samples.
+        last: Whether the shard ends with it.
+    """
+
+    pass_index: int
+    shard: int
+    first: int
+    count: int
+    last: bool
+
+
+@dataclass(frozen=True)
+class BlockImages:
+    """The images of a block, in order; none where none are embedded."""
+
+    request: BlockRequest
+    images: tuple[bytes, ...] | None
+
+
+class ImagesToEmbed(Dataset[BlockImages]):
+    """Makes the images of blocks, and holds each against the hashes of the cache.
+
+    Args:
+        reader: The cache that is converted.
+        embed: What is wanted.
+        images: The image set; not needed where the cache holds what is wanted already, or holds
+            the images from which it is made.
+
+    Raises:
+        UsageError: The image set is needed.
+        CacheMismatch: It lacks samples of the cache.
+    """
+
+    def __init__(self, reader: CacheReader, embed: Embed, images: ImageDataset | None) -> None:
+        held = reader.embed
+        self._reader = reader
+        self._embed = embed
+        self._copies = embed == held
+        self._images = None if held == "source" or self._copies else images
+        if embed != "none" and not self._copies and held != "source" and images is None:
+            raise UsageError(
+                f"--embed {embed}: {reader.place} holds no images to make them from; pass"
+                " --data-dir, the images the cache was made from"
+            )
+        self._positions = found_samples(self._images, reader) if self._images else None
+        self._contract = ReplayContract.of(reader)
+        self._columns = [a.name for a in reader.layout.views if a.name.startswith("view/")]
+
+    @property
+    def is_work(self) -> bool:
+        """Whether images are made here, rather than copied or left out."""
+        return self._embed != "none" and not self._copies
+
+    def __getitems__(self, request: BlockRequest) -> BlockImages | ScaleKDError:
+        """One block; in a worker an error is returned, so that it reaches the user as it is."""
+        try:
+            return BlockImages(request, self._block(request))
+        except ScaleKDError as error:
+            if get_worker_info() is None:
+                raise
+            return error
+
+    def _block(self, request: BlockRequest) -> tuple[bytes, ...] | None:
+        if self._embed == "none":
+            return None
+        names = [*self._columns, "pixel_hash"] + ([] if self._images else [IMAGE])
+        rows = self._reader.read_rows(request.pass_index, request.first, request.count, names)
+        if self._copies:
+            return tuple(rows[IMAGE])
+        return tuple(self._image(request.first + row, rows, row) for row in range(request.count))
+
+    def _image(self, index: int, rows: dict[str, np.ndarray[Any, Any]], row: int) -> bytes:
+        table, contract = self._reader.samples, self._contract
+        if self._images is not None and self._positions is not None:
+            sample = self._images[int(self._positions[index])]
+        else:
+            sample = Sample(table.key(index), rows[IMAGE][row], int(table.labels[index]))
+        contract.check_source(sample, int(table.source_hashes[index]))
+        if self._embed == "source":
+            return sample.image
+        columns = {name.removeprefix("view/"): rows[name] for name in self._columns}
+        params = unpack_view(columns, row, contract.policy)
+        pixels = replay_view(sample, params, contract.policy, view_size=contract.view_size)
+        contract.check_pixels(sample, pixels, int(rows["pixel_hash"][row]))
+        return encode_view(pixels)
+
+
+def images_of_blocks(
+    source: ImagesToEmbed, requests: Iterable[BlockRequest], *, num_workers: int
+) -> Iterator[BlockImages]:
+    """The images of blocks, in order, made in worker processes where there is work.
+
+    Raises:
+        ScaleKDError: An image is missing, corrupt, or not the one the teacher saw.
+    """
+    if not source.is_work:
+        for request in requests:
+            found = source.__getitems__(request)
+            if isinstance(found, BlockImages):
+                yield found
+        return
+    loader: DataLoader[Any] = DataLoader(
+        source,
+        batch_sampler=requests,  # type: ignore[arg-type]
+        collate_fn=as_is,
+        num_workers=num_workers,
+        prefetch_factor=2 if num_workers else None,
+        worker_init_fn=prepare_worker,
+    )
+    yield from relayed(loader)
