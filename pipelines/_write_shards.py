@@ -1,6 +1,7 @@
 """Shards: views drawn, sent through the teacher, coded and committed."""
 
 import itertools
+import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,7 @@ from scalekd.teachers import Teacher
 from scalekd.views import ViewParams, ViewPolicy, pack_views
 
 Planes = dict[str, np.ndarray[Any, Any]]
+_MOST_THREADS = 16  # each holds a batch of features
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -44,6 +46,17 @@ def run_teacher(teacher: Teacher, pixels: Tensor, precision: str) -> TeacherArra
     return TeacherArrays(
         {stage: found.float().cpu().numpy() for stage, found in output.features.items()}, logits
     )
+
+
+def num_coding_threads() -> int:
+    """Threads of this process that code beside the teacher: its share of the cores, at least two.
+
+    A core codes some hundred views a second, a GPU's teacher says more; the bytes are the same
+    with any number.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(max(2, (cores or 1) // processes - 1), _MOST_THREADS)
 
 
 def _claimed_requests(

@@ -39,7 +39,7 @@ from scalekd.pipelines._identity import wanted_identity
 from scalekd.pipelines._preflight import load_checked_teacher, preflight, tidy_and_check_space
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._signals import terminable
-from scalekd.pipelines._write_shards import write_claimed
+from scalekd.pipelines._write_shards import num_coding_threads, write_claimed
 from scalekd.teachers import ABOUT_ORIGIN, Teacher
 from scalekd.training.coordination import Coordinator
 from scalekd.views import ViewPolicy
@@ -124,7 +124,8 @@ def cache_teacher(
     layout = codecs.layout(plan.identity)
     on_main(lambda: tidy_and_check_space(config, plan, layout))
     approve = around.check_shard if around else None
-    with CacheWriter(config.output, plan, layout, approve=approve) as writer:
+    threads = num_coding_threads()
+    with CacheWriter(config.output, plan, layout, num_threads=threads, approve=approve) as writer:
         work = everyone.together(lambda: _divide(config, writer, state))
         drawn = DrawnViews(
             images,

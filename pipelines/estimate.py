@@ -14,7 +14,7 @@ from scalekd.codecs import create_logit_codec, fit_codec, parse_codec
 from scalekd.data.drawing import DrawnViews, DrawRequest
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._preflight import load_checked_teacher, preflight
-from scalekd.pipelines._write_shards import run_teacher
+from scalekd.pipelines._write_shards import num_coding_threads, run_teacher
 
 _PROBE_VIEWS = 64
 _TRAINING_EPOCHS = 300  # the paper's recipes
@@ -67,12 +67,14 @@ def estimate_cache(config: CacheTeacherConfig) -> CacheEstimate:
     started = time.perf_counter()
     output = run_teacher(teacher, batch.pixels, config.precision)
     teacher_seconds = (time.perf_counter() - started) / count
-    num_bytes = 0
+    num_bytes, coding = 0, 0.0
     request = parse_codec(config.codec)
     for stage in config.stages:
         features = output.features[stage]
         codec = fit_codec(request, spec.stages[stage], [features])
+        started = time.perf_counter()
         num_bytes += sum(map(len, codec.pack(codec.encode(features)).values()))
+        coding += (time.perf_counter() - started) / count / num_coding_threads()
     if output.logits is not None and config.logits != "none":
         logits = create_logit_codec(config.logits, output.logits.shape[1])
         num_bytes += sum(map(len, logits.pack(logits.encode(output.logits)).values()))
@@ -93,7 +95,7 @@ def estimate_cache(config: CacheTeacherConfig) -> CacheEstimate:
         free_bytes=shutil.disk_usage(existing).free,
         teacher_views_per_second=1 / teacher_seconds,
         drawn_views_per_second_per_worker=1 / draw_seconds,
-        hours=max(teacher_seconds, drawing) * views / 3600,
+        hours=max(teacher_seconds, drawing, coding) * views / 3600,
         peak_memory_bytes=peak * (1 if sys.platform == "darwin" else 1024),
         break_even_students=config.passes / _TRAINING_EPOCHS,
     )

@@ -538,3 +538,16 @@ def test_calibration_asks_the_teacher_once_about_each_view(
     assert made.complete
     assert sum(seen) == made.num_samples
     assert not list((tmp_path / "cache").glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "threads"), [(1, 1, 2), (4, 1, 3), (64, 8, 7), (256, 1, 16)]
+)
+def test_coding_threads_are_a_processs_share_of_the_cores(
+    cores: int, processes: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scalekd.pipelines._write_shards import num_coding_threads
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert num_coding_threads() == threads
