@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,14 @@ from scalekd.cache import targets as stored
 from scalekd.cache.layout import Layout
 from scalekd.cache.manifest import DataInfo, Identity, Plan, Provenance, ViewsInfo
 from scalekd.cache.targets import CacheCodecs, save_arrays, stage_info
-from scalekd.cache.writer import CacheWriter, SampleRows, begin, commit_plan, finish
+from scalekd.cache.writer import (
+    CacheWriter,
+    SampleRows,
+    ViewRows,
+    begin,
+    commit_plan,
+    finish,
+)
 from scalekd.codecs import FeatureCodec, LogitCodec, fit_codec, load_codec, save_codec
 from scalekd.data import ImageDataset, open_dataset
 from scalekd.data.drawing import DrawnBatch, DrawnViews, DrawRequest
@@ -72,14 +78,6 @@ def photographs(settings: Settings) -> ImageDataset:
     return open_dataset(str(folder))
 
 
-@dataclass(frozen=True)
-class ShardRows:
-    """All that is stored of a shard beside the targets."""
-
-    samples: SampleRows
-    views: dict[str, np.ndarray[Any, Any]]
-
-
 def write_cache(
     root: Path,
     *,
@@ -88,7 +86,7 @@ def write_cache(
     codec: FeatureCodec,
     logits: LogitCodec,
     targets: Callable[[int, int], tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]],
-    rows: Callable[[int, int, int], ShardRows],
+    rows: Callable[[int, int], ViewRows],
     witnesses: np.ndarray[Any, Any],
     max_key_bytes: int,
     fingerprint: str = "0" * 64,
@@ -102,7 +100,7 @@ def write_cache(
         codec: Of the final stage.
         logits: Of the logits.
         targets: Features and logits of ``count`` views from ``first`` on.
-        rows: All else of the shard of this number, with ``count`` views from ``first`` on.
+        rows: All else of ``count`` views from ``first`` on.
         witnesses: Pixels of the first views.
         max_key_bytes: Of the keys.
         fingerprint: Of the image set.
@@ -152,9 +150,8 @@ def write_cache(
                         **{f"logits/{n}": plane for n, plane in logits.encode(scores).items()},
                     }
 
-                open_shard.write_block(encode, block)
-            found = rows(shard, first, count)
-            open_shard.commit(found.samples, found.views, ())
+                open_shard.write_block(encode, rows(start, block))
+            open_shard.commit(())
     if finish(root, plan, layout, 1) is None:
         raise RuntimeError(f"{root}: the cache is not complete")
 
@@ -170,8 +167,8 @@ def write_plain_cache(
     """A cache without images: keys, parameters and hashes of views are made up as well."""
     random = np.random.default_rng(1)
 
-    def rows(shard: int, first: int, count: int) -> ShardRows:
-        return ShardRows(
+    def rows(first: int, count: int) -> ViewRows:
+        return ViewRows(
             SampleRows(
                 keys=tuple(f"{number:09d}" for number in range(first, first + count)),
                 labels=random.integers(0, 10, count, np.int32),
@@ -269,8 +266,8 @@ def photograph_cache(
         scores = random.standard_normal((count, logits.num_classes), dtype=np.float32)
         return made_up_features(codec.shape, count, seed=start + 1), 3 * scores
 
-    def rows(shard: int, start: int, count: int) -> ShardRows:
-        return shard_rows(views.draw(DrawRequest(0, shard, range(start, start + count))), policy)
+    def rows(start: int, count: int) -> ViewRows:
+        return view_rows(views.draw(DrawRequest(0, 0, range(start, start + count))), policy)
 
     partial = root.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -290,10 +287,10 @@ def photograph_cache(
     return root
 
 
-def shard_rows(batch: DrawnBatch, policy: ViewPolicy) -> ShardRows:
+def view_rows(batch: DrawnBatch, policy: ViewPolicy) -> ViewRows:
     """What is stored of drawn views, beside their targets."""
     columns = pack_views(list(batch.params), policy)
-    return ShardRows(
+    return ViewRows(
         SampleRows(batch.keys, batch.labels, batch.source_hashes),
         {
             **{f"view/{name}": column for name, column in columns.items()},
