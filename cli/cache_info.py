@@ -1,16 +1,14 @@
 """``scalekd cache info``."""
 
-from pathlib import Path
-
 import click
 
 from scalekd.cli._options import emit, json_option, size
 
 
 @click.command("info")
-@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("cache")
 @json_option
-def command(cache: Path, *, as_json: bool) -> None:
+def command(cache: str, *, as_json: bool) -> None:
     """Say what a cache holds: teacher, views, stages, codecs and their errors, size."""
     from scalekd.pipelines.inspect_cache import cache_info
 

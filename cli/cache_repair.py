@@ -1,6 +1,5 @@
 """``scalekd cache repair``."""
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -10,7 +9,7 @@ from scalekd.errors import CacheCorrupt
 
 
 @click.command("repair")
-@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("cache")
 @click.option("--data-dir", help="The images the cache was made from.")
 @click.option("--split", default="train", show_default=True, help="Name, folder or pattern.")
 @click.option("--model", help="The teacher's name here, when the cache's does not resolve.")

@@ -1,6 +1,5 @@
 """``scalekd cache verify``."""
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -10,7 +9,7 @@ from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
 
 
 @click.command("verify")
-@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("cache")
 @click.option("--quick", is_flag=True, help="Records and sizes only, without reading the data.")
 @click.option(
     "--deep",
@@ -26,7 +25,7 @@ from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
     "--model-kwargs", multiple=True, type=KeyValue(), help="With --deep: model arguments; repeat."
 )
 @json_option
-def command(cache: Path, *, quick: bool, deep: int | None, as_json: bool, **options: Any) -> None:
+def command(cache: str, *, quick: bool, deep: int | None, as_json: bool, **options: Any) -> None:
     """Check every file of a cache against what was committed; exit code 4 names the damage."""
     from scalekd.pipelines.inspect_cache import verify_cache
 

@@ -1,7 +1,5 @@
 """``scalekd doctor``."""
 
-from pathlib import Path
-
 import click
 
 from scalekd.cli._options import emit, json_option
@@ -9,7 +7,7 @@ from scalekd.errors import CacheMismatch, UsageError
 
 
 @click.command("doctor")
-@click.option("--cache", type=click.Path(path_type=Path), help="A cache to look at.")
+@click.option("--cache", help="A cache to look at.")
 @click.option("--data-dir", help="The images it was made from; draws a sample of views again.")
 @click.option("--split", default="train", show_default=True, help="Name, folder or pattern.")
 @click.option(
@@ -17,7 +15,7 @@ from scalekd.errors import CacheMismatch, UsageError
 )
 @json_option
 def command(
-    *, cache: Path | None, data_dir: str | None, split: str, views: int, as_json: bool
+    *, cache: str | None, data_dir: str | None, split: str, views: int, as_json: bool
 ) -> None:
     """Say what works here, and whether this machine redraws a cache's views to the pixel.
 

@@ -58,14 +58,16 @@ def _switch(name: str, text: str) -> _Decorator:
 _SECTIONS: tuple[_Decorator, ...] = (
     # What is trained, from what.
     _option("--recipe", help="A published recipe by name, or a YAML file; flags override it."),
-    _option("--cache", help="Folder that cache-teacher wrote."),
+    _option("--cache", help="Folder or URL that cache-teacher wrote."),
     _option("--model", help="Student: timm name, alias, hf-hub:… or local-dir:…."),
-    _option("--data-dir", help="Folder or pattern of the images."),
+    _option("--data-dir", help="Folder, URL or pattern of the images."),
     _option("--split", help="Training split.  [default: train]"),
     _option("--val-split", help="Validation split, or none.  [default: val]"),
     _option(
         "--val-cache", help="Cache of the validation split, for the agreement with its teacher."
     ),
+    _option("--local-cache", help="Folder for copies of remote shards and blocks."),
+    _option("--local-cache-size", help="What it may take, such as 500GB.  [default: 100GB]"),
     _option("--img-size", kind=int, help="Student's image size.  [default: the teacher's]"),
     _option("--num-classes", kind=int, help="Classes, when neither teacher nor data tell."),
     _option(

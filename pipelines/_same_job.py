@@ -28,7 +28,7 @@ class SameJob(BaseModel):
     """Where a cache is, and what it was made from.
 
     Attributes:
-        cache: Folder of the cache.
+        cache: Folder or URL of the cache.
         data_dir: The images, when views must be drawn again.
         split: Which of them; see :func:`scalekd.data.open_dataset`.
         model: The teacher's name here, when the manifest's does not resolve.
@@ -39,7 +39,7 @@ class SameJob(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    cache: Path
+    cache: str | Path
     data_dir: str | None = None
     split: str = "train"
     model: str | None = None

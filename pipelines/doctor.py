@@ -8,7 +8,6 @@ import io
 import os
 import platform
 import resource
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from scalekd.data.embedded import embedded_image_set
 from scalekd.data.views import ReplayContract
 from scalekd.errors import CacheMismatch
 from scalekd.pipelines.check_replay import chosen_views, drawing_problem
+from scalekd.storage import Place
 from scalekd.views import ViewPolicy, draw, pixel_environment, render
 
 _PACKAGES = ("scalekd", "torch", "timm", "accelerate", "zarr", "numcodecs", "pcodec", "webdataset")
@@ -67,7 +67,7 @@ class Diagnosis(BaseModel):
 
 
 def diagnose(
-    cache: Path | None = None,
+    cache: Place | None = None,
     *,
     data_dir: str | None = None,
     split: str = "train",

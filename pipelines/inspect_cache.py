@@ -1,7 +1,6 @@
 """Looking at a cache: what it holds, and whether it is sound."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -9,6 +8,7 @@ from pydantic import BaseModel
 from scalekd.cache import CacheReader, open_cache
 from scalekd.cache.layout import SAMPLES, Unit
 from scalekd.cache.verify import verify
+from scalekd.storage import Place, open_storage
 
 
 class CacheInfo(BaseModel):
@@ -84,18 +84,18 @@ class CacheInfo(BaseModel):
             yield "note", self.note
 
 
-def cache_info(path: Path) -> CacheInfo:
+def cache_info(place: Place) -> CacheInfo:
     """Read what a complete cache says of itself.
 
     Raises:
         DataError: No cache there.
         CacheError: It is damaged or incomplete.
     """
-    reader = open_cache(path)
+    reader = open_cache(place)
     manifest, identity = reader.manifest, reader.identity
     measured = manifest.plan.provenance.measured
     return CacheInfo(
-        path=str(path),
+        path=open_storage(place).place,
         cache_id=manifest.plan.cache_id,
         format_version=identity.format_version,
         form="webdataset" if reader.layout.form else "zarr",
@@ -161,11 +161,11 @@ class Verification(BaseModel):
     num_bytes: int
 
 
-def verify_cache(path: Path, *, quick: bool = False) -> Verification:
+def verify_cache(place: Place, *, quick: bool = False) -> Verification:
     """Check every file of a cache; see :func:`scalekd.cache.verify.verify`."""
-    found = verify(path, quick=quick)
+    found = verify(place, quick=quick)
     return Verification(
-        path=str(path),
+        path=open_storage(place).place,
         sound=not found.problems,
         problems=tuple(found.problems),
         damaged_shards=tuple(sorted((str(unit), shard) for unit, shard in found.damaged)),

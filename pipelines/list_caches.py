@@ -145,11 +145,11 @@ def _below(storage: Storage, depth: int, now: float) -> Iterator[ListedCache]:
         yield listed
         if EXTENSIONS_FOLDER in inner:
             for name in extension_names(storage):
-                place = open_storage(storage.locate(extension_path(name)))
+                place = storage.below(extension_path(name))
                 yield from _below(place, 0, now)
     elif depth > 0:
         for name in inner:
-            yield from _below(open_storage(storage.locate(name)), depth - 1, now)
+            yield from _below(storage.below(name), depth - 1, now)
 
 
 def _look(storage: Storage, inner: list[str], now: float) -> ListedCache | None:

@@ -37,13 +37,13 @@ from scalekd.cache.targets import CacheCodecs, save_arrays
 from scalekd.cache.verify import verify
 from scalekd.cache.writer import CacheWriter, SampleRows, begin, commit_plan, finish, table_files
 from scalekd.data.drawing import drawn_samples
-from scalekd.errors import CacheCorrupt, CacheMismatch
+from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
 from scalekd.pipelines._calibrate import calibrate, draw_witnesses
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._same_job import SameJob, TeacherAgain
 from scalekd.pipelines._signals import terminable
 from scalekd.pipelines._write_shards import write_claimed
-from scalekd.storage import LocalStorage
+from scalekd.storage import LocalStorage, is_remote
 from scalekd.storage.files import remove_abandoned, temporary_beside
 from scalekd.views import pixel_environment
 
@@ -91,7 +91,12 @@ def repair_cache(config: RepairConfig) -> RepairResult:
         UsageError: Images are needed, and ``data_dir`` is not given.
     """
     started = time.monotonic()
-    root = config.cache
+    if is_remote(str(config.cache)):
+        raise UsageError(
+            f"{config.cache}: only a folder can be repaired in place; fetch it with `scalekd cache"
+            " pull`, repair it, and send it back with `scalekd cache push --check`"
+        )
+    root = Path(config.cache)
     standing = believed(root)
     refuse_part(LocalStorage(root), "mended")
     remove_abandoned(root)

@@ -107,7 +107,7 @@ def share_cache(config: ShareConfig) -> ShareResult:
     names = []
     for name in _extensions(source):
         inner = extension_path(name)
-        below = open_storage(source.locate(inner)), open_storage(target.locate(inner))
+        below = source.below(inner), target.below(inner)
         if below[0].exists(PLAN_FILE):
             complete &= _bring(config, *below, tally, optional=True)[0]
             names.append(name)

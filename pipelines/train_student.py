@@ -29,6 +29,7 @@ from scalekd.evaluation import (
     cached_answers,
     class_map_by_name,
 )
+from scalekd.storage import LocalCache, make_local_cache, open_storage
 from scalekd.students import Student, create_student
 from scalekd.teachers import (
     Teacher,
@@ -134,10 +135,17 @@ def _open_source(config: TrainConfig) -> CachedTeacher:
         config.cache,
         data_dir=config.data_dir,
         split=config.split,
+        local_cache=_local_cache(config),
         num_classes=config.num_classes,
         targets=config.targets,
         logits_from=config.logits_from,
     )
+
+
+def _local_cache(config: TrainConfig) -> LocalCache | None:
+    if config.local_cache is None:
+        return None
+    return make_local_cache(Path(config.local_cache), config.local_cache_size)
 
 
 def _make_student(config: TrainConfig, source: CachedTeacher) -> Student:
@@ -211,7 +219,7 @@ def _make_evaluator(
     if config.val_split is None or config.data_dir is None:
         return None
     try:
-        images = open_dataset(config.data_dir, config.val_split)
+        images = open_dataset(config.data_dir, config.val_split, local_cache=_local_cache(config))
     except DataError as error:
         raise DataError(
             f"{error}; name the validation split with --val-split, or train without by "
@@ -221,7 +229,8 @@ def _make_evaluator(
     class_map = class_map_by_name(images.class_names, source.class_names, place=images.place)
     answers = None
     if config.val_cache is not None:
-        answers = cached_answers(open_cache(config.val_cache), images, class_map=class_map)
+        validated = open_storage(config.val_cache, local_cache=_local_cache(config))
+        answers = cached_answers(open_cache(validated), images, class_map=class_map)
     spec = student.spec
     return Evaluator(
         EvaluationViews(images, accelerator, config.batch_size, config.workers),

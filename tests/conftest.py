@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import logging
 import os
 import shutil
 import sys
@@ -197,6 +198,7 @@ def _moto(servers: ModuleType) -> Iterator[Any]:
         warnings.simplefilter("ignore")  # of moto's own packages
         from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     with servers.Faulty(servers.forward(*server.get_host_and_port())).serving() as faulty:

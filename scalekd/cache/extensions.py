@@ -21,7 +21,7 @@ from scalekd.cache.targets import SEPARATOR
 from scalekd.cache.webdataset.form import Embed
 from scalekd.cache.writer import differences
 from scalekd.errors import CacheMismatch, UsageError
-from scalekd.storage import Storage, open_storage
+from scalekd.storage import Storage
 from scalekd.views import ViewPolicy
 
 Rows = np.ndarray[Any, Any]
@@ -64,7 +64,7 @@ def open_extension(base: CacheReader, name: str) -> CacheReader:
         CacheError: It is not complete, damaged, or of another cache.
     """
     storage = base.storage
-    inner = open_storage(storage.locate(extension_path(name)))
+    inner = storage.below(extension_path(name))
     if not inner.exists(PLAN_FILE):
         try:
             known = f"it has {', '.join(extension_names(storage)) or 'none'}"

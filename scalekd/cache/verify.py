@@ -104,7 +104,7 @@ def _check_extensions(storage: Storage, manifest: Manifest, quick: bool, found: 
     except UsageError:
         return  # a web server does not tell which there are
     for name in names:
-        inner = open_storage(storage.locate(extension_path(name)))
+        inner = storage.below(extension_path(name))
         if not inner.exists(MANIFEST_FILE):
             continue
         try:

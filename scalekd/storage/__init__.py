@@ -6,7 +6,7 @@ from pathlib import Path
 from scalekd.errors import UsageError
 from scalekd.storage.base import NotStored, Storage, StoredFile, StoredFileError
 from scalekd.storage.local import LocalStorage
-from scalekd.storage.local_cache import LocalCache, make_local_cache
+from scalekd.storage.local_cache import LocalCache, make_local_cache, parse_size
 from scalekd.storage.objects import ObjectStorage
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "is_remote",
     "make_local_cache",
     "open_storage",
+    "parse_size",
 ]
 
 Place = str | Path | Storage

@@ -81,6 +81,10 @@ class Storage(ABC):
         return f"{self.place}/{relative}"
 
     @abstractmethod
+    def below(self, folder: str) -> "Storage":
+        """The files below a folder of this place, read in the same way."""
+
+    @abstractmethod
     def read(self, relative: str, *, max_bytes: int, sha256: str | None = None) -> bytes:
         """The whole content of a file, whose size is known before memory is taken.
 

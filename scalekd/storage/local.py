@@ -29,6 +29,9 @@ class LocalStorage(Storage):
     def locate(self, relative: str) -> str:
         return str(self.root / relative)
 
+    def below(self, folder: str) -> "LocalStorage":
+        return LocalStorage(self.path(folder))
+
     def path(self, relative: str) -> Path:
         """The file itself, refusing a name that leads elsewhere."""
         return inside(self.root, relative)

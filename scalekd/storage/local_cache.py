@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from scalekd.storage.base import Storage, StoredFile, StoredFileError
 from scalekd.storage.files import explained, remove_abandoned, temporary_beside
 
 _KEPT_AFTER_EVICTION = 0.9  # of the limit, so that not every new file starts a search
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([KMGTP])(I)?)?B?")
 _LOCK_SUFFIX = ".lock"
 _USAGE_FILE = "usage"
 
@@ -143,6 +145,9 @@ class CachedStorage(Storage):
         self.origin = origin
         self.cache = cache
         self.place = origin.place
+
+    def below(self, folder: str) -> "CachedStorage":
+        return CachedStorage(self.origin.below(folder), self.cache)
 
     def read(self, relative: str, *, max_bytes: int, sha256: str | None = None) -> bytes:
         if sha256 is None:
@@ -274,6 +279,22 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes of a size such as ``100GB``, ``1.5 TiB`` or ``4096``.
+
+    Raises:
+        ValueError: It is none.
+    """
+    found = _SIZE.fullmatch(str(text).strip().upper())
+    if found is None:
+        raise ValueError("not a size such as 100GB")
+    number, prefix, binary = found.groups()
+    size = int(float(number) * (1024 if binary else 1000) ** " KMGTP".index(prefix or " "))
+    if not 0 < size < 1 << 60:
+        raise ValueError("not a size that a disk has")
+    return size
 
 
 def make_local_cache(folder: Path, max_bytes: int) -> LocalCache:

@@ -103,6 +103,9 @@ class ObjectStorage(Storage):
             raise UsageError(f"{self.place}: lives in one process only")
         return {**self.__dict__, "_opened": None}
 
+    def below(self, folder: str) -> "ObjectStorage":
+        return ObjectStorage(f"{self.place}/{self._path(folder)}")
+
     def read(self, relative: str, *, max_bytes: int, sha256: str | None = None) -> bytes:
         del sha256
         path = self._path(relative)

@@ -19,7 +19,7 @@ from scalekd.distillation import (
     build_objective,
 )
 from scalekd.errors import DataError, UsageError
-from scalekd.storage import LocalStorage, Place
+from scalekd.storage import LocalCache, LocalStorage, Place, open_storage
 from scalekd.students import Student
 from scalekd.teachers import Tail, TeacherSpec, load_tail
 from scalekd.training.module import DistillationModule
@@ -47,6 +47,7 @@ class CachedTeacher:
         data_dir: The images the cache was made from; see `scalekd.data.open_dataset`. Needed where
             the cache holds no images itself, or holds views and the student takes another size.
         split: Which of them.
+        local_cache: Keeps copies of what is read from remote places.
         num_classes: Of the student; by default the teacher's, or, of a teacher without a head,
             those of the images.
         targets: Extension of the cache that gives features, tail and, if it has any, logits.
@@ -72,13 +73,15 @@ class CachedTeacher:
         *,
         data_dir: str | Path | None = None,
         split: str = "train",
+        local_cache: LocalCache | None = None,
         num_classes: int | None = None,
         targets: str | None = None,
         logits_from: Sequence[str] = (),
     ) -> None:
-        self.chosen = ChosenTargets.open(cache, targets=targets, logits_from=logits_from)
+        storage = open_storage(cache, local_cache=local_cache)
+        self.chosen = ChosenTargets.open(storage, targets=targets, logits_from=logits_from)
         self.reader = self.chosen.reader
-        self._data_dir, self._split = data_dir, split
+        self._data_dir, self._split, self._local_cache = data_dir, split, local_cache
         self.images = self._open_images() if self.reader.embed == "none" else None
         self.spec = _spec(self._features)
         shown, place = self.images or self.reader.samples, self.reader.place
@@ -215,7 +218,7 @@ class CachedTeacher:
                 f"--data-dir is missing: {self.reader.place} holds targets, and the images stay"
                 " where they are"
             )
-        return open_dataset(str(self._data_dir), self._split)
+        return open_dataset(str(self._data_dir), self._split, local_cache=self._local_cache)
 
     def _tail(self) -> Tail:
         reader = self._features

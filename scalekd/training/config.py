@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from scalekd.distillation.config import ObjectiveName, ScaleKDConfig
 from scalekd.errors import UsageError
+from scalekd.storage import parse_size
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+Size = Annotated[int, BeforeValidator(parse_size)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -40,6 +42,8 @@ class TrainConfig(BaseModel):
     split: str = "train"
     val_split: str | None = "val"
     val_cache: str | None = None
+    local_cache: str | None = None
+    local_cache_size: Size = 100 * 10**9
     img_size: Positive | None = None
     num_classes: Positive | None = None
     model_kwargs: dict[str, Any] = {}

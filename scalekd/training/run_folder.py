@@ -33,7 +33,18 @@ _FIXED_ON_RESUME = (
     "model_ema",
 )
 # What these say is about this launch, not about the run.
-_FREE_ON_RESUME = frozenset({"output", "resume", "workers", "log_interval", "cache", "data_dir"})
+_FREE_ON_RESUME = frozenset(
+    {
+        "output",
+        "resume",
+        "workers",
+        "log_interval",
+        "cache",
+        "data_dir",
+        "local_cache",
+        "local_cache_size",
+    }
+)
 
 
 class RunFolder:
