@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from scalekd.cache import CacheReader, open_cache
 from scalekd.cache.files import FileDigest
 from scalekd.cache.records import has_record
+from scalekd.cache.selection import refuse_part
 from scalekd.cache.webdataset.form import Embed, WebDatasetForm, form_name
 from scalekd.cache.writer import (
     CacheWriter,
@@ -96,6 +97,7 @@ def convert_cache(config: ConvertConfig) -> ConvertResult:
     form = WebDatasetForm(embed=config.embed) if config.format == "webdataset" else None
     _check_options(config)
     reader = open_cache(config.source)
+    refuse_part(reader.storage, "converted")
     if reader.layout.form == form:
         raise UsageError(f"{reader.place} is in {form_name(form)} already; copy it instead")
     plan, num_passes = reader.manifest.plan, reader.num_passes

@@ -24,6 +24,7 @@ from scalekd.cache.repair import (
     Standing,
     believed,
     damaged_documents,
+    damaged_form,
     damaged_shards,
     drop_manifest,
     is_sound,
@@ -35,6 +36,7 @@ from scalekd.cache.repair import (
 from scalekd.cache.selection import refuse_part
 from scalekd.cache.targets import CacheCodecs, save_arrays
 from scalekd.cache.verify import verify
+from scalekd.cache.webdataset.form import INFO_FILE
 from scalekd.cache.writer import CacheWriter, SampleRows, begin, commit_plan, finish, table_files
 from scalekd.data.drawing import drawn_samples
 from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
@@ -102,6 +104,9 @@ def repair_cache(config: RepairConfig) -> RepairResult:
     remove_abandoned(root)
     maker = TeacherAgain(config, standing.plan.identity)
     mended, redone = [], []
+    for relative, content in damaged_form(root, standing).items():
+        put(root, relative, content)
+        mended.append(relative)
     with _scratch_folder(root) as scratch:
         mended += _mend_tables(root, standing, maker, scratch)
         layout = CacheCodecs.load(root, standing.plan.identity).layout(standing.plan.identity)
@@ -115,11 +120,10 @@ def repair_cache(config: RepairConfig) -> RepairResult:
                 if again:
                     redone.append((str(damage.unit), damage.shard))
     remove_settled(root)
-    before = _content(root / MANIFEST_FILE)
+    before = {path: _content(root / path) for path in (INFO_FILE, MANIFEST_FILE)}
     drop_manifest(root, standing)
     finish(root, standing.plan, layout, standing.num_passes)
-    if before != _content(root / MANIFEST_FILE):
-        mended.append(MANIFEST_FILE)
+    mended += [path for path, content in before.items() if content != _content(root / path)]
     removed = []
     found = verify(root, quick=True)
     if config.remove_extra and found.strangers:

@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import get_args
 
-from scalekd.cache.files import FileDigest, digest_on_disk, read_bounded
+from scalekd.cache.files import FileDigest, digest, digest_on_disk, read_bounded
 from scalekd.cache.layout import (
     MANIFEST_FILE,
     PLAN_FILE,
@@ -34,6 +35,7 @@ from scalekd.cache.reader import read_manifest
 from scalekd.cache.records import has_record, read_record, record_hash
 from scalekd.cache.store import unit_documents
 from scalekd.cache.verify import file_problem
+from scalekd.cache.webdataset.form import FORM_FILE, Embed, WebDatasetForm
 from scalekd.cache.writer import read_plan
 from scalekd.errors import CacheCorrupt, CacheError, DataError, UsageError
 from scalekd.storage import LocalStorage
@@ -160,6 +162,27 @@ def _begun(root: Path) -> int:
     ):
         number += 1
     return number
+
+
+def damaged_form(root: Path, standing: Standing) -> dict[str, bytes]:
+    """The form document, if it is not as it must be, with what it must hold.
+
+    Raises:
+        CacheCorrupt: There are tars, and nothing tells what they embed.
+    """
+    if standing.manifest is None:
+        if next(root.glob("passes/*/*.tar"), None) and not (root / FORM_FILE).exists():
+            raise CacheCorrupt(
+                f"{root}: neither {FORM_FILE} nor the manifest can be read, so nothing says what"
+                " the tars embed; put a copy of either back"
+            )
+        return {}
+    expected = standing.manifest.files.get(FORM_FILE)
+    if expected is None or is_sound(root, FORM_FILE, expected):
+        return {}
+    made = (canonical(WebDatasetForm(embed=embed)) for embed in get_args(Embed))
+    right = [content for content in made if digest(content) == expected]
+    return {FORM_FILE: right[0]} if right else {}
 
 
 def damaged_documents(root: Path, standing: Standing, layout: Layout) -> dict[str, bytes]:

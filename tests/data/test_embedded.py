@@ -1,0 +1,143 @@
+"""Students take images or views out of the cache itself: the same pixels, or a refusal."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scalekd.cache import open_cache
+from scalekd.cache.webdataset.reader import IMAGE
+from scalekd.data import CachedViewLoader, ImageDataset, open_dataset
+from scalekd.data.embedded import embedded_image_set
+from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
+from scalekd.pipelines.convert_cache import ConvertConfig, convert_cache
+from scalekd.views import encode_view
+
+GROUPS = ("stage4", "logits")
+
+
+@pytest.fixture(scope="module")
+def caches(
+    recorded: Any, tiny_images: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """One cache in every form; of every augmentation. Read only."""
+    folder = tmp_path_factory.mktemp("forms")
+    found = {"zarr": recorded.root}
+    for embed in ("none", "source", "view"):
+        found[embed] = folder / embed
+        convert_cache(
+            ConvertConfig(
+                source=str(recorded.root),
+                output=found[embed],
+                format="webdataset",
+                embed=embed,
+                data_dir=str(tiny_images) if embed != "none" else None,
+                workers=0,
+            )
+        )
+    return found
+
+
+def loader(root: Path, images: ImageDataset | None, **options: Any) -> CachedViewLoader:
+    settings = {"batch_size": 7, "groups": GROUPS, "seed": 5, **options}
+    return CachedViewLoader(open_cache(root), images, **settings)
+
+
+@pytest.mark.parametrize("form", ["none", "source", "view"])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_are_those_of_the_zarr_form(
+    caches: dict[str, Path], tiny_images: Path, form: str, num_workers: int
+) -> None:
+    images = open_dataset(str(tiny_images))
+    theirs = loader(caches["zarr"], images)
+    ours = loader(caches[form], images if form == "none" else None, num_workers=num_workers)
+    for epoch in (0, 1):
+        for there, here in zip(theirs.epoch(epoch), ours.epoch(epoch), strict=True):
+            assert there.keys() == here.keys()
+            for name in there:
+                assert there[name].dtype == here[name].dtype
+                np.testing.assert_array_equal(there[name].numpy(), here[name].numpy())
+
+
+def test_at_another_size_views_are_drawn_from_images_and_never_from_views(
+    caches: dict[str, Path], tiny_images: Path
+) -> None:
+    images = open_dataset(str(tiny_images))
+    expected = next(loader(caches["zarr"], images, view_size=(24, 24)).epoch(0))["pixels"]
+    for form, given in (("source", None), ("view", images)):
+        found = next(loader(caches[form], given, view_size=(24, 24)).epoch(0))["pixels"]
+        np.testing.assert_array_equal(found.numpy(), expected.numpy())
+    with pytest.raises(UsageError, match="views of 32 x 32 pixels, and the student takes 24 x 24"):
+        loader(caches["view"], None, view_size=(24, 24))
+    for form in ("zarr", "none"):
+        with pytest.raises(UsageError, match="--data-dir is missing"):
+            loader(caches[form], None)
+
+
+def test_the_embedded_image_set_is_the_image_set(
+    caches: dict[str, Path], tiny_images: Path
+) -> None:
+    there, here = open_dataset(str(tiny_images)), open_dataset(str(caches["source"]))
+    assert here.fingerprint == there.fingerprint
+    assert here.class_names == there.class_names
+    for number in (0, 23, 24, 69):
+        assert here[number] == there[number]
+    for form in ("none", "view"):
+        with pytest.raises(UsageError, match="no encoded images"):
+            embedded_image_set(open_cache(caches[form]))
+
+
+def test_swapped_images_and_edited_views_are_noticed(
+    caches: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever can write all digests can swap images; the hashes of images and pixels tell."""
+    from scalekd.cache.reader import CacheReader
+
+    read_rows = CacheReader.read_rows
+
+    def swapped(self: CacheReader, *arguments: Any) -> dict[str, np.ndarray]:
+        rows = read_rows(self, *arguments)
+        if IMAGE in rows and len(rows[IMAGE]) > 1:
+            rows[IMAGE] = rows[IMAGE][::-1]
+        return rows
+
+    views = [loader(caches[form], None) for form in ("source", "view")]
+    monkeypatch.setattr(CacheReader, "read_rows", swapped)
+    for found, message in zip(views, ("is another image", "redraws a view"), strict=True):
+        with pytest.raises(CacheMismatch, match=message):
+            list(found.epoch(0))
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (encode_view(np.zeros((16, 32, 3), np.uint8)), "16 x 32 pixels, not 32 x 32"),
+        (b"RIFF no image", "does not decode"),
+    ],
+)
+def test_embedded_views_that_are_none(
+    caches: dict[str, Path], monkeypatch: pytest.MonkeyPatch, image: bytes, message: str
+) -> None:
+    found = loader(caches["view"], None)
+    monkeypatch.setattr(found.views, "_of", _given(image))
+    with pytest.raises(CacheCorrupt, match=message):
+        list(found.epoch(0))
+
+
+def _given(image: bytes) -> Callable[..., Any]:
+    from scalekd.data import Sample
+
+    return lambda index, _: Sample(str(index), image, 0)
+
+
+def test_a_damaged_tar_stops_training(caches: dict[str, Path], tmp_path: Path) -> None:
+    root = Path(shutil.copytree(caches["view"], tmp_path / "cache"))
+    path = root / "passes/0000/000001.tar"
+    content = bytearray(path.read_bytes())
+    content[700] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CacheCorrupt, match=r"passes/0000/000001\.tar"):
+        list(loader(root, None).epoch(0))

@@ -1,0 +1,46 @@
+"""Tars come back to the byte like anything else of a cache."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scalekd.errors import CacheCorrupt
+from scalekd.pipelines.repair_cache import RepairConfig, repair_cache
+
+_DAMAGED = [
+    "passes/0001/000002.tar",
+    "passes/0000/000000.index.safetensors",
+    "webdataset.json",
+    "_info.json",
+    "passes/fields.json",
+    "records/0001/000001.json",
+    "manifest.json",
+    "samples/key/c/1/0",
+]
+
+
+def test_all_that_is_damaged_is_mended_to_the_byte(
+    make_cache: Callable[..., Any],
+    tiny_images: Path,
+    tmp_path: Path,
+    file_contents: Callable[[Path], dict[str, bytes]],
+) -> None:
+    root = tmp_path / "cache"
+    make_cache(root, format="webdataset", embed="view")
+    sound = file_contents(root)
+    config = RepairConfig(cache=root, data_dir=str(tiny_images), workers=0)
+    for number, path in enumerate(_DAMAGED):
+        if number % 2:
+            (root / path).unlink()
+        else:
+            (root / path).write_bytes((root / path).read_bytes()[:-2] + b"xx")
+        found = repair_cache(config)
+        assert found.sound, found.problems
+        assert found.mended == (path,)
+        assert file_contents(root) == sound
+    (root / "webdataset.json").unlink()
+    (root / "manifest.json").unlink()
+    with pytest.raises(CacheCorrupt, match="nothing says what the tars embed"):
+        repair_cache(config)
