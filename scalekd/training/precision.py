@@ -4,6 +4,8 @@ from typing import Literal
 
 import torch
 
+from scalekd.errors import UsageError
+
 Precision = Literal["bf16", "fp16", "no"]
 
 AUTOCAST_DTYPES: dict[Precision, torch.dtype | None] = {
@@ -18,7 +20,14 @@ def choose_precision(requested: Literal["auto", "bf16", "fp16", "no"]) -> Precis
 
     A CPU without AMX or AVX512-BF16 emulates it: there it was measured eight times slower than
     full precision, while CPUs that have it are several times faster.
+
+    Raises:
+        UsageError: Half precision on a CPU, where Accelerate computes in full precision in silence.
     """
+    if requested == "fp16" and not torch.accelerator.is_available():
+        raise UsageError(
+            "--amp fp16: needs an accelerator, and this machine has none; take bf16 or no"
+        )
     if requested != "auto":
         return requested
     if torch.accelerator.is_available():

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from scalekd.errors import UsageError
 from scalekd.training.checkpoint import Position, read_checkpoint, write_checkpoint
+from scalekd.training.compilation import compile_faults, compile_parts
 from scalekd.training.config import TrainConfig
 from scalekd.training.coordination import (
     Coordinator,
@@ -136,10 +137,7 @@ class Trainer:
             else None
         )
         if config.torchcompile:
-            # In place, so that names stay as they are. What joins the projectors is cheap.
-            projectors = getattr(module.objective, "projectors", nn.ModuleDict())
-            for part in (module.student, *projectors.values()):
-                part.compile(backend=config.torchcompile)
+            compile_parts(module, config.torchcompile)
         raw_optimizer = build_optimizer(config, student, module.objective)
         self._scheduler, self.num_epochs = build_scheduler(
             config, raw_optimizer, updates_per_epoch=self._updates_per_epoch
@@ -300,7 +298,7 @@ class Trainer:
             num_views += len(batch["label"]) * self._accelerator.num_processes
             final = micro == num_micro_batches - 1
             sync = contextlib.nullcontext() if final else self._accelerator.no_sync(self._model)
-            with sync:
+            with sync, compile_faults(self.config.torchcompile):
                 output = self._forward(batch)
                 self._accelerator.backward(output.losses["total"] / num_micro_batches)
             terms = {"loss": output.losses["total"]} | {

@@ -19,8 +19,11 @@ from scalekd.distillation import (
     StageConfig,
     Targets,
     build_objective,
+    feature_objective,
     kd_loss,
+    spatial_loss,
 )
+from scalekd.distillation import objective as objective_module
 from scalekd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -121,6 +124,38 @@ def test_unused_branches_are_not_built(toys: "Toys") -> None:
     # Stage 4 asks with stage 3's outputs, so stage 3 stays even where its own loss is off.
     assert built["stage4-only"] == built["all"]
     assert built["light-stage4-frequency-only"] == built["light"]
+
+
+@_EVERY_ABLATION
+def test_every_module_that_is_built_runs_once(toys: "Toys", settings: dict[str, Any]) -> None:
+    objective = toys.objective(**settings)
+    calls = dict.fromkeys(objective.projectors, 0)
+    for name, projector in objective.projectors.items():
+
+        def count(*_: Any, name: str = name) -> None:
+            calls[name] += 1
+
+        projector.register_forward_hook(count)
+    objective(*toys.batch())
+    assert set(calls.values()) == {1}
+
+
+def test_a_weight_of_zero_costs_no_parameter_and_no_loss(
+    toys: "Toys", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def size(objective: nn.Module) -> int:
+        return sum(parameter.numel() for parameter in objective.parameters())
+
+    without = {
+        stage: StageConfig(frequency_weight=0, num_heads=heads)
+        for stage, heads in (("stage3", 2), ("stage4", 4))
+    }
+    whole, half = toys.objective(), toys.objective(**without)
+    assert size(half) == size(whole) / 2  # both views have projectors of the same size
+    monkeypatch.setattr(feature_objective, "_FEATURE_LOSSES", {"spatial": spatial_loss})
+    monkeypatch.delattr(objective_module, "soft_cross_entropy")
+    objective = toys.objective(**without, kd=False)
+    assert objective(*toys.batch())["total"].isfinite()
 
 
 def test_queries_are_learned_only_where_none_are_given(toys: "Toys") -> None:

@@ -5,7 +5,10 @@ import timm
 import torch
 from torch import nn
 
+from scalekd.distillation import ScaleKDConfig, ScaleKDObjective
 from scalekd.errors import UsageError
+from scalekd.shapes import FeatureShape
+from scalekd.students import create_student
 from scalekd.training import TrainConfig, build_optimizer, build_scheduler, parameter_groups
 
 
@@ -38,6 +41,40 @@ def test_published_exclusions_of_weight_decay(student: Any) -> None:
     assert decay_of(groups, projector.pos_embed) == decay_of(groups, projector.norm.weight) == 0
     assert decay_of(groups, student.head.weight) == 0.05
     assert decay_of(groups, projector.query.weight) == 0.05  # decayed in the reference too
+
+
+def test_the_real_projectors_and_student_are_decayed_as_published() -> None:
+    """Section by section of the DeiT-B recipe: norms, biases, vectors, tokens and positions not."""
+    student = create_student("test_vit", num_classes=5, img_size=32)
+    objective = ScaleKDObjective(
+        student_levels=student.spec.levels,
+        teacher_stages={4: FeatureShape((3, 3), 24)},
+        config=ScaleKDConfig(tpp=False, self_query=True),
+    )
+    groups = parameter_groups(student.model, objective, lr=1, weight_decay=0.05)
+    named = [*student.model.named_parameters(), *objective.named_parameters()]
+    kept = {name for name, p in named if decay_of(groups, p) == 0}
+    decayed = {name for name, p in named if decay_of(groups, p) == 0.05}
+    assert kept | decayed == {name for name, _ in named}
+    assert {"pos_embed", "cls_token"} <= kept
+    for place in ("stage3_spatial", "stage4_frequency"):
+        start = f"projectors.{place}."
+        assert start + "pos_embed" in kept
+        assert start + "query_embed" in decayed  # decayed in the reference too
+    parts = {name: name.rpartition(".")[2] for name, _ in named}
+    weights = dict(named)
+    for name in decayed:
+        assert parts[name] in ("weight", "query_embed")
+        assert weights[name].ndim >= 2
+    for name in kept:
+        assert weights[name].ndim <= 1 or parts[name] in ("pos_embed", "cls_token", "reg_token")
+
+
+def test_what_an_objective_lists_is_not_decayed(student: nn.Module) -> None:
+    projector = Projector()
+    projector.no_weight_decay = lambda: {"query.weight"}  # type: ignore[method-assign, assignment]
+    groups = parameter_groups(student, projector, lr=1, weight_decay=0.05)
+    assert decay_of(groups, projector.query.weight) == 0
 
 
 def test_what_a_student_lists_is_not_decayed(student: Any) -> None:

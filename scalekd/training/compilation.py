@@ -1,0 +1,52 @@
+"""``--torchcompile``: student and projectors compiled in place, and what can go wrong with it."""
+
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from scalekd.errors import EnvironmentFault, UsageError
+
+
+def compile_parts(module: nn.Module, backend: str) -> None:
+    """Compile student and projectors on their first call; their names stay as they are.
+
+    What joins the projectors is cheap, and stays as it is.
+
+    Args:
+        module: A `DistillationModule`.
+        backend: One of ``torch.compiler.list_backends``.
+
+    Raises:
+        UsageError: torch has no such backend.
+    """
+    known = torch.compiler.list_backends(exclude_tags=None)  # type: ignore[no-untyped-call]
+    if backend not in known:
+        near = difflib.get_close_matches(backend, known, n=1)
+        hint = f"did you mean {near[0]}? There" if near else "there"
+        raise UsageError(f"--torchcompile {backend}: {hint} are {', '.join(sorted(known))}")
+    projectors = getattr(module.objective, "projectors", nn.ModuleDict())
+    for part in (module.student, *projectors.values()):
+        part.compile(backend=backend)  # type: ignore[operator, union-attr]
+
+
+@contextmanager
+def compile_faults(backend: str | None) -> Iterator[None]:
+    """Say in one line that compilation failed; it happens in the first forward and backward.
+
+    Raises:
+        EnvironmentFault: It did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if backend is None or not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+            raise
+        told = str(error).strip().partition("\n\n")[0]  # hints on debugging torch follow
+        reason = " ".join(told.split()) or type(error).__name__
+        raise EnvironmentFault(
+            f"--torchcompile {backend}: {reason[:300]}; leave the option out, or try another "
+            "backend such as aot_eager"
+        ) from error
