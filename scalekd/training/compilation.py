@@ -22,14 +22,14 @@ def compile_parts(module: nn.Module, backend: str) -> None:
     Raises:
         UsageError: torch has no such backend.
     """
-    known = torch.compiler.list_backends(exclude_tags=None)  # type: ignore[no-untyped-call]
+    known = torch.compiler.list_backends(exclude_tags=None)
     if backend not in known:
         near = difflib.get_close_matches(backend, known, n=1)
         hint = f"did you mean {near[0]}? There" if near else "there"
         raise UsageError(f"--torchcompile {backend}: {hint} are {', '.join(sorted(known))}")
     projectors = getattr(module.objective, "projectors", nn.ModuleDict())
     for part in (module.student, *projectors.values()):
-        part.compile(backend=backend)  # type: ignore[operator, union-attr]
+        part.compile(backend=backend)
 
 
 @contextmanager
