@@ -18,6 +18,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from scalekd.cache.card import check_hub_limits, dataset_card
 from scalekd.cache.extensions import extension_names, extension_path
 from scalekd.cache.layout import PLAN_FILE
 from scalekd.cache.selection import (
@@ -30,7 +31,7 @@ from scalekd.cache.transfer import SourceCache, Tally, Transfer
 from scalekd.errors import EnvironmentFault, UsageError
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._signals import terminable
-from scalekd.storage import LocalStorage, Storage, open_storage
+from scalekd.storage import HubStorage, LocalStorage, Storage, open_storage
 
 Range = tuple[int, int]
 
@@ -151,6 +152,8 @@ def _bring(
         tally=tally,
     )
     _check_space(source, target, asked)
+    if isinstance(target, HubStorage):
+        check_hub_limits(source.files(asked), target.place)
     if not asked.is_all:
         _declare(target, asked)
     transfer.prepare()
@@ -169,7 +172,11 @@ def _bring(
             commit_selection(target, number + 1, wanted)
             continue  # it stands now, or another process took the number
         if standing_selection(target) == (number, standing):
-            return transfer.seal(), wanted
+            complete = transfer.seal()
+            if isinstance(target, HubStorage) and not optional:
+                card = dataset_card(source.plan, source.manifest, target.place)
+                target.commit("README.md", card.encode(), exclusive=True)  # its owner may edit it
+            return complete, wanted
 
 
 def _declare(target: Storage, asked: Selection) -> None:

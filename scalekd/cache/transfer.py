@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from scalekd.cache.files import FileDigest, digest, digest_of, read_bounded, read_checked
 from scalekd.cache.layout import (
@@ -33,7 +34,7 @@ from scalekd.cache.manifest import (
     canonical,
     parse_committed,
 )
-from scalekd.cache.records import read_record, record_hash
+from scalekd.cache.records import read_record, record_hash, unit_files
 from scalekd.cache.selection import (
     Selection,
     check_owner,
@@ -100,6 +101,17 @@ class SourceCache:
             for unit, shard in found
             if selection.has_unit(unit) and selection.has_shard(shard)
         ]
+
+    def files(self, selection: Selection) -> Iterator[str]:
+        """Every file of a selection, by the layout; a few more where images were skipped."""
+        identity = self.plan.identity
+        layout = CacheCodecs.load(self.storage, identity).layout(identity)
+        yield from (PLAN_FILE, MANIFEST_FILE, *table_files(identity))
+        yield from self.manifest.files if self.manifest else ()
+        for unit, shard in self.shards(selection):
+            yield record_path(unit, shard)
+            files = unit_files(layout, unit, shard, identity.rows_of(shard))
+            yield from filter(selection.has_file, files)
 
 
 def _standing_manifest(storage: Storage) -> Manifest | None:
@@ -228,9 +240,11 @@ class Transfer:
         codecs = CacheCodecs.load(source.storage, source.plan.identity)
         layout = codecs.layout(source.plan.identity)
         shards = source.shards(selection)
+        # A store that commits together commits one shard after another.
+        num_shards = 1 if self._target.commits_together else self._jobs
         with (
             ThreadPoolExecutor(self._jobs, thread_name_prefix="transfer-file") as files,
-            ThreadPoolExecutor(self._jobs, thread_name_prefix="transfer-shard") as work,
+            ThreadPoolExecutor(num_shards, thread_name_prefix="transfer-shard") as work,
         ):
             self._bring_files(self._common_files(selection, layout), files)
 
@@ -303,7 +317,10 @@ class Transfer:
         content = canonical(record)
         stands = path in self._standing and self._holds_record(path, content)
         wanted = {file: found for file, found in record.files.items() if selection.has_file(file)}
-        num_brought = self._bring_files(wanted, files, is_ours=stands)
+        if self._target.commits_together and not stands:
+            num_brought = self._bring_files({**wanted, path: content}, files)
+        else:
+            num_brought = self._bring_files(wanted, files, is_ours=stands)
         if not stands and not self._target.commit(path, content, exclusive=True):
             self._holds_record(path, content)
         with self._lock:
@@ -333,6 +350,8 @@ class Transfer:
         is_ours: bool = False,
     ) -> int:
         """Bring files in parallel; returns the number brought. Reports the first error."""
+        if self._target.commits_together:
+            return self._bring_together(wanted, files, replace=is_ours or self._check)
         pending = [
             files.submit(self._bring_file, path, found, is_ours=is_ours)
             for path, found in wanted.items()
@@ -344,29 +363,63 @@ class Transfer:
                 future.cancel()
             raise
 
+    def _bring_together(
+        self, wanted: Mapping[str, FileDigest | bytes], files: ThreadPoolExecutor, *, replace: bool
+    ) -> int:
+        """Bring files in commits of many, in order; all of them are in memory meanwhile."""
+        expected = {p: digest(f) if isinstance(f, bytes) else f for p, f in wanted.items()}
+        missing = [path for path in wanted if not self._stands(path, expected[path])]
+
+        def content(path: str) -> bytes:
+            found = wanted[path]
+            if isinstance(found, bytes):
+                return found
+            return read_checked(self._source.storage, path, found)
+
+        data = dict(zip(missing, files.map(content, missing), strict=True))
+        made = self._target.commit_all(data, exclusive=not replace) if data else set()
+        unsure = missing if self._read_back else [path for path in missing if path not in made]
+        differing = files.map(lambda path: self._differs(path, expected[path]), unsure)
+        for path, differs in zip(unsure, differing, strict=True):
+            if differs:
+                self._refuse(path, made=path in made)
+        for path in missing:
+            self._arrived(path, expected[path].num_bytes)
+        return len(missing)
+
     def _bring_file(self, path: str, wanted: FileDigest | bytes, *, is_ours: bool) -> bool:
         """Bring one file unless it stands; ``is_ours``: its record does, and names these bytes."""
         expected = digest(wanted) if isinstance(wanted, bytes) else wanted
-        standing = self._standing.get(path)
-        if standing == expected.num_bytes and not (self._check and self._differs(path, expected)):
+        if self._stands(path, expected):
             return False
         made = self._put(path, wanted, expected, replace=is_ours or self._check)
-        if not made and self._differs(path, expected):
-            raise CacheMismatch(
-                f"{self._target.locate(path)}: holds other bytes than are to come, and no commit"
-                " record there says which are right: an interrupted copy, or another job's; pass"
-                " --check to replace it"
-            )
-        if self._read_back and self._differs(path, expected):
-            raise CacheCorrupt(
-                f"{self._target.locate(path)}: did not arrive as it was sent; run the same command"
-                " again with --check"
-            )
-        with self._lock:
-            self._standing[path] = expected.num_bytes
-            self.tally.num_files += 1
-            self.tally.num_bytes += expected.num_bytes
+        if (self._read_back or not made) and self._differs(path, expected):
+            self._refuse(path, made=made)
+        self._arrived(path, expected.num_bytes)
         return True
+
+    def _stands(self, path: str, expected: FileDigest) -> bool:
+        """Whether a file need not be brought."""
+        if self._standing.get(path) != expected.num_bytes:
+            return False
+        return not (self._check and self._differs(path, expected))
+
+    def _arrived(self, path: str, num_bytes: int) -> None:
+        with self._lock:
+            self._standing[path] = num_bytes
+            self.tally.num_files += 1
+            self.tally.num_bytes += num_bytes
+
+    def _refuse(self, path: str, *, made: bool) -> NoReturn:
+        where = self._target.locate(path)
+        if made:
+            raise CacheCorrupt(
+                f"{where}: did not arrive as it was sent; run the same command again with --check"
+            )
+        raise CacheMismatch(
+            f"{where}: holds other bytes than are to come, and no commit record there says which"
+            " are right: an interrupted copy, or another job's; pass --check to replace it"
+        )
 
     def _put(
         self, path: str, wanted: FileDigest | bytes, expected: FileDigest, *, replace: bool

@@ -3,13 +3,14 @@
 import re
 from pathlib import Path
 
-from scalekd.errors import UsageError
 from scalekd.storage.base import NotStored, Storage, StoredFile, StoredFileError
+from scalekd.storage.hub import HubStorage
 from scalekd.storage.local import LocalStorage
 from scalekd.storage.local_cache import LocalCache, make_local_cache, parse_size
 from scalekd.storage.objects import ObjectStorage
 
 __all__ = [
+    "HubStorage",
     "LocalCache",
     "LocalStorage",
     "NotStored",
@@ -41,8 +42,8 @@ def open_storage(place: Place, *, local_cache: LocalCache | None = None) -> Stor
     """The files at a place. Nothing is read yet.
 
     Args:
-        place: A folder, ``file://``, ``s3://``, ``gs://``, ``az://``, ``https://``; a storage is
-            given back as it is.
+        place: A folder, ``file://``, ``s3://``, ``gs://``, ``az://``, ``https://``, ``hf://``; a
+            storage is given back as it is.
         local_cache: Keeps copies of what is read from a remote place.
 
     Raises:
@@ -60,5 +61,5 @@ def open_storage(place: Place, *, local_cache: LocalCache | None = None) -> Stor
     if url[1] == "file":
         return LocalStorage(place.removeprefix("file://"))
     if url[1] == "hf":
-        raise UsageError(f"{place}: hf:// is not supported yet")
+        return HubStorage(place)
     return ObjectStorage(place)

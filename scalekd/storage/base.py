@@ -7,7 +7,7 @@ there before. Nothing here knows what the files mean: digests are checked by who
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
@@ -71,10 +71,12 @@ class Storage(ABC):
     Attributes:
         place: Folder or URL that was opened, for messages; holds no secret.
         is_remote: Whether reading goes over a network.
+        commits_together: Whether files are better written by :meth:`commit_all` than one by one.
     """
 
     place: str
     is_remote: bool = True
+    commits_together: bool = False
 
     def locate(self, relative: str) -> str:
         """Where a file stands, for messages."""
@@ -183,6 +185,16 @@ class Storage(ABC):
             UsageError: The store is read-only.
             EnvironmentFault: Disk full, no permission, store out of reach.
         """
+
+    def commit_all(self, files: Mapping[str, bytes], *, exclusive: bool = False) -> set[str]:
+        """Write several files in order, together where the store can; see :meth:`commit`.
+
+        Returns:
+            The files that this call made.
+        """
+        return {
+            path for path, data in files.items() if self.commit(path, data, exclusive=exclusive)
+        }
 
     @abstractmethod
     def delete(self, relative: str) -> None:

@@ -1,0 +1,113 @@
+"""The dataset card of a cache on the Hugging Face Hub, and whether the Hub takes its files.
+
+The Hub takes at most 10,000 files in a folder and recommends fewer than 100,000 in a repository
+(https://huggingface.co/docs/hub/storage-limits, read in November 2026); a file of a cache is far
+below the largest it takes.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+import yaml
+
+from scalekd.cache.manifest import Manifest, Plan
+from scalekd.errors import UsageError
+
+MAX_FILES_PER_FOLDER = 10_000
+MAX_FILES = 100_000
+# Of https://huggingface.co/docs/hub/repositories-licenses, those that model weights commonly have.
+_KNOWN_LICENCES = frozenset(
+    {
+        *("afl-3.0", "agpl-3.0", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "gpl-3.0"),
+        *("cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-4.0", "cc-by-sa-4.0"),
+        *("cc0-1.0", "lgpl-3.0", "mit", "mpl-2.0", "openrail", "unlicense"),
+    }
+)
+
+
+def check_hub_limits(paths: Iterable[str], place: str) -> None:
+    """Raise ``UsageError`` when a repository would hold more files than the Hub takes.
+
+    Args:
+        paths: Every file that is to stand there.
+        place: For the message.
+    """
+    folders = Counter(path.rpartition("/")[0] for path in paths)
+    folder, most = max(folders.items(), key=lambda item: item[1], default=("", 0))
+    for found, limit, what in (
+        (most, MAX_FILES_PER_FOLDER, f"files in {folder}/"),
+        (sum(folders.values()), MAX_FILES, "files in all"),
+    ):
+        if found > limit:
+            raise UsageError(
+                f"{place}: the cache has {found:,} {what}, and the Hub takes {limit:,}; send some"
+                " passes or shards only, or the webdataset form (`scalekd cache convert`), which"
+                " has one file a shard"
+            )
+
+
+def dataset_card(plan: Plan, manifest: Manifest | None, place: str) -> str:
+    """README.md of the repository: what the cache is, under which licence, and how to use it."""
+    identity, provenance = plan.identity, plan.provenance
+    teacher, licence = identity.teacher, (provenance.licence or "").strip()
+    header: dict[str, object] = {
+        "license": licence.lower() if licence.lower() in _KNOWN_LICENCES else "other",
+        "pretty_name": f"scalekd cache of {teacher['model']}",
+        "task_categories": ["image-classification"],
+        "tags": ["knowledge-distillation", "scalekd", "soft-labels"],
+    }
+    if header["license"] == "other":
+        header["license_name"] = licence or "not-stated"
+    views, data = identity.views, identity.data
+    height, width = views.view_size
+    rows = [
+        ("teacher", f"`{teacher['model']}`, weights SHA-256 `{teacher['weights_sha256']}`"),
+        ("licence of the teacher's weights", licence or "not stated by the maker"),
+        ("note of the maker", provenance.note or "none"),
+        ("images", f"{data.num_samples:,}, fingerprint `{data.fingerprint}`; not included"),
+        ("views", f"{views.policy['policy']}, {height} x {width} px, seed {views.seed}"),
+        ("passes", f"{manifest.num_passes}" if manifest else "not complete yet"),
+        *(
+            (f"stage {stage}", _stage(plan, stage, str(identity.request.get("codec"))))
+            for stage in identity.stages
+        ),
+        ("logits", str(identity.request.get("logits")) if identity.logits else "none"),
+        ("size", f"{manifest.total_bytes:,} bytes" if manifest else "not complete yet"),
+        ("cache", f"`{plan.cache_id}`, format {identity.format_version}"),
+    ]
+    lines = [
+        "---",
+        yaml.safe_dump(header, sort_keys=True).strip(),
+        "---",
+        "",
+        f"# What {teacher['model']} said of {data.num_samples:,} images",
+        "",
+        "Features and logits of a vision teacher, view by view, to train students from with"
+        " [ScaleKD](https://arxiv.org/abs/2411.06786) or logit distillation. Made with `scalekd`;"
+        " nothing in it is executed or unpickled.",
+        "",
+        "| | |",
+        "| --- | --- |",
+        *(f"| {name} | {_cell(value)} |" for name, value in rows),
+        "",
+        "```sh",
+        f"scalekd cache pull {place} ./cache                # or --passes 0-3, --logits-only, …",
+        "scalekd cache verify ./cache",
+        "scalekd train-student --cache ./cache --data-dir IMAGES --model resnet50 --output ./run",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _stage(plan: Plan, stage: str, codec: str) -> str:
+    info = plan.identity.stages[stage]  # type: ignore[index]  # a stage of this very plan
+    error = plan.provenance.measured.get(stage, {}).get("spatial", {}).get("mean")
+    grid = " x ".join(map(str, info.grid))
+    told = f"{grid} tokens, {info.num_channels} channels, `{codec}`"
+    return told + (f", mean relative squared error {error:.3%}" if error is not None else "")
+
+
+def _cell(text: str) -> str:
+    """Text that cannot end its cell: a maker's note may hold anything."""
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
