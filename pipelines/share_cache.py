@@ -28,6 +28,7 @@ from scalekd.cache.selection import (
     standing_selection,
 )
 from scalekd.cache.transfer import SourceCache, Tally, Transfer
+from scalekd.cache.webdataset.form import read_form
 from scalekd.errors import EnvironmentFault, UsageError
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._signals import terminable
@@ -212,6 +213,11 @@ def _asked(config: ShareConfig, source: SourceCache, *, optional: bool) -> Selec
     if config.logits_only or config.stages is not None:
         wanted = () if config.logits_only else config.stages or ()
         targets = tuple(f"stage{stage}" for stage in wanted) + ("logits",) * bool(identity.logits)
+        if read_form(source.storage) is not None:
+            raise UsageError(
+                f"{place}: is in WebDataset form, which packs all targets of a view together; take"
+                " --passes or --shards of it, or a cache in Zarr form"
+            )
         lacking = sorted(set(targets) - set(groups))
         if lacking and not optional:
             raise UsageError(f"{place}: holds {', '.join(groups)}, and no {', '.join(lacking)}")

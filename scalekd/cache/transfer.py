@@ -34,7 +34,7 @@ from scalekd.cache.manifest import (
     canonical,
     parse_committed,
 )
-from scalekd.cache.records import read_record, record_hash, unit_files
+from scalekd.cache.records import read_record, record_hash
 from scalekd.cache.selection import (
     Selection,
     check_owner,
@@ -110,7 +110,7 @@ class SourceCache:
         yield from self.manifest.files if self.manifest else ()
         for unit, shard in self.shards(selection):
             yield record_path(unit, shard)
-            files = unit_files(layout, unit, shard, identity.rows_of(shard))
+            files = layout.unit_files(unit, shard, identity.rows_of(shard))
             yield from filter(selection.has_file, files)
 
 

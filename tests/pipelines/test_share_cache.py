@@ -543,3 +543,18 @@ def test_a_killed_pull_goes_on(
     for path in root.rglob("*.partial"):
         path.unlink()
     assert file_contents(root) == file_contents(sound_cache)
+
+
+# The WebDataset form.
+
+
+def test_tars_travel_as_arrays_do(make_cache: Any, tmp_path: Path, file_contents: Contents) -> None:
+    source = tmp_path / "source"
+    make_cache(source, passes=2, limit=40, stages=(4,), format="webdataset", embed="view")
+    share(source, tmp_path / "whole")
+    assert file_contents(tmp_path / "whole") == file_contents(source)
+    part = share(source, tmp_path / "part", passes=(1, 1), shards=(1, 1))
+    assert (part.part, verify(tmp_path / "part").problems) == ("passes 1, shards 1", [])
+    assert [path.name for path in (tmp_path / "part").rglob("*.tar")] == ["000001.tar"]
+    with pytest.raises(UsageError, match="packs all targets"):
+        share(source, tmp_path / "logits", logits_only=True)
