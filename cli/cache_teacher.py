@@ -1,6 +1,5 @@
 """``scalekd cache-teacher``."""
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -16,11 +15,9 @@ from scalekd.cli._options import KeyValue, NumberRange, Stages, checked, emit, j
     "--model-kwargs", multiple=True, type=KeyValue(), help="Argument of the model; repeat."
 )
 @click.option("--pretrained/--no-pretrained", default=True, help="Read published weights.")
-@click.option("--data-dir", required=True, help="Folder or pattern of the images.")
+@click.option("--data-dir", required=True, help="Folder, URL or pattern of the images.")
 @click.option("--split", default="train", show_default=True, help="Name, folder or pattern.")
-@click.option(
-    "--output", required=True, type=click.Path(path_type=Path), help="Folder of the cache."
-)
+@click.option("--output", required=True, help="Folder or URL of the cache.")
 @click.option("--passes", default=1, show_default=True, help="Views of every sample.")
 @click.option("--img-size", type=int, help="Image size, when not the model's own.")
 @click.option(

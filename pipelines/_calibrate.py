@@ -52,12 +52,12 @@ def calibrate(
     logits = None
     if config.logits != "none" and teacher.spec.num_classes is not None:
         logit_codec = create_logit_codec(config.logits, teacher.spec.num_classes)
-        logits = save_codec(config.output, logit_codec, "logits")
+        logits = save_codec(config.folder, logit_codec, "logits")
     return Calibration(
         stages={stage: info for stage, (info, _) in made.items()},
         logits=logits,
         tail=_save_tail(config, teacher) if config.stages else (None, None),
-        witnesses=save_arrays(config.output, "witnesses", {"pixels": seen}),
+        witnesses=save_arrays(config.folder, "witnesses", {"pixels": seen}),
         measured_errors={stage: errors for stage, (_, errors) in made.items() if errors},
     )
 
@@ -78,7 +78,7 @@ def _fit(
     every = -(-count // num_held_out) if num_held_out else count + 1
     is_held_out = np.arange(count) % every == every - 1
     made: dict[int, tuple[StageInfo, dict[str, Any]]] = {}
-    with ProgressReport("calibrating", count) as progress, _work_folder(config.output) as folder:
+    with ProgressReport("calibrating", count) as progress, _work_folder(config.folder) as folder:
         num_prefix_tokens = stages[3].num_prefix_tokens
         fit_on = _Features(folder / "fit", config.stages, num_prefix_tokens)
         held_out = _Features(folder / "held-out", config.stages, num_prefix_tokens)
@@ -91,7 +91,7 @@ def _fit(
         teacher.calibrate_prefix(fit_on.entering)
         for stage in config.stages:
             codec = fit_codec(request, stages[stage], fit_on.blocks(stage))
-            info = stage_info(codec, save_codec(config.output, codec, f"stage{stage}"))
+            info = stage_info(codec, save_codec(config.folder, codec, f"stage{stage}"))
             unseen = list(held_out.blocks(stage))
             made[stage] = (info, _measured(codec, np.concatenate(unseen)) if unseen else {})
     return made
@@ -119,7 +119,7 @@ def _save_tail(config: CacheTeacherConfig, teacher: Teacher) -> tuple[str, FileD
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tail.safetensors"
         save_tail(teacher.tail(), path)
-        return save_table(config.output, "tail", path.read_bytes())
+        return save_table(config.folder, "tail", path.read_bytes())
 
 
 def _pixels(

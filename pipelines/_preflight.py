@@ -1,8 +1,9 @@
 """What a caching job finds out before it spends anything: avoidable errors, room on the disk."""
 
+import contextlib
 import os
 import shutil
-from pathlib import Path
+import uuid
 
 from scalekd.cache.layout import MANIFEST_FILE, RECORDS_FOLDER, Layout
 from scalekd.cache.manifest import Plan
@@ -13,8 +14,8 @@ from scalekd.data import ImageDataset, open_dataset
 from scalekd.errors import EnvironmentFault, UsageError
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._identity import default_shard_size
-from scalekd.storage import LocalStorage
-from scalekd.storage.files import remove_abandoned
+from scalekd.storage import LocalStorage, Storage, open_storage
+from scalekd.storage.files import TEMPORARY_SUFFIX, remove_abandoned
 from scalekd.teachers import Teacher, load_teacher, resolve_model_name
 from scalekd.views import ViewPolicy
 
@@ -33,28 +34,36 @@ def preflight(config: CacheTeacherConfig) -> tuple[ImageDataset, ViewPolicy]:
     if not config.overwrite:
         if read_plan(config.output) is not None:
             check_form(config.output, config.form)
-        refuse_part(LocalStorage(config.output), "added to")
+        refuse_part(open_storage(config.output), "added to")
     elif config.shards is not None:
         raise UsageError(
             "--overwrite --shards: would delete the shards that other machines have done; delete"
             " the cache first, then start every part without --overwrite"
         )
-    _check_writable(config.output)
+    _check_writable(open_storage(config.output))
     images = open_dataset(config.data_dir, config.split).limited(config.limit)
     shard_size = config.shard_size or default_shard_size(len(images))
     _check_shards(config.shards, -(-len(images) // shard_size))
     return images, policy
 
 
-def _check_writable(output: Path) -> None:
+def _check_writable(place: Storage) -> None:
     """Refuse now what would otherwise fail when the teacher is loaded and the codecs are fitted."""
+    if not isinstance(place, LocalStorage):
+        if not place.exists(MANIFEST_FILE):
+            probe = f"{RECORDS_FOLDER}/.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
+            place.commit(probe, b"")
+            with contextlib.suppress(EnvironmentFault):  # who may write need not may delete
+                place.delete(probe)
+        return
+    output = place.root
     if (output / MANIFEST_FILE).exists():
         return  # complete, perhaps; if not, the first write says so
-    place = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
-    if not os.access(place, os.W_OK | os.X_OK):
+    standing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    if not os.access(standing, os.W_OK | os.X_OK):
         raise EnvironmentFault(
-            f"--output {output}: {place} cannot be written to (no permission, or a read-only file"
-            " system); choose another folder or ask its owner"
+            f"--output {output}: {standing} cannot be written to (no permission, or a read-only"
+            " file system); choose another folder or ask its owner"
         )
 
 
@@ -67,8 +76,10 @@ def _check_shards(shards: tuple[int, int] | None, num_shards: int) -> None:
 
 def tidy_and_check_space(config: CacheTeacherConfig, plan: Plan, layout: Layout) -> None:
     """Remove what dead writers left; refuse to start a job that cannot fit on the disk."""
-    remove_abandoned(config.output)
-    records = sum(1 for _ in (config.output / RECORDS_FOLDER).glob("[0-9]*/*.json"))
+    if config.work_folder is not None:
+        return  # it holds a shard at a time
+    remove_abandoned(config.folder)
+    records = sum(1 for _ in (config.folder / RECORDS_FOLDER).glob("[0-9]*/*.json"))
     missing = max(0, config.passes * plan.identity.num_shards - records) * plan.identity.shard_size
     views = min(missing, config.passes * plan.identity.data.num_samples)
     at_least = views * sum(
@@ -76,7 +87,7 @@ def tidy_and_check_space(config: CacheTeacherConfig, plan: Plan, layout: Layout)
         for array in layout.views
         if array.per_block
     )
-    free = shutil.disk_usage(config.output).free
+    free = shutil.disk_usage(config.folder).free
     if free < at_least:
         raise EnvironmentFault(
             f"{config.output}: {free / 1e9:,.1f} GB are free, and {views:,} views need at least"

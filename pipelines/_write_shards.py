@@ -84,7 +84,7 @@ def write_claimed(
     progress: ProgressReport,
 ) -> int:
     """Draw, run the teacher, code and commit, shard by shard; returns the number committed."""
-    missing = [pair for pair in shards if not has_record(writer.root, *pair)]
+    missing = [pair for pair in shards if not has_record(writer.place, *pair)]
     if not missing:
         return 0
     requests = _claimed_requests(writer, missing)

@@ -7,8 +7,10 @@ shards of its own. Running the same command again finishes what is missing.
 """
 
 import importlib.metadata
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -16,6 +18,7 @@ import torch
 from accelerate import PartialState
 from pydantic import BaseModel, Field
 
+from scalekd.cache.files import read_checked
 from scalekd.cache.manifest import Identity, Plan, Provenance
 from scalekd.cache.targets import CacheCodecs
 from scalekd.cache.writer import (
@@ -28,6 +31,7 @@ from scalekd.cache.writer import (
     finish,
     read_plan,
     remove_cache,
+    table_files,
 )
 from scalekd.data import worker_faults
 from scalekd.data.drawing import DrawnViews
@@ -40,6 +44,7 @@ from scalekd.pipelines._preflight import load_checked_teacher, preflight, tidy_a
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._signals import terminable
 from scalekd.pipelines._write_shards import num_coding_threads, write_claimed
+from scalekd.storage import LocalStorage, Storage, is_remote, open_storage
 from scalekd.teachers import ABOUT_ORIGIN, Teacher
 from scalekd.training.coordination import Coordinator
 from scalekd.views import ViewPolicy
@@ -104,6 +109,13 @@ def cache_teacher(
     Raises:
         ScaleKDError: Anything a user can mend; what was committed is kept.
     """
+    if not is_remote(config.output):
+        return _cache_teacher(config, around)
+    with tempfile.TemporaryDirectory(prefix="scalekd-") as folder:
+        return _cache_teacher(config.model_copy(update={"work_folder": Path(folder)}), around)
+
+
+def _cache_teacher(config: CacheTeacherConfig, around: Surroundings | None) -> CacheTeacherResult:
     # Accelerate starts gloo for processes on CPUs only when told that CPUs are meant.
     state = PartialState(cpu=not torch.accelerator.is_available())
     everyone = Coordinator(state.num_processes)
@@ -123,9 +135,15 @@ def cache_teacher(
     )
     layout = codecs.layout(plan.identity)
     on_main(lambda: tidy_and_check_space(config, plan, layout))
+    place = None
+    if config.work_folder is not None:
+        place = open_storage(config.output)
+        begin(config.work_folder, plan, layout, config.passes)
     approve = around.check_shard if around else None
     threads = num_coding_threads()
-    with CacheWriter(config.output, plan, layout, num_threads=threads, approve=approve) as writer:
+    with CacheWriter(
+        config.folder, plan, layout, num_threads=threads, approve=approve, place=place
+    ) as writer:
         work = everyone.together(lambda: _divide(config, writer, state))
         drawn = DrawnViews(
             images,
@@ -193,11 +211,19 @@ def _prepare(
             ),
         )
         begin_form(config.output, config.form)
+        if config.work_folder is not None:
+            _send_tables(config.work_folder, open_storage(config.output), identity)
         plan = commit_plan(config.output, plan)
     _check_same_job(config, teacher, images, policy, plan)
     begin_form(config.output, config.form)
     layout = CacheCodecs.load(config.output, plan.identity).layout(plan.identity)
     begin(config.output, plan, layout, config.passes)
+
+
+def _send_tables(folder: Path, place: Storage, identity: Identity) -> None:
+    """Their names are made from their content, so that none is ever replaced by another."""
+    for path, found in table_files(identity).items():
+        place.commit(path, read_checked(LocalStorage(folder), path, found))
 
 
 def _join(

@@ -191,7 +191,7 @@ def _copy_shards(
     progress: ProgressReport,
 ) -> int:
     """Copy the values of missing shards; returns how many were committed."""
-    missing = [pair for pair in shards if not has_record(writer.root, *pair)]
+    missing = [pair for pair in shards if not has_record(writer.place, *pair)]
     requests = _requests(reader, writer, missing)
     shard, num_written = None, 0
     for block in images_of_blocks(embedding, requests, num_workers=workers):

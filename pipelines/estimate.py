@@ -83,7 +83,7 @@ def estimate_cache(config: CacheTeacherConfig) -> CacheEstimate:
     drawing = draw_seconds / max(1, config.workers)
     existing = next(
         path
-        for path in (config.output, *config.output.resolve().parents, Path("/"))
+        for path in (config.folder, *config.folder.resolve().parents, Path("/"))
         if path.exists()
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -45,6 +45,7 @@ from scalekd.cache.manifest import (
     canonical,
     parse_committed,
 )
+from scalekd.cache.publish import all_recorded, remove_remote, send_files
 from scalekd.cache.records import (
     has_record,
     read_record,
@@ -68,7 +69,7 @@ from scalekd.cache.webdataset.packing import SOURCE_HASH, ViewPacking
 from scalekd.cache.webdataset.shard_file import TarShardFile
 from scalekd.errors import CacheCorrupt, CacheMismatch, EnvironmentFault, UsageError
 from scalekd.storage import LocalStorage, Place, Storage, open_storage
-from scalekd.storage.files import TEMPORARY_SUFFIX, commit_file, explained, inside
+from scalekd.storage.files import TEMPORARY_SUFFIX, explained, inside
 
 Rows = np.ndarray[Any, Any]
 
@@ -124,7 +125,7 @@ def _refuse_strangers(root: Path, names: frozenset[str]) -> None:
         )
 
 
-def remove_cache(root: Path) -> None:
+def remove_cache(place: Place) -> None:
     """Delete a cache, whole, begun or damaged, and nothing but a cache.
 
     The plan goes last: a removal that was interrupted can be taken up again.
@@ -132,6 +133,11 @@ def remove_cache(root: Path) -> None:
     Raises:
         UsageError: The folder holds something else, or another job writes it; nothing was deleted.
     """
+    storage = open_storage(place)
+    if not isinstance(storage, LocalStorage):
+        remove_remote(storage, _NAMES)
+        return
+    root = storage.root
     if not root.exists():
         return
     if not root.is_dir() or not (root / PLAN_FILE).exists():
@@ -152,57 +158,69 @@ def remove_cache(root: Path) -> None:
                 entry.unlink(missing_ok=True)
 
 
-def begin_form(root: Path, form: WebDatasetForm | None) -> None:
+def begin_form(place: Place, form: WebDatasetForm | None) -> None:
     """Write the form of a new cache, before its plan, or make sure that a cache has this form.
 
     Raises:
         CacheMismatch: It was begun in another.
     """
-    if form is not None and not (root / PLAN_FILE).exists():
-        commit_file(root / FORM_FILE, canonical(form), exclusive=True)
-    check_form(root, form)
+    storage = open_storage(place)
+    if form is not None and not storage.exists(PLAN_FILE):
+        storage.commit(FORM_FILE, canonical(form), exclusive=True)
+    check_form(storage, form)
 
 
-def check_form(root: Path, form: WebDatasetForm | None) -> None:
+def check_form(place: Place, form: WebDatasetForm | None) -> None:
     """Raise ``CacheMismatch`` if the cache was begun in another form."""
-    standing = read_form(root)
+    storage = open_storage(place)
+    standing = read_form(storage)
     if standing != form:
         raise CacheMismatch(
-            f"{root} was begun in {form_name(standing)}, not in {form_name(form)}; give the same"
-            " --format and --embed to finish it, choose another --output, or --overwrite"
+            f"{storage.place} was begun in {form_name(standing)}, not in {form_name(form)}; give"
+            " the same --format and --embed to finish it, choose another --output, or --overwrite"
         )
 
 
-def commit_plan(root: Path, plan: Plan) -> Plan:
+def commit_plan(place: Place, plan: Plan) -> Plan:
     """Write the plan, unless another process was first.
 
     Returns:
         The plan in force. Machines that begin one cache at once may calibrate to other tables;
         they all go on with those of the first, if its job is theirs.
     """
-    if commit_file(root / PLAN_FILE, canonical(plan), exclusive=True):
+    storage = open_storage(place)
+    if storage.commit(PLAN_FILE, canonical(plan), exclusive=True):
         return plan
-    standing = read_plan(root)
+    standing = read_plan(storage)
     if standing is None:
         raise EnvironmentFault(
-            f"{root / PLAN_FILE} is there and cannot be seen: does the file system show other"
-            " machines' files late? Run the same command again"
+            f"{storage.locate(PLAN_FILE)} is there and cannot be seen: does the file system show"
+            " other machines' files late? Run the same command again"
         )
     return standing
 
 
-def begin(root: Path, plan: Plan, layout: Layout, num_passes: int) -> None:
+def begin(place: Place, plan: Plan, layout: Layout, num_passes: int) -> None:
     """Write the metadata of all arrays, and remove tables that the plan does not name."""
-    wanted = set(table_files(plan.identity))
-    for path in (root / TABLES_FOLDER).glob("*.safetensors"):
-        if f"{TABLES_FOLDER}/{path.name}" not in wanted:
-            path.unlink(missing_ok=True)  # of a run that was killed before it wrote a plan
+    storage = open_storage(place)
+    if isinstance(storage, LocalStorage):
+        wanted = set(table_files(plan.identity))
+        for path in (storage.root / TABLES_FOLDER).glob("*.safetensors"):
+            if f"{TABLES_FOLDER}/{path.name}" not in wanted:
+                path.unlink(missing_ok=True)  # of a run that was killed before it wrote a plan
     for unit in (SAMPLES, *range(num_passes)):
         documents = unit_documents(layout, unit)
         for relative, content in documents.items():
-            target = inside(root, relative)
-            if not target.exists() or target.read_bytes() != content:
-                commit_file(target, content)
+            commit_document(storage, relative, content)
+
+
+def commit_document(storage: Storage, relative: str, content: bytes) -> None:
+    """Write a small file, unless the same content stands there."""
+    if storage.is_remote and storage.commit(relative, content, exclusive=True):
+        return
+    size = storage.size(relative)
+    if size != len(content) or storage.read(relative, max_bytes=size) != content:
+        storage.commit(relative, content)
 
 
 def table_files(identity: Identity) -> dict[str, FileDigest]:
@@ -305,7 +323,7 @@ class ShardWriter:
         if not writer.claim(unit, shard):
             holder = writer.busy.get((unit, shard))
             raise CacheMismatch(
-                f"{writer.root}: shard {shard} of pass {unit} "
+                f"{writer.place.place}: shard {shard} of pass {unit} "
                 + (f"is being written by {holder}" if holder else "is already committed")
                 + "; a shard is written once"
             )
@@ -381,8 +399,9 @@ class ShardWriter:
             writer.approve(self._unit, self._shard, samples_sha256, hashes)
         if not writer.leases.holds(self._unit, self._shard):
             raise EnvironmentFault(
-                f"{writer.root}: this process stood still for so long that another took over shard"
-                f" {self._shard} of pass {self._unit}; nothing is lost, run the same command again"
+                f"{writer.place.place}: this process stood still for so long that another took over"
+                f" shard {self._shard} of pass {self._unit}; nothing is lost, run the same command"
+                " again"
             )
         writer.record(self._unit, self._shard, len(rows.samples.keys), samples_sha256, skipped)
         writer.leases.release(self._unit, self._shard)
@@ -396,12 +415,13 @@ class CacheWriter:
         busy: Who else held a shard when :meth:`claim` was last asked for it.
 
     Args:
-        root: Folder of the cache, already begun (:func:`begin`).
+        root: Folder that files are written to, with the metadata of arrays (:func:`begin`).
         plan: The plan in force.
         layout: Its arrays.
         num_threads: Threads that code and write blocks beside the teacher.
         approve: Called with unit, shard, hash of the samples and pixel hashes before a shard is
             committed; may refuse by an error.
+        place: Where the cache is, already begun, if not in ``root``: shards are sent there.
     """
 
     def __init__(
@@ -412,9 +432,12 @@ class CacheWriter:
         *,
         num_threads: int = 2,
         approve: Callable[[int, int, str, Rows], None] | None = None,
+        place: Storage | None = None,
     ) -> None:
         self.approve = approve
         self.root = root
+        self.folder = LocalStorage(root)
+        self.place = place or self.folder
         self.plan = plan
         self.layout = layout
         self.store = CommittingStore(root)
@@ -444,8 +467,8 @@ class CacheWriter:
     def missing(self, unit: int, shards: Sequence[int]) -> Iterator[int]:
         """Those of ``shards`` that are not committed in pass ``unit``; checks those that are."""
         for shard in shards:
-            if has_record(self.root, unit, shard):
-                read_record(self.root, self.plan, self.layout, unit, shard)
+            if has_record(self.place, unit, shard):
+                read_record(self.place, self.plan, self.layout, unit, shard)
             else:
                 yield shard
 
@@ -457,13 +480,13 @@ class CacheWriter:
             is writing it, which :attr:`busy` then names.
         """
         self.busy.pop((unit, shard), None)
-        if has_record(self.root, unit, shard):
+        if has_record(self.place, unit, shard):
             return False
         holder = self.leases.acquire(unit, shard)
         if holder is not None:
             self.busy[unit, shard] = holder
             return False
-        if has_record(self.root, unit, shard):  # committed between the look and the claim
+        if has_record(self.place, unit, shard):  # committed between the look and the claim
             self.leases.release(unit, shard)
             return False
         return True
@@ -473,7 +496,7 @@ class CacheWriter:
         return tuple(
             f"shard {shard} of pass {unit}: {holder}"
             for (unit, shard), holder in sorted(self.busy.items(), key=lambda item: str(item[0]))
-            if unit != SAMPLES and not has_record(self.root, unit, shard)
+            if unit != SAMPLES and not has_record(self.place, unit, shard)
         )
 
     def shard(self, unit: int, shard: int) -> ShardWriter:
@@ -506,7 +529,7 @@ class CacheWriter:
             CacheMismatch: The cache holds other samples.
         """
         samples_sha256 = samples_hash(samples.keys, samples.labels, samples.source_hashes)
-        while not has_record(self.root, SAMPLES, shard):
+        while not has_record(self.place, SAMPLES, shard):
             if not self.claim(SAMPLES, shard):
                 time.sleep(_POLL_SECONDS)
                 continue
@@ -518,12 +541,12 @@ class CacheWriter:
                 self.write(SAMPLES, array, start, columns[array.name])
             self.record(SAMPLES, shard, len(samples.keys), samples_sha256, skipped)
             self.leases.release(SAMPLES, shard)
-        committed = read_record(self.root, self.plan, self.layout, SAMPLES, shard)
+        committed = read_record(self.place, self.plan, self.layout, SAMPLES, shard)
         if committed.samples_sha256 != samples_sha256:
             raise CacheMismatch(
-                f"{self.root}: shard {shard} was cached with other samples, labels or images than"
-                " the data set gives now; bring back the files it was begun with, or write a new"
-                " cache"
+                f"{self.place.place}: shard {shard} was cached with other samples, labels or images"
+                " than the data set gives now; bring back the files it was begun with, or write a"
+                " new cache"
             )
         return samples_sha256
 
@@ -534,8 +557,12 @@ class CacheWriter:
         files: dict[str, FileDigest] = {}
         for path in self.layout.unit_files(unit, shard, num_rows):
             files[path] = self.store.written.pop(path)
+        if self.place is not self.folder:
+            send_files(self.folder, self.place, files, unit, shard)
+            for path in files:
+                self.folder.delete(path)
         write_record(
-            self.root,
+            self.place,
             ShardRecord(
                 cache_id=self.plan.cache_id,
                 unit=unit,  # type: ignore[arg-type]  # the one text a unit may be is checked
@@ -567,7 +594,7 @@ class CacheWriter:
         write_rows(opened, array, start, rows, span=end - start)
 
 
-def finish(root: Path, plan: Plan, layout: Layout, num_passes: int) -> Manifest | None:
+def finish(place: Place, plan: Plan, layout: Layout, num_passes: int) -> Manifest | None:
     """Write the manifest if every shard of every pass is committed, else return ``None``.
 
     Another job may have added passes meanwhile; they are kept.
@@ -575,24 +602,20 @@ def finish(root: Path, plan: Plan, layout: Layout, num_passes: int) -> Manifest 
     Raises:
         CacheError: A record is damaged, or a pass holds other samples than the cache's table.
     """
-    num_passes = max(num_passes, committed_passes(root, plan))
+    storage = open_storage(place)
+    num_passes = max(num_passes, committed_passes(storage, plan))
     shards = range(plan.identity.num_shards)
     units: tuple[Unit, ...] = (SAMPLES, *range(num_passes))
-    if not all(has_record(root, unit, shard) for unit in units for shard in shards):
+    if not all_recorded(storage, units, shards):
         return None
-    remove_settled(root)
-    manifest = manifest_of(root, plan, layout, num_passes)
-    info = timm_info(open_storage(root), plan, layout)
-    if info is not None and not _holds(root / INFO_FILE, info):
-        commit_file(root / INFO_FILE, info)
-    content, path = canonical(manifest), root / MANIFEST_FILE
-    if not _holds(path, content):
-        commit_file(path, content)
+    if isinstance(storage, LocalStorage):
+        remove_settled(storage.root)
+    manifest = manifest_of(storage, plan, layout, num_passes)
+    info = timm_info(storage, plan, layout)
+    if info is not None:
+        commit_document(storage, INFO_FILE, info)
+    commit_document(storage, MANIFEST_FILE, canonical(manifest))
     return manifest
-
-
-def _holds(path: Path, content: bytes) -> bool:
-    return path.exists() and path.read_bytes() == content
 
 
 def timm_info(storage: Storage, plan: Plan, layout: Layout) -> bytes | None:

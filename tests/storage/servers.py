@@ -107,6 +107,7 @@ class Faulty:
         """Serve on a free port while the block runs."""
         server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         server.daemon_threads = True
+        server.handle_error = lambda *about: None  # type: ignore[method-assign]  # killed clients
         self.url = f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
