@@ -74,7 +74,11 @@ _SECTIONS: tuple[_Decorator, ...] = (
         "--model-kwargs", kind=KeyValue(), multiple=True, help="Argument of the model; repeat."
     ),
     _switch("pretrained", "Start from the student's published weights."),
-    _option("--initial-checkpoint", help="Start from weights on disk, or another run's."),
+    _option(
+        "--initial-checkpoint",
+        "--checkpoint",
+        help="Start from weights on disk, or another run's.",
+    ),
     _option("--freeze", multiple=True, help="Parameters or parts to leave as they are; repeat."),
     _option("--drop-path", kind=float, help="Stochastic depth rate."),
     _switch("grad-checkpointing", "Recompute the student in the backward pass, to save memory."),

@@ -248,7 +248,7 @@ class Trainer:
                 num_updates=self._position.num_updates + 1,
                 samples_viewed=self._position.samples_viewed + num_views,
             )
-            self._step_schedule(num_updates=self._position.num_updates)
+            self._step_schedule()
             now = time.monotonic()
             recent.add(values, num_views)
             self._epoch_means.add(values, num_views)
@@ -365,14 +365,16 @@ class Trainer:
 
         self._coordinator.together(check)
 
-    def _step_schedule(self, *, epoch: int | None = None, num_updates: int | None = None) -> None:
+    def _step_schedule(self, *, epoch: int | None = None) -> None:
         if self._scheduler is None:
             return
         if epoch is not None:
             self._scheduler.step(epoch)
-            self._scheduler.step_update(self._position.num_updates)
-        if num_updates is not None:
-            self._scheduler.step_update(num_updates)
+        # Not the updates made so far: a run resumed with other batches stays where it was.
+        per_update = self.config.batch_size * self._accelerator.num_processes
+        per_update *= self.config.grad_accum_steps
+        within = -(-self._position.epoch_samples // per_update)
+        self._scheduler.step_update(self._position.epoch * self._updates_per_epoch + within)
 
     # -- between epochs ------------------------------------------------------------------------
 

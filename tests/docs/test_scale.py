@@ -1,4 +1,4 @@
-"""``docs/scale.md``: every launch line runs as it is written, on tiny data and with two processes."""
+"""``docs/scale.md``: every launch line runs as it is written, on tiny data in two processes."""
 
 import json
 import os

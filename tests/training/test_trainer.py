@@ -33,6 +33,19 @@ def stop_after(trainer: Trainer, *updates: int) -> None:
     trainer._update = and_stop
 
 
+def crash_after(trainer: Trainer, update: int) -> None:
+    """Let the process end without a word once it has made so many updates."""
+    make = trainer._update
+
+    def and_crash(*arguments: Any) -> Any:
+        result = make(*arguments)
+        if trainer._position.num_updates + 1 == update:
+            raise ConnectionResetError("the machine is gone")
+        return result
+
+    trainer._update = and_crash
+
+
 def weights(run: Path, name: str = STUDENT_FILE) -> dict[str, torch.Tensor]:
     return load_file(run / "last" / name)
 
@@ -320,6 +333,52 @@ def test_another_batch_size_goes_on_where_the_views_were(
     assert "8 views of this epoch are trained on a second time" in " ".join(
         capsys.readouterr().err.split()
     )
+
+
+def test_another_batch_size_keeps_the_place_in_the_schedule(
+    make_trainer: Make, tmp_path: Path
+) -> None:
+    values = {"epochs": 4, "warmup_epochs": 1, "sched_on_updates": True, "drop_path": 0}
+
+    def large() -> Any:
+        return type(make_trainer(tmp_path / "unused")._loader)(num_batches=3, batch_size=16)
+
+    make_trainer(tmp_path / "whole", batch_size=16, loader=large(), **values).fit()
+    first = make_trainer(tmp_path / "run", **values)
+    stop_after(first, 14)  # in the third of four epochs
+    with pytest.raises(TrainingInterrupted):
+        first.fit()
+    again = {**values, "batch_size": 16, "resume": "auto"}
+    make_trainer(tmp_path / "run", loader=large(), **again).fit()
+    whole, run = ([float(row["lr"]) for row in rows(tmp_path / name)] for name in ("whole", "run"))
+    assert run[2:] == whole[2:]
+    assert whole[0] > whole[1] > whole[2] > 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_stops_and_crashes_at_random_updates_leave_no_trace(
+    make_trainer: Make, tmp_path: Path, seed: int
+) -> None:
+    """18 updates in five parts, each of which was asked to stop or simply ended."""
+    random = np.random.default_rng(seed)
+    values = {
+        "objective": "kd",
+        "model_ema": bool(random.integers(2)),
+        "opt": str(random.choice(["adamw", "lamb", "sgd"])),
+        "sched_on_updates": bool(random.integers(2)),
+        "recovery_interval": int(random.integers(1, 4)),
+    }
+    make_trainer(tmp_path / "whole", **values).fit()
+    for end in sorted(random.choice(np.arange(1, 18), 4, replace=False).tolist()):
+        trainer = make_trainer(tmp_path / "run", resume="auto", **values)
+        (stop_after if random.integers(2) else crash_after)(trainer, end)
+        torch.rand(5)  # whatever the process drew before must not matter
+        with pytest.raises((TrainingInterrupted, ConnectionResetError)):
+            trainer.fit()
+    make_trainer(tmp_path / "run", resume="auto", **values).fit()
+    for name in (STUDENT_FILE, *(["ema.safetensors"] if values["model_ema"] else [])):
+        assert equal(weights(tmp_path / "whole", name), weights(tmp_path / "run", name)), values
+    assert rows(tmp_path / "whole") == rows(tmp_path / "run")
 
 
 def test_a_finished_run_resumes_to_nothing(make_trainer: Make, tmp_path: Path) -> None:

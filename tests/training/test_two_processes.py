@@ -64,6 +64,12 @@ def test_two_processes_end_with_one_model(told: Told) -> None:
     assert first["statistics"] == second["statistics"]  # batch norm's, after evaluation's sharing
 
 
+def test_gradients_of_student_and_projectors_are_means_over_both_processes(told: Told) -> None:
+    for gradients in (told[1]["gradients"], told[2]["gradients"]):
+        assert gradients["student"] < 1e-4
+        assert gradients["projectors"] < 1e-4
+
+
 def test_a_signal_to_one_process_stops_both_at_one_update(told: Told) -> None:
     _, first, second = told
     assert first["preempted"].startswith("TrainingInterrupted 143 4 signal 15 received")

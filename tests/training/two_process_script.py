@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from scalekd.data import open_dataset
-from scalekd.distillation import build_objective
+from scalekd.distillation import FullLogits, ScaleKDConfig, Targets, build_objective
 from scalekd.errors import CacheMismatch, ScaleKDError
 from scalekd.evaluation import (
     EvaluationConfig,
@@ -24,6 +24,7 @@ from scalekd.evaluation import (
     evaluate_neighbours,
     live_answers,
 )
+from scalekd.shapes import FeatureShape
 from scalekd.students import create_student
 from scalekd.teachers import TeacherConfig, load_teacher
 from scalekd.training import DistillationModule, NoTargets, TrainConfig, Trainer
@@ -107,8 +108,41 @@ def measure(
     return {**evaluator(model), **neighbours.metrics()}
 
 
+def exchanged_gradients() -> dict[str, float]:
+    """How far the processes' common gradient is from the mean of both batches' own, by part."""
+    torch.manual_seed(0)
+    student = create_student("test_vit", num_classes=3, img_size=32)  # no statistics of a batch
+    objective = build_objective(
+        "scalekd",
+        ScaleKDConfig(tpp=False, norm="layer"),
+        student_levels=student.spec.levels,
+        teacher_stages={4: FeatureShape((3, 3), 8)},
+    )
+    module = DistillationModule(student, objective, mean=student.spec.mean, std=student.spec.std)
+    module = module.eval()
+    batches = []
+    for number in range(2):
+        random = torch.Generator().manual_seed(number)
+        pixels = torch.randint(0, 256, (4, 3, 32, 32), generator=random, dtype=torch.uint8)
+        said = Targets(torch.randn((4, 9, 8), generator=random), FullLogits(torch.zeros(4, 3)))
+        batches.append((pixels, torch.arange(4) % 3, said))
+    for batch in batches:
+        (module(*batch).losses["total"] / 2).backward()
+    expected = {name: parameter.grad for name, parameter in module.named_parameters()}
+    module.zero_grad()
+    parallel = accelerator.prepare(module)
+    parallel(*batches[rank]).losses["total"].backward()
+    found = {"student": 0.0, "projectors": 0.0}
+    for name, parameter in module.named_parameters():
+        part = "student" if name.startswith("student") else "projectors"
+        # Some gradients are zero but for rounding, such as those of biases before a norm.
+        size = expected[name].norm().clamp(min=1e-2)
+        found[part] = max(found[part], float((parameter.grad - expected[name]).norm() / size))
+    return found
+
+
 def main(output: Path, images: str) -> None:
-    told = {}
+    told: dict[str, Any] = {"gradients": exchanged_gradients()}
     whole = make_trainer(str(output / "whole"))
     told["whole"] = attempt(whole)
     told["statistics"] = [float(b.double().sum()) for b in whole._state.student.buffers()]
