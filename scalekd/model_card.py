@@ -30,6 +30,7 @@ _OF_THE_MACHINE = frozenset(
         "initial_checkpoint",
     }
     | {"teacher_checkpoint", "log_with", "log_interval", "checkpoint_hist", "recovery_interval"}
+    | {"local_cache", "local_cache_size"}
 )
 
 

@@ -26,7 +26,8 @@ def compile_parts(module: nn.Module, backend: str) -> None:
     if backend not in known:
         near = difflib.get_close_matches(backend, known, n=1)
         hint = f"did you mean {near[0]}? There" if near else "there"
-        raise UsageError(f"--torchcompile {backend}: {hint} are {', '.join(sorted(known))}")
+        usual = ", ".join(["eager", "aot_eager", *torch.compiler.list_backends()])
+        raise UsageError(f"--torchcompile {backend}: no such backend; {hint} are {usual}")
     projectors = getattr(module.objective, "projectors", nn.ModuleDict())
     for part in (module.student, *projectors.values()):
         part.compile(backend=backend)
