@@ -222,8 +222,8 @@ def _prepare(
 
 def _send_tables(folder: Path, place: Storage, identity: Identity) -> None:
     """Their names are made from their content, so that none is ever replaced by another."""
-    for path, found in table_files(identity).items():
-        place.commit(path, read_checked(LocalStorage(folder), path, found))
+    tables = table_files(identity).items()
+    place.commit_all({path: read_checked(LocalStorage(folder), path, d) for path, d in tables})
 
 
 def _join(

@@ -30,15 +30,18 @@ def send_files(
         EnvironmentFault: The store cannot be reached or refuses.
     """
 
-    def send(path: str) -> None:
-        data = read_checked(folder, path, files[path])
-        if place.commit(path, data, exclusive=True) or _stands(place, path, files[path]):
-            return
-        _check_abandoned(place, path, unit, shard)
-        place.commit(path, data)
+    def send(paths: Sequence[str]) -> None:
+        data = {path: read_checked(folder, path, files[path]) for path in paths}
+        for path in data.keys() - place.commit_all(data, exclusive=True):
+            if not _stands(place, path, files[path]):
+                _check_abandoned(place, path, unit, shard)
+                place.commit(path, data[path])
 
+    if place.commits_together:
+        send(list(files))
+        return
     with ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="publish") as threads:
-        for sent in [threads.submit(send, path) for path in files]:
+        for sent in [threads.submit(send, (path,)) for path in files]:
             sent.result()
 
 

@@ -9,7 +9,7 @@ next run takes over and redoes that shard.
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -209,18 +209,19 @@ def begin(place: Place, plan: Plan, layout: Layout, num_passes: int) -> None:
             if f"{TABLES_FOLDER}/{path.name}" not in wanted:
                 path.unlink(missing_ok=True)  # of a run that was killed before it wrote a plan
     for unit in (SAMPLES, *range(num_passes)):
-        documents = unit_documents(layout, unit)
-        for relative, content in documents.items():
-            commit_document(storage, relative, content)
+        commit_documents(storage, unit_documents(layout, unit))
 
 
-def commit_document(storage: Storage, relative: str, content: bytes) -> None:
-    """Write a small file, unless the same content stands there."""
-    if storage.is_remote and storage.commit(relative, content, exclusive=True):
-        return
-    size = storage.size(relative)
-    if size != len(content) or storage.read(relative, max_bytes=size) != content:
-        storage.commit(relative, content)
+def commit_documents(storage: Storage, documents: Mapping[str, bytes]) -> None:
+    """Write small files, but for those that stand there with the same content."""
+    made = storage.commit_all(documents, exclusive=True) if storage.is_remote else set()
+    changed = {}
+    for relative in documents.keys() - made:
+        content, size = documents[relative], storage.size(relative)
+        if size != len(content) or storage.read(relative, max_bytes=size) != content:
+            changed[relative] = content
+    if changed:
+        storage.commit_all(changed)
 
 
 def table_files(identity: Identity) -> dict[str, FileDigest]:
@@ -613,8 +614,8 @@ def finish(place: Place, plan: Plan, layout: Layout, num_passes: int) -> Manifes
     manifest = manifest_of(storage, plan, layout, num_passes)
     info = timm_info(storage, plan, layout)
     if info is not None:
-        commit_document(storage, INFO_FILE, info)
-    commit_document(storage, MANIFEST_FILE, canonical(manifest))
+        commit_documents(storage, {INFO_FILE: info})
+    commit_documents(storage, {MANIFEST_FILE: canonical(manifest)})
     return manifest
 
 

@@ -15,7 +15,7 @@ import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +145,7 @@ class CachedStorage(Storage):
         self.origin = origin
         self.cache = cache
         self.place = origin.place
+        self.commits_together = origin.commits_together
 
     def below(self, folder: str) -> "CachedStorage":
         return CachedStorage(self.origin.below(folder), self.cache)
@@ -201,6 +202,9 @@ class CachedStorage(Storage):
 
     def commit(self, relative: str, data: bytes | memoryview, *, exclusive: bool = False) -> bool:
         return self.origin.commit(relative, data, exclusive=exclusive)
+
+    def commit_all(self, files: Mapping[str, bytes], *, exclusive: bool = False) -> set[str]:
+        return self.origin.commit_all(files, exclusive=exclusive)
 
     def delete(self, relative: str) -> None:
         self.origin.delete(relative)

@@ -65,6 +65,7 @@ def test_a_tar_cache_goes_to_a_bucket(
     assert contents(f"{s3.bucket}/cache") == file_contents(tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_more_passes_are_added_to_a_cache_in_a_bucket(
     s3: Any, make_cache: Callable[..., Any], local: dict[str, bytes]
 ) -> None:
@@ -76,6 +77,7 @@ def test_more_passes_are_added_to_a_cache_in_a_bucket(
     assert contents(place) == local
 
 
+@pytest.mark.slow
 def test_parts_of_a_job_make_one_cache(
     s3: Any, make_cache: Callable[..., Any], local: dict[str, bytes]
 ) -> None:
@@ -93,6 +95,7 @@ def test_another_job_is_refused(s3: Any, make_cache: Callable[..., Any]) -> None
         make_cache(place, seed=1)
 
 
+@pytest.mark.slow
 def test_overwrite_removes_a_cache_and_nothing_else(
     s3: Any, make_cache: Callable[..., Any], local: dict[str, bytes]
 ) -> None:
