@@ -4,7 +4,7 @@ scalekd evaluate ./run --data-dir /imagenet --split val
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -153,14 +153,8 @@ def _open_model(config: EvaluateConfig) -> _Opened:
     run = Path(config.model)
     if find_run_checkpoint(run) is not None:
         student = load_trained_student(run, use_ema=config.use_ema)
-        spec = student.spec
-        view = EvaluationConfig(
-            img_size=size or spec.img_size,
-            mean=spec.mean,
-            std=spec.std,
-            crop_pct=config.crop_pct or spec.crop_pct,
-            interpolation=spec.interpolation,
-        )
+        own = EvaluationConfig.of(student.spec)
+        view = replace(own, img_size=size or own.img_size, crop_pct=config.crop_pct or own.crop_pct)
         viewed = student.state.get("samples_viewed")
         return _Opened(student.model, view, str(student.checkpoint), student.class_names, viewed)
     if (run / "args.yaml").is_file():
@@ -178,14 +172,14 @@ def _open_model(config: EvaluateConfig) -> _Opened:
         model_kwargs=kwargs,
         seed=0,  # random weights are the same in every process
     )
-    own = preprocessing_of(model)
+    recorded = preprocessing_of(model)
     native = source.pretrained_cfg.get("input_size") or (3, 224, 224)
     view = EvaluationConfig(
         img_size=size or (int(native[1]), int(native[2])),
-        mean=own.mean,
-        std=own.std,
-        crop_pct=config.crop_pct or own.crop_pct,
-        interpolation=own.interpolation,
+        mean=recorded.mean,
+        std=recorded.std,
+        crop_pct=config.crop_pct or recorded.crop_pct,
+        interpolation=recorded.interpolation,
     )
     names = source.pretrained_cfg.get("label_names")
     return _Opened(model.eval(), view, source.label, names, None)

@@ -231,16 +231,9 @@ def _make_evaluator(
     if config.val_cache is not None:
         validated = open_storage(config.val_cache, local_cache=_local_cache(config))
         answers = cached_answers(open_cache(validated), images, class_map=class_map)
-    spec = student.spec
     return Evaluator(
         EvaluationViews(images, accelerator, config.batch_size, config.workers),
-        EvaluationConfig(
-            img_size=spec.img_size,
-            mean=spec.mean,
-            std=spec.std,
-            crop_pct=spec.crop_pct,
-            interpolation=spec.interpolation,
-        ),
+        EvaluationConfig.of(student.spec),
         class_map=class_map,
         answers=answers,
     )

@@ -37,13 +37,7 @@ def live_answers(
     spec = teacher.spec
     if spec.num_classes is None:
         raise UsageError(f"{spec.model} has no classification head: no class to agree with")
-    config = EvaluationConfig(
-        img_size=spec.img_size,
-        mean=spec.mean,
-        std=spec.std,
-        crop_pct=spec.crop_pct,
-        interpolation=spec.interpolation,
-    )
+    config = EvaluationConfig.of(spec)
     answers = np.full(len(views.images), -1, np.int64)
     for batch in views.batches(config):
         with views.accelerator.autocast():

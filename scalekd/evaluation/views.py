@@ -16,6 +16,8 @@ from torch import Tensor
 from scalekd.data import ImageDataset
 from scalekd.data.drawing import DrawnViews, DrawRequest, drawing_loader
 from scalekd.errors import DataError
+from scalekd.students import StudentSpec
+from scalekd.teachers import TeacherSpec
 from scalekd.training.module import Normalise
 from scalekd.views import CenterCrop, ViewPolicy
 
@@ -37,6 +39,11 @@ class EvaluationConfig:
     std: tuple[float, ...]
     crop_pct: float = 0.875
     interpolation: str = "bicubic"
+
+    @classmethod
+    def of(cls, spec: StudentSpec | TeacherSpec) -> "EvaluationConfig":
+        """What a student or teacher records of itself."""
+        return cls(spec.img_size, spec.mean, spec.std, spec.crop_pct, spec.interpolation)
 
     @property
     def policy(self) -> ViewPolicy:

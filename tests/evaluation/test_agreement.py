@@ -46,13 +46,6 @@ def centre_cache(make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPa
     return root
 
 
-def config_of(teacher: Teacher) -> EvaluationConfig:
-    spec = teacher.spec
-    return EvaluationConfig(
-        spec.img_size, spec.mean, spec.std, spec.crop_pct, interpolation=spec.interpolation
-    )
-
-
 def test_cached_answers_are_those_the_teacher_gives(
     views: EvaluationViews, centre_cache: Path
 ) -> None:
@@ -64,7 +57,7 @@ def test_cached_answers_are_those_the_teacher_gives(
 def test_a_teacher_agrees_with_itself_and_less_with_another(views: EvaluationViews) -> None:
     teacher = a_teacher()
     answers = live_answers(teacher, views)
-    evaluator = Evaluator(views, config_of(teacher), answers=answers)
+    evaluator = Evaluator(views, EvaluationConfig.of(teacher.spec), answers=answers)
     itself = evaluator.evaluate(teacher.model)
     assert itself.teacher_agreement == 100
     assert itself.teacher_top1 == itself.top1
