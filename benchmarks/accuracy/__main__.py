@@ -53,17 +53,6 @@ class Results:
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
-    def tuned_rate(self, run: Run) -> float | None:
-        """The best rate of the tuning runs, once all of them are there."""
-        objective = grid.tuned_objective(run.objective)
-        found, rows = {}, self.read()
-        for tried in grid.tuning():
-            if (tried.student, tried.objective) == (run.student, objective):
-                if tried.key not in rows:
-                    return None
-                found[tried.rate] = rows[tried.key]["top1"]
-        return max(found, key=lambda rate: found[rate])
-
 
 class _CpuClock:
     """CPU seconds of this process without those of evaluation."""
@@ -90,7 +79,7 @@ class _CpuClock:
         return time.process_time() - self.started - self.evaluating
 
 
-def train(run: Run, rate: float, caches: Caches, work: Path) -> dict[str, Any]:
+def train(run: Run, caches: Caches, work: Path) -> dict[str, Any]:
     """Train one student; returns its line of the results."""
     model, model_kwargs = grid.STUDENTS[run.student]
     folder = work / "runs" / run.key.replace(" ", "_").replace("/", "-")
@@ -110,7 +99,7 @@ def train(run: Run, rate: float, caches: Caches, work: Path) -> dict[str, Any]:
             "epochs": run.epochs,
             "warmup_epochs": 1,
             "batch_size": grid.BATCH_SIZE,
-            "lr": rate,
+            "lr": run.learning_rate,
             "seed": run.seed,
             "workers": 0,
             "eval_interval": run.epochs,  # the last epoch's student counts
@@ -124,7 +113,7 @@ def train(run: Run, rate: float, caches: Caches, work: Path) -> dict[str, Any]:
     row = {
         "key": run.key,
         "run": run._asdict(),
-        "lr": rate,
+        "lr": run.learning_rate,
         "top1": result.metrics["eval_top1"],
         "eval_loss": result.metrics["eval_loss"],
         "views": result.samples_viewed,
@@ -162,10 +151,8 @@ def claimed(work: Path, run: Run) -> Iterator[bool]:
 def wanted(groups: list[str], num_seeds: int) -> list[Run]:
     """Runs in the order in which they are worth having."""
     runs: list[Run] = []
-    if any(group.startswith("main") for group in groups):
-        runs += grid.tuning()
     for group in groups:
-        for seed in range(num_seeds):
+        for seed in grid.SEEDS[:num_seeds]:
             runs += [arm.run._replace(seed=seed) for arm in grid.GROUPS[group]]
     return list(dict.fromkeys(runs))
 
@@ -212,11 +199,7 @@ def main() -> None:
         with claimed(work, run) as mine:
             if not mine or run.key in results.read():
                 continue
-            rate = run.rate or results.tuned_rate(run)
-            if rate is None:
-                print(f"not yet: {run.key}: its learning rate is still being tuned")
-                continue
-            row = train(run, rate, caches, work)
+            row = train(run, caches, work)
             results.append(row)
             print(f"{row['top1']:6.2f} % {row['train_cpu_seconds']:7.1f} s  {run.key}", flush=True)
 

@@ -23,12 +23,12 @@ from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher
 from scalekd.teachers import Teacher, TeacherConfig
 
 _SIZE = (IMAGE_PX, IMAGE_PX)
-_VIEW_PASSES = 48  # of students without a teacher, who train for longer and need no features
+_VIEW_PASSES = 96  # of students without a teacher, who train for longer and need no features
 _NO_TEACHER = TeacherConfig(
     model="vit_tiny_patch16_224",
     pretrained=False,
     img_size=_SIZE,
-    model_kwargs={"patch_size": 14, "depth": 2, "embed_dim": 24, "num_heads": 1, "num_classes": 10},
+    model_kwargs={"patch_size": 14, "depth": 3, "embed_dim": 24, "num_heads": 1, "num_classes": 10},
 )
 
 

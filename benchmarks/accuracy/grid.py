@@ -1,22 +1,23 @@
 """Which students are trained for which question.
 
-The regime is small enough for two CPU cores and is the same for every arm: 1,000 labelled CIFAR-10
-images, 12 epochs of them (12,000 views of 56 px, the teacher's too: 4 x 4 tokens), batches of 32,
-AdamW, one epoch of warm-up, cosine to zero. The teacher sees half the image size it was tuned at,
-and is then right on 80 % of the validation images. Learning rates are the best of a small grid, for
-each student and objective, on a seed that no table uses, over half the epochs; an ablation takes
-the rate of the objective it changes.
+The regime is small enough for two CPU cores and is the same for every arm: 500 labelled CIFAR-10
+images, 24 epochs of them (11,520 views of 56 px, the teacher's too: 4 x 4 tokens, a new view of
+every image in every epoch), batches of 32, AdamW, one epoch of warm-up, cosine to zero, bf16
+autocast. Few labels, because there a student overfits and a teacher has something to add; the
+teacher has seen them all, with their labels. At 56 px, half of what it was tuned at, it is right on
+80 % of validation images and on 82 % of the training views. Rates come from exploratory runs on
+seed 0, which no table uses.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 IMAGE_PX = 56
-NUM_IMAGES = 1000
-EPOCHS = 12
+NUM_IMAGES = 500
+EPOCHS = 24
 BATCH_SIZE = 32
 AUG = "crop:0.35..1+flip"
-SEEDS = (0, 1, 2)
+SEEDS = (1, 2, 3)
 
 STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
     # Half the width of ResNet-18: 2.8 M parameters.
@@ -26,12 +27,13 @@ STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 CNN, VIT = STUDENTS
 
-TUNING_SEED = 9
-TUNING_EPOCHS = 6
-RATES = {CNN: (1e-3, 3e-3, 1e-2), VIT: (3e-4, 1e-3, 3e-3)}
+RATES: dict[str, dict[str, float]] = {
+    CNN: {"none": 3e-3, "kd": 3e-3, "scalekd-light": 3e-3, "scalekd": 1e-3},
+    VIT: {"none": 1e-3, "kd": 1e-3, "scalekd-light": 1e-3, "scalekd": 1e-3},
+}
 
-# A plain student trained in the time of a ScaleKD one: the ratio of their measured CPU seconds.
-EQUAL_TIME = {CNN: 4.0, VIT: 4.0}
+# Plain training in the CPU seconds of ScaleKD: the measured ratio of their steps, rounded.
+EQUAL_TIME = 4
 
 CODECS = (
     "int8",
@@ -55,7 +57,7 @@ class Run(NamedTuple):
         cache: Which cache: a codec's name, ``passes-K``, or ``views``, which has no targets.
         epochs: Over the labelled images.
         seed: Of weights and order.
-        rate: Learning rate; None is the tuned one.
+        rate: Learning rate; None is the one in `RATES`.
         online: The teacher runs live.
     """
 
@@ -69,11 +71,15 @@ class Run(NamedTuple):
     online: bool = False
 
     @property
+    def learning_rate(self) -> float:
+        return self.rate or RATES[self.student][self.objective]
+
+    @property
     def key(self) -> str:
-        """The run's identity in the results; the tuned rate is recorded beside it."""
+        """The run's identity in the results; its rate is recorded beside it."""
         knobs = ",".join(f"{name}={value}" for name, value in self.distillation)
         parts = [self.student, self.objective, knobs, self.cache, f"{self.epochs}ep"]
-        parts += [f"seed{self.seed}", "tuned" if self.rate is None else f"lr{self.rate:g}"]
+        parts += [f"seed{self.seed}", f"lr{self.learning_rate:g}"]
         return " ".join(part for part in [*parts, "online" if self.online else ""] if part)
 
 
@@ -102,16 +108,24 @@ def _arm(name: str, student: str, objective: str, **changes: Any) -> Arm:
     return Arm(name, Run(student, objective, cache=cache, **changes))
 
 
-def _main(student: str) -> list[Arm]:
-    equal_time = round(EPOCHS * EQUAL_TIME[student])
-    return [
-        *(_arm(label, student, name) for name, label in OBJECTIVES.items()),
-        _arm("no teacher, ScaleKD's time", student, "none", epochs=equal_time),
-    ]
-
-
 def _knobs(**values: Any) -> tuple[tuple[str, Any], ...]:
     return tuple(values.items())
+
+
+# The published weights were found for 7 x 7 grids, 1,000 classes and 100 epochs and more.
+LOW_WEIGHTS = tuple(
+    (f"stage{stage}.{view}_weight", round(0.3 * weight, 4))
+    for stage in (3, 4)
+    for view, weight in (("spatial", 0.08), ("frequency", 0.06))
+)
+
+
+def _main(student: str) -> list[Arm]:
+    return [
+        *(_arm(label, student, name) for name, label in OBJECTIVES.items()),
+        _arm("ScaleKD-light, weights x 0.3", student, "scalekd-light", distillation=LOW_WEIGHTS),
+        _arm("no teacher, ScaleKD's time", student, "none", epochs=EPOCHS * EQUAL_TIME),
+    ]
 
 
 _LIGHT = "scalekd-light"
@@ -129,7 +143,7 @@ GROUPS: Mapping[str, list[Arm]] = {
     ],
     "passes": [
         *(_arm(f"{k} pass{'es' * (k > 1)}", CNN, _LIGHT, cache=f"passes-{k}") for k in PASSES),
-        _arm("fresh views (12 passes)", CNN, _LIGHT),
+        _arm("fresh views (24 passes)", CNN, _LIGHT),
     ],
     "codec": [
         _arm("float16", CNN, _LIGHT),
@@ -148,17 +162,3 @@ GROUPS: Mapping[str, list[Arm]] = {
         _arm("and stage 3", CNN, "stage3"),
     ],
 }
-
-
-def tuning() -> Iterator[Run]:
-    """The runs that choose the rates."""
-    for student, rates in RATES.items():
-        for objective in OBJECTIVES:
-            for rate in rates:
-                arm = _arm("", student, objective, epochs=TUNING_EPOCHS)
-                yield arm.run._replace(seed=TUNING_SEED, rate=rate)
-
-
-def tuned_objective(objective: str) -> str:
-    """Whose rate an objective takes."""
-    return _LIGHT if objective == "stage3" else objective
