@@ -173,6 +173,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("output/accuracy"))
     parser.add_argument("--results", type=Path)
     parser.add_argument("--group", action="append", choices=list(grid.GROUPS), help="repeat")
+    parser.add_argument("--match", default="", help="only runs whose name holds this text")
     parser.add_argument("--seeds", type=int, default=len(grid.SEEDS))
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--list", action="store_true", help="say what is done and what is not")
@@ -190,6 +191,7 @@ def main() -> None:
     caches = Caches(
         work / "caches", data_dir=str(arguments.data), teacher=str(arguments.teacher), **size
     )
+    runs = [run for run in runs if arguments.match in run.key]
     if arguments.list:
         done = results.read()
         for run in runs:
