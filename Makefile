@@ -9,7 +9,7 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 # Tests run in two processes; two threads in each would wait for one another most of the time.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-fast check check-static install clean bench-speed
+.PHONY: demo test test-fast check check-static install clean bench-accuracy bench-speed
 
 demo: $(VENV)/.installed
 	$(BIN)/scalekd demo --overwrite
@@ -29,6 +29,13 @@ check-static: $(VENV)/.installed-dev
 	rm -rf build/typecheck build/lib build/bdist.*
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typecheck .
 	$(BIN)/mypy build/typecheck/scalekd
+
+# Some hours for the whole grid; finished runs are kept, and several of these may run side by side.
+# QUICK=1 takes some minutes and writes accuracy-quick.jsonl.
+bench-accuracy: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.accuracy $(if $(QUICK),--quick)
+	$(BIN)/python -m benchmarks.accuracy.flops
+	$(BIN)/python -m benchmarks.report
 
 # QUICK=1 takes at most ten minutes on two free cores and writes speed-quick.json.
 bench-speed: $(VENV)/.installed-dev build/mosaicml-streaming/.installed

@@ -1,23 +1,23 @@
-r"""Train the grid's students; every finished run is a line of the results, and is not run again.
+"""Train the grid's students; every finished run is a line of the results, and is not run again.
 
-    python -m benchmarks.accuracy --data cifar10 --teacher vit_small_patch14_112_cifar10 \
-        --work output/accuracy [--group codec] [--seeds 3] [--quick] [--list]
+    python -m benchmarks.accuracy            # the whole grid: some hours on two cores
+    python -m benchmarks.accuracy --quick    # the four objectives once, some minutes
+    python -m benchmarks.accuracy --group codec --seeds 5
+    python -m benchmarks.accuracy --list
 
-Any number of these may run side by side: a run belongs to whoever starts it first. ``--data``
-holds ``train-*.tar`` and ``val-*.tar``. ``--quick`` trains the four objectives once, for 4 epochs
-at an untuned rate, into a file of its own.
+Any number of these may run side by side: a run belongs to whoever starts it first. ``--quick``
+shows the path and not the method's worth; it has results of its own.
 """
 
 import argparse
 import contextlib
 import fcntl
 import json
-import os
 import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,15 @@ import torch
 from benchmarks.accuracy import grid
 from benchmarks.accuracy.caches import Caches
 from benchmarks.accuracy.grid import Run
+from benchmarks.accuracy.stage3 import extra_target
 from scalekd.evaluation import Evaluator
 from scalekd.pipelines.configure import train_config
 from scalekd.pipelines.train_student import train_student
 
 _RESULTS = Path(__file__).parents[1] / "results"
-_QUICK_RATE, _QUICK_EPOCHS = 2e-3, 4
+_DATA = Path(__file__).parents[3] / "shared" / "data"  # beside the repository
+_TEACHER = "vit_small_patch14_112_cifar10"
+_QUICK_RATE, _QUICK_EPOCHS, _QUICK_IMAGES = 2e-3, 4, 500
 
 
 @dataclass
@@ -92,7 +95,7 @@ def train(run: Run, caches: Caches, work: Path) -> dict[str, Any]:
             "model": model,
             "model_kwargs": model_kwargs,
             "img_size": None if run.online else grid.IMAGE_PX,
-            "objective": run.objective,
+            "objective": run.cli_objective,
             "distillation": list(run.distillation),
             "online": run.online,
             "teacher": caches.teacher.model if run.online else None,
@@ -108,7 +111,8 @@ def train(run: Run, caches: Caches, work: Path) -> dict[str, Any]:
         },
     )
     clock, started = _CpuClock(), time.monotonic()
-    with clock.watching():
+    extra = extra_target() if run.objective == "stage3" else contextlib.nullcontext()
+    with clock.watching(), extra:
         result = train_student(config)
     row = {
         "key": run.key,
@@ -164,39 +168,8 @@ def quick() -> list[Run]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", required=True, help="folder of the images")
-    parser.add_argument("--teacher", required=True, help="folder of the teacher, timm's layout")
-    parser.add_argument("--work", type=Path, default=Path("output/accuracy"))
-    parser.add_argument("--results", type=Path)
-    parser.add_argument("--group", action="append", choices=list(grid.GROUPS), help="repeat")
-    parser.add_argument("--match", default="", help="only runs whose name holds this text")
-    parser.add_argument("--seeds", type=int, default=len(grid.SEEDS))
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--list", action="store_true", help="say what is done and what is not")
-    arguments = parser.parse_args()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    name = "accuracy-quick.jsonl" if arguments.quick else "accuracy.jsonl"
-    results = Results(arguments.results or _RESULTS / name)
-    if arguments.quick:
-        runs = quick()
-        work = arguments.work / "quick"
-        size = {"num_images": 500, "passes": _QUICK_EPOCHS}
-    else:
-        runs = wanted(arguments.group or list(grid.GROUPS), arguments.seeds)
-        work, size = arguments.work, {}
-    caches = Caches(
-        work / "caches", data_dir=str(arguments.data), teacher=str(arguments.teacher), **size
-    )
-    runs = [run for run in runs if arguments.match in run.key]
-    if arguments.list:
-        done = results.read()
-        for run in runs:
-            print("done" if run.key in done else "    ", run.key)
-        return
+def train_missing(runs: Iterable[Run], results: Results, *, caches: Caches, work: Path) -> None:
+    """Train what is neither finished nor somebody else's."""
     for run in runs:
         with claimed(work, run) as mine:
             if not mine or run.key in results.read():
@@ -204,6 +177,43 @@ def main() -> None:
             row = train(run, caches, work)
             results.append(row)
             print(f"{row['top1']:6.2f} % {row['train_cpu_seconds']:7.1f} s  {run.key}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=_DATA, help="folder with cifar10 and teacher")
+    parser.add_argument("--work", type=Path, default=Path("output/accuracy"), help="for caches")
+    parser.add_argument("--results", type=Path)
+    parser.add_argument("--group", action="append", choices=list(grid.GROUPS), help="repeat")
+    parser.add_argument("--match", default="", help="only runs whose name holds this text")
+    parser.add_argument("--seeds", type=int, default=len(grid.SEEDS))
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--list", action="store_true", help="say what is done and what is not")
+    arguments = parser.parse_args()
+    images, teacher = arguments.data / "cifar10", arguments.data / "teacher" / _TEACHER
+    for folder in (images, teacher):
+        if not folder.is_dir():
+            parser.error(f"there is no folder {folder}; name the place of the data with --data")
+    torch.set_num_threads(1)  # students this small only lose by being divided
+    name = "accuracy-quick.jsonl" if arguments.quick else "accuracy.jsonl"
+    results = Results(arguments.results or _RESULTS / name)
+    work, size = arguments.work, {}
+    if arguments.quick:
+        work, size = work / "quick", {"num_images": _QUICK_IMAGES, "passes": _QUICK_EPOCHS}
+        results.path.unlink(missing_ok=True)  # it says what this machine does, today
+        runs = quick()
+    else:
+        runs = wanted(arguments.group or list(grid.GROUPS), arguments.seeds)
+    runs = [run for run in runs if arguments.match in run.key]
+    if arguments.list:
+        done = results.read()
+        for run in runs:
+            print("done" if run.key in done else "    ", run.key)
+        return
+    caches = Caches(work / "caches", data_dir=str(images), teacher=str(teacher), **size)
+    train_missing(runs, results, caches=caches, work=work)
 
 
 if __name__ == "__main__":

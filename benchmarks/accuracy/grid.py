@@ -72,7 +72,12 @@ class Run(NamedTuple):
 
     @property
     def learning_rate(self) -> float:
-        return self.rate or RATES[self.student][self.objective]
+        return self.rate or RATES[self.student][self.cli_objective]
+
+    @property
+    def cli_objective(self) -> str:
+        """The library's name of the objective; the extra target is added to it."""
+        return "scalekd-light" if self.objective == "stage3" else self.objective
 
     @property
     def key(self) -> str:

@@ -15,13 +15,6 @@ from matplotlib import pyplot as plt
 from benchmarks.accuracy import grid
 from benchmarks.accuracy.grid import Arm
 
-_COMMAND = """\
-```sh
-python -m benchmarks.accuracy --data ../shared/data/cifar10 \\
-    --teacher ../shared/data/teacher/vit_small_patch14_112_cifar10 --work output/accuracy
-```
-"""
-
 
 class Score(NamedTuple):
     """An arm over its seeds: top-1 in percent, CPU seconds of training without evaluation."""
@@ -94,7 +87,7 @@ def _regime(rows: Iterable[dict[str, Any]]) -> str:
             f"thread, without evaluation. {len(rows)} runs; {', '.join(cpus)}; "
             f"torch {', '.join(torches)}.",
             "",
-            _COMMAND,
+            "```sh\nmake bench-accuracy\n```\n",
         ]
     )
 

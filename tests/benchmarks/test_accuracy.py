@@ -1,0 +1,91 @@
+"""The accuracy benchmark: what a light step costs, and a grid that can be left and taken up."""
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+_MODULES = ("__main__", "flops", "grid", "tables")
+
+
+@pytest.fixture(scope="module")
+def accuracy() -> Iterator[Any]:
+    """Modules of the benchmark, which is no part of the package."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[2]))
+        yield SimpleNamespace(
+            **{name: importlib.import_module(f"benchmarks.accuracy.{name}") for name in _MODULES}
+        )
+    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("student", ["resnet50", "vit_small_patch16_224"])
+def test_a_light_step_costs_at_most_two_plain_ones(accuracy: Any, student: str) -> None:
+    plain, published, *_, light = (
+        accuracy.flops.step_flops(student, form) for form in accuracy.flops.FORMS.values()
+    )
+    assert 1.2 * plain < light <= 2 * plain
+    assert published > 3 * plain
+
+
+def _rows(accuracy: Any, group: str, *, seeds: tuple[int, ...]) -> list[dict[str, Any]]:
+    return [
+        {
+            "key": run.key,
+            "top1": 10.0 * number + seed,
+            "lr": 1e-3,
+            "views": 100,
+            "train_cpu_seconds": 1.0,
+            "machine": {"cpu": "a processor"},
+            "software": {"torch": "2"},
+        }
+        for number, arm in enumerate(accuracy.grid.GROUPS[group])
+        for run in arm.runs(seeds)
+        for seed in [run.seed]
+    ]
+
+
+def test_a_run_is_its_settings_and_every_arm_another(accuracy: Any) -> None:
+    for arms in accuracy.grid.GROUPS.values():
+        keys = [run.key for arm in arms for run in arm.runs()]
+        assert len(set(keys)) == len(keys)
+        assert all(len(key) < 200 for key in keys)  # they name files
+
+
+def test_tables_give_mean_spread_number_and_gain(accuracy: Any, tmp_path: Path) -> None:
+    rows = _rows(accuracy, "main-resnet18-half", seeds=(1, 2, 3))[:6]
+    results = tmp_path / "accuracy.jsonl"
+    results.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = accuracy.tables.accuracy_section(tmp_path, tmp_path)
+    assert "| no teacher | 2.0 ± 1.0 (n = 3) |  |" in text
+    assert "| logits only | 12.0 ± 1.0 (n = 3) | +10.0 |" in text
+    assert "vit-tiny-6" not in text  # nothing measured, nothing said
+    assert (tmp_path / "accuracy.png").stat().st_size > 1000
+    assert accuracy.tables.accuracy_section(tmp_path / "none", tmp_path) == ""
+
+
+def test_finished_and_claimed_runs_are_left_alone(
+    accuracy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = accuracy.__main__
+    runs = main.wanted(["online"], 1)
+    trained: list[str] = []
+
+    def train(run: Any, *_others: Any) -> dict[str, Any]:
+        trained.append(run.key)
+        with main.claimed(tmp_path, run) as mine:
+            assert not mine
+        return {"key": run.key, "top1": 1.0, "train_cpu_seconds": 1.0}
+
+    monkeypatch.setattr(main, "train", train)
+    for _ in range(2):
+        main.train_missing(runs, main.Results(tmp_path / "r.jsonl"), caches=None, work=tmp_path)
+    assert trained == [run.key for run in runs]
+    with main.claimed(tmp_path, runs[0]) as mine:
+        assert mine
