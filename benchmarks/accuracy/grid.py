@@ -28,7 +28,7 @@ STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
 CNN, VIT = STUDENTS
 
 RATES: dict[str, dict[str, float]] = {
-    CNN: {"none": 3e-3, "kd": 3e-3, "scalekd-light": 3e-3, "scalekd": 1e-3},
+    CNN: {"none": 3e-3, "kd": 3e-3, "scalekd-light": 3e-3, "scalekd": 2e-3},
     VIT: {"none": 1e-3, "kd": 1e-3, "scalekd-light": 1e-3, "scalekd": 1e-3},
 }
 
@@ -134,8 +134,9 @@ def _main(student: str) -> list[Arm]:
         _arm("no teacher", student, "none"),
         _arm("logits only", student, "kd"),
         _light("ScaleKD-light, weights × 0.3", student),
-        _arm("ScaleKD", student, "scalekd"),
+        _light("ScaleKD, weights × 0.3", student, objective="scalekd"),
         _arm("ScaleKD-light", student, "scalekd-light"),
+        _arm("ScaleKD", student, "scalekd"),
         _arm("no teacher, four times the views", student, "none", epochs=EPOCHS * EQUAL_TIME),
     ]
 
@@ -158,5 +159,11 @@ GROUPS: Mapping[str, list[Arm]] = {
     "codec": [_light("float16"), *(_light(codec, cache=codec) for codec in CODECS)],
     "online": [_light("cache"), _light("live teacher", online=True)],
     "samples": [_light(f"{n} epochs", epochs=n) for n in (4, 8, 12, 24)],
+    "length": [
+        _arm(f"{name}, {n} epochs", CNN, objective, epochs=n)
+        for n in (EPOCHS, 2 * EPOCHS)
+        for name, objective in (("no teacher", "none"), ("logits only", "kd"))
+    ]
+    + [_light(f"ScaleKD-light, weights × 0.3, {n} epochs", epochs=n) for n in (24, 48)],
     "stage3": [_light("final stage"), _light("and stage 3", objective="stage3")],
 }

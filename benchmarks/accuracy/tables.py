@@ -120,6 +120,7 @@ _TITLES = {
     "codec": "What coding costs",
     "stage3": "Stage 3 as an extra target",
     "samples": "Views to reach a score",
+    "length": "Longer training",
 }
 
 
