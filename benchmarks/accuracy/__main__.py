@@ -29,6 +29,7 @@ from benchmarks.accuracy import grid
 from benchmarks.accuracy.caches import Caches
 from benchmarks.accuracy.grid import Run
 from benchmarks.accuracy.stage3 import extra_target
+from scalekd.cache import open_cache
 from scalekd.evaluation import Evaluator
 from scalekd.pipelines.configure import train_config
 from scalekd.pipelines.train_student import train_student
@@ -121,6 +122,7 @@ def train(run: Run, caches: Caches, work: Path) -> dict[str, Any]:
         "top1": result.metrics["eval_top1"],
         "eval_loss": result.metrics["eval_loss"],
         "views": result.samples_viewed,
+        "stage4_bytes_per_view": stage4_bytes(caches.get(run.cache)),
         "train_cpu_seconds": round(clock.training, 1),
         "wall_seconds": round(time.monotonic() - started, 1),
         "train": {k: v for k, v in result.metrics.items() if k.startswith("train_")},
@@ -129,6 +131,20 @@ def train(run: Run, caches: Caches, work: Path) -> dict[str, Any]:
     }
     shutil.rmtree(folder)
     return row
+
+
+def stage4_bytes(cache: Path) -> float:
+    """Stored bytes of a view's final-stage features."""
+    reader = open_cache(cache)
+    num_views = reader.num_passes * len(reader.samples)
+    total = sum(
+        file.num_bytes
+        for number in range(reader.num_passes)
+        for shard in range(reader.identity.num_shards)
+        for name, file in reader.record(number, shard).files.items()
+        if "/stage4/" in name
+    )
+    return round(total / num_views, 1)
 
 
 def _cpu() -> str:

@@ -24,6 +24,7 @@ class Score(NamedTuple):
     views: int
     cpu_seconds: float
     rate: float
+    target_bytes: float | None
 
     @property
     def mean(self) -> float:
@@ -50,6 +51,7 @@ def score(arm: Arm, rows: dict[str, dict[str, Any]]) -> Score | None:
         found[0]["views"],
         statistics.median(row["train_cpu_seconds"] for row in found),
         found[0]["lr"],
+        found[0].get("stage4_bytes_per_view"),
     )
 
 
@@ -61,8 +63,13 @@ def accuracy_section(results: Path, images: Path) -> str:
     parts = ["## Accuracy\n", _regime(rows.values())]
     for student in grid.STUDENTS:
         parts.append(_main_table(student, rows))
-    parts += [_group(name, rows) for name in _TITLES]
     parts.append(_pictures(rows, images))
+    parts += [_group(name, rows) for name in _TITLES]
+    parts += [
+        make(json.loads((results / name).read_text()))
+        for name, make in _BESIDE.items()
+        if (results / name).exists()
+    ]
     return "\n".join(part for part in parts if part)
 
 
@@ -93,17 +100,78 @@ def _regime(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def _table(scores: Sequence[Score], baseline: Score | None) -> list[str]:
-    lines = [
-        "| | top-1, % | gain | views | CPU s | rate |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
-    ]
+    head = ["", "top-1, %", "gain", "views", "CPU s", "rate"]
+    sized = len({found.target_bytes for found in scores} - {None}) > 1
+    head += ["feature bytes a view"] * sized
+    lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(head) - 2)]
     for found in scores:
         gain = "" if baseline in (None, found) else f"{found.mean - baseline.mean:+.1f}"
         lines.append(
             f"| {found.name} | {found.cell()} | {gain} | {found.views:,} |"
             f" {found.cpu_seconds:.0f} | {found.rate:g} |"
+            + (f" {found.target_bytes:,.0f} |" if sized and found.target_bytes else "")
         )
     return lines
+
+
+def _exploration(found: dict[str, Any]) -> str:
+    lines = [
+        "### Exploratory runs\n",
+        "One run each on seed 0, by which the rates and the lower weights were chosen. Weights are "
+        "multiples of the published ones; passes are 12, repeated where epochs are more.\n",
+        "| student | objective | images | epochs | rate | weights | projectors' rate | top-1, % |"
+        " training top-1, % |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for run in found["runs"]:
+        features = run["objective"].startswith("scalekd")
+        objective = run["objective"] + " and stage 3" * run["stage3_target"]
+        lines.append(
+            f"| {run['student']} | {objective} | {run['images']:,} | {run['epochs']} |"
+            f" {run['lr']:g} | {run['weights'] if features else ''} |"
+            f" {'× ' + str(run['projector_lr_ratio']) if features else ''} | {run['top1']:.1f} |"
+            f" {run['train_top1']:.0f} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _flops(found: dict[str, Any]) -> str:
+    students = list(found["gflop"])
+    lines = [
+        "### What a light step costs\n",
+        f"GFLOP of one image, forward and backward, at 224 px, taught by {found['teacher']} "
+        "(`python -m benchmarks.accuracy.flops`).\n",
+        "| | " + " | ".join(students) + " |",
+        "| --- |" + " ---: |" * len(students),
+    ]
+    for name in found["gflop"][students[0]]:
+        cells = []
+        for student in students:
+            cost, plain = found["gflop"][student][name], found["gflop"][student]["no teacher"]
+            cells.append(f"{cost:.1f} ({cost / plain:.2f}×)")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _variance(found: dict[str, Any]) -> str:
+    parts = list(next(iter(found["shares"].values())))
+    lines = [
+        "### What the targets say\n",
+        f"Variance of the unit tokens of `{found['teacher']}` on the training views "
+        "(`python -m benchmarks.accuracy.variance`).\n",
+        "| | " + " | ".join(parts) + " |",
+        "| --- |" + " ---: |" * len(parts),
+    ]
+    for stage, shares in found["shares"].items():
+        lines.append(f"| {stage} | " + " | ".join(f"{shares[part]:.0%}" for part in parts) + " |")
+    return "\n".join([*lines, ""])
+
+
+_BESIDE = {
+    "step_flops.json": _flops,
+    "target_variance.json": _variance,
+    "accuracy-exploration.json": _exploration,
+}
 
 
 def _main_table(student: str, rows: dict[str, dict[str, Any]]) -> str:
