@@ -211,19 +211,24 @@ def _pictures(rows: dict[str, dict[str, Any]], images: Path) -> str:
         1, len(panels), figsize=(5.2 * len(panels), 3.8), squeeze=False, layout="constrained"
     )
     for panel, (student, scores) in zip(axes[0], panels, strict=True):
-        for found in scores:
+        for place, found in enumerate(scores):
             panel.errorbar(
                 found.cpu_seconds,
                 found.mean,
                 yerr=found.spread,
                 fmt="o",
                 capsize=3,
+                color=f"C{place}",
                 label=found.name,
             )
-        panel.set(title=student, xlabel="CPU seconds of training", ylabel="top-1, %", xscale="log")
-        panel.grid(alpha=0.3, which="both")
+        panel.set(title=student, xlabel="CPU seconds of training", ylabel="top-1, %")
+        panel.set_xlim(left=0)
+        panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(frameon=False, fontsize=8)
+    most = max(axes[0], key=lambda panel: len(panel.get_legend_handles_labels()[1]))
+    figure.legend(
+        *most.get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside right center"
+    )
     path = images / "accuracy.png"
     figure.savefig(path, dpi=120, metadata={"Software": None})
     plt.close(figure)
