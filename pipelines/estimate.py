@@ -18,6 +18,8 @@ from scalekd.pipelines._write_shards import num_coding_threads, run_teacher
 
 _PROBE_VIEWS = 64
 _TRAINING_EPOCHS = 300  # the paper's recipes
+_TAR_BYTES = 2560  # a view's three headers, its label's block, and half a block after the others
+_TAR_BYTES_WITHOUT_IMAGE = 1792
 
 
 class CacheEstimate(BaseModel):
@@ -58,7 +60,9 @@ def estimate_cache(config: CacheTeacherConfig) -> CacheEstimate:
     state = PartialState()
     teacher = load_checked_teacher(config).to(state.device)
     spec = teacher.spec
-    drawn = DrawnViews(images, policy, config.seed, spec.img_size, config.skip_corrupt)
+    drawn = DrawnViews(
+        images, policy, config.seed, spec.img_size, config.skip_corrupt, embed=config.embed
+    )
     count = min(len(images), _PROBE_VIEWS, config.batch_size)
     started = time.perf_counter()
     batch = drawn.draw(DrawRequest(0, 0, range(count)))
@@ -67,7 +71,9 @@ def estimate_cache(config: CacheTeacherConfig) -> CacheEstimate:
     started = time.perf_counter()
     output = run_teacher(teacher, batch.pixels, config.precision)
     teacher_seconds = (time.perf_counter() - started) / count
-    num_bytes, coding = 0, 0.0
+    num_bytes, coding = sum(map(len, batch.images)), 0.0
+    if config.form is not None:
+        num_bytes += count * (_TAR_BYTES if batch.images else _TAR_BYTES_WITHOUT_IMAGE)
     request = parse_codec(config.codec)
     for stage in config.stages:
         features = output.features[stage]
