@@ -1,6 +1,5 @@
 """``scalekd cache convert``."""
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -10,7 +9,7 @@ from scalekd.cli._options import NumberRange, checked, emit, json_option, size
 
 @click.command("convert")
 @click.argument("source")
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("output")
 @click.option("--format", required=True, type=click.Choice(["zarr", "webdataset"]))
 @click.option(
     "--embed",

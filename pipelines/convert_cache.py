@@ -37,7 +37,7 @@ from scalekd.data.embedding import BlockImages, BlockRequest, ImagesToEmbed, ima
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._signals import terminable
-from scalekd.storage import open_storage
+from scalekd.storage import is_remote, open_storage
 from scalekd.storage.files import remove_abandoned
 
 
@@ -58,7 +58,7 @@ class ConvertConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
-    output: Path
+    output: str
     format: Literal["zarr", "webdataset"]
     embed: Embed = "none"
     data_dir: str | None = None
@@ -108,11 +108,11 @@ def convert_cache(config: ConvertConfig) -> ConvertResult:
         )
     images = open_dataset(config.data_dir, config.split) if config.data_dir is not None else None
     embedding = ImagesToEmbed(reader, config.embed, images)
-    layout = reader.codecs.in_form(form).layout(plan.identity)
-    _begin(config, reader, form)
-    begin(config.output, plan, layout, num_passes)
-    remove_abandoned(config.output)
-    with CacheWriter(config.output, plan, layout) as writer:
+    layout, root = reader.codecs.in_form(form).layout(plan.identity), Path(config.output)
+    _begin(root, reader, form)
+    begin(root, plan, layout, num_passes)
+    remove_abandoned(root)
+    with CacheWriter(root, plan, layout) as writer:
         shards = [
             (pass_index, shard)
             for pass_index in range(num_passes)
@@ -126,10 +126,10 @@ def convert_cache(config: ConvertConfig) -> ConvertResult:
                 for _ in range(2)
             )
         elsewhere = writer.elsewhere()
-    manifest = finish(config.output, plan, layout, num_passes)
+    manifest = finish(root, plan, layout, num_passes)
     return ConvertResult(
         source=reader.place,
-        output=str(config.output),
+        output=config.output,
         complete=manifest is not None,
         num_passes=num_passes,
         num_shards=plan.identity.num_shards,
@@ -144,14 +144,19 @@ def convert_cache(config: ConvertConfig) -> ConvertResult:
 def _check_options(config: ConvertConfig) -> None:
     if config.format == "zarr" and config.embed != "none":
         raise UsageError(f"--embed {config.embed}: only tars hold images; pass --format webdataset")
-    source = Path(config.source)
-    if source.exists() and config.output.exists() and source.samefile(config.output):
+    if is_remote(config.output):
+        raise UsageError(
+            f"{config.output}: shards are made in a folder; convert into one, then `scalekd cache"
+            " push` it"
+        )
+    source, output = Path(config.source), Path(config.output)
+    if source.exists() and output.exists() and source.samefile(output):
         raise UsageError(f"{config.output}: source and destination are the same folder")
 
 
-def _begin(config: ConvertConfig, reader: CacheReader, form: WebDatasetForm | None) -> None:
+def _begin(root: Path, reader: CacheReader, form: WebDatasetForm | None) -> None:
     """Write what stands before the first shard, unless another process did."""
-    plan, root = reader.manifest.plan, config.output
+    plan = reader.manifest.plan
     standing = read_plan(root)
     if standing is None:
         storage = open_storage(root)

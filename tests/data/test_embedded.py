@@ -31,7 +31,7 @@ def caches(
         convert_cache(
             ConvertConfig(
                 source=str(recorded.root),
-                output=found[embed],
+                output=str(found[embed]),
                 format="webdataset",
                 embed=embed,
                 data_dir=str(tiny_images) if embed != "none" else None,

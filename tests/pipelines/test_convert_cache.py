@@ -32,7 +32,7 @@ Files = Callable[[Path], dict[str, bytes]]
 
 def convert(source: Path, output: Path, **options: Any) -> Any:
     settings = {"format": "webdataset", "workers": 0, **options}
-    return convert_cache(ConvertConfig(source=str(source), output=output, **settings))
+    return convert_cache(ConvertConfig(source=str(source), output=str(output), **settings))
 
 
 def streamed(dataset: Iterable[Any]) -> list[Any]:
@@ -273,6 +273,10 @@ def test_impossible_conversions(
         convert(sound_cache, tmp_path / "copy", embed="view")
     with pytest.raises(UsageError, match="the same folder"):
         convert(sound_cache, sound_cache)
+    with pytest.raises(UsageError, match="then `scalekd cache push` it"):
+        convert_cache(
+            ConvertConfig(source=str(sound_cache), output="s3://bucket/x", format="webdataset")
+        )
     with pytest.raises(UsageError, match="shards 0 to 2"):
         convert(sound_cache, tmp_path / "copy", shards=(1, 3))
     with pytest.raises(DataError, match="no cache at"):

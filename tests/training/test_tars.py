@@ -45,7 +45,7 @@ def test_weights_are_the_same_from_every_form(
         convert_cache(
             ConvertConfig(
                 source=str(cache),
-                output=tars,
+                output=str(tars),
                 format="webdataset",
                 embed=embed,
                 data_dir=images,

@@ -16,7 +16,7 @@ def sound_tars(
     convert_cache(
         ConvertConfig(
             source=str(sound_cache),
-            output=root,
+            output=str(root),
             format="webdataset",
             embed="source",
             data_dir=str(tiny_images),
