@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from scalekd.cache import CacheReader
 from scalekd.cache.webdataset.form import Embed
 from scalekd.cache.webdataset.reader import IMAGE
-from scalekd.data._workers import as_is, prepare_worker, relayed
+from scalekd.data._workers import as_is, prepare_worker, relayed, start_method
 from scalekd.data.samples import ImageDataset, Sample
 from scalekd.data.views import ReplayContract, found_samples, replay_view
 from scalekd.errors import ScaleKDError, UsageError
@@ -73,6 +73,11 @@ class ImagesToEmbed(Dataset[BlockImages]):
         self._columns = [a.name for a in reader.layout.views if a.name.startswith("view/")]
 
     @property
+    def is_remote(self) -> bool:
+        """Whether reading goes over a network."""
+        return self._reader.is_remote or bool(self._images and self._images.is_remote)
+
+    @property
     def is_work(self) -> bool:
         """Whether images are made here, rather than copied or left out."""
         return self._embed != "none" and not self._copies
@@ -132,5 +137,6 @@ def images_of_blocks(
         num_workers=num_workers,
         prefetch_factor=2 if num_workers else None,
         worker_init_fn=prepare_worker,
+        multiprocessing_context=start_method(is_remote=num_workers > 0 and source.is_remote),
     )
     yield from relayed(loader)

@@ -54,7 +54,8 @@ _CREDENTIALS = {
 }
 _REFUSED = re.compile(
     r"ExpiredToken|InvalidAccessKeyId|SignatureDoesNotMatch|InvalidToken|TokenRefreshRequired"
-    r"|AuthenticationFailed|RequestTimeTooSkewed|AccessDenied|credential|status code: 40[13]",
+    r"|AuthenticationFailed|RequestTimeTooSkewed|AccessDenied|credential|status code: 40[13]"
+    r"|169\.254\.169\.254|must be specified",
     re.IGNORECASE,
 )
 _STATUS = re.compile(r"status code: (\d{3}[^:<\n]*)")
@@ -81,7 +82,9 @@ class ObjectStorage(Storage):
         self.scheme = parts.scheme
         self.read_only = self.scheme in ("http", "https")
         if self.scheme not in SCHEMES:
-            raise UsageError(f"{url}: {self.scheme}:// is none of {', '.join(SCHEMES)}")
+            raise UsageError(
+                f"{url}: {self.scheme}:// is none of s3://, gs://, az://, hf://, https://, http://"
+            )
         if parts.username or parts.password:
             raise UsageError(
                 f"{self.scheme}://…@{parts.hostname}: a URL with a user or password ends up in"
@@ -266,7 +269,8 @@ def _answer(text: str) -> str:
     """What a store said, in a few words: its XML and obstore's debug output say much more."""
     status, code = _STATUS.search(text), _CODE.search(text)
     found = [match[1].strip() for match in (status, code) if match]
-    return ", ".join(found) or text.split("\n")[0][:200]
+    # A query may hold a signature.
+    return ", ".join(found) or re.sub(r"\?\S+", "?…", text.split("\n")[0])[:300]
 
 
 def _open(scheme: str, url: str) -> "ObjectStore":

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,14 @@ from typing import Any
 import pytest
 
 from scalekd.errors import CacheCorrupt, DataError, EnvironmentFault, UsageError
-from scalekd.storage import LocalStorage, NotStored, StoredFileError, is_remote, open_storage
+from scalekd.storage import (
+    LocalStorage,
+    NotStored,
+    StoredFileError,
+    is_remote,
+    objects,
+    open_storage,
+)
 
 CONTENT = bytes(range(256)) * 40
 
@@ -184,8 +192,6 @@ def test_a_place_that_cannot_be_is_refused_without_its_secret(place: str, words:
 def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     from datetime import timedelta
 
-    from scalekd.storage import objects
-
     backoff = {"init_backoff": timedelta(milliseconds=5), "max_backoff": timedelta(milliseconds=20)}
     monkeypatch.setitem(objects._RETRIES, "backoff", {**backoff, "base": 2})
     monkeypatch.setitem(objects._RETRIES, "max_retries", 3)
@@ -333,3 +339,20 @@ def test_every_read_is_one_request(s3: Any) -> None:
         s3.reset()
         read()
         assert s3.count() == 1
+
+
+def test_what_a_store_said_is_repeated_without_its_query() -> None:
+    said = "Error performing GET https://a.blob.core.windows.net/c/x?sv=1&sig=secret in 3ms - lost"
+    assert objects._answer(f"{said}\n\nDebug source: secret") == (
+        "Error performing GET https://a.blob.core.windows.net/c/x?… in 3ms - lost"
+    )
+
+
+@pytest.mark.parametrize("place", ["s3://b/x", "https://h/x"])
+def test_a_missing_package_is_named(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    objects._obstore.cache_clear()
+    with pytest.raises(UsageError, match=r"pip install 'scalekd\[remote\]'"):
+        open_storage(place)
+    monkeypatch.undo()
+    objects._obstore.cache_clear()
