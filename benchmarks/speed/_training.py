@@ -74,5 +74,6 @@ def make_steps(
 
 def _tail(teacher: Teacher) -> nn.Module:
     if teacher.spec.stages[3].num_prefix_tokens and teacher.prefix_tokens is None:
-        teacher.calibrate_prefix([torch.zeros(2, 3, *teacher.spec.img_size, dtype=torch.uint8)])
+        pixels = torch.zeros(2, 3, *teacher.spec.img_size, dtype=torch.uint8)
+        teacher.calibrate_prefix([teacher(pixels).features[3].numpy()])
     return teacher.tail()
