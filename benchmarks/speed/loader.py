@@ -46,14 +46,20 @@ def _measure(settings: Settings, reader: CacheReader, images: ImageDataset) -> d
             reader, images, batch_size=_BATCH, num_workers=workers, groups=groups
         )
 
-    def epoch(loader: CachedViewLoader) -> None:
-        count = sum(1 for _ in loader.epoch(0))
-        if count != loader.num_batches:
-            raise RuntimeError(f"{count} batches of {loader.num_batches}")
-
     def epochs(workers: int) -> dict[str, Callable[[], object]]:
-        given, none = loader(_TARGETS, workers), loader((), workers)
-        return {"with": lambda: epoch(given), "without": lambda: epoch(none)}
+        """Each epoch with a loader of its own, made beforehand: one that was used keeps blocks."""
+        unused = {
+            name: [loader(groups, workers) for _ in range(turns + 1)]
+            for name, groups in (("with", _TARGETS), ("without", ()))
+        }
+
+        def epoch(name: str) -> None:
+            fresh = unused[name].pop()
+            count = sum(1 for _ in fresh.epoch(0))
+            if count != fresh.num_batches:
+                raise RuntimeError(f"{count} batches of {fresh.num_batches}")
+
+        return {"with": lambda: epoch("with"), "without": lambda: epoch("without")}
 
     turns = 3 if settings.quick else 7
     num_views = len(reader.samples) // _BATCH * _BATCH
@@ -64,7 +70,6 @@ def _measure(settings: Settings, reader: CacheReader, images: ImageDataset) -> d
         },
         turns,
     )
-    # Workers live as long as their loader: the clock alone knows what they do.
     workers = take_turns(epochs(2), turns)
     extra = median(alone["with"]).cpu - median(alone["without"]).cpu
     return {

@@ -97,7 +97,7 @@ def _train(settings: Settings, root: Path, model: str) -> dict[str, float]:
                 "data_dir": str(settings.data / "cifar10"),
                 "val_split": None,
                 "img_size": _IMG_SIZE,
-                "epochs": 1 if settings.quick else 2,
+                "epochs": 1,
                 "batch_size": 64,
                 "workers": 1,
                 "amp": "no",

@@ -12,11 +12,12 @@ def speed_section(results: Path, images: Path) -> str:
     """Markdown of every question that was answered; nothing where none was.
 
     Args:
-        results: Folder of ``speed.json``.
+        results: Folder of ``speed.json``; ``speed-quick.json`` stands in while that is missing.
         images: Folder for the picture.
     """
-    path = results / "speed.json"
-    if not path.exists():
+    paths = [results / name for name in ("speed.json", "speed-quick.json")]
+    path = next((path for path in paths if path.exists()), None)
+    if path is None:
         return ""
     found = json.loads(path.read_text())
     if "formats" in found:
