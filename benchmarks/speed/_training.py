@@ -19,13 +19,13 @@ class Steps:
     """Calls that make one step each, over the same batch.
 
     Attributes:
-        cached: Decodes stored targets, then forward, backward, update.
+        cached: Decodes stored targets, then forward, backward, update; returns the loss.
         online: Runs the teacher, then the same.
         teacher: Runs the teacher and nothing else.
     """
 
-    cached: Callable[[], object]
-    online: Callable[[], object]
+    cached: Callable[[], Tensor]
+    online: Callable[[], Tensor]
     teacher: Callable[[], object]
 
 
@@ -61,13 +61,15 @@ def make_steps(
     optimizer = build_optimizer(config, student.model, objective)
     live = OnlineTargets(teacher)
 
-    def step(source: nn.Module) -> None:
+    def step(source: nn.Module) -> Tensor:
         with torch.no_grad():
             targets = source(batch)
-        module(batch["pixels"], batch["label"], targets).losses["total"].backward()
+        loss: Tensor = module(batch["pixels"], batch["label"], targets).losses["total"]
+        loss.backward()
         if update:
             optimizer.step()
         optimizer.zero_grad()
+        return loss.detach()
 
     return Steps(lambda: step(decoder), lambda: step(live), lambda: live(batch))
 
@@ -75,5 +77,5 @@ def make_steps(
 def _tail(teacher: Teacher) -> nn.Module:
     if teacher.spec.stages[3].num_prefix_tokens and teacher.prefix_tokens is None:
         pixels = torch.zeros(2, 3, *teacher.spec.img_size, dtype=torch.uint8)
-        teacher.calibrate_prefix([teacher(pixels).features[3].numpy()])
+        teacher.calibrate_prefix([teacher(pixels).features[3]])
     return teacher.tail()

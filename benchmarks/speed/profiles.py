@@ -22,6 +22,7 @@ _RULES = (
     ("transform codec, decoding", r"codecs/_decoder\.py"),
     ("image decode and drawing", r"PIL/|views/_(decode|render|draw|operations|components)"),
     ("reading images", r"data/samples\.py"),
+    ("indexing the image set", r"data/index\.py|tarfile\.py"),
     ("optimiser", r"torch/optim|timm/optim"),
     ("backward", r"torch/autograd"),
     ("losses", r"distillation/losses\.py"),
@@ -37,12 +38,7 @@ _RULES = (
     ("waiting", r"threading\.py|selectors\.py|queue\.py|socket\.py"),
 )
 _COMPILED = [(name, re.compile(pattern)) for name, pattern in _RULES]
-_PIPELINES = (
-    "(pipelines/cache_teacher.py",
-    "(pipelines/train_student.py",
-    "data/_workers",
-    "spawn",
-)
+_BEGUN = ("(pipelines/", "(scalekd/data/", "(scalekd/cache/")
 _RATE = 100
 
 
@@ -99,7 +95,7 @@ def sort_samples(text: str) -> dict[str, Any]:
     for line in text.splitlines():
         stack, _, number = line.rpartition(" ")
         frames, count = stack.split(";"), int(number)
-        begun = any(sign in stack for sign in _PIPELINES)
+        begun = any(sign in stack for sign in _BEGUN)
         if not begun or "<frozen importlib" in stack:
             start_up += count
             continue

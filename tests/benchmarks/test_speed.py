@@ -9,8 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-_MODULES = ("_formats", "_formats_child", "_measure", "growth", "profiles", "tables")
+from scalekd.cache.targets import CacheCodecs, TargetDecoder
+from scalekd.codecs import create_logit_codec, fit_codec
+from scalekd.teachers import TeacherConfig, load_teacher
+
+_MODULES = (
+    *("_formats", "_formats_child", "_inputs", "_measure", "_training", "growth", "profiles"),
+    "tables",
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +71,27 @@ def test_a_cache_of_any_size_is_written_and_read(speed: Any, tmp_path: Path) -> 
     found = speed.growth.read(tmp_path / "cache")
     assert found["read_us_per_view"] > 0
     assert found["resident_bytes_more"] < 200e6
+
+
+def test_a_cached_and_an_online_step_do_the_same_work(speed: Any) -> None:
+    teacher = load_teacher(TeacherConfig(model="test_vit", pretrained=False, img_size=(32, 32)))
+    codec = fit_codec("float16", teacher.spec.stages[4])
+    logits = create_logit_codec("full", teacher.spec.num_classes or 0)
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), np.uint8))
+    said = teacher(pixels)
+    batch = {"pixels": pixels, "teacher_pixels": pixels, "label": torch.arange(4)}
+    for group, made, values in (
+        ("stage4", codec, said.features[4]),
+        ("logits", logits, said.logits),
+    ):
+        planes = made.tensors(made.encode(values.numpy()))
+        batch |= {f"{group}.{name}": plane for name, plane in planes.items()}
+    decoder = TargetDecoder(CacheCodecs({4: codec}, logits), features=True, logits=True)
+    steps = speed._training.make_steps(
+        "test_resnet", img_size=32, teacher=teacher, decoder=decoder, batch=batch, update=False
+    )
+    assert torch.allclose(steps.cached(), steps.online(), rtol=1e-3)
+    assert steps.teacher() is not None
 
 
 def test_arms_take_turns(speed: Any) -> None:
