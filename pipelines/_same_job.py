@@ -143,7 +143,7 @@ class TeacherAgain:
 
     def stage_one(self, output: Path) -> CacheTeacherConfig:
         """The configuration that made the cache, writing to ``output``."""
-        identity = self._identity
+        identity, form = self._identity, read_form(self._config.cache)
         return CacheTeacherConfig(
             teacher=TeacherConfig(model=str(identity.teacher["model"])),
             data_dir=self._config.data_dir or "",
@@ -161,4 +161,6 @@ class TeacherAgain:
             shard_size=identity.shard_size,
             block_size=identity.block_size,
             skip_corrupt=identity.skip_corrupt,
+            format="webdataset" if form else "zarr",
+            embed=form.embed if form else "none",
         )

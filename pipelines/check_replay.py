@@ -78,10 +78,11 @@ def chosen_views(
         if array.name.split("/")[0] in (*groups, "view", "pixel_hash")
     ]
     num_samples = len(reader.samples)
-    total = num_samples * reader.num_passes
+    total = num_samples * len(reader.passes)
     positions = images.positions(reader.samples.keys)
     for number in np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int64)).tolist():
-        pass_index, row = divmod(number, num_samples)
+        place, row = divmod(number, num_samples)
+        pass_index = reader.passes[place]
         if positions[row] < 0:
             raise CacheMismatch(
                 f"{images.place} lacks sample {reader.samples.key(row)!r} of {reader.place};"
@@ -158,6 +159,7 @@ def deep_verify(config: SameJob, num_views: int) -> DeepFindings:
     images, teacher = embedded_image_set(reader) if embedded else again.images, again.teacher
     groups = tuple(f"stage{stage}" for stage in reader.codecs.stages)
     groups += ("logits",) if reader.codecs.logits else ()
+    groups = tuple(group for group in groups if reader.part.has_target(group))
     problems: list[str] = []
     largest: dict[str, float] = {}
     num_seen = 0
@@ -185,13 +187,15 @@ def _errors(
     reader: CacheReader, view: StoredView, said: TeacherArrays
 ) -> Iterator[tuple[str, float]]:
     for stage, codec in reader.codecs.stages.items():
+        if not reader.part.has_target(f"stage{stage}"):
+            continue
         with torch.inference_mode():
             decoded = codec.decoder()(_planes(view, f"stage{stage}")).numpy()
         yield (
             f"stage{stage}",
             float(view_errors(said.features[stage], decoded, codec.shape)["raw"][0]),
         )
-    if reader.codecs.logits is None or said.logits is None:
+    if reader.codecs.logits is None or said.logits is None or not reader.part.has_target("logits"):
         return
     with torch.inference_mode():
         kept = reader.codecs.logits.decoder()(_planes(view, "logits"))

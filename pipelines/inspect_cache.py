@@ -6,8 +6,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from scalekd.cache import CacheReader, open_cache
+from scalekd.cache.extensions import extension_names
 from scalekd.cache.layout import SAMPLES, Unit
 from scalekd.cache.verify import verify
+from scalekd.errors import UsageError
 from scalekd.storage import Place, open_storage
 
 
@@ -42,6 +44,8 @@ class CacheInfo(BaseModel):
     environment: dict[str, str]
     software: dict[str, str]
     note: str | None
+    part: str | None
+    extensions: tuple[str, ...]
 
     def rows(self, size: Callable[[float], str]) -> Iterator[tuple[str, str]]:
         """Name and value of each line a person reads; ``size`` writes a number of bytes."""
@@ -80,6 +84,10 @@ class CacheInfo(BaseModel):
         for name, num_bytes in self.bytes_per_view_by_array.items():
             yield f"  {name}", f"{num_bytes:,.2f} B a view"
         yield "drawn with", ", ".join(f"{k} {v}" for k, v in self.environment.items())
+        if self.part:
+            yield "here", f"a part: {self.part}"
+        if self.extensions:
+            yield "extensions", ", ".join(self.extensions)
         if self.note:
             yield "note", self.note
 
@@ -132,22 +140,36 @@ def cache_info(place: Place) -> CacheInfo:
         environment=identity.views.environment,
         software=manifest.plan.provenance.software,
         note=manifest.plan.provenance.note,
+        part=None if reader.part.is_all else str(reader.part),
+        extensions=_extensions(reader),
     )
 
 
+def _extensions(reader: CacheReader) -> tuple[str, ...]:
+    """Names of its extensions; a web server does not tell."""
+    try:
+        return tuple(extension_names(reader.storage))
+    except UsageError:
+        return ()
+
+
 def _bytes_by_array(reader: CacheReader) -> dict[str, float]:
+    """Of what is here; a part is told of as such."""
     totals: dict[str, int] = {}
-    units: tuple[Unit, ...] = (SAMPLES, *range(reader.num_passes))
+    num_views = 0
+    units: tuple[Unit, ...] = (SAMPLES, *reader.passes)
     for unit in units:
-        for shard in range(reader.identity.num_shards):
-            for relative, found in reader.record(unit, shard).files.items():
+        for shard in reader.shards:
+            record = reader.record(unit, shard)
+            num_views += 0 if unit == SAMPLES else record.num_rows
+            for relative, found in record.files.items():
+                if not reader.part.has_file(relative):
+                    continue
                 name = relative.split("/c/")[0].removeprefix(f"passes/{unit:0>4}/")
                 if reader.layout.form and unit != SAMPLES:
                     name = "tars" if name.endswith(".tar") else "indexes"
                 totals[name] = totals.get(name, 0) + found.num_bytes
-    return {
-        name: total / max(1, reader.manifest.num_views) for name, total in sorted(totals.items())
-    }
+    return {name: total / max(1, num_views) for name, total in sorted(totals.items())}
 
 
 class Verification(BaseModel):

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from scalekd.cache._turns import Turns
 from scalekd.cache.chunks import (
     FREE_EXPANSION_BYTES,
     MAX_METADATA_BYTES,
@@ -173,6 +174,7 @@ class CacheReader:
         self._pass_in_use: Unit = SAMPLES
         self._shard_chunks: OrderedDict[str, Rows] = OrderedDict()
         self._lock = threading.RLock()
+        self._turns = Turns()
         self._files = self._new_files()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -180,6 +182,7 @@ class CacheReader:
             "_opened": {},
             "_shard_chunks": OrderedDict(),
             "_lock": None,
+            "_turns": None,
             "_files": None,
             "_tars": None,
             "_records": {},
@@ -190,6 +193,7 @@ class CacheReader:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.RLock()
+        self._turns = Turns()
         self._files = self._new_files()
 
     def reopened(self) -> "CacheReader":
@@ -259,14 +263,19 @@ class CacheReader:
         """The commit record of a shard, checked against the manifest."""
         record = self._records.get((unit, shard))
         if record is None:
-            with self._lock:
-                if unit not in (SAMPLES, self._pass_in_use):
-                    self._forget_pass()
-                    self._pass_in_use = unit
-            record = self._read_record(unit, shard)
-            with self._lock:
-                self._records[unit, shard] = record
-                self._files.expect(record.files)
+            with self._turns.of("record", (unit, shard)):
+                return self._records.get((unit, shard)) or self._fetched_record(unit, shard)
+        return record
+
+    def _fetched_record(self, unit: Unit, shard: int) -> ShardRecord:
+        with self._lock:
+            if unit not in (SAMPLES, self._pass_in_use):
+                self._forget_pass()
+                self._pass_in_use = unit
+        record = self._read_record(unit, shard)
+        with self._lock:
+            self._records[unit, shard] = record
+            self._files.expect(record.files)
         return record
 
     def _read_record(self, unit: Unit, shard: int) -> ShardRecord:
@@ -454,27 +463,29 @@ class CacheReader:
         if array.per_block or unit == SAMPLES:
             return self._chunk(unit, array, index)
         path = chunk_path(unit, array, index)
-        with self._lock:
-            rows = self._shard_chunks.get(path)
-            if rows is not None:
-                self._shard_chunks.move_to_end(path)
-                return rows
-        rows = self._chunk(unit, array, index)
-        rows.flags.writeable = False
-        with self._lock:
-            self._shard_chunks[path] = rows
-            if len(self._shard_chunks) > _KEPT_SHARD_CHUNKS:
-                self._shard_chunks.popitem(last=False)
+        with self._turns.of("chunk", path):
+            with self._lock:
+                rows = self._shard_chunks.get(path)
+                if rows is not None:
+                    self._shard_chunks.move_to_end(path)
+                    return rows
+            rows = self._chunk(unit, array, index)
+            rows.flags.writeable = False
+            with self._lock:
+                self._shard_chunks[path] = rows
+                if len(self._shard_chunks) > _KEPT_SHARD_CHUNKS:
+                    self._shard_chunks.popitem(last=False)
         return rows
 
     def _chunk(self, unit: Unit, array: ArraySpec, index: int) -> Rows:
         """One chunk, view axis first."""
         path = f"{array_path(unit, array)}/zarr.json"
-        coding = self._opened.get(path)
-        if coding is None:
-            content = self._files.read(path, max_bytes=MAX_METADATA_BYTES)
-            coding = check_metadata(content, self.identity, array, self.storage.locate(path))
-            self._opened[path] = coding
+        with self._turns.of("metadata", path):
+            coding = self._opened.get(path)
+            if coding is None:
+                content = self._files.read(path, max_bytes=MAX_METADATA_BYTES)
+                coding = check_metadata(content, self.identity, array, self.storage.locate(path))
+                self._opened[path] = coding
         relative = chunk_path(unit, array, index)
         data = self._files.read(relative)
         try:

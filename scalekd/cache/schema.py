@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from scalekd.cache.manifest import FORMAT_VERSION, Manifest, Plan, ShardRecord
+from scalekd.cache.selection import Selection
 from scalekd.cache.webdataset.form import PackedFields, WebDatasetForm
 from scalekd.teachers import TeacherSpec
 
@@ -22,6 +23,7 @@ _MODELS: dict[str, type[BaseModel]] = {
     "manifest": Manifest,
     "plan": Plan,
     "record": ShardRecord,
+    "selection": Selection,
     "teacher": TeacherSpec,
     "webdataset": WebDatasetForm,
     "fields": PackedFields,

@@ -9,11 +9,11 @@ same time one finds its number taken, looks again, and includes what the other b
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from scalekd.cache.files import read_bounded
 from scalekd.cache.layout import SAMPLES, SELECTION_FOLDER, Unit
-from scalekd.cache.manifest import Sha256, canonical, parse_committed
+from scalekd.cache.manifest import CacheDocument, Sha256, canonical, parse_committed
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.storage import Storage
 
@@ -25,7 +25,7 @@ Ranges = Annotated[tuple[tuple[Number, Number], ...], Field(max_length=1 << 14)]
 Target = Literal["stage3", "stage4", "logits"]
 
 
-class Selection(BaseModel):
+class Selection(CacheDocument):
     """A part of a cache: the product of some passes, some shards and some targets.
 
     Attributes:
@@ -34,8 +34,6 @@ class Selection(BaseModel):
         shards: First and last of each run of shards; all when ``None``.
         targets: Groups of target arrays; all when ``None``. Views are always there.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     cache_id: Sha256
     passes: Ranges | None = None

@@ -193,3 +193,18 @@ def test_licence_and_note_of_an_extension_are_its_own(extend: Extend, cache_copy
 def test_no_cache_cannot_be_extended(extend: Extend, tmp_path: Path) -> None:
     with pytest.raises(DataError):
         extend(cache=tmp_path / "nothing", passes=2)
+
+
+def test_passes_are_added_to_tars(
+    extend: Extend, make_cache: Any, tmp_path: Path, file_contents: Contents
+) -> None:
+    tars = tmp_path / "tars"
+    form = {"format": "webdataset", "embed": "source", "limit": 30, "stages": (4,)}
+    make_cache(tars, passes=1, **form)
+    assert extend(cache=tars, passes=2).complete
+    assert extend(cache=tars, **OTHER).complete
+    assert verify(tars).problems == []
+    make_cache(tmp_path / "at-once", passes=2, **form)
+    kept = file_contents(tars)
+    own = {path: kept[path] for path in kept if not path.startswith("extensions/")}
+    assert own == file_contents(tmp_path / "at-once")
