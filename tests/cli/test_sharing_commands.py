@@ -36,7 +36,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
 
 
 def _documented() -> list[str]:
-    blocks = re.findall(r"```sh\n(.*?)```", _PAGE.read_text(), re.DOTALL)
+    blocks = re.findall(r"```sh\n(.*?)```", _PAGE.read_text().replace("\\\n", " "), re.DOTALL)
     lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line.replace("…", "").strip() for line in lines if line.startswith("scalekd ")]
 
