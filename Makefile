@@ -45,7 +45,7 @@ bench-speed: $(VENV)/.installed-dev build/mosaicml-streaming/.installed
 # Its dependencies and this project's exclude one another; what both need is shared.
 build/mosaicml-streaming/.installed:
 	$(BIN)/python -m venv $(@D)
-	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+	$(BIN)/python -c "import sys; print(*(p for p in sys.path if p.endswith('-packages')), sep='\n')" \
 		> $$(echo $(@D)/lib/python3*/site-packages)/shared.pth
 	$(@D)/bin/python -m pip install --quiet "mosaicml-streaming>=0.13,<0.14" || \
 		echo "mosaicml-streaming cannot be installed here; it will be left out"

@@ -83,6 +83,8 @@ def run(settings: Settings) -> dict[str, Any]:
             work = config.model_copy(update={"workers": workers})
             write_claimed(work, writer, codecs, teacher, views, shards, progress)
 
+    with torch.inference_mode():
+        teacher(batches[0].pixels)
     costs = take_turns(
         {
             "forward": forward,
