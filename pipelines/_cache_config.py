@@ -1,12 +1,13 @@
 """What ``scalekd cache-teacher`` is asked for."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from scalekd.cache.webdataset.form import Embed, WebDatasetForm
 from scalekd.codecs import DEFAULT_FEATURE_CODEC
+from scalekd.storage import parse_size
 from scalekd.teachers import TeacherConfig
 
 
@@ -35,6 +36,8 @@ class CacheTeacherConfig(BaseModel):
         skip_corrupt: Leave corrupt images out instead of stopping.
         overwrite: Delete a cache that stands at ``output`` first.
         licence: Of the teacher's weights; what timm says of published ones when ``None``.
+        local_cache: Folder for copies of remote image shards.
+        local_cache_size: Bytes it may take.
         note: Free text for the manifest.
         format: Form of the cache: Zarr arrays beside the image set, or WebDataset tars.
         embed: What images the tars hold.
@@ -63,6 +66,8 @@ class CacheTeacherConfig(BaseModel):
     skip_corrupt: bool = False
     overwrite: bool = False
     licence: str | None = Field(default=None, min_length=1, max_length=1000)
+    local_cache: str | None = None
+    local_cache_size: Annotated[int, BeforeValidator(parse_size)] = 100 * 10**9
     note: str | None = Field(default=None, max_length=100_000)
     format: Literal["zarr", "webdataset"] = "zarr"
     embed: Embed = "none"

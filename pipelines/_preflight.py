@@ -14,7 +14,7 @@ from scalekd.data import ImageDataset, open_dataset
 from scalekd.errors import EnvironmentFault, UsageError
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._identity import default_shard_size
-from scalekd.storage import LocalStorage, Storage, open_storage
+from scalekd.storage import LocalStorage, Storage, make_local_cache, open_storage
 from scalekd.storage.files import TEMPORARY_SUFFIX, remove_abandoned
 from scalekd.teachers import Teacher, load_teacher, resolve_model_name
 from scalekd.views import ViewPolicy
@@ -41,7 +41,8 @@ def preflight(config: CacheTeacherConfig) -> tuple[ImageDataset, ViewPolicy]:
             " the cache first, then start every part without --overwrite"
         )
     _check_writable(open_storage(config.output))
-    images = open_dataset(config.data_dir, config.split).limited(config.limit)
+    kept = make_local_cache(config.local_cache, config.local_cache_size)
+    images = open_dataset(config.data_dir, config.split, local_cache=kept).limited(config.limit)
     shard_size = config.shard_size or default_shard_size(len(images))
     _check_shards(config.shards, -(-len(images) // shard_size))
     return images, policy

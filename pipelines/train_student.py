@@ -143,9 +143,7 @@ def _open_source(config: TrainConfig) -> CachedTeacher:
 
 
 def _local_cache(config: TrainConfig) -> LocalCache | None:
-    if config.local_cache is None:
-        return None
-    return make_local_cache(Path(config.local_cache), config.local_cache_size)
+    return make_local_cache(config.local_cache, config.local_cache_size)
 
 
 def _make_student(config: TrainConfig, source: CachedTeacher) -> Student:

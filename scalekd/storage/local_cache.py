@@ -301,12 +301,15 @@ def parse_size(text: str | int) -> int:
     return size
 
 
-def make_local_cache(folder: Path, max_bytes: int) -> LocalCache:
-    """A cache at ``folder``, after a try whether it can be written to.
+def make_local_cache(place: str | None, max_bytes: int) -> LocalCache | None:
+    """A cache in the folder ``place``, after a try whether it can be written to; none for none.
 
     Raises:
         EnvironmentFault: It cannot.
     """
+    if place is None:
+        return None
+    folder = Path(place)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = temporary_beside(folder / "probe")

@@ -217,4 +217,4 @@ def test_a_folder_of_this_machine_is_not_copied(tmp_path: Path, cache: LocalCach
 def test_a_place_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(EnvironmentFault, match="--local-cache"):
-        make_local_cache(tmp_path / "file" / "below", 100)
+        make_local_cache(str(tmp_path / "file" / "below"), 100)
