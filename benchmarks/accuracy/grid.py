@@ -129,6 +129,9 @@ def _light(name: str, student: str = CNN, **changes: Any) -> Arm:
     return _arm(name, student, objective, distillation=knobs, **changes)
 
 
+_SPATIAL = {"distillation": _knobs(frequency=False)}
+
+
 def _main(student: str) -> list[Arm]:
     return [
         _arm("no teacher", student, "none"),
@@ -146,6 +149,7 @@ GROUPS: Mapping[str, list[Arm]] = {
     f"main-{VIT}": _main(VIT),
     "ablation": [
         _light("ScaleKD-light, weights × 0.3"),
+        _arm("spatial view only, published weights", CNN, "scalekd-light", **_SPATIAL),
         _light("convolution for CAP", knobs={"cap": False}),
         _light("spatial view only", knobs={"frequency": False}),
         _light("frequency view only", knobs={"spatial": False}),
