@@ -2,13 +2,8 @@
 
 from scalekd.distillation.config import ObjectiveName, ScaleKDConfig, StageConfig
 from scalekd.distillation.factory import FORMS, build_objective
-from scalekd.distillation.feature_objective import (
-    LIGHT,
-    PUBLISHED,
-    Form,
-    ScaleKDObjective,
-    StudentLevel,
-)
+from scalekd.distillation.feature_objective import ScaleKDObjective, StudentLevel
+from scalekd.distillation.form import LIGHT, PUBLISHED, Form
 from scalekd.distillation.losses import (
     TASK_LOSSES,
     bce_loss,

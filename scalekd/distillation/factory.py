@@ -5,12 +5,8 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from scalekd.distillation.config import ObjectiveName, ScaleKDConfig
-from scalekd.distillation.feature_objective import (
-    LIGHT,
-    PUBLISHED,
-    ScaleKDObjective,
-    StudentLevel,
-)
+from scalekd.distillation.feature_objective import ScaleKDObjective, StudentLevel
+from scalekd.distillation.form import LIGHT, PUBLISHED
 from scalekd.distillation.objective import KDObjective, Objective, PlainObjective
 from scalekd.errors import UsageError
 from scalekd.shapes import FeatureShape

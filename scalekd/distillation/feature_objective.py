@@ -4,13 +4,13 @@ Wrap it together with the student in one module, so that data parallelism sees b
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from scalekd.distillation.config import ScaleKDConfig, Stage, View
+from scalekd.distillation.form import PUBLISHED, Form
 from scalekd.distillation.losses import frequency_loss, spatial_loss
 from scalekd.distillation.objective import Objective, weighted_kd_loss
 from scalekd.distillation.projector import (
@@ -25,29 +25,6 @@ from scalekd.shapes import FeatureShape
 
 StudentLevel = FeatureShape | tuple[int, Grid]
 """One level of the student: its shape, or plainly its channels and grid."""
-
-
-@dataclass(frozen=True)
-class Form:
-    """How much work the projectors and the tail are; the losses and their targets stay.
-
-    Attributes:
-        shared_views: One projector a stage answers for both views, so that one set of tokens
-            passes the tail, and both losses compare what leaves it.
-        depthwise_stem: See `CrossAttentionProjector`.
-        ffn_ratio: Likewise.
-    """
-
-    shared_views: bool
-    depthwise_stem: bool
-    ffn_ratio: int
-
-
-PUBLISHED = Form(shared_views=False, depthwise_stem=False, ffn_ratio=4)
-"""The method as its authors released it."""
-
-LIGHT = Form(shared_views=True, depthwise_stem=True, ffn_ratio=1)
-"""At most twice a plain step for ResNet-50 and ViT-S/16 from Swin-L at 224 px, by FLOPs."""
 
 _VIEWS: tuple[View, ...] = ("spatial", "frequency")
 _FEATURE_LOSSES = {"spatial": spatial_loss, "frequency": frequency_loss}
