@@ -17,10 +17,10 @@ from benchmarks.accuracy.grid import Arm
 
 
 class Score(NamedTuple):
-    """An arm over its seeds: top-1 in percent, CPU seconds of training without evaluation."""
+    """An arm: top-1 in percent by seed, CPU seconds of training without evaluation."""
 
     name: str
-    top1: tuple[float, ...]
+    top1: dict[int, float]
     views: int
     cpu_seconds: float
     rate: float
@@ -28,16 +28,24 @@ class Score(NamedTuple):
 
     @property
     def mean(self) -> float:
-        return statistics.mean(self.top1)
+        return statistics.mean(self.top1.values())
 
     @property
     def spread(self) -> float:
         """Standard deviation over the seeds; none for one seed."""
-        return statistics.stdev(self.top1) if len(self.top1) > 1 else math.nan
+        return statistics.stdev(self.top1.values()) if len(self.top1) > 1 else math.nan
 
     def cell(self) -> str:
         spread = "" if math.isnan(self.spread) else f" ± {self.spread:.1f}"
         return f"{self.mean:.1f}{spread} (n = {len(self.top1)})"
+
+    def gain_over(self, other: "Score") -> str:
+        """Mean and standard deviation of the differences, over the seeds that both have."""
+        gains = [self.top1[seed] - other.top1[seed] for seed in self.top1 if seed in other.top1]
+        if other.name == self.name or not gains:
+            return ""
+        spread = f" ± {statistics.stdev(gains):.1f}" if len(gains) > 1 else ""
+        return f"{statistics.mean(gains):+.1f}{spread}"
 
 
 def score(arm: Arm, rows: dict[str, dict[str, Any]]) -> Score | None:
@@ -47,7 +55,7 @@ def score(arm: Arm, rows: dict[str, dict[str, Any]]) -> Score | None:
         return None
     return Score(
         arm.name,
-        tuple(row["top1"] for row in found),
+        {row["run"]["seed"]: row["top1"] for row in found},
         found[0]["views"],
         statistics.median(row["train_cpu_seconds"] for row in found),
         found[0]["lr"],
@@ -89,23 +97,23 @@ def _regime(rows: Iterable[dict[str, Any]]) -> str:
         [
             text.split("\n\n", 1)[1],
             "Scores are top-1 on 4,000 validation images after the last epoch: mean ± standard "
-            "deviation over n seeds of weights and order. One such score has a sampling error of "
-            "about 0.8 points, which all arms share. CPU seconds are those of training, one "
-            f"thread, without evaluation. {len(rows)} runs; {', '.join(cpus)}; "
-            f"torch {', '.join(torches)}.",
+            "deviation over n seeds of weights and order. Gains are over the first row, seed by "
+            "seed, over the seeds that both have. One score has a sampling error of about 0.8 "
+            "points, which all arms share. CPU seconds are those of training, one thread, without "
+            f"evaluation. {len(rows)} runs; {', '.join(cpus)}; torch {', '.join(torches)}.",
             "",
             "```sh\nmake bench-accuracy\n```\n",
         ]
     )
 
 
-def _table(scores: Sequence[Score], baseline: Score | None) -> list[str]:
+def _table(scores: Sequence[Score], baseline: Score) -> list[str]:
     head = ["", "top-1, %", "gain", "views", "CPU s", "rate"]
     sized = len({found.target_bytes for found in scores} - {None}) > 1
     head += ["feature bytes a view"] * sized
     lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(head) - 2)]
     for found in scores:
-        gain = "" if baseline in (None, found) else f"{found.mean - baseline.mean:+.1f}"
+        gain = found.gain_over(baseline)
         lines.append(
             f"| {found.name} | {found.cell()} | {gain} | {found.views:,} |"
             f" {found.cpu_seconds:.0f} | {found.rate:g} |"

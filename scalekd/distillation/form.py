@@ -1,8 +1,8 @@
 """How large ScaleKD's projectors are: as published, or light.
 
-By FLOPs a ResNet-50 step under Swin-L costs 5.4 plain ones as published. Two passes of the tail, one
-for each view, and the dense 3 x 3 convolutions of the projectors are most of that, and neither is
-needed for the losses to be what they are. See ``docs/benchmarks.md``.
+By FLOPs a ResNet-50 step under Swin-L costs 5.4 plain ones as published. Two passes of the tail,
+one for each view, and the dense 3 x 3 convolutions of the projectors are most of that, and neither
+is needed for the losses to be what they are. See ``docs/benchmarks.md``.
 """
 
 from dataclasses import dataclass
