@@ -7,6 +7,7 @@ share of it was spent waiting for the loader.
 """
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ def _batch(
 
 def _train(settings: Settings, root: Path, model: str) -> dict[str, float]:
     output = settings.work / f"run-{model}"
+    shutil.rmtree(output, ignore_errors=True)
     train_student(
         TrainConfig.from_mapping(
             {
@@ -101,7 +103,6 @@ def _train(settings: Settings, root: Path, model: str) -> dict[str, float]:
                 "batch_size": 64,
                 "workers": 1,
                 "amp": "no",
-                "overwrite": True,
             },
             source="the benchmark",
         )
