@@ -202,5 +202,6 @@ def _new_extension(config: ExtendConfig, base: Identity, output: Path) -> CacheT
             "codec": config.codec or DEFAULT_FEATURE_CODEC,
             "licence": config.licence,
             "note": config.note,
+            "embed": "none",  # the cache around it holds the images
         }
     )
