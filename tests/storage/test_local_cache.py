@@ -4,9 +4,10 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -148,6 +149,25 @@ def test_the_limit_holds_and_the_oldest_goes_first(web: Any, tmp_path: Path) -> 
     assert web.count() == 0
     read(1)
     assert web.count() == 1
+
+
+def test_a_copy_counts_before_it_has_arrived(tmp_path: Path) -> None:
+    cache = LocalCache(tmp_path / "copies", 4000)
+
+    def fetch(name: str, size: int, meanwhile: Callable[[], None] = lambda: None) -> None:
+        def fill(file: BinaryIO) -> None:
+            meanwhile()
+            file.write(bytes(size))
+
+        cache.fetch(sha(name.encode()), size, fill).close()
+
+    fetch("a", 1000)
+    fetch("b", 1000)
+    fetch("c", 2000, meanwhile=lambda: fetch("d", 1000))
+    assert sum(path.stat().st_size for path in copies(cache)) <= 4000
+    kept = cache.find(sha(b"c"))
+    assert kept is not None
+    kept.close()
 
 
 def test_what_is_larger_than_the_limit_is_not_kept(web: Any, tmp_path: Path) -> None:
