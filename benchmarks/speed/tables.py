@@ -226,8 +226,8 @@ def _formats(result: Result) -> str:
         "![views a second and bytes a view](img/speed-forms.png)\n\nThe same features and logits"
         " (65 × 384 and 10, float16 unless coded), read in batches of 64 in one process; views a"
         " processor second. scalekd checks SHA-256 and crc32c of every file it reads, and syncs"
-        " every file it writes; the others do neither. Bytes count the codec's tables, 2 to 3 MB once"
-        " a cache, which these few views share. The transform codec's"
+        " every file it writes; the others do neither. Bytes count the codec's tables, 2 to 3 MB"
+        " once a cache, which these few views share. The transform codec's"
         " integers become features on the training device; on this processor that takes"
         f" {result['transform_to_features_cpu_us']:.0f} µs a view.{left_out}\n\n"
         + _table(
