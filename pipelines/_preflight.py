@@ -7,8 +7,8 @@ import uuid
 
 from scalekd.cache.layout import MANIFEST_FILE, RECORDS_FOLDER, Layout
 from scalekd.cache.manifest import Plan
+from scalekd.cache.planning import check_form, read_plan
 from scalekd.cache.selection import refuse_part
-from scalekd.cache.writer import check_form, read_plan
 from scalekd.codecs import create_logit_codec, parse_codec
 from scalekd.data import ImageDataset, open_dataset
 from scalekd.errors import EnvironmentFault, UsageError

@@ -19,20 +19,19 @@ from accelerate import PartialState
 from pydantic import BaseModel, Field
 
 from scalekd.cache.files import read_checked
+from scalekd.cache.finishing import committed_passes, finish
 from scalekd.cache.manifest import Identity, Plan, Provenance
-from scalekd.cache.targets import CacheCodecs
-from scalekd.cache.writer import (
-    CacheWriter,
+from scalekd.cache.planning import (
     begin,
     begin_form,
     commit_plan,
-    committed_passes,
     differences,
-    finish,
     read_plan,
     remove_cache,
     table_files,
 )
+from scalekd.cache.targets import CacheCodecs
+from scalekd.cache.writer import CacheWriter
 from scalekd.data import worker_faults
 from scalekd.data.drawing import DrawnViews
 from scalekd.data.samples import ImageDataset

@@ -17,21 +17,19 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from scalekd.cache import CacheReader, open_cache
 from scalekd.cache.files import FileDigest
-from scalekd.cache.records import has_record
-from scalekd.cache.selection import refuse_part
-from scalekd.cache.webdataset.form import Embed, WebDatasetForm, form_name
-from scalekd.cache.writer import (
-    CacheWriter,
-    SampleRows,
-    ViewRows,
+from scalekd.cache.finishing import finish
+from scalekd.cache.planning import (
     begin,
     begin_form,
     commit_plan,
     differences,
-    finish,
     read_plan,
     table_files,
 )
+from scalekd.cache.records import has_record
+from scalekd.cache.selection import refuse_part
+from scalekd.cache.webdataset.form import Embed, WebDatasetForm, form_name
+from scalekd.cache.writer import CacheWriter, SampleRows, ViewRows
 from scalekd.data import open_dataset, worker_faults
 from scalekd.data.embedding import BlockImages, BlockRequest, ImagesToEmbed, images_of_blocks
 from scalekd.errors import CacheMismatch, UsageError

@@ -18,7 +18,7 @@ from scalekd.cache import CacheReader, open_cache
 from scalekd.cache.extensions import check_fits, extension_path
 from scalekd.cache.layout import SAMPLES
 from scalekd.cache.manifest import Identity
-from scalekd.cache.writer import read_plan
+from scalekd.cache.planning import read_plan
 from scalekd.codecs import DEFAULT_FEATURE_CODEC
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.pipelines._cache_config import CacheTeacherConfig

@@ -15,13 +15,14 @@ from pydantic import BaseModel
 
 from scalekd.cache.extensions import extension_names, extension_path
 from scalekd.cache.files import read_bounded
+from scalekd.cache.finishing import finish
 from scalekd.cache.layout import PLAN_FILE, SAMPLES, Unit, record_path
 from scalekd.cache.manifest import MAX_JSON_BYTES, Plan
+from scalekd.cache.planning import differences
 from scalekd.cache.records import has_record
 from scalekd.cache.selection import Selection, ranges_of, refuse_part
 from scalekd.cache.targets import CacheCodecs
 from scalekd.cache.transfer import SourceCache, Tally, Transfer
-from scalekd.cache.writer import differences, finish
 from scalekd.errors import CacheMismatch, DataError, UsageError
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._signals import terminable

@@ -15,9 +15,11 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from scalekd.cache.finishing import finish
 from scalekd.cache.layout import MANIFEST_FILE, SAMPLES, Layout, Unit, record_path, unit_path
 from scalekd.cache.lease import Leases, remove_settled
 from scalekd.cache.manifest import Identity, ShardRecord, canonical
+from scalekd.cache.planning import begin, commit_plan, table_files
 from scalekd.cache.records import read_record, record_hash
 from scalekd.cache.repair import (
     ShardDamage,
@@ -37,7 +39,7 @@ from scalekd.cache.selection import refuse_part
 from scalekd.cache.targets import CacheCodecs, save_arrays
 from scalekd.cache.verify import verify
 from scalekd.cache.webdataset.form import INFO_FILE
-from scalekd.cache.writer import CacheWriter, SampleRows, begin, commit_plan, finish, table_files
+from scalekd.cache.writer import CacheWriter, SampleRows
 from scalekd.data.drawing import drawn_samples
 from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
 from scalekd.pipelines._calibrate import calibrate, draw_witnesses

@@ -9,17 +9,12 @@ import numpy as np
 
 from benchmarks.speed._measure import Settings
 from scalekd.cache import targets as stored
+from scalekd.cache.finishing import finish
 from scalekd.cache.layout import Layout
 from scalekd.cache.manifest import DataInfo, Identity, Plan, Provenance, ViewsInfo
+from scalekd.cache.planning import begin, commit_plan
 from scalekd.cache.targets import CacheCodecs, save_arrays, stage_info
-from scalekd.cache.writer import (
-    CacheWriter,
-    SampleRows,
-    ViewRows,
-    begin,
-    commit_plan,
-    finish,
-)
+from scalekd.cache.writer import CacheWriter, SampleRows, ViewRows
 from scalekd.codecs import FeatureCodec, LogitCodec, fit_codec, load_codec, save_codec
 from scalekd.data import ImageDataset, open_dataset
 from scalekd.data.drawing import DrawnBatch, DrawnViews, DrawRequest

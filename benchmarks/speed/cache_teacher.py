@@ -19,8 +19,9 @@ from benchmarks.speed import _inputs
 from benchmarks.speed._measure import Settings, median_ratio, per, take_turns
 from scalekd.cache.layout import PLAN_FILE, TABLES_FOLDER, Layout
 from scalekd.cache.manifest import Plan
+from scalekd.cache.planning import begin, read_plan
 from scalekd.cache.targets import CacheCodecs
-from scalekd.cache.writer import CacheWriter, begin, read_plan
+from scalekd.cache.writer import CacheWriter
 from scalekd.data import open_dataset
 from scalekd.data.drawing import DrawnBatch, DrawnViews, DrawRequest, shard_requests
 from scalekd.pipelines._progress import ProgressReport

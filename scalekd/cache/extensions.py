@@ -16,10 +16,10 @@ import numpy as np
 
 from scalekd.cache.layout import EXTENSIONS_FOLDER, PLAN_FILE, SAMPLES, Layout
 from scalekd.cache.manifest import Identity
+from scalekd.cache.planning import differences
 from scalekd.cache.reader import CacheReader, SampleTable, open_cache
 from scalekd.cache.targets import SEPARATOR
 from scalekd.cache.webdataset.form import Embed
-from scalekd.cache.writer import differences
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.storage import Storage
 from scalekd.views import ViewPolicy

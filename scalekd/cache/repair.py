@@ -31,12 +31,12 @@ from scalekd.cache.manifest import (
     canonical,
     parse_committed,
 )
+from scalekd.cache.planning import read_plan
 from scalekd.cache.reader import read_manifest
 from scalekd.cache.records import has_record, read_record, record_hash
 from scalekd.cache.store import unit_documents
 from scalekd.cache.verify import file_problem
 from scalekd.cache.webdataset.form import FORM_FILE, Embed, WebDatasetForm
-from scalekd.cache.writer import read_plan
 from scalekd.errors import CacheCorrupt, CacheError, DataError, UsageError
 from scalekd.storage import LocalStorage
 from scalekd.storage.files import commit_file, explained, inside

@@ -34,6 +34,7 @@ from scalekd.cache.manifest import (
     canonical,
     parse_committed,
 )
+from scalekd.cache.planning import differences, table_files
 from scalekd.cache.records import read_record, record_hash
 from scalekd.cache.selection import (
     Selection,
@@ -43,7 +44,6 @@ from scalekd.cache.selection import (
 from scalekd.cache.store import unit_documents
 from scalekd.cache.targets import CacheCodecs
 from scalekd.cache.webdataset.form import FORM_FILE, form_name, read_form
-from scalekd.cache.writer import differences, table_files
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
 from scalekd.storage import LocalStorage, NotStored, Storage
 

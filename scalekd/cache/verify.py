@@ -6,6 +6,7 @@ from pathlib import Path
 
 from scalekd.cache.extensions import check_fits, extension_names, extension_path
 from scalekd.cache.files import FileDigest, digest_of
+from scalekd.cache.finishing import manifest_of
 from scalekd.cache.layout import (
     EXTENSIONS_FOLDER,
     LEASE_SUFFIX,
@@ -18,11 +19,11 @@ from scalekd.cache.layout import (
     record_path,
 )
 from scalekd.cache.manifest import Manifest, ShardRecord, canonical
+from scalekd.cache.planning import read_plan, table_files
 from scalekd.cache.reader import open_cache, read_manifest
 from scalekd.cache.records import has_record, read_record, record_hash
 from scalekd.cache.selection import Selection, check_owner, standing_selection
 from scalekd.cache.targets import CacheCodecs
-from scalekd.cache.writer import manifest_of, read_plan, table_files
 from scalekd.errors import CacheError, UsageError
 from scalekd.storage import LocalStorage, NotStored, Place, Storage, StoredFileError, open_storage
 from scalekd.storage.files import TEMPORARY_SUFFIX

@@ -8,8 +8,9 @@ import pytest
 
 from scalekd.cache.layout import lease_path
 from scalekd.cache.lease import LeaseHolder, Leases
+from scalekd.cache.planning import read_plan
 from scalekd.cache.targets import CacheCodecs
-from scalekd.cache.writer import CacheWriter, read_plan
+from scalekd.cache.writer import CacheWriter
 from scalekd.errors import CacheMismatch, EnvironmentFault, UsageError
 
 FileContents = Callable[[Path], dict[str, bytes]]

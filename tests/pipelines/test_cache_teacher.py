@@ -15,6 +15,7 @@ import pytest
 
 from scalekd.cache import open_cache
 from scalekd.cache import writer as cache_writer
+from scalekd.cache.finishing import finish
 from scalekd.cache.manifest import Manifest
 from scalekd.cache.verify import verify
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, EnvironmentFault, UsageError
@@ -158,7 +159,7 @@ def test_a_job_of_fewer_passes_that_ends_last_does_not_shrink_the_manifest(
     cache_copy: Path,
 ) -> None:
     reader = open_cache(cache_copy)
-    manifest = cache_writer.finish(cache_copy, reader.manifest.plan, reader.layout, 1)
+    manifest = finish(cache_copy, reader.manifest.plan, reader.layout, 1)
     assert manifest is not None
     assert manifest.num_passes == 2
     assert open_cache(cache_copy).num_passes == 2

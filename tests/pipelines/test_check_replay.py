@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from scalekd.cache import open_cache
+from scalekd.cache.finishing import finish
 from scalekd.cache.manifest import ShardRecord, canonical
 from scalekd.cache.store import CommittingStore, open_array
 from scalekd.cache.verify import verify
-from scalekd.cache.writer import finish
 from scalekd.cli.main import main
 from scalekd.data import views as data_views
 from scalekd.errors import UsageError

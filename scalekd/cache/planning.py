@@ -1,0 +1,204 @@
+"""The beginning of a cache: its plan, its form, and what makes a folder one; and its removal."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scalekd.cache.files import FileDigest, read_bounded
+from scalekd.cache.layout import (
+    EXTENSIONS_FOLDER,
+    MANIFEST_FILE,
+    PLAN_FILE,
+    RECORDS_FOLDER,
+    SAMPLES,
+    SELECTION_FOLDER,
+    TABLES_FOLDER,
+    Layout,
+)
+from scalekd.cache.lease import live_lease
+from scalekd.cache.manifest import MAX_JSON_BYTES, Identity, Plan, canonical, parse_committed
+from scalekd.cache.publish import remove_remote
+from scalekd.cache.store import unit_documents
+from scalekd.cache.webdataset.form import FORM_FILE, INFO_FILE, WebDatasetForm, form_name, read_form
+from scalekd.errors import CacheMismatch, EnvironmentFault, UsageError
+from scalekd.storage import LocalStorage, Place, Storage, open_storage
+from scalekd.storage.files import TEMPORARY_SUFFIX, explained
+
+_EARLY_NAMES = frozenset({TABLES_FOLDER, FORM_FILE})
+"""What stands at the top of a cache before its plan does."""
+
+_NAMES = _EARLY_NAMES | {
+    *(PLAN_FILE, MANIFEST_FILE, INFO_FILE, "zarr.json"),
+    *(SAMPLES, "passes", RECORDS_FOLDER, EXTENSIONS_FOLDER, SELECTION_FOLDER),
+}
+
+
+def read_plan(place: Place) -> Plan | None:
+    """The plan of the cache at ``place``, or ``None`` when no cache was begun there.
+
+    Raises:
+        UsageError: The folder holds something that is no cache.
+    """
+    storage = open_storage(place)
+    if isinstance(storage, LocalStorage):
+        if not storage.root.exists():
+            return None
+        if not storage.root.is_dir():
+            raise UsageError(f"{storage.place} is a file; --output names the folder of a cache")
+    if not storage.exists(PLAN_FILE):
+        if isinstance(storage, LocalStorage):
+            _refuse_strangers(storage.root, _EARLY_NAMES)
+        return None
+    data = read_bounded(storage, PLAN_FILE, max_bytes=MAX_JSON_BYTES, what="the plan")
+    return parse_committed(Plan, data, where=storage.locate(PLAN_FILE))
+
+
+def _refuse_strangers(root: Path, names: frozenset[str]) -> None:
+    strangers = [
+        entry.name
+        for entry in root.iterdir()
+        if entry.name not in names and not entry.name.endswith(TEMPORARY_SUFFIX)
+    ]
+    tables = root / TABLES_FOLDER
+    if tables.is_dir():
+        strangers += [
+            f"{TABLES_FOLDER}/{entry.name}"
+            for entry in tables.iterdir()
+            if not entry.name.endswith((".safetensors", TEMPORARY_SUFFIX))
+        ]
+    if strangers:
+        raise UsageError(
+            f"{root} holds something that is no cache ({', '.join(sorted(strangers)[:3])}); choose"
+            " an empty or new folder"
+        )
+
+
+def remove_cache(place: Place) -> None:
+    """Delete a cache, whole, begun or damaged, and nothing but a cache.
+
+    The plan goes last: a removal that was interrupted can be taken up again.
+
+    Raises:
+        UsageError: The folder holds something else, or another job writes it; nothing was deleted.
+    """
+    storage = open_storage(place)
+    if not isinstance(storage, LocalStorage):
+        remove_remote(storage, _NAMES)
+        return
+    root = storage.root
+    if not root.exists():
+        return
+    if not root.is_dir() or not (root / PLAN_FILE).exists():
+        read_plan(root)
+    _refuse_strangers(root, _NAMES)
+    holder = live_lease(root)
+    if holder is not None:
+        raise UsageError(
+            f"--overwrite: {root} is being written by {holder}; stop that job first (if it died"
+            " with its machine, its claim lapses three minutes later)"
+        )
+    with explained(root, "cannot remove"):
+        (root / MANIFEST_FILE).unlink(missing_ok=True)
+        for entry in sorted(root.iterdir(), key=lambda entry: entry.name == PLAN_FILE):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)
+
+
+def begin_form(place: Place, form: WebDatasetForm | None) -> None:
+    """Write the form of a new cache, before its plan, or make sure that a cache has this form.
+
+    Raises:
+        CacheMismatch: It was begun in another.
+    """
+    storage = open_storage(place)
+    if form is not None and not storage.exists(PLAN_FILE):
+        storage.commit(FORM_FILE, canonical(form), exclusive=True)
+    check_form(storage, form)
+
+
+def check_form(place: Place, form: WebDatasetForm | None) -> None:
+    """Raise ``CacheMismatch`` if the cache was begun in another form."""
+    storage = open_storage(place)
+    standing = read_form(storage)
+    if standing != form:
+        raise CacheMismatch(
+            f"{storage.place} was begun in {form_name(standing)}, not in {form_name(form)}; give"
+            " the same --format and --embed to finish it, choose another --output, or --overwrite"
+        )
+
+
+def commit_plan(place: Place, plan: Plan) -> Plan:
+    """Write the plan, unless another process was first.
+
+    Returns:
+        The plan in force. Machines that begin one cache at once may calibrate to other tables;
+        they all go on with those of the first, if its job is theirs.
+    """
+    storage = open_storage(place)
+    if storage.commit(PLAN_FILE, canonical(plan), exclusive=True):
+        return plan
+    standing = read_plan(storage)
+    if standing is None:
+        raise EnvironmentFault(
+            f"{storage.locate(PLAN_FILE)} is there and cannot be seen: does the file system show"
+            " other machines' files late? Run the same command again"
+        )
+    return standing
+
+
+def begin(place: Place, plan: Plan, layout: Layout, num_passes: int) -> None:
+    """Write the metadata of all arrays, and remove tables that the plan does not name."""
+    storage = open_storage(place)
+    if isinstance(storage, LocalStorage):
+        wanted = set(table_files(plan.identity))
+        for path in (storage.root / TABLES_FOLDER).glob("*.safetensors"):
+            if f"{TABLES_FOLDER}/{path.name}" not in wanted:
+                path.unlink(missing_ok=True)  # of a run that was killed before it wrote a plan
+    for unit in (SAMPLES, *range(num_passes)):
+        commit_documents(storage, unit_documents(layout, unit))
+
+
+def commit_documents(storage: Storage, documents: Mapping[str, bytes]) -> None:
+    """Write small files, but for those that stand there with the same content."""
+    made = storage.commit_all(documents, exclusive=True) if storage.is_remote else set()
+    changed = {}
+    for relative in documents.keys() - made:
+        content, size = documents[relative], storage.size(relative)
+        if size != len(content) or storage.read(relative, max_bytes=size) != content:
+            changed[relative] = content
+    if changed:
+        storage.commit_all(changed)
+
+
+def table_files(identity: Identity) -> dict[str, FileDigest]:
+    """Tail, witnesses and codec tables: the files that the plan itself names."""
+    codecs = [stage.codec for stage in identity.stages.values()]
+    pairs = [
+        (identity.tail, identity.tail_digest),
+        (identity.views.witnesses, identity.views.witnesses_digest),
+        *((codec.tables, codec.tables_digest) for codec in codecs),
+    ]
+    return {path: found for path, found in pairs if path and found}
+
+
+def differences(standing: Identity, wanted: Identity) -> str:
+    """The fields in which two identities differ, as ``name: old in the cache, new wanted``."""
+    found: list[str] = []
+
+    def walk(place: str, old: Any, new: Any) -> None:
+        if isinstance(old, dict) and isinstance(new, dict):
+            for key in sorted(old.keys() | new.keys()):
+                walk(f"{place}.{key}" if place else key, old.get(key), new.get(key))
+        elif old != new:
+            found.append(f"{place} is {_short(old)} in the cache, {_short(new)} here")
+
+    walk("", standing.model_dump(mode="json"), wanted.model_dump(mode="json"))
+    return "; ".join(found[:4]) + ("; …" if len(found) > 4 else "")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "…"
