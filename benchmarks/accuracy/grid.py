@@ -137,6 +137,7 @@ def _main(student: str) -> list[Arm]:
         _arm("no teacher", student, "none"),
         _arm("logits only", student, "kd"),
         _light("ScaleKD-light, weights × 0.3", student),
+        _arm("ScaleKD-light, spatial view only", student, "scalekd-light", **_SPATIAL),
         _light("ScaleKD, weights × 0.3", student, objective="scalekd"),
         _arm("ScaleKD-light", student, "scalekd-light"),
         _arm("ScaleKD", student, "scalekd", rate=1e-3),  # better than 3e-3 on seed 0
@@ -149,7 +150,7 @@ GROUPS: Mapping[str, list[Arm]] = {
     f"main-{VIT}": _main(VIT),
     "ablation": [
         _light("ScaleKD-light, weights × 0.3"),
-        _arm("spatial view only, published weights", CNN, "scalekd-light", **_SPATIAL),
+        _arm("spatial view only, weights × 1", CNN, "scalekd-light", **_SPATIAL),
         _light("convolution for CAP", knobs={"cap": False}),
         _light("spatial view only", knobs={"frequency": False}),
         _light("frequency view only", knobs={"spatial": False}),
