@@ -24,7 +24,7 @@ class Score(NamedTuple):
     views: int
     cpu_seconds: float
     rate: float
-    target_bytes: float | None
+    target_bytes: float
 
     @property
     def mean(self) -> float:
@@ -59,7 +59,7 @@ def score(arm: Arm, rows: dict[str, dict[str, Any]]) -> Score | None:
         found[0]["views"],
         statistics.median(row["train_cpu_seconds"] for row in found),
         found[0]["lr"],
-        found[0].get("stage4_bytes_per_view"),
+        found[0]["stage4_bytes_per_view"],
     )
 
 
@@ -107,17 +107,15 @@ def _regime(rows: Iterable[dict[str, Any]]) -> str:
     )
 
 
-def _table(scores: Sequence[Score], baseline: Score) -> list[str]:
-    head = ["", "top-1, %", "gain", "views", "CPU s", "rate"]
-    sized = len({found.target_bytes for found in scores} - {None}) > 1
+def _table(scores: Sequence[Score], *, sized: bool = False) -> list[str]:
+    head = ["", "top-1, %", "gain", "views", "CPU s", "lr"]
     head += ["feature bytes a view"] * sized
     lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(head) - 2)]
     for found in scores:
-        gain = found.gain_over(baseline)
+        gain = found.gain_over(scores[0])
         lines.append(
             f"| {found.name} | {found.cell()} | {gain} | {found.views:,} |"
-            f" {found.cpu_seconds:.0f} | {found.rate:g} |"
-            + (f" {found.target_bytes:,.0f} |" if sized and found.target_bytes else "")
+            f" {found.cpu_seconds:.0f} | {found.rate:g} |" + f" {found.target_bytes:,.0f} |" * sized
         )
     return lines
 
@@ -186,7 +184,7 @@ def _main_table(student: str, rows: dict[str, dict[str, Any]]) -> str:
     scores = [found for arm in grid.GROUPS[f"main-{student}"] if (found := score(arm, rows))]
     if not scores:
         return ""
-    return "\n".join([f"### {student}\n", *_table(scores, scores[0]), ""])
+    return "\n".join([f"### {student}\n", *_table(scores), ""])
 
 
 _TITLES = {
@@ -204,7 +202,7 @@ def _group(name: str, rows: dict[str, dict[str, Any]]) -> str:
     scores = [found for arm in grid.GROUPS[name] if (found := score(arm, rows))]
     if len(scores) < 2:
         return ""
-    return "\n".join([f"### {_TITLES[name]}\n", *_table(scores, scores[0]), ""])
+    return "\n".join([f"### {_TITLES[name]}\n", *_table(scores, sized=name == "codec"), ""])
 
 
 def _pictures(rows: dict[str, dict[str, Any]], images: Path) -> str:

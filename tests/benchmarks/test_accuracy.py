@@ -42,6 +42,7 @@ def _rows(accuracy: Any, group: str, *, seeds: tuple[int, ...]) -> list[dict[str
             "top1": (10.0 + seed) * number + seed,
             "lr": 1e-3,
             "views": 100,
+            "stage4_bytes_per_view": 0,
             "train_cpu_seconds": 1.0,
             "machine": {"cpu": "a processor"},
             "software": {"torch": "2"},
