@@ -56,12 +56,10 @@ def run(harness: ModuleType, images: Path, tmp_path: Path) -> Callable[..., tupl
 
     def start(
         output: Path,
-        meanwhile: Callable[[int], None] = lambda process: None,
         prepare: Callable[[], None] = lambda: None,
     ) -> tuple[int, str]:
         log = tmp_path / f"log-{time.monotonic_ns()}"
         job = harness.Job(images, output, log, 1, prepare)
-        meanwhile(job.processes[0])
         assert job.wait(60), f"it hangs: {log.read_text()}"
         lines = log.read_text().splitlines()
         assert not any("Traceback" in line for line in lines), log.read_text()
@@ -70,15 +68,8 @@ def run(harness: ModuleType, images: Path, tmp_path: Path) -> Callable[..., tupl
     return start
 
 
-def _after_a_few_shards(output: Path) -> None:
-    deadline = time.monotonic() + 60
-    while len(list(output.glob("records/0*/*.json"))) < 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
-def _signal_own_group(sent: signal.Signals, *, after_records: int) -> None:
-    """In the process of the job: the moment does not depend on how busy the machine is."""
+def _after_a_few_records(act: Callable[[], None]) -> None:
+    """In the process of the job, so that the moment does not depend on how busy the machine is."""
     link = os.link
     records = 0
 
@@ -86,11 +77,17 @@ def _signal_own_group(sent: signal.Signals, *, after_records: int) -> None:
         nonlocal records
         link(source, target)
         records += "records/0" in str(target) and str(target).endswith(".json")
-        if records == after_records:
+        if records == 3:
             os.link = link
-            os.killpg(0, sent)
+            act()
 
     os.link = and_then  # type: ignore[assignment]
+
+
+def _kill_a_worker() -> None:
+    own = os.getpid()
+    children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
 
 
 def _left_by_writers(root: Path) -> list[Path]:
@@ -108,7 +105,7 @@ def test_a_signal_leaves_a_cache_to_go_on_with(
 ) -> None:
     """To the whole process group, as a terminal and a scheduler send it."""
     output = tmp_path / "cache"
-    found, line = run(output, prepare=lambda: _signal_own_group(sent, after_records=3))
+    found, line = run(output, prepare=lambda: _after_a_few_records(lambda: os.killpg(0, sent)))
     assert found == code
     assert "what was committed is kept" in line
     assert not _left_by_writers(output)
@@ -124,12 +121,7 @@ def test_a_worker_that_the_kernel_kills_is_no_traceback(
 ) -> None:
     output = tmp_path / "cache"
 
-    def kill_worker(process: int) -> None:
-        _after_a_few_shards(output)
-        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-        os.kill(int(children[-1]), signal.SIGKILL)
-
-    code, line = run(output, meanwhile=kill_worker)
+    code, line = run(output, prepare=lambda: _after_a_few_records(_kill_a_worker))
     assert code == 5
     assert "fewer workers (-j)" in line
     assert run(output)[0] == 0
