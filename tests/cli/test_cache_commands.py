@@ -1,46 +1,17 @@
 """The command line of stage one: exit codes, one-line errors, JSON at the end, instant help."""
 
-import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from scalekd.cli.main import main
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out.splitlines()[-1])
-
-
-Run = Callable[..., Ran]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command line in this process."""
-
-    def run(*arguments: object) -> Ran:
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = stop.code
-        return Ran(code, *capsys.readouterr())
-
-    return run
+Run = Callable[..., Any]
+"""The ``run`` of conftest.py."""
 
 
 @pytest.fixture
@@ -62,7 +33,7 @@ def options(tiny_images: Path, tmp_path: Path) -> dict[str, object]:
 def cache_teacher(run: Run, options: dict[str, object]) -> Run:
     """``scalekd cache-teacher`` on the tiny image set; keywords replace options."""
 
-    def cache_teacher(*flags: object, **changes: object) -> Ran:
+    def cache_teacher(*flags: object, **changes: object) -> Any:
         chosen = {**options, **{f"--{k.replace('_', '-')}": v for k, v in changes.items()}}
         pairs = [part for pair in chosen.items() if pair[1] is not None for part in pair]
         return run("cache-teacher", "--no-pretrained", *pairs, *flags)

@@ -5,34 +5,14 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 import pytest
 
-from scalekd.cli.main import group, main
+from scalekd.cli.main import group
 
 _PAGE = Path(__file__).parents[2] / "docs" / "sharing.md"
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    def run(*arguments: object) -> Ran:
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = stop.code
-        return Ran(code, *capsys.readouterr())
-
-    return run
 
 
 def _documented() -> list[str]:
@@ -52,7 +32,7 @@ def test_documented_lines_are_understood(line: str) -> None:
 
 
 def test_a_cache_goes_its_way(
-    run: Callable[..., Ran], make_cache: Any, tiny_images: Path, tmp_path: Path
+    run: Callable[..., Any], make_cache: Any, tiny_images: Path, tmp_path: Path
 ) -> None:
     cache, bucket = tmp_path / "cache", tmp_path / "bucket"
     make_cache(cache, passes=1, licence="mit", note="made on a Monday")
@@ -111,7 +91,7 @@ def test_a_cache_goes_its_way(
     ],
 )
 def test_rubbish_is_refused_with_the_right_code(
-    run: Callable[..., Ran], sound_cache: Path, tmp_path: Path, arguments: Any, code: int
+    run: Callable[..., Any], sound_cache: Path, tmp_path: Path, arguments: Any, code: int
 ) -> None:
     filled = [
         a.replace("{tmp}", str(tmp_path)).replace("{cache}", str(sound_cache)) for a in arguments
