@@ -3,37 +3,44 @@
     python -m benchmarks.sharing --json
 
 A cache of random images is read by the training loader from a local folder and from a web server,
-a process of its own, whose every answer waits 20 ms. The server counts. Local and remote epochs
-alternate, so that a machine that others use, too, slows both; the ratio is of the medians.
-``blocks`` reads what the loader reads of the cache and does nothing else with it: no image is
-decoded, no student trained.
+a process of its own on one thread, whose every answer waits 20 ms. The server counts. Local and
+remote epochs alternate, so that a machine that others use, too, slows both; the ratio is of the
+medians.
+``blocks`` reads shuffled views of a cache of made-up targets, in blocks of the usual 256 views, and
+does nothing else with them: no image is decoded, no student trained.
 """
 
 import argparse
-import importlib.util
+import asyncio
+import contextlib
 import json
+import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.speed._inputs import made_up_features, write_plain_cache
 from scalekd.cache import CacheReader, open_cache
+from scalekd.codecs import create_logit_codec, fit_codec
 from scalekd.data import CachedViewLoader, ImageDataset, open_dataset
 from scalekd.data.blocks import BlockReader
 from scalekd.data.order import EpochOrder
 from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher
 from scalekd.pipelines.share_cache import ShareConfig, share_cache
+from scalekd.shapes import FeatureShape
 from scalekd.teachers import TeacherConfig
 
 RESULT = Path(__file__).with_name("results") / "sharing.json"
@@ -42,7 +49,8 @@ BATCH_SIZE = 64
 BLOCK_SIZE = 64  # of 440 kB here; the usual 256 views of a large teacher are several megabytes
 _COUNT = "/__count__"
 GROUPS = ("stage4", "logits")
-_SERVERS = Path(__file__).parents[1] / "tests" / "storage" / "servers.py"
+NUM_BLOCK_VIEWS = 16_384
+BATCHES_AHEAD = 64
 
 
 def make_cache(root: Path, num_images: int) -> tuple[Path, ImageDataset]:
@@ -70,9 +78,8 @@ def make_cache(root: Path, num_images: int) -> tuple[Path, ImageDataset]:
     return root / "cache", open_dataset(str(root / "images"))
 
 
-def least(reader: CacheReader, pass_index: int) -> dict[str, int]:
-    """Files that hold what the objective reads of a pass, once each, and their bytes."""
-    groups = (*GROUPS, "view", "pixel_hash")
+def least(reader: CacheReader, pass_index: int, groups: Sequence[str]) -> dict[str, int]:
+    """Files of some groups of arrays of a pass, once each, and their bytes."""
     found = [
         digest.num_bytes
         for shard in reader.shards
@@ -88,22 +95,36 @@ def loader_epochs(reader: CacheReader, images: ImageDataset) -> Callable[[int], 
     return lambda epoch: sum(len(batch["label"]) for batch in loader.epoch(epoch))
 
 
-def block_epochs(reader: CacheReader, images: ImageDataset) -> Callable[[int], int]:
-    """The same for blocks alone, wanted sixteen batches ahead."""
-    del images
-    names = [a.name for a in reader.layout.views if a.name.split("/")[0] != "stage3"]
+def make_blocks(root: Path) -> Path:
+    """A cache of made-up half-precision features, 4.8 MB a block, and no images."""
+    shape = FeatureShape((7, 7), 192)
+    features = made_up_features(shape, 256, seed=0)
+    scores = np.random.default_rng(0).standard_normal((256, 10), np.float32)
+    write_plain_cache(
+        root / "blocks",
+        num_views=NUM_BLOCK_VIEWS,
+        codec=fit_codec("float16", shape),
+        logits=create_logit_codec("full", 10),
+        targets=lambda _first, count: (features[:count], scores[:count]),
+    )
+    return root / "blocks"
+
+
+def block_epochs(reader: CacheReader) -> Callable[[int], int]:
+    """A function that reads the targets of one epoch, wanted some batches ahead."""
+    names = [array.name for array in reader.layout.views]
     order = EpochOrder(tuple(reader.blocks()), BATCH_SIZE, seed=0)
 
     def run(epoch: int) -> int:
         blocks = BlockReader(reader, names)
-        pass_index = reader.passes[epoch % len(reader.passes)]
         batches, count = list(order.batches(epoch)), 0
         for number, samples in enumerate(batches):
-            for coming in batches[number : number + 16]:
-                blocks.want(pass_index, [int(sample) for sample in coming])
+            seen = 0 if number == 0 else number + BATCHES_AHEAD - 1
+            for coming in batches[seen : number + BATCHES_AHEAD]:
+                blocks.want(0, coming)
             for sample in samples:
-                block, row = blocks.find(pass_index, int(sample))
-                count += len(block["logits/indices"][row : row + 1])
+                block, row = blocks.find(0, int(sample))
+                count += len(block["pixel_hash"][row : row + 1])
         return count
 
     return run
@@ -141,21 +162,57 @@ def asked(url: str) -> dict[str, int]:
 
 def serve(root: Path) -> None:
     """Serve a folder until standard input ends; the first line of output is the URL."""
-    servers = _load_servers()
-    files = servers.folder(root)
+    asyncio.run(_serve(root.resolve()))
 
-    def backend(request: Any, body: bytes) -> Any:
-        if request.path != _COUNT:
-            return files(request, body)
-        found = [r for r in faulty.requests if r.path != _COUNT]
-        faulty.requests.clear()
-        counted = {"requests": len(found), "bytes": sum(r.num_bytes for r in found)}
-        return 200, {}, json.dumps(counted).encode()
 
-    faulty = servers.Faulty(backend, latency=LATENCY_SECONDS)
-    with faulty.serving():
-        print(faulty.url, flush=True)
-        sys.stdin.read()
+async def _serve(root: Path) -> None:
+    counted = {"requests": 0, "bytes": 0}
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while True:
+                lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+                method, target, _ = lines[0].split(" ")
+                headers = {
+                    k.lower(): v.strip() for k, _, v in (x.partition(":") for x in lines[1:])
+                }
+                if target == _COUNT:
+                    text = json.dumps(counted).encode()
+                    counted.update(requests=0, bytes=0)
+                    writer.write(_head(200, len(text)) + text)
+                    continue
+                await asyncio.sleep(LATENCY_SECONDS)
+                counted["requests"] += 1
+                path = root / urllib.parse.unquote(target).lstrip("/")
+                if not path.is_file():
+                    writer.write(_head(404, 0))
+                    continue
+                size = path.stat().st_size
+                first, last = 0, size - 1
+                if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", headers.get("range", "")):
+                    first, last = int(wanted[1]), min(int(wanted[2] or last), last)
+                    writer.write(_head(206, last - first + 1, f"bytes {first}-{last}/{size}"))
+                else:
+                    writer.write(_head(200, size))
+                if method == "GET" and last >= first:
+                    counted["bytes"] += last - first + 1
+                    await writer.drain()
+                    with path.open("rb") as file:
+                        await asyncio.get_running_loop().sendfile(
+                            writer.transport, file, first, last - first + 1
+                        )
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    os._exit(0)  # connections that are still open have nothing to say
+
+
+def _head(status: int, num_bytes: int, content_range: str = "") -> bytes:
+    lines = [f"HTTP/1.1 {status} -", f"Content-Length: {num_bytes}", "Accept-Ranges: bytes"]
+    lines += ["Last-Modified: Mon, 01 Jan 2024 00:00:00 GMT"]
+    lines += [f"Content-Range: {content_range}"] * bool(content_range)
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
 @contextmanager
@@ -176,21 +233,30 @@ def run(num_images: int, repeats: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         cache, images = make_cache(Path(folder), num_images)
+        made_up = make_blocks(Path(folder))
         with serving(cache.parent) as url:
             near, far = open_cache(cache), open_cache(f"{url}/cache")
-            bounds = [least(near, pass_index) for pass_index in near.passes]
+            blocks = open_cache(made_up), open_cache(f"{url}/blocks")
             result: dict[str, Any] = {
                 "num_images": num_images,
+                "num_block_views": NUM_BLOCK_VIEWS,
                 "latency_seconds": LATENCY_SECONDS,
-                "least_in_a_pass": bounds,
+                "blocks": compare(*map(block_epochs, blocks), url, repeats),
+                "loader": compare(
+                    loader_epochs(near, images), loader_epochs(far, images), url, repeats
+                ),
             }
-            for name, epochs in (("blocks", block_epochs), ("loader", loader_epochs)):
-                found = compare(epochs(near, images), epochs(far, images), url, repeats)
-                for epoch, asked in enumerate(found["epochs"], start=1):
+            # The columns that a shard has of a pass stay in memory: blocks alone need them once.
+            for name, reader, groups in (
+                ("blocks", blocks[0], GROUPS),
+                ("loader", near, (*GROUPS, "view", "pixel_hash")),
+            ):
+                bounds = [least(reader, pass_index, groups) for pass_index in reader.passes]
+                result[name]["least_in_a_pass"] = bounds
+                for epoch, asked in enumerate(result[name]["epochs"], start=1):
                     bound = bounds[epoch % len(bounds)]
                     asked["requests_over_least"] = round(asked["requests"] / bound["requests"], 3)
                     asked["bytes_over_least"] = round(asked["bytes"] / bound["bytes"], 3)
-                result[name] = found
             result["pull"] = pull(url, Path(folder))
     return result
 
@@ -209,17 +275,6 @@ def pull(url: str, folder: Path) -> dict[str, Any]:
         "requests": requests,
         "requests_when_all_is_there": asked(url)["requests"],
     }
-
-
-def _load_servers() -> ModuleType:
-    """The web server of the tests."""
-    spec = importlib.util.spec_from_file_location("loopback_servers", _SERVERS)
-    if spec is None or spec.loader is None:
-        raise SystemExit(f"{_SERVERS} is missing: run this from a clone")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def main() -> None:

@@ -52,7 +52,8 @@ class BlockReader:
         """
         if self.reader.is_remote:
             self._settle(pass_index)
-            places = dict.fromkeys((pass_index, self._number(sample)) for sample in samples)
+            numbers = np.searchsorted(self._starts, list(samples), side="right") - 1
+            places = dict.fromkeys((pass_index, int(number)) for number in numbers)
             self._ahead.want(place for place in places if place not in self._blocks)
 
     def find(self, pass_index: int, sample: int) -> tuple[Block, int]:
