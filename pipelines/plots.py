@@ -1,40 +1,34 @@
-"""Pictures of runs, made from the CSV files that every run keeps."""
+"""Pictures of runs, made from the rows of their summaries."""
 
-import csv
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from scalekd.errors import DataError
+Epochs = Sequence[Mapping[str, float]]
+"""The rows of a run's summary."""
 
-_SUMMARY = "summary.csv"
 
-
-def runs_svg(runs: Mapping[str, Sequence[Path]]) -> str:
+def runs_svg(runs: Mapping[str, Sequence[Epochs]]) -> str:
     """Training loss and validation accuracy of groups of runs, as an SVG element for a page.
 
     The same runs give the same text.
 
     Args:
-        runs: Folders of the runs of each group, such as the seeds of one objective. A line is a
+        runs: Epochs of the runs of each group, such as the seeds of one objective. A line is a
             group's mean, a band its smallest and largest value.
-
-    Raises:
-        DataError: A folder has no summary.
     """
     text = io.StringIO()
     with plt.rc_context({"svg.hashsalt": "scalekd", "svg.fonttype": "none"}):
         figure, (left, right) = plt.subplots(
             1, 2, figsize=(10, 4.2), sharex=True, layout="constrained"
         )
-        for number, (name, folders) in enumerate(runs.items()):
-            _band(left, name, folders, "train_task_loss", f"C{number}")
-            _band(right, name, folders, "eval_top1", f"C{number}")
+        for number, (name, group) in enumerate(runs.items()):
+            _band(left, name, group, "train_task_loss", f"C{number}")
+            _band(right, name, group, "eval_top1", f"C{number}")
         left.set(xlabel="epoch", ylabel="label loss, as weighted", yscale="log")
         right.set(xlabel="epoch", ylabel="validation top-1, %")
         for axes in (left, right):
@@ -48,18 +42,10 @@ def runs_svg(runs: Mapping[str, Sequence[Path]]) -> str:
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
-def _band(axes: Axes, name: str, folders: Sequence[Path], column: str, colour: str) -> None:
-    curves = [_curve(folder / _SUMMARY, column) for folder in folders]
-    shared = min(len(epochs) for epochs, _ in curves)  # of seeds, one may still be running
-    epochs = curves[0][0][:shared]
-    values = np.array([curve[:shared] for _, curve in curves])
+def _band(axes: Axes, name: str, group: Sequence[Epochs], column: str, colour: str) -> None:
+    curves = [[row for row in epochs if column in row] for epochs in group]
+    shared = min(map(len, curves))  # of seeds, one may still be running
+    epochs = [row["epoch"] + 1 for row in curves[0][:shared]]
+    values = np.array([[row[column] for row in curve[:shared]] for curve in curves])
     axes.plot(epochs, values.mean(axis=0), color=colour, marker="o", markersize=3, label=name)
     axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15)
-
-
-def _curve(path: Path, column: str) -> tuple[list[int], list[float]]:
-    if not path.is_file():
-        raise DataError(f"{path} is missing; is that the folder of a run?")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row.get(column)]
-    return [int(row["epoch"]) + 1 for row in rows], [float(row[column]) for row in rows]

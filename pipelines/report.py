@@ -8,7 +8,6 @@ Runs that differ only in their seed make one row, with mean and standard deviati
 import csv
 import html
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -107,7 +106,7 @@ def report(places: Sequence[Path], output: Path) -> Report:
         groups.setdefault(json.dumps(found.settings, sort_keys=True), []).append(found)
     named = dict(zip(_names(list(groups.values())), groups.values(), strict=True))
     rows = tuple(_row(name, group) for name, group in named.items())
-    picture = runs_svg({name: [run.folder for run in group] for name, group in named.items()})
+    picture = runs_svg({name: [run.epochs for run in group] for name, group in named.items()})
     replace_text(output, _page(rows, [group[0].settings for group in groups.values()], picture))
     return Report(output=str(output), rows=rows)
 
@@ -127,8 +126,10 @@ class _Run:
                     {name: float(value) for name, value in row.items() if value}
                     for row in csv.DictReader(file)
                 ]
-            self.last = self.epochs[-1]
-            self.samples_viewed = int(self.last["samples_viewed"])
+            last = self.epochs[-1]
+            self.samples_viewed = int(last["samples_viewed"])
+            self.train_loss = last["train_loss"]
+            self.seconds = sum(row["seconds"] for row in self.epochs)
         except FileNotFoundError:
             raise DataError(
                 f"{folder}: the run has not finished an epoch (no {_SUMMARY})"
@@ -199,8 +200,8 @@ def _row(name: str, group: Sequence[_Run]) -> ReportRow:
         ),
         top1_ema=statistics.mean(score[-1] for score in averaged) if all(averaged) else None,
         best_top1=statistics.mean(map(max, scores)) if all(scores) else None,
-        train_loss=statistics.mean(run.last.get("train_loss", math.nan) for run in group),
-        seconds=statistics.mean(sum(run.column("seconds")) for run in group),
+        train_loss=statistics.mean(run.train_loss for run in group),
+        seconds=statistics.mean(run.seconds for run in group),
     )
 
 

@@ -5,13 +5,13 @@ import multiprocessing
 import multiprocessing.queues
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from scalekd.errors import EnvironmentFault, ScaleKDError
 
@@ -62,6 +62,26 @@ def relayed(loader: DataLoader[Any]) -> Iterator[Any]:
         if isinstance(batch, ScaleKDError):
             raise batch
         yield batch
+
+
+def in_workers(
+    dataset: Dataset[Any], requests: Iterable[Any], *, num_workers: int, is_remote: bool
+) -> Iterator[Any]:
+    """What a data set gives for each request, in order, made in worker processes.
+
+    Raises:
+        ScaleKDError: What a worker met.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_sampler=requests,
+        collate_fn=as_is,
+        num_workers=num_workers,
+        prefetch_factor=2 if num_workers else None,
+        worker_init_fn=prepare_worker,
+        multiprocessing_context=start_method(is_remote=is_remote and num_workers > 0),
+    )
+    yield from relayed(loader)
 
 
 @contextmanager

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from scalekd.cache.webdataset.form import Embed
-from scalekd.data._workers import as_is, empty_batch, prepare_worker, relayed, start_method
+from scalekd.data._workers import empty_batch, in_workers
 from scalekd.data.samples import ImageDataset, Sample
 from scalekd.data.views import DrawnView, draw_view
 from scalekd.errors import DataError, ScaleKDError
@@ -196,13 +196,6 @@ def drawing_loader(
     Raises:
         DataError: An image is corrupt and may not be skipped.
     """
-    loader: DataLoader[Any] = DataLoader(
-        views,
-        batch_sampler=requests,  # type: ignore[arg-type]
-        collate_fn=as_is,
-        num_workers=num_workers,
-        prefetch_factor=2 if num_workers else None,
-        worker_init_fn=prepare_worker,
-        multiprocessing_context=start_method(is_remote=views.images.is_remote and num_workers > 0),
+    yield from in_workers(
+        views, requests, num_workers=num_workers, is_remote=views.images.is_remote
     )
-    yield from relayed(loader)

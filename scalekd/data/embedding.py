@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from scalekd.cache import CacheReader
 from scalekd.cache.webdataset.form import Embed
 from scalekd.cache.webdataset.reader import IMAGE
-from scalekd.data._workers import as_is, prepare_worker, relayed, start_method
+from scalekd.data._workers import in_workers
 from scalekd.data.samples import ImageDataset, Sample
 from scalekd.data.views import ReplayContract, found_samples, replay_view
 from scalekd.errors import ScaleKDError, UsageError
@@ -130,13 +130,4 @@ def images_of_blocks(
             if isinstance(found, BlockImages):
                 yield found
         return
-    loader: DataLoader[Any] = DataLoader(
-        source,
-        batch_sampler=requests,  # type: ignore[arg-type]
-        collate_fn=as_is,
-        num_workers=num_workers,
-        prefetch_factor=2 if num_workers else None,
-        worker_init_fn=prepare_worker,
-        multiprocessing_context=start_method(is_remote=num_workers > 0 and source.is_remote),
-    )
-    yield from relayed(loader)
+    yield from in_workers(source, requests, num_workers=num_workers, is_remote=source.is_remote)

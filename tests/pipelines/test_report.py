@@ -109,6 +109,7 @@ def test_the_same_runs_give_the_same_page(tmp_path: Path) -> None:
         (None, 2, "neither a training run nor a folder of runs"),
         ("", 3, "not the summary of a run"),
         ("epoch,samples_viewed\n0,many\n", 3, "not the summary of a run"),
+        ("epoch,samples_viewed,seconds\n0,10,1\n", 3, "KeyError('train_loss')"),
     ],
 )
 def test_what_is_no_run_is_one_line_and_a_code(
