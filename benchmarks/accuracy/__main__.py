@@ -37,7 +37,7 @@ from scalekd.pipelines.train_student import train_student
 _RESULTS = Path(__file__).parents[1] / "results"
 _DATA = Path(__file__).parents[3] / "shared" / "data"  # beside the repository
 _TEACHER = "vit_small_patch14_112_cifar10"
-_QUICK_RATE, _QUICK_EPOCHS, _QUICK_IMAGES = 2e-3, 4, 500
+_QUICK_RATE, _QUICK = 2e-3, grid.Regime(num_images=500, passes=4, epochs=4)
 
 
 @dataclass
@@ -91,11 +91,11 @@ def train(run: Run, caches: Caches, work: Path) -> dict[str, Any]:
     config = train_config(
         None,
         {
-            "cache": str(caches.get(run.cache)),
+            "cache": str(caches.get(run)),
             "data_dir": caches.data_dir,
             "model": model,
             "model_kwargs": model_kwargs,
-            "img_size": None if run.online else grid.IMAGE_PX,
+            "img_size": grid.STUDENT_PX,
             "objective": run.cli_objective,
             "distillation": list(run.distillation),
             "online": run.online,
@@ -105,6 +105,7 @@ def train(run: Run, caches: Caches, work: Path) -> dict[str, Any]:
             "batch_size": grid.BATCH_SIZE,
             "lr": run.learning_rate,
             "seed": run.seed,
+            "channels_last": model.startswith("resnet"),
             "workers": 0,
             "eval_interval": run.epochs,  # the last epoch's student counts
             "checkpoint_hist": 1,
@@ -122,7 +123,7 @@ def train(run: Run, caches: Caches, work: Path) -> dict[str, Any]:
         "top1": result.metrics["eval_top1"],
         "eval_loss": result.metrics["eval_loss"],
         "views": result.samples_viewed,
-        "stage4_bytes_per_view": stage4_bytes(caches.get(run.cache)),
+        "stage4_bytes_per_view": stage4_bytes(caches.get(run)),
         "train_cpu_seconds": round(clock.training, 1),
         "wall_seconds": round(time.monotonic() - started, 1),
         "train": {k: v for k, v in result.metrics.items() if k.startswith("train_")},
@@ -178,10 +179,7 @@ def wanted(groups: list[str], num_seeds: int) -> list[Run]:
 
 
 def quick() -> list[Run]:
-    return [
-        Run(grid.CNN, name, cache="float16", epochs=_QUICK_EPOCHS, rate=_QUICK_RATE)
-        for name in grid.OBJECTIVES
-    ]
+    return [Run(grid.CNN, name, epochs=_QUICK.epochs, rate=_QUICK_RATE) for name in grid.OBJECTIVES]
 
 
 def train_missing(runs: Iterable[Run], results: Results, *, caches: Caches, work: Path) -> None:
@@ -215,9 +213,9 @@ def main() -> None:
     torch.set_num_threads(1)  # students this small only lose by being divided
     name = "accuracy-quick.jsonl" if arguments.quick else "accuracy.jsonl"
     results = Results(arguments.results or _RESULTS / name)
-    work, size = arguments.work, {}
+    work, regime = arguments.work, None
     if arguments.quick:
-        work, size = work / "quick", {"num_images": _QUICK_IMAGES, "passes": _QUICK_EPOCHS}
+        work, regime = work / "quick", _QUICK
         results.path.unlink(missing_ok=True)  # it says what this machine does, today
         runs = quick()
     else:
@@ -228,7 +226,7 @@ def main() -> None:
         for run in runs:
             print("done" if run.key in done else "    ", run.key)
         return
-    caches = Caches(work / "caches", data_dir=str(images), teacher=str(teacher), **size)
+    caches = Caches(work / "caches", data_dir=str(images), teacher=str(teacher), regime=regime)
     train_missing(runs, results, caches=caches, work=work)
 
 

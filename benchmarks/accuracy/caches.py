@@ -1,7 +1,8 @@
 """The caches that the grid reads, each made when it is first asked for.
 
-The teacher runs once, into ``float16``; every other cache is written by the same pipeline from a
-teacher that remembers what it said of these pixels, so that codecs see identical features.
+The teacher runs once over a regime's views, into ``float16``; codecs and shorter caches are written
+by the same pipeline from a teacher that remembers what it said of these pixels, so that they see
+identical features.
 """
 
 import fcntl
@@ -14,7 +15,7 @@ from unittest import mock
 import numpy as np
 from torch import Tensor
 
-from benchmarks.accuracy.grid import AUG, EPOCHS, IMAGE_PX, NUM_IMAGES
+from benchmarks.accuracy.grid import AUG, REGIMES, SHORT, TEACHER_PX, Regime, Run
 from scalekd.cache import open_cache
 from scalekd.data.views import pixel_hash
 from scalekd.pipelines import _calibrate, _write_shards
@@ -22,8 +23,7 @@ from scalekd.pipelines._write_shards import TeacherArrays
 from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher
 from scalekd.teachers import Teacher, TeacherConfig
 
-_SIZE = (IMAGE_PX, IMAGE_PX)
-_VIEW_PASSES = 96  # of students without a teacher, who train for longer and need no features
+_SIZE = (TEACHER_PX, TEACHER_PX)
 _NO_TEACHER = TeacherConfig(
     model="vit_tiny_patch16_224",
     pretrained=False,
@@ -39,52 +39,50 @@ class Caches:
         folder: Where they are, or will be.
         data_dir: Images as WebDataset shards.
         teacher: Folder of the teacher in timm's layout.
-        num_images: Labelled images.
-        passes: Views of each with targets.
+        regime: Of every student, in place of its own.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        *,
-        data_dir: str,
-        teacher: str,
-        num_images: int = NUM_IMAGES,
-        passes: int = EPOCHS,
+        self, folder: Path, *, data_dir: str, teacher: str, regime: Regime | None = None
     ) -> None:
         self.folder = folder
         self.data_dir = data_dir
         self.teacher = TeacherConfig(model=f"local-dir:{teacher}", img_size=_SIZE)
-        self.num_images = num_images
-        self.passes = passes
+        self.regime = regime
 
-    def get(self, name: str) -> Path:
-        """The cache of a codec, of fewer passes (``passes-K``), or of views alone (``views``)."""
-        path = self.folder / name.replace(":", "-").replace("=", "")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / f".{path.name}.lock").open("w") as lock:
+    def get(self, run: Run) -> Path:
+        """The cache that a run reads."""
+        regime = self.regime or REGIMES[run.student]
+        # Views are drawn for as long as the run; the other caches have the passes of the regime.
+        return self._named(f"views-{run.epochs}" if run.cache == "views" else run.cache, regime)
+
+    def _named(self, name: str, regime: Regime) -> Path:
+        folder = self.folder / f"{regime.num_images}x{regime.passes}"
+        path = folder / name.replace(":", "-").replace("=", "")
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f".{path.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # two workers may want the same one
             if not (path / "manifest.json").exists():
-                self._write(name, path)
+                self._write(name, path, regime)
         return path
 
-    def _write(self, name: str, path: Path) -> None:
-        if name == "views":
-            self._cache(path, _NO_TEACHER, passes=_VIEW_PASSES, stages=(), codec="float16")
-        elif name == "float16":
-            self._cache(path, self.teacher, passes=self.passes, stages=(3, 4), codec=name)
+    def _write(self, name: str, path: Path, regime: Regime) -> None:
+        kind, _, count = (
+            name.partition("-") if name.startswith(("views-", "passes-")) else (name, "", "")
+        )
+        settings: dict[str, Any] = {"limit": regime.num_images, "codec": "float16", "stages": (4,)}
+        if kind == "views":
+            self._cache(path, _NO_TEACHER, **settings | {"passes": int(count), "stages": ()})
+        elif kind == "float16":
+            self._cache(path, self.teacher, passes=regime.passes, **settings)
+        elif kind == "both-stages":
+            self._cache(path, self.teacher, **settings | {"passes": SHORT, "stages": (3, 4)})
         else:
-            kept, _, passes = name.partition("passes-")
-            with _remembered(self.get("float16")):
-                self._cache(
-                    path,
-                    self.teacher,
-                    passes=int(passes) if passes else self.passes,
-                    stages=(4,),
-                    codec=kept or "float16",
-                )
+            settings |= {"passes": int(count)} if count else {"passes": SHORT, "codec": name}
+            with _remembered(self._named("float16", regime)):
+                self._cache(path, self.teacher, **settings)
 
-    def _cache(self, path: Path, teacher: TeacherConfig, *, passes: int, **settings: Any) -> None:
+    def _cache(self, path: Path, teacher: TeacherConfig, **settings: Any) -> None:
         cache_teacher(
             CacheTeacherConfig.model_validate(
                 {
@@ -92,8 +90,6 @@ class Caches:
                     "teacher": teacher,
                     "data_dir": self.data_dir,
                     "output": path,
-                    "limit": self.num_images,
-                    "passes": passes,
                     "aug": AUG,
                     "precision": "bf16",
                     "workers": 0,
@@ -106,7 +102,7 @@ class Caches:
 def _remembered(cache: Path) -> Iterator[None]:
     """Within, the pipeline's teacher answers from a float16 cache, by the pixels' hash."""
     reader = open_cache(cache)
-    names = ["stage3/values", "stage4/values", "logits/values"]
+    names = ["stage4/values", "logits/values"]
     said: dict[int, list[np.ndarray]] = {}
     for number in range(reader.num_passes):
         for first, count in reader.blocks():
@@ -117,8 +113,8 @@ def _remembered(cache: Path) -> Iterator[None]:
     def run_teacher(_teacher: Teacher, pixels: Tensor, _precision: str) -> TeacherArrays:
         views = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
         found = zip(*(said[pixel_hash(view)] for view in views), strict=True)
-        stage3, stage4, logits = (np.stack(values).astype(np.float32) for values in found)
-        return TeacherArrays({3: stage3, 4: stage4}, logits)
+        stage4, logits = (np.stack(values).astype(np.float32) for values in found)
+        return TeacherArrays({4: stage4}, logits)
 
     with (
         mock.patch.object(_calibrate, "run_teacher", run_teacher),

@@ -123,18 +123,19 @@ def _table(scores: Sequence[Score], *, sized: bool = False) -> list[str]:
 def _exploration(found: dict[str, Any]) -> str:
     lines = [
         "### Exploratory runs\n",
-        "One run each on seed 0, by which the rates and the lower weights were chosen. Weights are "
-        "multiples of the published ones; passes are 12, repeated where epochs are more.\n",
-        "| student | objective | images | epochs | rate | weights | projectors' rate | top-1, % |"
-        " training top-1, % |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "One run each on seed 0, by which regime and rates were chosen. Weights are multiples of "
+        "the published ones; 12 passes (48 of 500 images at 70 px), repeated if epochs are more.\n",
+        "| student | px, teacher's | objective | images | epochs | rate | weights |"
+        " projectors' rate | top-1, % | training top-1, % |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for run in found["runs"]:
         features = run["objective"].startswith("scalekd")
         objective = run["objective"] + " and stage 3" * run["stage3_target"]
         lines.append(
-            f"| {run['student']} | {objective} | {run['images']:,} | {run['epochs']} |"
-            f" {run['lr']:g} | {run['weights'] if features else ''} |"
+            f"| {run['student']} | {run['student_px']}, {run['teacher_px']} | {objective} |"
+            f" {run['images']:,} | {run['epochs']} | {run['lr']:g} |"
+            f" {run['weights'] if features else ''} |"
             f" {'× ' + str(run['projector_lr_ratio']) if features else ''} | {run['top1']:.1f} |"
             f" {run['train_top1']:.0f} |"
         )
@@ -193,8 +194,7 @@ _TITLES = {
     "online": "Cache and live teacher",
     "codec": "What coding costs",
     "stage3": "Stage 3 as an extra target",
-    "samples": "Views to reach a score",
-    "length": "Longer training",
+    "length": "Longer training, and views to reach a score",
 }
 
 
