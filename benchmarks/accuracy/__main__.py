@@ -213,7 +213,7 @@ def main() -> None:
     torch.set_num_threads(1)  # students this small only lose by being divided
     name = "accuracy-quick.jsonl" if arguments.quick else "accuracy.jsonl"
     results = Results(arguments.results or _RESULTS / name)
-    work, regime = arguments.work, None
+    work, regime = arguments.work, grid.REGIME
     if arguments.quick:
         work, regime = work / "quick", _QUICK
         results.path.unlink(missing_ok=True)  # it says what this machine does, today

@@ -15,7 +15,7 @@ from unittest import mock
 import numpy as np
 from torch import Tensor
 
-from benchmarks.accuracy.grid import AUG, REGIMES, SHORT, TEACHER_PX, Regime, Run
+from benchmarks.accuracy.grid import AUG, REGIME, SHORT, TEACHER_PX, Regime, Run
 from scalekd.cache import open_cache
 from scalekd.data.views import pixel_hash
 from scalekd.pipelines import _calibrate, _write_shards
@@ -39,11 +39,11 @@ class Caches:
         folder: Where they are, or will be.
         data_dir: Images as WebDataset shards.
         teacher: Folder of the teacher in timm's layout.
-        regime: Of every student, in place of its own.
+        regime: Which views of how many images.
     """
 
     def __init__(
-        self, folder: Path, *, data_dir: str, teacher: str, regime: Regime | None = None
+        self, folder: Path, *, data_dir: str, teacher: str, regime: Regime = REGIME
     ) -> None:
         self.folder = folder
         self.data_dir = data_dir
@@ -52,34 +52,31 @@ class Caches:
 
     def get(self, run: Run) -> Path:
         """The cache that a run reads."""
-        regime = self.regime or REGIMES[run.student]
         # Views are drawn for as long as the run; the other caches have the passes of the regime.
-        return self._named(f"views-{run.epochs}" if run.cache == "views" else run.cache, regime)
+        return self._named(f"views-{run.epochs}" if run.cache == "views" else run.cache)
 
-    def _named(self, name: str, regime: Regime) -> Path:
-        folder = self.folder / f"{regime.num_images}x{regime.passes}"
-        path = folder / name.replace(":", "-").replace("=", "")
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f".{path.name}.lock").open("w") as lock:
+    def _named(self, name: str) -> Path:
+        path = self.folder / name.replace(":", "-").replace("=", "")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / f".{path.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # two workers may want the same one
             if not (path / "manifest.json").exists():
-                self._write(name, path, regime)
+                self._write(name, path)
         return path
 
-    def _write(self, name: str, path: Path, regime: Regime) -> None:
-        kind, _, count = (
-            name.partition("-") if name.startswith(("views-", "passes-")) else (name, "", "")
-        )
-        settings: dict[str, Any] = {"limit": regime.num_images, "codec": "float16", "stages": (4,)}
+    def _write(self, name: str, path: Path) -> None:
+        counted = name.startswith(("views-", "passes-"))
+        kind, _, count = name.partition("-") if counted else (name, "", "")
+        settings: dict[str, Any] = {"codec": "float16", "stages": (4,)}
         if kind == "views":
             self._cache(path, _NO_TEACHER, **settings | {"passes": int(count), "stages": ()})
         elif kind == "float16":
-            self._cache(path, self.teacher, passes=regime.passes, **settings)
+            self._cache(path, self.teacher, passes=self.regime.passes, **settings)
         elif kind == "both-stages":
             self._cache(path, self.teacher, **settings | {"passes": SHORT, "stages": (3, 4)})
         else:
             settings |= {"passes": int(count)} if count else {"passes": SHORT, "codec": name}
-            with _remembered(self._named("float16", regime)):
+            with _remembered(self._named("float16")):
                 self._cache(path, self.teacher, **settings)
 
     def _cache(self, path: Path, teacher: TeacherConfig, **settings: Any) -> None:
@@ -89,6 +86,7 @@ class Caches:
                     **settings,
                     "teacher": teacher,
                     "data_dir": self.data_dir,
+                    "limit": self.regime.num_images,
                     "output": path,
                     "aug": AUG,
                     "precision": "bf16",
