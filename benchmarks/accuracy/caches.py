@@ -1,8 +1,8 @@
 """The caches that the grid reads, each made when it is first asked for.
 
-The teacher runs once over a regime's views, into ``float16``; codecs and shorter caches are written
-by the same pipeline from a teacher that remembers what it said of these pixels, so that they see
-identical features.
+The teacher runs over the whole regime's views, into ``float16``, and with both stages over those of
+short runs. Codecs and shorter caches are written by the same pipeline from a teacher that remembers
+what it said of these pixels, so that they see identical features.
 """
 
 import fcntl
@@ -76,7 +76,7 @@ class Caches:
             self._cache(path, self.teacher, **settings | {"passes": SHORT, "stages": (3, 4)})
         else:
             settings |= {"passes": int(count)} if count else {"passes": SHORT, "codec": name}
-            with _remembered(self._named("float16")):
+            with _remembered(self._named("both-stages")):
                 self._cache(path, self.teacher, **settings)
 
     def _cache(self, path: Path, teacher: TeacherConfig, **settings: Any) -> None:
@@ -100,7 +100,7 @@ class Caches:
 def _remembered(cache: Path) -> Iterator[None]:
     """Within, the pipeline's teacher answers from a float16 cache, by the pixels' hash."""
     reader = open_cache(cache)
-    names = ["stage4/values", "logits/values"]
+    names = ["stage3/values", "stage4/values", "logits/values"]
     said: dict[int, list[np.ndarray]] = {}
     for number in range(reader.num_passes):
         for first, count in reader.blocks():
@@ -111,8 +111,8 @@ def _remembered(cache: Path) -> Iterator[None]:
     def run_teacher(_teacher: Teacher, pixels: Tensor, _precision: str) -> TeacherArrays:
         views = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
         found = zip(*(said[pixel_hash(view)] for view in views), strict=True)
-        stage4, logits = (np.stack(values).astype(np.float32) for values in found)
-        return TeacherArrays({4: stage4}, logits)
+        stage3, stage4, logits = (np.stack(values).astype(np.float32) for values in found)
+        return TeacherArrays({3: stage3, 4: stage4}, logits)
 
     with (
         mock.patch.object(_calibrate, "run_teacher", run_teacher),

@@ -164,7 +164,7 @@ def _variance(found: dict[str, Any]) -> str:
     parts = list(next(iter(found["shares"].values())))
     lines = [
         "### What the targets say\n",
-        f"Variance of the unit tokens of `{found['teacher']}` on the training views "
+        f"Variance of the unit tokens of `{found['teacher']}` at {found['img_size'][0]} px "
         "(`python -m benchmarks.accuracy.variance`).\n",
         "| | " + " | ".join(parts) + " |",
         "| --- |" + " ---: |" * len(parts),

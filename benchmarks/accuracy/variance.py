@@ -1,6 +1,6 @@
 """What varies in a cache's features: classes, views of one class, or places within a view.
 
-    python -m benchmarks.accuracy.variance --cache output/accuracy/caches/float16
+    python -m benchmarks.accuracy.variance --cache output/accuracy/caches/both-stages
 
 Tokens are scaled to unit length, as the losses see them; pass 0. Writes
 ``benchmarks/results/target_variance.json``. Features that vary between classes and little else
@@ -46,7 +46,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True, help="a float16 cache, both stages")
     reader = open_cache(parser.parse_args().cache)
     found = {f"stage {stage}": shares(reader, stage) for stage in sorted(reader.codecs.stages)}
-    result = {"teacher": reader.identity.teacher["model"], "shares": found}
+    teacher = reader.identity.teacher
+    result = {"teacher": teacher["model"], "img_size": teacher["img_size"], "shares": found}
     _RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 
 
