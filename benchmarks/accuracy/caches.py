@@ -45,7 +45,8 @@ class Caches:
     def __init__(
         self, folder: Path, *, data_dir: str, teacher: str, regime: Regime = REGIME
     ) -> None:
-        self.folder = folder
+        # Caches of another regime, left by an earlier version, must not be taken for these.
+        self.folder = folder / f"{TEACHER_PX}px-{regime.num_images}x{regime.passes}"
         self.data_dir = data_dir
         self.teacher = TeacherConfig(model=f"local-dir:{teacher}", img_size=_SIZE)
         self.regime = regime

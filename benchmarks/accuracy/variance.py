@@ -1,6 +1,6 @@
 """What varies in a cache's features: classes, views of one class, or places within a view.
 
-    python -m benchmarks.accuracy.variance --cache output/accuracy/caches/both-stages
+    python -m benchmarks.accuracy.variance --cache output/accuracy/caches/70px-500x48/both-stages
 
 Tokens are scaled to unit length, as the losses see them; pass 0. Writes
 ``benchmarks/results/target_variance.json``. Features that vary between classes and little else

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-_MODULES = ("__main__", "flops", "grid", "tables")
+_MODULES = ("__main__", "caches", "flops", "grid", "tables")
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +91,15 @@ def test_finished_and_claimed_runs_are_left_alone(
     assert trained == [run.key for run in runs]
     with main.claimed(tmp_path, runs[0]) as mine:
         assert mine
+
+
+def test_caches_of_another_regime_are_not_taken_for_these(accuracy: Any, tmp_path: Path) -> None:
+    caches, grid = accuracy.caches, accuracy.grid
+    run = grid.Run(grid.CNN, "kd")
+    old = tmp_path / "float16"  # where an earlier version kept them
+    small = caches.Caches(tmp_path, data_dir="", teacher="", regime=grid.Regime(5, 4, 4))
+    for folder in (old, small.folder / "float16"):
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").touch()
+    assert small.get(run) == small.folder / "float16"
+    assert caches.Caches(tmp_path, data_dir="", teacher="").folder not in (tmp_path, small.folder)
