@@ -1,8 +1,8 @@
 """The caches that the grid reads, each made when it is first asked for.
 
-The teacher runs over the whole regime's views, into ``float16``, and with both stages over those of
-short runs. Codecs and shorter caches are written by the same pipeline from a teacher that remembers
-what it said of these pixels, so that they see identical features.
+The teacher runs once over the regime's views, into ``float16``, with both stages. Codecs and shorter
+caches are written by the same pipeline from a teacher that remembers what it said of these pixels,
+so that they see identical features.
 """
 
 import fcntl
@@ -22,6 +22,7 @@ from scalekd.pipelines import _calibrate, _write_shards
 from scalekd.pipelines._write_shards import TeacherArrays
 from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher
 from scalekd.teachers import Teacher, TeacherConfig
+from scalekd.training.precision import choose_precision
 
 _SIZE = (TEACHER_PX, TEACHER_PX)
 _NO_TEACHER = TeacherConfig(
@@ -72,12 +73,11 @@ class Caches:
         if kind == "views":
             self._cache(path, _NO_TEACHER, **settings | {"passes": int(count), "stages": ()})
         elif kind == "float16":
-            self._cache(path, self.teacher, passes=self.regime.passes, **settings)
-        elif kind == "both-stages":
-            self._cache(path, self.teacher, **settings | {"passes": SHORT, "stages": (3, 4)})
+            settings |= {"passes": self.regime.passes, "stages": (3, 4)}
+            self._cache(path, self.teacher, **settings)
         else:
             settings |= {"passes": int(count)} if count else {"passes": SHORT, "codec": name}
-            with _remembered(self._named("both-stages")):
+            with _remembered(self._named("float16")):
                 self._cache(path, self.teacher, **settings)
 
     def _cache(self, path: Path, teacher: TeacherConfig, **settings: Any) -> None:
@@ -90,7 +90,7 @@ class Caches:
                     "limit": self.regime.num_images,
                     "output": path,
                     "aug": AUG,
-                    "precision": "bf16",
+                    "precision": "bf16" if choose_precision("auto") == "bf16" else "fp32",
                     "workers": 0,
                 }
             )

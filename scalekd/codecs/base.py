@@ -26,11 +26,12 @@ version decodes to never changes, a test keeps frozen bytes of each.
 """
 
 import math
+import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -207,16 +208,42 @@ class PlaneSpec:
         return Zstd(level=3)
 
 
+@dataclass
+class _SharedFilter:
+    """How many threads are inside `quiet_zarr`, and what the first of them has to put back."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    num_inside: int = 0
+    before: "warnings.catch_warnings[None]" = field(default_factory=warnings.catch_warnings)
+
+
+_FILTER = _SharedFilter()
+
+
 @contextmanager
 def quiet_zarr() -> Iterator[None]:
     """Silence zarr's notice that numcodecs' codecs are not in the Zarr v3 specification.
 
     It is raised whenever such an array is created or opened. The notice is true and chosen: the
     manifest names the codec, and zarr itself ships the reader.
+
+    Warning filters belong to the process, and zarr opens arrays in a thread of its own, so the
+    filter stands from the first thread that comes in until the last one has gone out: with one
+    ``catch_warnings`` a thread, whoever left first would take away the others' filter.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr")
+    with _FILTER.lock:
+        if _FILTER.num_inside == 0:
+            _FILTER.before = warnings.catch_warnings()
+            _FILTER.before.__enter__()
+            warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr")
+        _FILTER.num_inside += 1
+    try:
         yield
+    finally:
+        with _FILTER.lock:
+            _FILTER.num_inside -= 1
+            if _FILTER.num_inside == 0:
+                _FILTER.before.__exit__(None, None, None)
 
 
 class FeatureDecoder(nn.Module, ABC):

@@ -1,7 +1,9 @@
 """The contract of scalekd.codecs.base, held against every codec."""
 
 import json
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +114,22 @@ def test_configuration_survives_json_and_tables_survive_safetensors(
             np.testing.assert_array_equal(plane, expected[name])
         np.testing.assert_array_equal(other.decode(expected), codec.decode(expected))
     assert codec_to_bytes(loaded) == codec_to_bytes(codec)
+
+
+def test_a_thread_that_leaves_first_does_not_end_the_silence_of_another() -> None:
+    notice = "Numcodecs codecs are not in the Zarr version 3 specification"
+    first, second = quiet_zarr(), quiet_zarr()
+    filters = list(warnings.filters)
+    with warnings.catch_warnings(action="error"):
+        with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+            one.submit(first.__enter__).result()
+            other.submit(second.__enter__).result()
+            one.submit(first.__exit__, None, None, None).result()
+            warnings.warn(notice, stacklevel=1)
+            other.submit(second.__exit__, None, None, None).result()
+        with pytest.raises(UserWarning, match="Numcodecs"):
+            warnings.warn(notice, stacklevel=1)
+    assert warnings.filters == filters
 
 
 def test_zarr_alone_reads_the_stored_integers(
