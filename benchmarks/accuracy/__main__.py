@@ -33,6 +33,7 @@ from scalekd.cache import open_cache
 from scalekd.evaluation import Evaluator
 from scalekd.pipelines.configure import train_config
 from scalekd.pipelines.train_student import train_student
+from scalekd.training.precision import choose_precision
 
 _RESULTS = Path(__file__).parents[1] / "results"
 _DATA = Path(__file__).parents[3] / "shared" / "data"  # beside the repository
@@ -128,7 +129,11 @@ def train(run: Run, caches: Caches, work: Path) -> dict[str, Any]:
         "wall_seconds": round(time.monotonic() - started, 1),
         "train": {k: v for k, v in result.metrics.items() if k.startswith("train_")},
         "software": {"torch": torch.__version__, "python": platform.python_version()},
-        "machine": {"cpu": _cpu(), "precision": config.amp, "threads": torch.get_num_threads()},
+        "machine": {
+            "cpu": _cpu(),
+            "precision": choose_precision(config.amp),
+            "threads": torch.get_num_threads(),
+        },
     }
     shutil.rmtree(folder)
     return row

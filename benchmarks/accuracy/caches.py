@@ -1,8 +1,8 @@
 """The caches that the grid reads, each made when it is first asked for.
 
-The teacher runs once over the regime's views, into ``float16``, with both stages. Codecs and shorter
-caches are written by the same pipeline from a teacher that remembers what it said of these pixels,
-so that they see identical features.
+The teacher runs once over the regime's views, into ``float16``, with both stages. Codecs and
+shorter caches are written by the same pipeline from a teacher that remembers what it said of these
+pixels, so that they see identical features.
 """
 
 import fcntl

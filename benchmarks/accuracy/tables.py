@@ -15,14 +15,21 @@ from matplotlib import pyplot as plt
 from benchmarks.accuracy import grid
 from benchmarks.accuracy.grid import Arm
 
+PRECISIONS = {"bf16": "bf16", "no": "fp32"}
+"""Precisions of runs, as results and as tables name them."""
+
 
 class Score(NamedTuple):
-    """An arm: top-1 in percent by seed, CPU seconds of training without evaluation."""
+    """An arm: top-1 in percent by seed, CPU seconds of training without evaluation.
+
+    The seconds are medians by precision: runs in one and in the other took place on different
+    processors, and their times cannot be compared.
+    """
 
     name: str
     top1: dict[int, float]
     views: int
-    cpu_seconds: float
+    cpu_seconds: dict[str, float]
     rate: float
     target_bytes: float
 
@@ -57,10 +64,17 @@ def score(arm: Arm, rows: dict[str, dict[str, Any]]) -> Score | None:
         arm.name,
         {row["run"]["seed"]: row["top1"] for row in found},
         found[0]["views"],
-        statistics.median(row["train_cpu_seconds"] for row in found),
+        _seconds(found),
         found[0]["lr"],
         found[0]["stage4_bytes_per_view"],
     )
+
+
+def _seconds(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
+    by_precision: dict[str, list[float]] = {}
+    for row in rows:
+        by_precision.setdefault(row["machine"]["precision"], []).append(row["train_cpu_seconds"])
+    return {name: statistics.median(seconds) for name, seconds in by_precision.items()}
 
 
 def accuracy_section(results: Path, images: Path) -> str:
@@ -108,15 +122,19 @@ def _regime(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def _table(scores: Sequence[Score], *, sized: bool = False) -> list[str]:
-    head = ["", "top-1, %", "gain", "views", "CPU s", "lr"]
+    precisions = [name for name in PRECISIONS if any(name in s.cpu_seconds for s in scores)]
+    head = ["", "top-1, %", "gain", "views"]
+    head += [*(f"CPU s, {PRECISIONS[name]}" for name in precisions), "lr"]
     head += ["feature bytes a view"] * sized
     lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(head) - 2)]
     for found in scores:
-        gain = found.gain_over(scores[0])
-        lines.append(
-            f"| {found.name} | {found.cell()} | {gain} | {found.views:,} |"
-            f" {found.cpu_seconds:.0f} | {found.rate:g} |" + f" {found.target_bytes:,.0f} |" * sized
-        )
+        seconds = [
+            f"{found.cpu_seconds[name]:.0f}" if name in found.cpu_seconds else ""
+            for name in precisions
+        ]
+        cells = [found.name, found.cell(), found.gain_over(scores[0]), f"{found.views:,}"]
+        cells += [*seconds, f"{found.rate:g}", *[f"{found.target_bytes:,.0f}"] * sized]
+        lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
@@ -194,7 +212,10 @@ _TITLES = {
     "online": "Cache and live teacher",
     "codec": "What coding costs",
     "stage3": "Stage 3 as an extra target",
-    "length": "Longer training, and views to reach a score",
+    **{
+        f"length-{student}": f"Longer training, and views to reach a score: {student}"
+        for student in grid.STUDENTS
+    },
 }
 
 
@@ -206,36 +227,32 @@ def _group(name: str, rows: dict[str, dict[str, Any]]) -> str:
 
 
 def _pictures(rows: dict[str, dict[str, Any]], images: Path) -> str:
-    panels = [
-        (student, found)
-        for student in grid.STUDENTS
-        if (found := [s for arm in grid.GROUPS[f"main-{student}"] if (s := score(arm, rows))])
-    ]
-    if not panels:
-        return ""
+    """Arms of both students, and what passes and bytes buy."""
+    groups = [*(f"main-{student}" for student in grid.STUDENTS), "passes", "codec"]
+    found = {name: [s for arm in grid.GROUPS[name] if (s := score(arm, rows))] for name in groups}
+    drawn = {name: scores for name, scores in found.items() if scores}
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(5.2 * len(panels), 3.8), squeeze=False, layout="constrained"
+        len(drawn),
+        1,
+        figsize=(7, 0.9 * len(drawn) + 0.3 * sum(map(len, drawn.values()))),
+        squeeze=False,
+        layout="constrained",
+        height_ratios=[1 + len(scores) for scores in drawn.values()],
     )
-    for panel, (student, scores) in zip(axes[0], panels, strict=True):
-        for place, found in enumerate(scores):
-            panel.errorbar(
-                found.cpu_seconds,
-                found.mean,
-                yerr=found.spread,
-                fmt="o",
-                capsize=3,
-                color=f"C{place}",
-                label=found.name,
-            )
-        panel.set(title=student, xlabel="CPU seconds of training", ylabel="top-1, %")
-        panel.set_xlim(left=0)
-        panel.grid(alpha=0.3)
+    for panel, (name, scores) in zip(axes[:, 0], drawn.items(), strict=True):
+        for place, arm in enumerate(scores):
+            panel.plot(list(arm.top1.values()), [place] * len(arm.top1), ".", color="C0", alpha=0.5)
+            panel.errorbar(arm.mean, place, xerr=arm.spread, fmt="o", capsize=3, color="C0")
+        labels = [arm.name for arm in scores]
+        if name == "codec":
+            labels = [f"{arm.name}, {arm.target_bytes:,.0f} bytes a view" for arm in scores]
+        panel.set_yticks(range(len(scores)), labels)
+        panel.invert_yaxis()
+        panel.set_title(_TITLES.get(name, name.removeprefix("main-")), loc="left", fontsize=10)
+        panel.grid(axis="x", alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-    most = max(axes[0], key=lambda panel: len(panel.get_legend_handles_labels()[1]))
-    figure.legend(
-        *most.get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside right center"
-    )
+    axes[-1, 0].set_xlabel("top-1, %: every seed, mean and standard deviation")
     path = images / "accuracy.png"
     figure.savefig(path, dpi=120, metadata={"Software": None})
     plt.close(figure)
-    return f"![Accuracy against training time](img/{path.name})\n"
+    return f"![Top-1 of every arm](img/{path.name})\n"

@@ -44,7 +44,7 @@ def _rows(accuracy: Any, group: str, *, seeds: tuple[int, ...]) -> list[dict[str
             "views": 100,
             "stage4_bytes_per_view": 0,
             "train_cpu_seconds": 1.0,
-            "machine": {"cpu": "a processor"},
+            "machine": {"cpu": "a processor", "precision": "bf16"},
             "software": {"torch": "2"},
         }
         for number, arm in enumerate(accuracy.grid.GROUPS[group])
@@ -70,6 +70,21 @@ def test_tables_give_mean_spread_number_and_gain(accuracy: Any, tmp_path: Path) 
     assert "vit-tiny-6" not in text  # nothing measured, nothing said
     assert (tmp_path / "accuracy.png").stat().st_size > 1000
     assert accuracy.tables.accuracy_section(tmp_path / "none", tmp_path) == ""
+
+
+def test_times_of_one_precision_are_not_mixed_with_those_of_another(
+    accuracy: Any, tmp_path: Path
+) -> None:
+    rows = _rows(accuracy, "online", seeds=(1, 2, 3))
+    for row, seconds in zip(rows, (2, 40, 4, 6, 8, 10), strict=True):
+        row |= {"train_cpu_seconds": seconds}
+    rows[1]["machine"] = {"cpu": "a slower one", "precision": "no"}
+    results = tmp_path / "accuracy.jsonl"
+    results.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = accuracy.tables.accuracy_section(tmp_path, tmp_path)
+    assert "| views | CPU s, bf16 | CPU s, fp32 | lr |" in text
+    assert "| cache | 2.0 ± 1.0 (n = 3) |  | 100 | 3 | 40 | 0.001 |" in text
+    assert "| live teacher | 14.0 ± 2.0 (n = 3) | +12.0 ± 1.0 | 100 | 8 |  | 0.001 |" in text
 
 
 def test_finished_and_claimed_runs_are_left_alone(
