@@ -71,8 +71,8 @@ class Run(NamedTuple):
         student: Key of `STUDENTS`.
         objective: As ``--objective``, or ``stage3``: with the extra target.
         distillation: Knobs of the objective, by dotted name.
-        cache: Which cache: a codec's name, ``passes-K``, ``both-stages``,
-            or ``views``, which has no targets and does not repeat.
+        cache: Which cache: a codec's name, ``passes-K``, or ``views``, which has no targets and
+            does not repeat.
         epochs: Over the labelled images.
         seed: Of weights and order.
         rate: Learning rate; None is the one in `RATES`.
@@ -160,7 +160,18 @@ def _main(student: str) -> list[Arm]:
     ]
 
 
-LENGTHS = {CNN: (SHORT, 2 * SHORT, REGIME.epochs), VIT: (SHORT, REGIME.epochs, 2 * REGIME.epochs)}
+def _parts(epochs: int) -> list[Arm]:
+    return [
+        _light("ScaleKD-light", epochs=epochs),
+        _light("convolution for CAP", ("cap", False), epochs=epochs),
+        _light("spatial view only", ("frequency", False), epochs=epochs),
+        _light("frequency view only", ("spatial", False), epochs=epochs),
+        _light("without TPP", ("tpp", False), epochs=epochs),
+        _light("without KD", ("kd", False), epochs=epochs),
+    ]
+
+
+LENGTHS = {CNN: (SHORT // 2, SHORT, REGIME.epochs), VIT: (SHORT, REGIME.epochs, 2 * REGIME.epochs)}
 
 
 def _lengths(student: str, epochs: Iterable[int]) -> list[Arm]:
@@ -178,13 +189,9 @@ def _lengths(student: str, epochs: Iterable[int]) -> list[Arm]:
 GROUPS: Mapping[str, list[Arm]] = {
     f"main-{CNN}": _main(CNN),
     f"main-{VIT}": _main(VIT),
-    "ablation": [
-        _light("ScaleKD-light"),
-        _light("convolution for CAP", ("cap", False)),
-        _light("spatial view only", ("frequency", False)),
-        _light("frequency view only", ("spatial", False)),
-        _light("without TPP", ("tpp", False)),
-        _light("without KD", ("kd", False)),
+    "ablation": _parts(REGIME.epochs),
+    "ablation-short": [
+        *_parts(SHORT),
         _light("weights × 0.3", *LOW_WEIGHTS),
         _light("ScaleKD, as published", objective="scalekd"),
         _light("ScaleKD, spatial view only", ("frequency", False), objective="scalekd"),
@@ -198,6 +205,6 @@ GROUPS: Mapping[str, list[Arm]] = {
     **{f"length-{student}": _lengths(student, epochs) for student, epochs in LENGTHS.items()},
     "stage3": [
         _light("final stage"),
-        _light("and stage 3", objective="stage3", cache="both-stages"),
+        _light("and stage 3", objective="stage3"),
     ],
 }

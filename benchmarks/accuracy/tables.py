@@ -208,6 +208,7 @@ def _main_table(student: str, rows: dict[str, dict[str, Any]]) -> str:
 
 _TITLES = {
     "ablation": "Parts of the method",
+    "ablation-short": "Parts of the method, short runs",
     "passes": "How many passes",
     "online": "Cache and live teacher",
     "codec": "What coding costs",

@@ -12,14 +12,14 @@ def speed_section(results: Path, images: Path) -> str:
     """Markdown of every question that was answered; nothing where none was.
 
     Args:
-        results: Folder of ``speed.json``; ``speed-quick.json`` stands in while that is missing.
+        results: Folder of ``speed.json``; where it lacks a question, ``speed-quick.json`` answers.
         images: Folder for the picture.
     """
-    paths = [results / name for name in ("speed.json", "speed-quick.json")]
-    path = next((path for path in paths if path.exists()), None)
-    if path is None:
+    found: dict[str, Result] = {}
+    for path in (results / "speed-quick.json", results / "speed.json"):
+        found |= json.loads(path.read_text()) if path.exists() else {}
+    if not found:
         return ""
-    found = json.loads(path.read_text())
     if "formats" in found:
         _draw_forms(found["formats"], images / "speed-forms.png")
     return markdown(found)

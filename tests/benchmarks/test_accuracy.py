@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from scalekd.codecs import parse_codec
 
 _MODULES = ("__main__", "caches", "flops", "grid", "tables")
 
@@ -58,6 +61,8 @@ def test_a_run_is_its_settings_and_every_arm_another(accuracy: Any) -> None:
         keys = [run.key for arm in arms for run in arm.runs()]
         assert len(set(keys)) == len(keys)
         assert all(len(key) < 200 for key in keys)  # they name files
+        for cache in {arm.run.cache for arm in arms} - {"views"}:
+            assert re.fullmatch(r"passes-\d+", cache) or parse_codec(cache)
 
 
 def test_tables_give_mean_spread_number_and_gain(accuracy: Any, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The speed benchmark measures what it says it does, on inputs small enough for every run."""
 
 import importlib
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,3 +175,16 @@ def test_figures_of_the_document_are_those_of_the_results(speed: Any) -> None:
     assert "| 12,345 | 2.1 | 500 | 3.0 | 7.2 | 51 | 6.1 | 85 |" in text
     assert "2026-01-02, a processor, 2 cores, load 0.1 before and 0.2 after" in text
     assert "quick form" not in text
+
+
+def test_a_question_that_was_only_asked_quickly_stands_beside_the_others(
+    speed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed.tables, "markdown", lambda found: repr(sorted(found.items())))
+    quick, full = {"step": "quick", "growth": "quick"}, {"growth": "full"}
+    assert speed.tables.speed_section(tmp_path, tmp_path) == ""
+    (tmp_path / "speed-quick.json").write_text(json.dumps(quick))
+    assert speed.tables.speed_section(tmp_path, tmp_path) == repr(sorted(quick.items()))
+    (tmp_path / "speed.json").write_text(json.dumps(full))
+    expected = [("growth", "full"), ("step", "quick")]
+    assert speed.tables.speed_section(tmp_path, tmp_path) == repr(expected)
