@@ -38,6 +38,8 @@ _CODINGS: dict[tuple[str, ...], Coding] = {
     ("numcodecs.pcodec", "crc32c"): "pcodec",
 }
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_CRC_BYTES = 4
+_CRC_PART_BYTES = 64 << 10
 _BLOSC_HEADER_BYTES = 16
 _BLOSC_FLAGS = (0b1000_0000, 0b1001_0011)
 """zstd inside; besides it byte shuffle, stored as it is, blocks not split."""
@@ -132,7 +134,7 @@ def decode_chunk(data: bytes, coding: Coding, dtype: np.dtype[Any], shape: tuple
             f"{len(data):,} bytes stand for {num_bytes:,}: more than {MAX_EXPANSION} times as many"
         )
     if coding != "blosc":
-        data = _without_checksum(data)
+        _check_crc32c(data)
     try:
         return _DECODERS[coding](data, dtype.newbyteorder("<"), num_values).reshape(shape)
     except (CacheCorrupt, KeyboardInterrupt, SystemExit):
@@ -159,12 +161,18 @@ def views_first(rows: Rows, view_axis: int) -> Rows:
     return moved.reshape(num_views, *rows.shape[:view_axis], *after)
 
 
-def _without_checksum(data: bytes) -> bytes:
-    """What stands before the crc32c, four bytes, little-endian, that closes a chunk."""
-    content = data[:-4]
-    if len(data) < 4 or google_crc32c.value(content).to_bytes(4, "little") != data[-4:]:
+def _check_crc32c(data: bytes) -> None:
+    """Hold a chunk against the crc32c that closes it: four bytes, little-endian.
+
+    Part by part, each within a processor's cache: the library takes nothing but ``bytes``, and
+    one copy of a whole chunk cost more than its checksum (docs/LOG.md).
+    """
+    end = len(data) - _CRC_BYTES
+    found = 0
+    for start in range(0, end, _CRC_PART_BYTES):
+        found = google_crc32c.extend(found, data[start : min(start + _CRC_PART_BYTES, end)])
+    if end < 0 or found.to_bytes(_CRC_BYTES, "little") != data[end:]:
         raise CacheCorrupt("its crc32c does not match its content")
-    return content
 
 
 def _decode_blosc(data: bytes, dtype: np.dtype[Any], num_values: int) -> Rows:
@@ -190,7 +198,7 @@ def _decode_zstd(data: bytes, dtype: np.dtype[Any], num_values: int) -> Rows:
         raise CacheCorrupt(
             f"a zstd frame of {found} bytes; {num_values * dtype.itemsize:,} are expected"
         )
-    return np.frombuffer(zstd.decompress(data), dtype)
+    return np.frombuffer(zstd.decompress(memoryview(data)[:-_CRC_BYTES]), dtype)
 
 
 def zstd_content_size(data: bytes) -> int | None:
@@ -214,7 +222,10 @@ def zstd_content_size(data: bytes) -> int | None:
 
 
 def _decode_pcodec(data: bytes, dtype: np.dtype[Any], num_values: int) -> Rows:
-    """A standalone pcodec file, decoded into memory of the right size and no further."""
+    """A standalone pcodec file, decoded into memory of the right size and no further.
+
+    It ends itself, so that the crc32c behind it is not looked at.
+    """
     rows = np.empty(num_values, dtype)
     progress = standalone.simple_decompress_into(data, rows)
     if progress.n_processed != num_values or not progress.finished:
