@@ -212,11 +212,9 @@ _TITLES = {
     "passes": "How many passes",
     "online": "Cache and live teacher",
     "codec": "What coding costs",
+    "rates": "Rates of the ViT",
     "stage3": "Stage 3 as an extra target",
-    **{
-        f"length-{student}": f"Longer training, and views to reach a score: {student}"
-        for student in grid.STUDENTS
-    },
+    "length": "Longer training, and views to reach a score",
 }
 
 
