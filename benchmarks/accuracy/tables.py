@@ -250,7 +250,7 @@ def _pictures(rows: dict[str, dict[str, Any]], images: Path) -> str:
         panel.set_title(_TITLES.get(name, name.removeprefix("main-")), loc="left", fontsize=10)
         panel.grid(axis="x", alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-    axes[-1, 0].set_xlabel("top-1, %: every seed, mean and standard deviation")
+    figure.supxlabel("top-1, %: every seed, mean and standard deviation", fontsize=10)
     path = images / "accuracy.png"
     figure.savefig(path, dpi=120, metadata={"Software": None})
     plt.close(figure)
