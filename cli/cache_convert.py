@@ -40,4 +40,6 @@ def command(*, as_json: bool, **options: Any) -> None:
     ]
     if result.total_bytes is not None and result.bytes_per_view is not None:
         lines.append(f"{size(result.total_bytes)}, {size(result.bytes_per_view)} a view")
+    if result.extensions:
+        lines.append(f"extensions brought along as they are: {', '.join(result.extensions)}")
     emit(result.model_dump(mode="json"), lines, as_json=as_json)

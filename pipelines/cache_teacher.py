@@ -256,6 +256,13 @@ def _check_same_job(
             f"{config.output} was begun for something else: {differences(plan.identity, wanted)}."
             " Give the same options to finish it, choose another --output, or pass --overwrite"
         )
+    for option in ("licence", "note"):
+        asked, stands = getattr(config, option), getattr(plan.provenance, option)
+        if asked is not None and asked != stands:
+            raise CacheMismatch(
+                f"--{option}: {config.output} was begun with {stands!r}, and {asked!r} is asked"
+                " for; a plan does not change: leave the option out, or pass --overwrite"
+            )
 
 
 @dataclass(frozen=True)

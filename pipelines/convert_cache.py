@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from scalekd.cache import CacheReader, open_cache
+from scalekd.cache.extensions import begun_extensions, extension_path
 from scalekd.cache.files import FileDigest
 from scalekd.cache.finishing import finish
 from scalekd.cache.planning import (
@@ -27,7 +28,8 @@ from scalekd.cache.planning import (
     table_files,
 )
 from scalekd.cache.records import has_record
-from scalekd.cache.selection import refuse_part
+from scalekd.cache.selection import Selection, refuse_part
+from scalekd.cache.transfer import SourceCache, Transfer
 from scalekd.cache.webdataset.form import Embed, WebDatasetForm, form_name
 from scalekd.cache.writer import CacheWriter, SampleRows, ViewRows
 from scalekd.data import open_dataset, worker_faults
@@ -35,7 +37,7 @@ from scalekd.data.embedding import BlockImages, BlockRequest, ImagesToEmbed, ima
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._signals import terminable
-from scalekd.storage import is_remote, open_storage
+from scalekd.storage import Storage, is_remote, open_storage
 from scalekd.storage.files import remove_abandoned
 
 
@@ -66,7 +68,7 @@ class ConvertConfig(BaseModel):
 
 
 class ConvertResult(BaseModel):
-    """What a conversion did; ``total_bytes`` once the new cache is complete."""
+    """What a conversion did; sizes and extensions once the new cache is complete."""
 
     source: str
     output: str
@@ -78,6 +80,7 @@ class ConvertResult(BaseModel):
     seconds: float
     total_bytes: int | None
     bytes_per_view: float | None
+    extensions: tuple[str, ...]
 
 
 @terminable()
@@ -136,7 +139,20 @@ def convert_cache(config: ConvertConfig) -> ConvertResult:
         seconds=time.monotonic() - started,
         total_bytes=manifest.total_bytes if manifest else None,
         bytes_per_view=manifest.total_bytes / max(1, manifest.num_views) if manifest else None,
+        extensions=_copy_extensions(reader.storage, open_storage(root)) if manifest else (),
     )
+
+
+def _copy_extensions(source: Storage, target: Storage) -> tuple[str, ...]:
+    """Bring extensions along as they are: each is a cache with a form of its own."""
+    names = begun_extensions(source)
+    for name in names:
+        extension = SourceCache(source.below(extension_path(name)))
+        transfer = Transfer(extension, target.below(extension_path(name)))
+        transfer.prepare()
+        transfer.bring(Selection(cache_id=extension.plan.cache_id), lambda: None)
+        transfer.seal()
+    return tuple(names)
 
 
 def _check_options(config: ConvertConfig) -> None:

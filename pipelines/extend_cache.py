@@ -19,7 +19,7 @@ from scalekd.cache.extensions import check_fits, extension_path
 from scalekd.cache.layout import SAMPLES
 from scalekd.cache.manifest import Identity
 from scalekd.cache.planning import read_plan
-from scalekd.codecs import DEFAULT_FEATURE_CODEC
+from scalekd.codecs import DEFAULT_FEATURE_CODEC, parse_codec
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._same_job import SameJob, TeacherAgain
@@ -89,10 +89,18 @@ def extend_cache(config: ExtendConfig) -> CacheTeacherResult:
         )
     standing = read_plan(folder)
     if standing is not None:
+        _refuse_changes(config, standing.identity)
         job = _again(config, standing.identity, folder)
     else:
         job = _new_extension(config, base.identity, folder)
-    job = job.model_copy(update={"passes": passes, "shards": config.shards})
+    job = job.model_copy(
+        update={
+            "passes": passes,
+            "shards": config.shards,
+            "licence": config.licence,
+            "note": config.note,
+        }
+    )
     return cache_teacher(job, around=ViewsOf(base, same_teacher=config.model is None))
 
 
@@ -157,6 +165,22 @@ def _more_passes(config: ExtendConfig, base: CacheReader) -> CacheTeacherConfig:
     return job.model_copy(update={"passes": config.passes, "shards": config.shards})
 
 
+def _refuse_changes(config: ExtendConfig, standing: Identity) -> None:
+    """Targets are chosen when an extension is begun; later commands may name them again."""
+    asked = {
+        "stages": None if config.stages is None else sorted(config.stages),
+        "logits": config.logits,
+        "codec": None if config.codec is None else str(parse_codec(config.codec)),
+    }
+    for option, wanted in asked.items():
+        found = standing.request[option]
+        if wanted is not None and wanted != (sorted(found) if option == "stages" else found):
+            raise CacheMismatch(
+                f"--{option}: {config.name} of {config.cache} was begun with {found}, and {wanted}"
+                " is asked for; give another --name"
+            )
+
+
 def _again(config: ExtendConfig, identity: Identity, output: Path) -> CacheTeacherConfig:
     """The job that made a cache or an extension, to go on with."""
     again = _job(config, identity, output)
@@ -200,8 +224,6 @@ def _new_extension(config: ExtendConfig, base: Identity, output: Path) -> CacheT
             "stages": config.stages or (),
             "logits": config.logits or ("full" if config.model else "none"),
             "codec": config.codec or DEFAULT_FEATURE_CODEC,
-            "licence": config.licence,
-            "note": config.note,
             "embed": "none",  # the cache around it holds the images
         }
     )

@@ -9,17 +9,16 @@ may be stopped, run again, or run twice at once, and a cache that is still being
 fetched: what is committed comes now, and the rest when the command is run again.
 """
 
-import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from scalekd.cache.card import check_hub_limits, dataset_card
-from scalekd.cache.extensions import extension_names, extension_path
+from scalekd.cache.extensions import begun_extensions, extension_path
 from scalekd.cache.layout import PLAN_FILE
 from scalekd.cache.selection import (
     Selection,
@@ -106,13 +105,11 @@ def share_cache(config: ShareConfig) -> ShareResult:
     source, target = open_storage(config.source), open_storage(config.target)
     tally = Tally()
     complete, part = _bring(config, source, target, tally)
-    names = []
-    for name in _extensions(source):
+    names = begun_extensions(source)
+    for name in names:
         inner = extension_path(name)
         below = source.below(inner), target.below(inner)
-        if below[0].exists(PLAN_FILE):
-            complete &= _bring(config, *below, tally, optional=True)[0]
-            names.append(name)
+        complete &= _bring(config, *below, tally, optional=True)[0]
     return ShareResult(
         source=source.place,
         target=target.place,
@@ -125,12 +122,6 @@ def share_cache(config: ShareConfig) -> ShareResult:
         extensions=tuple(names),
         seconds=time.monotonic() - started,
     )
-
-
-def _extensions(source: Storage) -> Iterator[str]:
-    """Names of the source's extensions; a place that cannot be listed tells of none."""
-    with contextlib.suppress(UsageError):
-        yield from extension_names(source)
 
 
 def _bring(

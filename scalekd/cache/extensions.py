@@ -56,6 +56,15 @@ def extension_names(storage: Storage) -> list[str]:
     return [name for name in storage.folders(EXTENSIONS_FOLDER) if is_extension_name(name)]
 
 
+def begun_extensions(storage: Storage) -> list[str]:
+    """Those that have a plan; a place that cannot be listed tells of none."""
+    try:
+        names = extension_names(storage)
+    except UsageError:
+        return []
+    return [name for name in names if storage.exists(f"{extension_path(name)}/{PLAN_FILE}")]
+
+
 def open_extension(base: CacheReader, name: str) -> CacheReader:
     """Open an extension of a cache, and check that it fits.
 

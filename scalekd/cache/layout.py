@@ -29,6 +29,8 @@ TABLES_FOLDER = "tables"
 RECORDS_FOLDER = "records"
 EXTENSIONS_FOLDER = "extensions"
 SELECTION_FOLDER = "selection"
+COMPANIONS = ("README.md", ".gitattributes")
+"""What a repository on the Hub has beside a cache: its card, and how git keeps large files."""
 LEASE_SUFFIX = ".lease"
 
 _MAX_CHUNK_BYTES = 2**31 - 1  # Blosc's own limit; Swin-L's stage 3 in fp16 needs 77 MB

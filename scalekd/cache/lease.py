@@ -33,6 +33,7 @@ from scalekd.storage.files import (
     host_name,
     inside,
     is_alive,
+    process_namespace,
     temporary_beside,
 )
 
@@ -65,7 +66,7 @@ class LeaseHolder(BaseModel):
         process = os.getpid()
         return cls(
             host=host_name(),
-            namespace=_namespace(),
+            namespace=process_namespace(),
             process=process,
             started=_start_of(process),
             token=uuid.uuid4().hex,
@@ -74,7 +75,7 @@ class LeaseHolder(BaseModel):
     @property
     def is_dead(self) -> bool:
         """Certainly dead. A process of another machine never is; its lease goes stale instead."""
-        if (self.host, self.namespace) != (host_name(), _namespace()):
+        if (self.host, self.namespace) != (host_name(), process_namespace()):
             return False
         return not is_alive(self.process) or _start_of(self.process) != self.started
 
@@ -254,13 +255,6 @@ def _read(path: Path) -> LeaseHolder | None:
         with explained(path, "cannot remove"):
             path.unlink(missing_ok=True)
         return None
-
-
-def _namespace() -> str:
-    try:
-        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115 (Path would read it as a path)
-    except OSError:
-        return ""
 
 
 def _start_of(process: int) -> str:

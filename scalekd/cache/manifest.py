@@ -11,7 +11,15 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from scalekd.cache.files import FileDigest
 from scalekd.errors import CacheCorrupt, CacheMismatch
@@ -103,6 +111,14 @@ class ViewsInfo(CacheDocument):
         return self
 
 
+class Request(CacheDocument):
+    """What stage one was asked to keep, as its options spell it."""
+
+    stages: list[Literal[3, 4]]
+    logits: str
+    codec: str
+
+
 class Identity(CacheDocument):
     """Everything that decides the bytes of a shard."""
 
@@ -127,6 +143,12 @@ class Identity(CacheDocument):
     def _describes_a_teacher(cls, value: dict[str, Any]) -> dict[str, Any]:
         """Kept as it stands, so that its bytes do not depend on what a later release adds."""
         TeacherSpec.model_validate(value)
+        return value
+
+    @field_validator("request")
+    @classmethod
+    def _is_a_request(cls, value: dict[str, Any]) -> dict[str, Any]:
+        Request.model_validate(value, strict=True)
         return value
 
     @model_validator(mode="after")
@@ -162,6 +184,26 @@ class Identity(CacheDocument):
         return min(self.shard_size, self.data.num_samples - shard * self.shard_size)
 
 
+class ErrorSummary(CacheDocument):
+    """Relative squared errors of views."""
+
+    mean: float = Field(ge=0, allow_inf_nan=False)
+    p95: float = Field(ge=0, allow_inf_nan=False)
+    max: float = Field(ge=0, allow_inf_nan=False)
+
+
+class MeasuredErrors(CacheDocument):
+    """What coding cost a stage's held-out views: as they are, and in each of the two views."""
+
+    num_views: int = Field(ge=1)
+    raw: ErrorSummary
+    spatial: ErrorSummary
+    frequency: ErrorSummary
+
+
+_ERRORS_BY_STAGE = TypeAdapter(dict[Literal["3", "4"], MeasuredErrors])
+
+
 class Provenance(CacheDocument):
     """Facts worth keeping that decide no byte: versions, licence, a note of the maker."""
 
@@ -169,6 +211,12 @@ class Provenance(CacheDocument):
     licence: str | None = None
     note: str | None = None
     measured: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("measured")
+    @classmethod
+    def _are_errors(cls, value: dict[str, Any]) -> dict[str, Any]:
+        _ERRORS_BY_STAGE.validate_python(value, strict=True)
+        return value
 
 
 class Plan(CacheDocument):

@@ -7,6 +7,7 @@ from typing import Any
 
 from scalekd.cache.files import FileDigest, read_bounded
 from scalekd.cache.layout import (
+    COMPANIONS,
     EXTENSIONS_FOLDER,
     MANIFEST_FILE,
     PLAN_FILE,
@@ -58,7 +59,7 @@ def _refuse_strangers(root: Path, names: frozenset[str]) -> None:
     strangers = [
         entry.name
         for entry in root.iterdir()
-        if entry.name not in names and not entry.name.endswith(TEMPORARY_SUFFIX)
+        if entry.name not in {*names, *COMPANIONS} and not entry.name.endswith(TEMPORARY_SUFFIX)
     ]
     tables = root / TABLES_FOLDER
     if tables.is_dir():
@@ -75,7 +76,7 @@ def _refuse_strangers(root: Path, names: frozenset[str]) -> None:
 
 
 def remove_cache(place: Place) -> None:
-    """Delete a cache, whole, begun or damaged, and nothing but a cache.
+    """Delete a cache, whole, begun or damaged, with its extensions, and nothing but a cache.
 
     The plan goes last: a removal that was interrupted can be taken up again.
 
@@ -92,7 +93,8 @@ def remove_cache(place: Place) -> None:
     if not root.is_dir() or not (root / PLAN_FILE).exists():
         read_plan(root)
     _refuse_strangers(root, _NAMES)
-    holder = live_lease(root)
+    caches = [root, *sorted((root / EXTENSIONS_FOLDER).glob("*/"))]
+    holder = next(filter(None, map(live_lease, caches)), None)
     if holder is not None:
         raise UsageError(
             f"--overwrite: {root} is being written by {holder}; stop that job first (if it died"
@@ -103,7 +105,7 @@ def remove_cache(place: Place) -> None:
         for entry in sorted(root.iterdir(), key=lambda entry: entry.name == PLAN_FILE):
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
-            else:
+            elif entry.name not in COMPANIONS:
                 entry.unlink(missing_ok=True)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from scalekd.cache.files import FileDigest, digest_of, read_checked
-from scalekd.cache.layout import MANIFEST_FILE, PLAN_FILE, Unit
+from scalekd.cache.layout import COMPANIONS, MANIFEST_FILE, PLAN_FILE, Unit
 from scalekd.cache.records import has_record
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.storage import LocalStorage, Storage
@@ -80,7 +80,7 @@ def remove_remote(place: Storage, names: frozenset[str]) -> None:
     Raises:
         UsageError: Something else stands there; nothing was deleted.
     """
-    paths = [file.path for file in place.list()]
+    paths = [file.path for file in place.list() if file.path not in COMPANIONS]
     strangers = sorted({path for path in paths if path.split("/")[0] not in names})
     if strangers:
         raise UsageError(

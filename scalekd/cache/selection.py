@@ -59,7 +59,7 @@ class Selection(CacheDocument):
     def has_file(self, relative: str) -> bool:
         """Whether a file of a selected shard belongs to it: ``passes/0000/stage4/codes/c/0``."""
         parts = relative.split("/")
-        if parts[0] != "passes" or len(parts) < 3:
+        if parts[0] != "passes" or len(parts) < 3 or not parts[1].isdecimal():
             return True
         return self.has_unit(int(parts[1])) and self.has_target(parts[2])
 

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from scalekd.cache.files import FileDigest, digest, digest_of, read_bounded, read_checked
 from scalekd.cache.layout import (
+    COMPANIONS,
     MANIFEST_FILE,
     PLAN_FILE,
     RECORDS_FOLDER,
@@ -43,11 +44,14 @@ from scalekd.cache.selection import (
 )
 from scalekd.cache.store import unit_documents
 from scalekd.cache.targets import CacheCodecs
-from scalekd.cache.webdataset.form import FORM_FILE, form_name, read_form
+from scalekd.cache.verify import file_problem
+from scalekd.cache.webdataset.form import FORM_FILE, INFO_FILE, form_name, read_form
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
 from scalekd.storage import LocalStorage, NotStored, Storage
 
-_MAY_PRECEDE = re.compile(rf"{SELECTION_FOLDER}/|README\.md$|{re.escape(FORM_FILE)}$|\.")
+_MAY_PRECEDE = re.compile(
+    rf"{SELECTION_FOLDER}/|{'|'.join(map(re.escape, (*COMPANIONS, FORM_FILE)))}$|\."
+)
 """What may stand where a cache is begun: selection, dataset card, form, hidden files."""
 
 
@@ -107,11 +111,31 @@ class SourceCache:
         identity = self.plan.identity
         layout = CacheCodecs.load(self.storage, identity).layout(identity)
         yield from (PLAN_FILE, MANIFEST_FILE, *table_files(identity))
-        yield from self.manifest.files if self.manifest else ()
+        if self.manifest is not None:
+            check_names(self.manifest, layout, self.storage.locate(MANIFEST_FILE))
+            yield from self.manifest.files
         for unit, shard in self.shards(selection):
             yield record_path(unit, shard)
             files = layout.unit_files(unit, shard, identity.rows_of(shard))
             yield from filter(selection.has_file, files)
+
+
+def check_names(manifest: Manifest, layout: Layout, where: str) -> None:
+    """Refuse a manifest with files that no cache has: a ``.git/config`` would be taken along.
+
+    Raises:
+        CacheCorrupt: It names another file than the layout, or gives a table another digest than
+            the plan.
+    """
+    tables = table_files(manifest.plan.identity)
+    known = {PLAN_FILE, INFO_FILE, *tables}
+    if layout.form is not None:
+        known.add(FORM_FILE)
+    for unit in (SAMPLES, *range(manifest.num_passes)):
+        known.update(unit_documents(layout, unit))
+    for path, found in manifest.files.items():
+        if path not in known or tables.get(path, found) != found:
+            raise CacheCorrupt(f"{where}: {path} is not a file that its plan gives this cache")
 
 
 def _standing_manifest(storage: Storage) -> Manifest | None:
@@ -293,6 +317,7 @@ class Transfer:
         source, identity = self._source, self._source.plan.identity
         found: dict[str, FileDigest | bytes] = {**table_files(identity)}
         if source.manifest is not None:
+            check_names(source.manifest, layout, source.storage.locate(MANIFEST_FILE))
             found |= source.manifest.files
         else:
             if layout.form is not None:
@@ -430,8 +455,9 @@ class Transfer:
             return target.commit(path, wanted, exclusive=not replace)
         may_link = self._link and not replace
         if may_link and isinstance(source, LocalStorage) and isinstance(target, LocalStorage):
-            if digest_of(source.stream(path)) != expected:
-                raise CacheCorrupt(f"{source.locate(path)}: not the bytes that were committed")
+            problem = file_problem(source, path, expected, quick=False)
+            if problem is not None:
+                raise CacheCorrupt(f"{source.locate(path)}: {problem}")
             found = _linked(source.path(path), target.path(path))
             if found is not None:
                 return found

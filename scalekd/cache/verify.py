@@ -8,6 +8,7 @@ from scalekd.cache.extensions import check_fits, extension_names, extension_path
 from scalekd.cache.files import FileDigest, digest_of
 from scalekd.cache.finishing import manifest_of
 from scalekd.cache.layout import (
+    COMPANIONS,
     EXTENSIONS_FOLDER,
     LEASE_SUFFIX,
     MANIFEST_FILE,
@@ -29,7 +30,10 @@ from scalekd.storage import LocalStorage, NotStored, Place, Storage, StoredFileE
 from scalekd.storage.files import TEMPORARY_SUFFIX
 
 _OF_WRITERS = frozenset({TEMPORARY_SUFFIX, LEASE_SUFFIX})
-_OF_ITS_OWN = re.compile(rf"{EXTENSIONS_FOLDER}/[^/]+/|{SELECTION_FOLDER}/\d{{6}}\.json$")
+_OF_ITS_OWN = re.compile(
+    rf"{EXTENSIONS_FOLDER}/[^/]+/|{SELECTION_FOLDER}/\d{{6}}\.json$"
+    rf"|(?:{'|'.join(map(re.escape, COMPANIONS))})$"
+)
 """Extensions are checked as the caches they are; selections when they are read."""
 _GROWING = frozenset({RECORDS_FOLDER, SAMPLES, "passes"})
 _LATER_PASS = re.compile(r"(?:passes|records)/(\d{4})/")

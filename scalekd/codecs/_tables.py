@@ -1,5 +1,6 @@
 """What a fitted transform codec consists of, and the checks that a file holds exactly that."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -150,8 +151,13 @@ def _integer(config: JsonDict, key: str, low: int, high: int) -> int:
 
 def _real(config: JsonDict, key: str) -> float:
     value = config[key]
-    if not isinstance(value, int | float) or isinstance(value, bool) or not np.isfinite(value):
-        raise CacheCorrupt(f"transform codec: {key}={value!r} is not a number")
+    # Whole numbers come from JSON as long as they like; a float holds those below 2**1024.
+    if (
+        not isinstance(value, int | float)
+        or isinstance(value, bool)
+        or not abs(value) <= sys.float_info.max
+    ):
+        raise CacheCorrupt(f"transform codec: {key}={str(value)[:40]} is not a number")
     return float(value)
 
 

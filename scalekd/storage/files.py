@@ -19,7 +19,9 @@ from scalekd.storage.base import check_relative
 
 TEMPORARY_SUFFIX = ".partial"
 _DAY_SECONDS = 24 * 3600
-_OWNER = re.compile(r"\.(?P<host>[a-z0-9_]+)-(?P<process>\d+)-[0-9a-f]{8}\.partial$")
+_OWNER = re.compile(
+    r"\.(?P<host>[a-z0-9_]+)-(?P<namespace>\d*)-(?P<process>\d+)-[0-9a-f]{8}\.partial$"
+)
 
 
 @contextlib.contextmanager
@@ -76,7 +78,7 @@ def commit_file(path: Path, data: bytes | memoryview, *, exclusive: bool = False
 
 def temporary_beside(path: Path) -> Path:
     """A new name in the folder of ``path`` that says which process of which machine uses it."""
-    owner = f"{host_name()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    owner = f"{host_name()}-{_namespace_number()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     return path.with_name(f".{path.name}.{owner}{TEMPORARY_SUFFIX}")
 
 
@@ -84,14 +86,16 @@ def remove_abandoned(root: Path) -> None:
     """Delete the temporary files of writers that are dead for certain.
 
     The name of a temporary file says which process of which machine made it. Those of this
-    machine's dead processes go at once; those of other machines after a day. So do the folders
-    in which a repair works, but only those of this machine: their age says little.
+    machine's dead processes go at once; those of other machines, and of containers with processes
+    of their own, after a day. So do the folders in which a repair works, but only those of this
+    machine: their age says little.
     """
+    here = host_name(), _namespace_number()
     for path in list(root.rglob(f".*{TEMPORARY_SUFFIX}")):
         owner = _OWNER.search(path.name)
         is_folder = path.is_dir() and not path.is_symlink()
         try:
-            if owner and owner["host"] == host_name():
+            if owner and (owner["host"], owner["namespace"]) == here:
                 abandoned = not is_alive(int(owner["process"]))
             else:
                 abandoned = not is_folder and path.stat().st_mtime < time.time() - _DAY_SECONDS
@@ -106,6 +110,22 @@ def remove_abandoned(root: Path) -> None:
 def host_name() -> str:
     """This machine's name, in letters that a file's name may hold."""
     return re.sub(r"[^a-z0-9_]", "_", socket.gethostname().lower()) or "unnamed"
+
+
+def process_namespace() -> str:
+    """Within which a process's number means something; empty where the system has none.
+
+    Containers on one machine may share its name and not its processes.
+    """
+    try:
+        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115 (Path would read it as a path)
+    except OSError:
+        return ""
+
+
+def _namespace_number() -> str:
+    """The digits of ``pid:[4026531836]``."""
+    return "".join(filter(str.isdigit, process_namespace()))
 
 
 def is_alive(process: int) -> bool:

@@ -1,5 +1,6 @@
 """Shards and their claims, as the writer uses them."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,18 @@ def test_a_job_that_finds_all_taken_says_by_whom(cache_copy: Path, make_cache: A
     assert result.shards_elsewhere == ("shard 2 of pass 1: process 7 of far_away",)
     with pytest.raises(UsageError, match=r"--overwrite.*being written by process 7 of far_away"):
         make_cache(cache_copy, overwrite=True)
+
+
+def test_an_extension_that_is_being_written_is_not_overwritten(
+    cache_copy: Path, make_cache: Any, file_contents: FileContents
+) -> None:
+    extension = cache_copy / "extensions/other"
+    shutil.copytree(cache_copy, extension)
+    _somebody_elses(extension / lease_path(1, 2))
+    before = file_contents(cache_copy)
+    with pytest.raises(UsageError, match=r"--overwrite.*being written by process 7 of far_away"):
+        make_cache(cache_copy, overwrite=True)
+    assert file_contents(cache_copy) == before
 
 
 def test_who_stood_still_commits_nothing(

@@ -26,11 +26,18 @@ _BASE = json.loads(_FROZEN.read_bytes())
 
 _text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 _versions = st.dictionaries(_text, _text, max_size=4)
-_numbers = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**53), 2**53)
-_measured = st.recursive(
-    _numbers | _text | st.booleans() | st.none(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_text, inner, max_size=3),
-    max_leaves=8,
+_summaries = st.fixed_dictionaries(
+    dict.fromkeys(
+        ("mean", "p95", "max"),
+        st.floats(0, allow_nan=False, allow_infinity=False) | st.integers(0, 2**53),
+    )
+)
+_measured = st.dictionaries(
+    st.sampled_from(["3", "4"]),
+    st.fixed_dictionaries(
+        {"num_views": st.integers(1, 10**6)}
+        | dict.fromkeys(("raw", "spatial", "frequency"), _summaries)
+    ),
 )
 
 
@@ -45,7 +52,11 @@ def identities(draw: st.DrawFn) -> Identity:
         batch_size=draw(st.integers(1, 4096)),
         precision=draw(st.sampled_from(["fp32", "bf16", "fp16"])),
         skip_corrupt=draw(st.booleans()),
-        request=draw(st.dictionaries(_text, _measured, max_size=3)),
+        request={
+            "stages": draw(st.lists(st.sampled_from([3, 4]), unique=True)),
+            "logits": draw(_text),
+            "codec": draw(_text),
+        },
         logits=draw(st.sampled_from([None, document["logits"]])),
     )
     document["data"].update(
@@ -73,12 +84,11 @@ def identities(draw: st.DrawFn) -> Identity:
 
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
-    measured = draw(st.dictionaries(_text, _measured, max_size=3))
     provenance = Provenance(
         software=draw(_versions),
         licence=draw(st.none() | _text),
         note=draw(st.none() | _text),
-        measured=measured,
+        measured=draw(_measured),
     )
     return Plan.of(draw(identities()), provenance)
 

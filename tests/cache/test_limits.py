@@ -20,6 +20,7 @@ from scalekd.cache.chunks import Coding, check_metadata, decode_chunk, zstd_cont
 from scalekd.cache.layout import ArraySpec, array_path
 from scalekd.cache.manifest import Identity, Manifest, Plan, canonical, parse
 from scalekd.cache.targets import CacheCodecs
+from scalekd.codecs._tables import _real
 from scalekd.errors import CacheCorrupt, CacheMismatch
 
 INT16 = np.dtype(np.int16)
@@ -237,6 +238,46 @@ def test_a_plan_beyond_all_measure_is_refused(
         parse(Plan, _edited(manifest, change, **of_data), where="here")
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        {"stages": [4], "logits": None, "codec": "int8"},
+        {"stages": [5], "logits": "full", "codec": "int8"},
+        {"stages": "4", "logits": "full", "codec": "int8"},
+        {"stages": [4], "logits": "full", "codec": "int8", "more": 1},
+    ],
+)
+def test_a_request_is_one(request_: dict[str, Any], manifest: Manifest) -> None:
+    with pytest.raises(CacheCorrupt, match="request"):
+        parse(Plan, _edited(manifest, {"request": request_}), where="here")
+
+
+def _errors(**changes: Any) -> dict[str, Any]:
+    summary = {"mean": 0.1, "p95": 0.2, "max": 1}
+    return {"num_views": 2, "raw": summary, "spatial": summary, "frequency": summary, **changes}
+
+
+@pytest.mark.parametrize(
+    "measured",
+    [
+        {"4": 3},
+        {"4": {}},
+        {"5": _errors()},
+        {"4": _errors(spatial=[])},
+        {"4": _errors(spatial={"mean": "0.1", "p95": 0.2, "max": 1})},
+        {"4": _errors(raw={"mean": 10**400, "p95": 0.2, "max": 1})},
+    ],
+)
+def test_measured_errors_are_numbers(measured: dict[str, Any], manifest: Manifest) -> None:
+    document = json.loads(canonical(manifest.plan))
+    document["provenance"]["measured"] = {"4": _errors()}
+    assert parse(Plan, json.dumps(document).encode(), where="here").provenance.measured
+    document["provenance"]["measured"] = measured
+    with pytest.raises(CacheCorrupt, match="measured"):
+        parse(Plan, json.dumps(document).encode(), where="here")
+
+
 def test_a_manifest_names_as_many_records_as_there_are_shards(manifest: Manifest) -> None:
     document = json.loads(canonical(manifest))
     document["digest"] = ""
@@ -280,6 +321,13 @@ def test_a_codec_is_a_known_name(codec: Any, sound_cache: Path, manifest: Manife
     document["logits"]["config"]["codec"] = codec
     with pytest.raises(CacheMismatch, match="unknown logit codec"):
         CacheCodecs.load(sound_cache, Identity.model_validate(document))
+
+
+@pytest.mark.parametrize("value", [10**400, float("inf"), float("nan"), True, "1", None])
+def test_a_number_of_a_codec_is_finite(value: Any) -> None:
+    assert _real({"step": 1}, "step") == 1.0
+    with pytest.raises(CacheCorrupt, match=r"step=.* is not a number"):
+        _real({"step": value}, "step")
 
 
 @pytest.mark.parametrize("num_classes", [1 << 30, 1 << 40, 1 << 63, 1 << 70])

@@ -318,6 +318,26 @@ def test_overwriting_deletes_caches_alone(cache_copy: Path, make_cache: MakeCach
     assert verify(cache_copy).problems == []
 
 
+def test_what_the_hub_puts_beside_a_cache_stays(cache_copy: Path, make_cache: MakeCache) -> None:
+    for name in ("README.md", ".gitattributes"):
+        (cache_copy / name).write_text("of the repository")
+    assert verify(cache_copy).problems == []
+    make_cache(cache_copy, overwrite=True, passes=1)
+    assert (cache_copy / "README.md").read_text() == "of the repository"
+    assert verify(cache_copy).problems == []
+
+
+@pytest.mark.parametrize("option", ["licence", "note"])
+def test_a_plan_keeps_its_licence_and_note(
+    option: str, tmp_path: Path, make_cache: MakeCache
+) -> None:
+    make_cache(tmp_path / "cache", passes=1, shards=(0, 0), **{option: "mit"})
+    make_cache(tmp_path / "cache", passes=1, shards=(1, 1), **{option: "mit"})
+    with pytest.raises(CacheMismatch, match=f"--{option}: .*begun with 'mit', and 'gpl'"):
+        make_cache(tmp_path / "cache", passes=1, **{option: "gpl"})
+    assert make_cache(tmp_path / "cache", passes=1).complete
+
+
 def test_nothing_is_overwritten_for_a_job_that_cannot_start(
     cache_copy: Path, make_cache: MakeCache, file_contents: FileContents
 ) -> None:

@@ -21,10 +21,12 @@ import webdataset
 from PIL import Image
 
 from scalekd.cache import open_cache
+from scalekd.cache.extensions import JoinedReader, open_extension
 from scalekd.cache.verify import verify
 from scalekd.cache.webdataset.reader import IMAGE
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
 from scalekd.pipelines.convert_cache import ConvertConfig, convert_cache
+from scalekd.pipelines.extend_cache import ExtendConfig, extend_cache
 from scalekd.views import pixel_hash
 
 Files = Callable[[Path], dict[str, bytes]]
@@ -309,3 +311,27 @@ def test_members_are_plain_files_of_nobody_and_no_time(tars: Callable[[str], Pat
         members = tar.getmembers()
     assert len(members) == 3 * 22
     assert {(m.mtime, m.uid, m.gid, m.uname, m.mode) for m in members} == {(0, 0, 0, "", 0o644)}
+
+
+def test_extensions_come_along(
+    cache_copy: Path, tiny_images: Path, tmp_path: Path, file_contents: Files
+) -> None:
+    extend_cache(
+        ExtendConfig(
+            cache=cache_copy,
+            data_dir=str(tiny_images),
+            name="more",
+            logits="topk:2",
+            workers=0,
+        )
+    )
+    result = convert(cache_copy, tmp_path / "tars")
+    assert result.extensions == ("more",)
+    assert file_contents(tmp_path / "tars/extensions") == file_contents(cache_copy / "extensions")
+    assert verify(tmp_path / "tars").problems == []
+    base = open_cache(tmp_path / "tars")
+    joined = JoinedReader(base, {"more": open_extension(base, "more")})
+    names = [array.name for array in joined.layout.views if array.name.startswith("more:")]
+    assert set(joined.read_rows(1, 0, 4, names)) == set(names) != set()
+    convert(tmp_path / "tars", tmp_path / "back", format="zarr")
+    assert file_contents(tmp_path / "back") == file_contents(cache_copy)

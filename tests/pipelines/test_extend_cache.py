@@ -190,6 +190,21 @@ def test_licence_and_note_of_an_extension_are_its_own(extend: Extend, cache_copy
     assert open_cache(cache_copy).manifest.plan.provenance.licence is None
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [{"stages": (4,)}, {"logits": "topk:2"}, {"codec": "int8"}, {"licence": "mit"}, {"note": "x"}],
+)
+def test_what_an_extension_was_begun_with_does_not_change(
+    extend: Extend, changed: dict[str, Any]
+) -> None:
+    begun = {"name": "x", "stages": (3, 4), "logits": "full", "codec": "float16", "passes": 1}
+    assert extend(**begun, licence="cc0", note="one", shards=(0, 0)).shards_written == 1
+    with pytest.raises(CacheMismatch, match=f"--{next(iter(changed))}: .*was begun with"):
+        extend(**{"name": "x", "passes": 1, **changed})
+    again = begun | {"stages": (4, 3)}
+    assert extend(**again, licence="cc0", note="one").complete
+
+
 def test_no_cache_cannot_be_extended(extend: Extend, tmp_path: Path) -> None:
     with pytest.raises(DataError):
         extend(cache=tmp_path / "nothing", passes=2)

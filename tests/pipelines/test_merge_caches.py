@@ -104,6 +104,15 @@ def test_a_damaged_file_is_not_passed_on(
     assert merge_caches([sound_cache], tmp_path / "joined").complete
 
 
+@pytest.mark.parametrize("copy", [False, True])
+def test_a_file_that_is_missing_is_damage(
+    copy: bool, parts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (parts[0] / "passes/0000/pixel_hash/c/0").unlink()
+    with pytest.raises(CacheCorrupt, match="pixel_hash/c/0: "):
+        merge_caches(parts, tmp_path / "joined", copy=copy)
+
+
 def test_what_is_no_part_is_refused(sound_cache: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError):
         merge_caches([sound_cache, tmp_path / "nothing"], tmp_path / "joined")

@@ -165,11 +165,19 @@ def test_a_folder_of_classes_in_a_bucket(
         path = tmp_path / f"set/train/class-{number % 3}/deep/{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(image_bytes[number])
-    (tmp_path / "set/train/class-0/notes.txt").write_text("x")
+    for name in (
+        "class-0/notes.txt",
+        "class-0/._0.jpg",
+        "class-0/jpg",
+        ".ipynb_checkpoints/0-checkpoint.jpg",
+        "a-class-without-images/notes.txt",
+    ):
+        (tmp_path / "set/train" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "set/train" / name).write_text("x")
     upload(tmp_path / "set", f"{s3.bucket}/set")
     found, local = open_dataset(f"{s3.bucket}/set"), open_dataset(str(tmp_path / "set"))
     assert found.fingerprint == local.fingerprint
-    assert found.class_names == local.class_names
+    assert found.class_names == local.class_names == ("class-0", "class-1", "class-2")
     assert [found[i] for i in range(12)] == [local[i] for i in range(12)]
 
 

@@ -101,8 +101,10 @@ def test_overwrite_removes_a_cache_and_nothing_else(
 ) -> None:
     place = f"{s3.bucket}/cache"
     make_cache(place, seed=1, passes=1)
+    open_storage(place).commit("README.md", b"its card")
     make_cache(place, overwrite=True)
-    assert contents(place) == local
+    assert contents(place) == local | {"README.md": b"its card"}
+    open_storage(place).delete("README.md")
     open_storage(place).commit("thesis.tex", b"x")
     with pytest.raises(UsageError, match=r"no cache \(thesis\.tex\)"):
         make_cache(place, overwrite=True)

@@ -15,6 +15,8 @@ import pytest
 
 from scalekd.cache import open_cache
 from scalekd.cache.files import digest
+from scalekd.cache.manifest import canonical
+from scalekd.cache.reader import read_manifest
 from scalekd.cache.verify import verify
 from scalekd.errors import (
     CacheCorrupt,
@@ -558,3 +560,32 @@ def test_tars_travel_as_arrays_do(make_cache: Any, tmp_path: Path, file_contents
     assert [path.name for path in (tmp_path / "part").rglob("*.tar")] == ["000001.tar"]
     with pytest.raises(UsageError, match="packs all targets"):
         share(source, tmp_path / "logits", logits_only=True)
+
+
+@pytest.mark.parametrize("name", [".git/config", "sitecustomize.py", "passes/x/y", "tables/x"])
+def test_files_that_no_cache_has_are_not_taken(name: str, cache_copy: Path, tmp_path: Path) -> None:
+    """A folder with a ``.git/config`` of a stranger runs the stranger's commands."""
+    content = b"[core]"
+    path = cache_copy / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    manifest = read_manifest(open_storage(cache_copy))
+    edited = manifest.model_copy(update={"files": {**manifest.files, name: digest(content)}})
+    (cache_copy / "manifest.json").write_bytes(canonical(edited.sealed()))
+    for target, part in (("whole", {}), ("part", {"logits_only": True})):
+        with pytest.raises(CacheCorrupt, match=f"{name} is not a file that its plan gives"):
+            share(cache_copy, tmp_path / target, **part)
+        assert not (tmp_path / target / name).exists()
+    assert verify(cache_copy).problems
+
+
+def test_a_table_is_the_one_of_the_plan(cache_copy: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(open_storage(cache_copy))
+    tail = manifest.plan.identity.tail
+    assert tail is not None
+    files = {**manifest.files, tail: digest(b"another tail")}
+    (cache_copy / tail).write_bytes(b"another tail")
+    edited = manifest.model_copy(update={"files": files}).sealed()
+    (cache_copy / "manifest.json").write_bytes(canonical(edited))
+    with pytest.raises(CacheCorrupt, match="tail"):
+        share(cache_copy, tmp_path / "taken")

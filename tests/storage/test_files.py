@@ -100,15 +100,18 @@ def test_only_temporary_files_of_the_dead_are_removed(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     host = files.host_name()
-    alive = tmp_path / f".a.{host}-{os.getpid()}-0123abcd.partial"
-    gone = tmp_path / f".b.{host}-{dead.pid}-0123abcd.partial"
-    foreign = tmp_path / ".c.another_machine-1-0123abcd.partial"
-    stale = tmp_path / ".d.another_machine-1-0123abcd.partial"
-    for path in (alive, gone, foreign, stale):
+    here = "".join(filter(str.isdigit, files.process_namespace()))
+    alive = files.temporary_beside(tmp_path / "a")
+    assert alive.name.startswith(f".a.{host}-{here}-{os.getpid()}-")
+    gone = tmp_path / f".b.{host}-{here}-{dead.pid}-0123abcd.partial"
+    foreign = tmp_path / f".c.another_machine-{here}-{dead.pid}-0123abcd.partial"
+    contained = tmp_path / f".d.{host}-{here}1-{dead.pid}-0123abcd.partial"
+    stale = tmp_path / f".e.another_machine-{here}-1-0123abcd.partial"
+    for path in (alive, gone, foreign, contained, stale):
         path.write_bytes(b"")
     os.utime(stale, (0, 0))
     remove_abandoned(tmp_path)
-    assert sorted(tmp_path.iterdir()) == sorted([alive, foreign])
+    assert sorted(tmp_path.iterdir()) == sorted([alive, foreign, contained])
 
 
 @pytest.mark.parametrize(
