@@ -26,12 +26,21 @@ from scalekd.cli._options import KeyValue, NumberRange, Stages, checked, emit, j
     "--stages", default="3,4", show_default=True, type=Stages(), help="3,4, final or none."
 )
 @click.option("--logits", default="full", show_default=True, help="full, topk:K or none.")
-@click.option("--codec", default=None, help="Codec of the features.  [default: transform]")
-@click.option("--aug", default="crop-flip", show_default=True, help="View policy.")
+@click.option(
+    "--codec",
+    default=None,
+    help="transform[:error=E], float16 or int8.  [default: transform:error=0.01]",
+)
+@click.option(
+    "--aug",
+    default="crop-flip",
+    show_default=True,
+    help="crop[:LO..HI] or center[:F], flip[:P], rand-…, erase:P, joined by +.",
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of the views.")
 @click.option("--limit", type=int, help="Take the first N samples.")
 @click.option("--shards", type=NumberRange(), help="Do these shards only.")
-@click.option("--shard-size", type=int, help="Views a shard; a multiple of the block.")
+@click.option("--shard-size", type=int, help="Views a shard.  [default: by the number of samples]")
 @click.option("-b", "--batch-size", default=64, show_default=True, help="Views a forward.")
 @click.option("-j", "--workers", default=2, show_default=True, help="Processes that draw views.")
 @click.option(

@@ -39,6 +39,8 @@ def command(cache: str, *, quick: bool, deep: int | None, as_json: bool, **optio
         options["model_kwargs"] = dict(options["model_kwargs"])
         job = checked(SameJob, cache=cache, **options)
         check_images_named(job)
+    elif options["data_dir"] is not None:
+        raise UsageError("--data-dir: images are looked at with --deep alone; add it")
     found = verify_cache(cache, quick=quick)
     result = found.model_dump(mode="json")
     lines = [f"damaged: {problem}" for problem in found.problems]

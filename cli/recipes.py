@@ -12,7 +12,7 @@ def command(*, as_json: bool) -> None:
     from scalekd.pipelines.configure import describe_recipe, recipe_names
 
     found = [describe_recipe(name) for name in recipe_names()]
-    columns = ("name", "teacher", "student", "epochs", "batch", "opt", "lr", "top1")
+    columns = ("name", "teacher", "student", "epochs", "batch", "opt", "lr", "augmentation", "top1")
     rows = [columns, *(tuple(str(recipe[c] or "-") for c in columns) for recipe in found)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(columns))]
     lines = [

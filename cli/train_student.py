@@ -193,7 +193,7 @@ def command(*, recipe: str | None, as_json: bool, **options: Any) -> None:
 
     Stops cleanly on Ctrl-C and SIGTERM; the same command with --resume auto goes on.
     """
-    from scalekd.pipelines.configure import train_config
+    from scalekd.pipelines.configure import departures_from_recipe, train_config
     from scalekd.pipelines.train_student import train_student
 
     flags = {name: value for name, value in options.items() if value is not None and value != ()}
@@ -202,8 +202,14 @@ def command(*, recipe: str | None, as_json: bool, **options: Any) -> None:
             flags[name] = dict(flags[name])
     if flags.get("val_split") == "none":
         flags["val_split"] = None
-    result = train_student(train_config(recipe, flags))
-    if int(os.environ.get("RANK", "0")) != 0:
+    config = train_config(recipe, flags)
+    is_main = int(os.environ.get("RANK", "0")) == 0
+    if recipe is not None and is_main:
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        for departure in departures_from_recipe(recipe, config, world_size=world_size):
+            click.echo(f"note: {departure}", err=True)
+    result = train_student(config)
+    if not is_main:
         return
     metrics = result.metrics
     scores = [

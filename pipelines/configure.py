@@ -9,8 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from scalekd.cache.reader import read_manifest
 from scalekd.errors import UsageError
+from scalekd.storage import open_storage
+from scalekd.teachers import resolve_model_name
 from scalekd.training.config import TrainConfig, read_yaml_mapping
+from scalekd.views import ViewPolicy
 
 RECIPES = Path(__file__).parent / "recipes"
 ABOUT = "_about"
@@ -59,6 +63,46 @@ def read_recipe(name: str) -> dict[str, Any]:
 def recipe_names() -> list[str]:
     """Names of the recipes that ship with the package."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def departures_from_recipe(name: str, config: TrainConfig, *, world_size: int) -> list[str]:
+    """In what a run is not the published pair, though it takes its recipe; one sentence each.
+
+    Args:
+        name: Of the recipe, as given to ``--recipe``.
+        config: Of the run.
+        world_size: Processes of the run.
+
+    Raises:
+        DataError, CacheError: There is no cache to train from, or it is damaged.
+    """
+    path = RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        return []  # a file of the user's own
+    about, published = read_yaml_mapping(path)[ABOUT], train_config(name, {"output": ""})
+    manifest = read_manifest(open_storage(config.cache)) if config.cache else None
+    found = []
+
+    def compare(what: str, here: object, there: object, advice: str) -> None:
+        if here != there:
+            found.append(f"--recipe {name}: {what} is {there} as published, {here} here; {advice}")
+
+    batch = config.batch_size * config.grad_accum_steps * world_size
+    compare(
+        "views an update",
+        batch,
+        published.batch_size * published.grad_accum_steps * about["processes"],
+        f"its rate of {published.lr:g} belongs to that number: launch more processes, or change"
+        " --batch-size, --grad-accum-steps or --lr",
+    )
+    if manifest is not None:
+        identity = manifest.plan.identity
+        teacher = resolve_model_name(about["teacher"])[0].partition(".")[0]
+        compare("the teacher", identity.teacher["architecture"], teacher, "that is another pair")
+        policy = str(ViewPolicy.from_config(identity.views.policy))
+        wanted = str(ViewPolicy.parse(about["augmentation"]))
+        compare("the augmentation", policy, wanted, "write a cache with --aug to have it")
+    return found
 
 
 def describe_recipe(name: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from scalekd._model_build import build_model, preprocessing_of
 from scalekd._model_names import describe_model
 from scalekd.cache import open_cache
 from scalekd.data import open_dataset, worker_faults
-from scalekd.errors import UsageError
+from scalekd.errors import DataError, UsageError
 from scalekd.evaluation import (
     Answers,
     EvaluationConfig,
@@ -152,6 +152,11 @@ def _open_model(config: EvaluateConfig) -> _Opened:
     size = None if config.img_size is None else (config.img_size, config.img_size)
     run = Path(config.model)
     if find_run_checkpoint(run) is not None:
+        if config.checkpoint is not None:
+            raise UsageError(
+                f"--checkpoint: is for a model by its name; {run} is a training run: to choose one"
+                f" of its checkpoints give its folder as the model, such as {run}/model_best"
+            )
         student = load_trained_student(run, use_ema=config.use_ema)
         own = EvaluationConfig.of(student.spec)
         view = replace(own, img_size=size or own.img_size, crop_pct=config.crop_pct or own.crop_pct)
@@ -161,6 +166,10 @@ def _open_model(config: EvaluateConfig) -> _Opened:
         raise UsageError(f"{run}: this training run has written no checkpoint yet")
     if config.use_ema:
         raise UsageError(f"--use-ema: {config.model} is not a training run")
+    if "/" in config.model and ":" not in config.model and not run.exists():
+        raise DataError(
+            f"{config.model}: no such folder; give a run, an exported folder or a model"
+        )
     source = describe_model(resolve_student_name(config.model)[0])
     kwargs = dict(source.model_args)
     if size is not None and source.pretrained_cfg.get("fixed_input_size"):

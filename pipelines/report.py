@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from scalekd.errors import DataError, UsageError
 from scalekd.pipelines.plots import runs_svg
+from scalekd.storage.files import explained
 from scalekd.training.checkpoint import STATE_FILE, find_run_checkpoint
 from scalekd.training.config import TrainConfig
 from scalekd.training.logs import replace_text
@@ -107,6 +108,8 @@ def report(places: Sequence[Path], output: Path) -> Report:
     named = dict(zip(_names(list(groups.values())), groups.values(), strict=True))
     rows = tuple(_row(name, group) for name, group in named.items())
     picture = runs_svg({name: [run.epochs for run in group] for name, group in named.items()})
+    with explained(output, "cannot write"):
+        output.parent.mkdir(parents=True, exist_ok=True)
     replace_text(output, _page(rows, [group[0].settings for group in groups.values()], picture))
     return Report(output=str(output), rows=rows)
 

@@ -201,6 +201,8 @@ def _asked(config: ShareConfig, source: SourceCache, *, optional: bool) -> Selec
     groups = tuple(f"stage{stage}" for stage in identity.stages)
     groups += ("logits",) if identity.logits else ()
     targets = None
+    if config.logits_only and config.stages is not None:
+        raise UsageError("--logits-only takes no stage: leave out --stages")
     if config.logits_only or config.stages is not None:
         wanted = () if config.logits_only else config.stages or ()
         targets = tuple(f"stage{stage}" for stage in wanted) + ("logits",) * bool(identity.logits)

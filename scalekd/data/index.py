@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import numpy as np
@@ -59,7 +59,9 @@ def open_dataset(
         data_dir: A folder or URL, itself a glob or brace pattern of ``.tar`` files, or a cache
             that embeds its images, whose only split is ``train``.
         split: ``train`` takes ``DIR/train-*.tar`` or the folder ``DIR/train/<class>/``; a pattern
-            such as ``train-{000000..000009}.tar`` is taken below ``data_dir``.
+            such as ``train-{000000..000009}.tar`` is taken below ``data_dir``. Folders that hold
+            images are classes, numbered in order of name; hidden files and folders count for
+            nothing.
         local_cache: Keeps the shards of a remote set.
 
     Raises:
@@ -267,17 +269,22 @@ def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> int:
 
 
 def _index_folder(folder: Path) -> ImageDataset:
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    if not classes:
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    names = [name for name in names if not _is_hidden(name)]
+    if not names:
         raise DataError(f"{folder} has no class folders")
+    classes: list[str] = []
     paths: list[str] = []
     rows: list[_Row] = []
-    for label, name in enumerate(classes):
+    for name in names:
+        before = len(paths)
         for path in sorted((folder / name).rglob("*")):
-            if path.suffix[1:].lower() in IMAGE_EXTENSIONS and path.is_file():
-                key = path.relative_to(folder).as_posix()
-                rows.append((key, len(paths), 0, path.stat().st_size, label))
+            key = path.relative_to(folder)
+            if _is_image(key.parts) and path.is_file():
+                rows.append((key.as_posix(), len(paths), 0, path.stat().st_size, len(classes)))
                 paths.append(str(path))
+        if len(paths) > before:
+            classes.append(name)
     # Folders come sorted by class, and a block of a cache is read as it was written: without
     # this order, fixed by the keys alone, every block would hold one class.
     return _dataset(str(folder), paths, _mixed(rows, str(folder)), tuple(classes))
@@ -285,21 +292,35 @@ def _index_folder(folder: Path) -> ImageDataset:
 
 def _index_remote_folder(storage: Storage, split: str, files: Sequence[StoredFile]) -> ImageDataset:
     place, parts = storage.locate(split), [file.path.split("/") for file in files]
-    classes = sorted({path[1] for path in parts if len(path) > 2})
-    if not classes:
+    if not any(len(path) > 2 and not _is_hidden(path[1]) for path in parts):
         raise DataError(f"{place} has no class folders")
+    images = [(file, path) for file, path in zip(files, parts, strict=True) if _is_image(path[1:])]
+    classes = sorted({path[1] for _, path in images})
     label_of = {name: label for label, name in enumerate(classes)}
-    images = [
-        (file, path)
-        for file, path in zip(files, parts, strict=True)
-        if len(path) > 2 and path[-1].rpartition(".")[2].lower() in IMAGE_EXTENSIONS
-    ]
     rows = [
         ("/".join(path[1:]), number, 0, file.size, label_of[path[1]])
         for number, (file, path) in enumerate(images)
     ]
     found = _dataset(place, [f.path for f, _ in images], _mixed(rows, place), tuple(classes))
     return replace(found, storage=storage, versions=tuple(file.version for file, _ in images))
+
+
+def _is_hidden(name: str) -> bool:
+    """Such as ``.ipynb_checkpoints``, and the ``._cat.jpg`` that macOS leaves beside images."""
+    return name.startswith(".")
+
+
+def _is_image(parts: Sequence[str]) -> bool:
+    """Whether a file of ``train/``, by its path in there, is an image of a class.
+
+    A folder without any is no class: timm numbers none, torchvision refuses it, and the labels
+    after it would be one off the teacher's head.
+    """
+    return (
+        len(parts) > 1
+        and not any(_is_hidden(part) for part in parts)
+        and PurePosixPath(parts[-1]).suffix[1:].lower() in IMAGE_EXTENSIONS
+    )
 
 
 def _mixed(rows: list[_Row], place: str) -> list[_Row]:

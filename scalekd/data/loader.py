@@ -24,7 +24,7 @@ from scalekd.data.blocks import BlockReader, gather
 from scalekd.data.order import BUFFER_BLOCKS, LANES_PER_RANK, EpochOrder, Indices
 from scalekd.data.samples import ImageDataset, Sample
 from scalekd.data.views import Pixels, ReplayContract, found_samples, replay_view
-from scalekd.errors import ScaleKDError, UsageError
+from scalekd.errors import CacheMismatch, ScaleKDError, UsageError
 from scalekd.views import decode_view, unpack_view
 
 CHECKED_BATCHES = 4
@@ -82,6 +82,15 @@ def _why_images(reader: CacheReader | JoinedReader, view_size: tuple[int, int]) 
     )
 
 
+def _named(label: int, class_names: tuple[str, ...] | None) -> str:
+    """A label for messages."""
+    if label < 0:
+        return "no class"
+    if class_names is None or label >= len(class_names):
+        return f"class {label}"
+    return f"class {label} ({class_names[label]!r})"
+
+
 class CachedViews(Dataset[Batch]):
     """Views of a cache, a batch at a time.
 
@@ -96,7 +105,8 @@ class CachedViews(Dataset[Batch]):
         kept_blocks: Blocks a worker keeps in memory.
 
     Raises:
-        CacheMismatch: The image set lacks samples of the cache, or the witnesses differ.
+        CacheMismatch: The image set lacks samples of the cache or labels them otherwise, or the
+            witnesses differ.
         UsageError: The image set is needed.
     """
 
@@ -133,6 +143,7 @@ class CachedViews(Dataset[Batch]):
             else None
         )
         self.drift = self._check_witnesses()
+        self._check_labels()  # after the images: another data set has other labels as well
         if self.drift == 0:
             # The machine redraws exactly, so a view that differs is a fault, whatever was allowed.
             self.contract = replace(self.contract, allowed_drift=0.0)
@@ -150,6 +161,26 @@ class CachedViews(Dataset[Batch]):
         for row, sample in enumerate(found):
             self.contract.check_source(sample, int(self.reader.samples.source_hashes[row]))
         return self.contract.check_witnesses(found, list(pixels))
+
+    def _check_labels(self) -> None:
+        """Labels of batches are the cache's, so images labelled anew would not be learnt."""
+        if self.images is None or self._positions is None:
+            return
+        samples, here = self.reader.samples, self.images.labels[self._positions]
+        # An image without a label says nothing against the cache's.
+        changed = np.flatnonzero((here != samples.labels) & (here >= 0))
+        if not len(changed):
+            return
+        first = int(changed[0])
+        ours = _named(int(here[first]), self.images.class_names)
+        theirs = _named(int(samples.labels[first]), self.reader.identity.data.class_names)
+        raise CacheMismatch(
+            f"{self.images.place} labels {len(changed):,} of the {len(samples):,} samples of the"
+            f" cache otherwise, such as {samples.key(first)!r}: {ours} here, {theirs} in the cache."
+            " The student would train on the cache's labels; write the cache again, or restore"
+            " the labels (class folders are numbered in order of name, those without images left"
+            " out)"
+        )
 
     def __len__(self) -> int:
         return len(self.reader.samples)

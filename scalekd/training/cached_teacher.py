@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor
 
 from scalekd.cache import CacheReader, ChosenTargets, JoinedTargets
@@ -49,7 +50,7 @@ class CachedTeacher:
         split: Which of them.
         local_cache: Keeps copies of what is read from remote places.
         num_classes: Of the student; by default the teacher's, or, of a teacher without a head,
-            those of the images.
+            those of the data set.
         targets: Extension of the cache that gives features, tail and, if it has any, logits.
         logits_from: Extensions that give logits, or ``base``; several teachers are averaged.
 
@@ -57,12 +58,13 @@ class CachedTeacher:
         chosen: The opened cache and extensions.
         reader: What views and targets are read from.
         images: The image set; ``None`` where the cache's own images do.
-        class_names: Name of each class where the data set tells.
+        class_names: Name of each class where the cache tells, or else the images do.
         spec: The teacher whose features count, as its cache describes it.
         num_classes: Of the student.
 
     Raises:
-        DataError: There is no cache or no image set, or a label is none of the classes.
+        DataError: There is no cache or no image set, or a label of the cache, which is what the
+            student learns, is none of the classes.
         CacheCorrupt: The cache is incomplete or damaged.
         UsageError: The cache holds no images, and ``data_dir`` is not given.
     """
@@ -84,22 +86,32 @@ class CachedTeacher:
         self._data_dir, self._split, self._local_cache = data_dir, split, local_cache
         self.images = self._open_images() if self.reader.embed == "none" else None
         self.spec = _spec(self._features)
-        shown, place = self.images or self.reader.samples, self.reader.place
+        # Batches take their labels from the cache, so names and numbers are its own; the loader
+        # compares those of the images.
+        samples = self.reader.samples
+        self.class_names = self.reader.identity.data.class_names
+        of_images = 0
         if self.images is not None:
-            self.class_names, place = self.images.class_names, self.images.place
-        else:
-            self.class_names = self.reader.identity.data.class_names
-        smallest, largest = int(shown.labels.min(initial=0)), int(shown.labels.max(initial=-1))
+            self.class_names = self.class_names or self.images.class_names
+            of_images = self.images.num_classes
+        largest = int(samples.labels.max(initial=-1))
         # The teacher's classes are the student's wherever its logits are learnt from.
         said = [teacher.num_classes for teacher in self.logit_teachers]
-        of_data = len(self.class_names or ()) or largest + 1
+        # A part of a cache may lack classes that the images have.
+        of_data = len(self.class_names or ()) or max(of_images, largest + 1)
         found = (num_classes, *said, self.spec.num_classes, of_data)
         self.num_classes = next((number for number in found if number), 0)
-        if smallest < 0 or largest >= self.num_classes:
+        unlabelled = np.flatnonzero(samples.labels < 0)
+        if len(unlabelled):
             raise DataError(
-                f"{place}: labels run from {smallest} to {largest}, and the student "
-                f"has classes 0 to {self.num_classes - 1}; every image needs a label (see "
-                "--num-classes)"
+                f"{self.reader.place}: {len(unlabelled):,} of the cache's {len(samples):,} samples "
+                f"have no label, such as {samples.key(int(unlabelled[0]))!r}; every image needs a "
+                "label when its cache is written, so write it again from labelled images"
+            )
+        if largest >= self.num_classes:
+            raise DataError(
+                f"{self.reader.place}: labels run up to {largest}, and the student "
+                f"has classes 0 to {self.num_classes - 1} (see --num-classes)"
             )
 
     @property
@@ -197,7 +209,8 @@ class CachedTeacher:
                 ``teacher_pixels``, ``rank`` and ``world_size`` of `scalekd.data.CachedViewLoader`.
 
         Raises:
-            CacheMismatch: The images are not those of the cache, or are drawn differently here.
+            CacheMismatch: The images are not those of the cache, or are labelled or drawn
+                differently here.
             UsageError: The cache holds fewer views than one batch of all ranks.
         """
         size, images = student.spec.img_size, self.images

@@ -210,6 +210,23 @@ def test_damage_has_its_own_exit_code(cache_copy: Path, run: Run) -> None:
         assert _is_one_line(ran.err)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("cache", "verify", "CACHE", "--data-dir", "x"), "with --deep alone"),
+        (("cache", "pull", "CACHE", "x", "--logits-only", "--stages", "4"), "leave out --stages"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(
+    arguments: tuple[str, ...], told: str, sound_cache: Path, run: Run, tmp_path: Path
+) -> None:
+    places = {"CACHE": str(sound_cache), "x": str(tmp_path / "x")}
+    ran = run(*(places.get(argument, argument) for argument in arguments))
+    assert ran.code == 2
+    assert told in ran.err
+    assert not (tmp_path / "x").exists()
+
+
 def test_no_cache_is_a_matter_of_input(tmp_path: Path, run: Run) -> None:
     for command in ("info", "verify"):
         ran = run("cache", command, tmp_path / "nowhere")

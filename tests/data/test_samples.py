@@ -101,6 +101,29 @@ def test_a_folder_set_has_classes_by_name_and_mixes_them(root: Path) -> None:
     assert runs > 10
 
 
+def test_empty_and_hidden_folders_are_no_classes_and_hidden_files_no_images(root: Path) -> None:
+    """Nor may they shift the labels of the classes after them."""
+    for path in (
+        ".ipynb_checkpoints/cat-checkpoint.jpg",
+        "ant/1.jpg",
+        "ant/._1.jpg",
+        "ant/.ipynb_checkpoints/1-checkpoint.jpg",
+        "bee/.DS_Store",
+        "bee/._1.jpg",
+        "cow/readme.txt",
+        "cow/jpg",
+        "dog/deeper/1.jpg",
+        "not-in-a-class.jpg",
+    ):
+        (root / "train" / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / "train" / path).write_bytes(b"x")
+    (root / "train/aardvark/deeper").mkdir(parents=True)
+    images = open_dataset(str(root))
+    assert images.class_names == ("ant", "dog")
+    labels = {images.key(i): int(images.labels[i]) for i in range(len(images))}
+    assert labels == {"ant/1.jpg": 0, "dog/deeper/1.jpg": 1}
+
+
 def test_shards_win_over_a_folder_of_the_same_name(root: Path, write_tar: WriteTar) -> None:
     write_tar(root / "train-0.tar", {"tar.jpg": b"x"})
     (root / "train" / "a").mkdir(parents=True)
@@ -118,6 +141,7 @@ def test_what_is_not_there_is_said(root: Path, write_tar: WriteTar) -> None:
     with pytest.raises(DataError, match=r"neither train-\*\.tar nor a folder.*it holds pictures"):
         open_dataset(str(root))
     (root / "train").mkdir()
+    (root / "train" / ".cat").mkdir()
     with pytest.raises(DataError, match="no class folders"):
         open_dataset(str(root))
     (root / "train" / "cat").mkdir()

@@ -138,3 +138,9 @@ def test_the_command_ends_with_json_when_asked(
     main(["report", str(run), "--output", str(tmp_path / "page.html"), "--json"])
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last["rows"][0]["top1"] == 1.0
+
+
+def test_the_folder_of_the_page_is_made(tmp_path: Path) -> None:
+    run = _write_run(tmp_path / "run", [1.0, 2.0])
+    report([run], tmp_path / "new/folder/page.html")
+    assert (tmp_path / "new/folder/page.html").is_file()

@@ -1,6 +1,7 @@
 """Every published pair, against the table of the method's description, typed again by hand."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,13 @@ from click.testing import CliRunner
 from torch import nn
 
 from scalekd.cli import recipes as recipes_command
-from scalekd.pipelines.configure import RECIPES, describe_recipe, recipe_names, train_config
+from scalekd.pipelines.configure import (
+    RECIPES,
+    departures_from_recipe,
+    describe_recipe,
+    recipe_names,
+    train_config,
+)
 from scalekd.students import resolve_student_name
 from scalekd.teachers import resolve_model_name
 from scalekd.training import build_optimizer, build_scheduler
@@ -133,5 +140,18 @@ def test_recipes_are_listed_with_the_papers_figures() -> None:
     shown = CliRunner().invoke(recipes_command.command, [], catch_exceptions=False).stdout
     line = next(row for row in shown.splitlines() if row.startswith("swin_l-resnet50d"))
     assert line.split() == [
-        *("swin_l-resnet50d", "swin_l", "resnet50d", "300", "2048", "lamb", "0.005", "82.03")
+        *("swin_l-resnet50d", "swin_l", "resnet50d", "300", "2048", "lamb", "0.005"),
+        *("crop+flip+rand-m9-n2-mstd0.5-inc1+erase:0.25", "82.03"),
     ]
+
+
+def test_a_run_that_departs_from_its_recipe_says_in_what(sound_cache: Path) -> None:
+    """The cache is a small ViT's; the published pair is Swin-L over 8 processes of 32 views."""
+    config = train_config("swin_l-resnet50", {"cache": str(sound_cache), "output": "run"})
+    batch, teacher, views = departures_from_recipe("swin_l-resnet50", config, world_size=1)
+    assert "views an update is 256 as published, 32 here; its rate of 0.1 belongs to" in batch
+    assert "the teacher is swin_large_patch4_window7_224 as published, test_vit here" in teacher
+    assert "the augmentation is crop+flip as published, crop" in views
+    whole = config.model_copy(update={"grad_accum_steps": 2})
+    assert len(departures_from_recipe("swin_l-resnet50", whole, world_size=4)) == 2
+    assert departures_from_recipe("mine.yaml", config, world_size=1) == []
