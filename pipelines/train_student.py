@@ -131,6 +131,12 @@ def _open_source(config: TrainConfig) -> CachedTeacher:
         raise UsageError("--cache is missing; write one with `scalekd cache-teacher`")
     if config.online and config.logits_from:
         raise UsageError("--online asks the live teacher for its logits; leave out --logits-from")
+    for option in () if config.online else ("teacher", "teacher_checkpoint"):
+        if getattr(config, option) is not None:
+            raise UsageError(
+                f"--{option.replace('_', '-')}: names a live teacher; pass --online too, or leave it"
+                " out: the cache's targets are used"
+            )
     return CachedTeacher(
         config.cache,
         data_dir=config.data_dir,
@@ -251,13 +257,16 @@ def _facts(config: TrainConfig, source: CachedTeacher, student: Student) -> Mapp
         "logits_of": [teacher.model for teacher in source.logit_teachers],
         "cache_id": plan.cache_id,
         "data_fingerprint": plan.identity.data.fingerprint,
-        "data_licence": _licence_told_by(Path(config.data_dir or "") / "README.md"),
+        "data_licence": _licence_told_by(config.data_dir),
         "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},
     }
 
 
-def _licence_told_by(card: Path) -> str | None:
+def _licence_told_by(data_dir: str | None) -> str | None:
     """The licence in the metadata block of a data set's Hugging Face card, where there is one."""
+    if data_dir is None:
+        return None
+    card = Path(data_dir) / "README.md"
     try:
         opening, block, *_ = card.read_text(encoding="utf-8").split("---\n", 2)
         metadata = yaml.safe_load(block) if not opening.strip() else None

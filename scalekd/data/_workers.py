@@ -7,6 +7,8 @@ import os
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from types import FrameType
 from typing import Any
 
 import torch
@@ -48,7 +50,7 @@ def relayed(loader: DataLoader[Any]) -> Iterator[Any]:
     Raises:
         ScaleKDError: What a worker met, or that a worker was killed.
     """
-    with worker_faults():
+    with worker_faults(), _terminations_held():
         batches = iter(loader)
     while True:
         try:
@@ -105,17 +107,43 @@ def worker_faults() -> Iterator[None]:
 
 
 def prepare_worker(worker: int) -> None:
-    """Keep a worker to one core, for there is one a core already, and let it end in silence.
+    """Keep a worker to one core, for there is one a core already, and let the main process end it.
 
-    A cluster's scheduler sends SIGTERM to every process of a job; what is to be said of it, the
-    main process says.
+    A cluster's scheduler sends SIGTERM to every process of a job, and the main process may want
+    more batches before it stops in order. So the first is not obeyed and a second is, in silence.
+    Where only the main process sends any, as torch does to a worker that hangs, the second comes
+    from multiprocessing when the main process ends; workers that outlive it torch ends itself.
     """
     del worker
     torch.set_num_threads(1)
-    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
+    signal.signal(signal.SIGTERM, _obey_the_next)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # _terminations_held
     # By default a batch that cannot be sent is dropped with a traceback, and the main process waits
     # for it for ever. A worker's end it does notice.
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_send)  # type: ignore[attr-defined]
+
+
+def _obey_the_next(number: int, frame: FrameType | None) -> None:
+    del frame
+    signal.signal(number, lambda number, frame: os._exit(0))
+
+
+@contextmanager
+def _terminations_held() -> Iterator[None]:
+    """Hold SIGTERM back while workers start: they take it once `prepare_worker` has run.
+
+    The fork server starts like this too and so never takes it. It would take its workers with it,
+    and ends with the main process in any case.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _cannot_send(error: Exception, batch: Any) -> None:
@@ -134,6 +162,7 @@ def start_method(*, is_remote: bool) -> str | None:
     if not is_remote:
         return None
     multiprocessing.set_forkserver_preload(["scalekd.data"])  # torch is imported once for all
+    resource_tracker.ensure_running()  # started with the fork server, it would unblock SIGTERM
     return "forkserver"
 
 

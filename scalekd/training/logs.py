@@ -7,6 +7,7 @@ logged after the checkpoint that it starts from, so a file never tells the same 
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,28 +15,46 @@ from typing import Any
 
 
 class RunningMeans:
-    """Weighted means by name; the state is two plain values, so that it fits a checkpoint."""
+    """Weighted means by name; the state is plain values, so that it fits a checkpoint.
+
+    A value that is not finite is left out, as if it had not been measured: under fp16 the scaler
+    skips updates whose gradient is infinite, and JSON knows no infinity.
+    """
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
         self.weight = 0.0
+        self.left_out: dict[str, float] = {}  # weight by name
 
     def add(self, values: Mapping[str, float], weight: float) -> None:
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value * weight
+            if math.isfinite(value):
+                self.sums[name] = self.sums.get(name, 0.0) + value * weight
+            else:
+                self.left_out[name] = self.left_out.get(name, 0.0) + weight
         self.weight += weight
 
     def merge(self, other: Mapping[str, Any]) -> None:
         """Add another's state, such as another process's."""
         for name, value in other["sums"].items():
             self.sums[name] = self.sums.get(name, 0.0) + value
+        for name, weight in other.get("left_out", {}).items():  # old checkpoints lack it
+            self.left_out[name] = self.left_out.get(name, 0.0) + weight
         self.weight += other["weight"]
 
     def means(self) -> dict[str, float]:
-        return {name: total / max(self.weight, 1e-12) for name, total in self.sums.items()}
+        return {
+            name: total / max(self.weight - self.left_out.get(name, 0.0), 1e-12)
+            for name, total in self.sums.items()
+        }
 
-    def state(self) -> dict[str, Any]:
-        return {"sums": dict(self.sums), "weight": self.weight}
+    def state(self, *, shares: int = 1) -> dict[str, Any]:
+        """What `merge` takes; merging it ``shares`` times adds this once."""
+        return {
+            "sums": {name: total / shares for name, total in self.sums.items()},
+            "weight": self.weight / shares,
+            "left_out": {name: weight / shares for name, weight in self.left_out.items()},
+        }
 
 
 class StepLog:

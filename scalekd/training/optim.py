@@ -105,7 +105,7 @@ def build_optimizer(config: TrainConfig, student: nn.Module, others: nn.Module) 
     """The optimiser of ``config`` over the student and the modules trained beside it.
 
     Raises:
-        UsageError: timm knows no such optimiser, or it refuses an argument.
+        UsageError: timm knows no such optimiser, it refuses an argument, or it is of second order.
     """
     groups = parameter_groups(
         student,
@@ -121,7 +121,7 @@ def build_optimizer(config: TrainConfig, student: nn.Module, others: nn.Module) 
     if config.opt_betas is not None:
         arguments["betas"] = config.opt_betas
     try:
-        return timm.optim.create_optimizer_v2(  # type: ignore[attr-defined]
+        optimizer: Optimizer = timm.optim.create_optimizer_v2(  # type: ignore[attr-defined]
             groups,
             opt=config.opt,
             lr=config.lr,
@@ -133,6 +133,12 @@ def build_optimizer(config: TrainConfig, student: nn.Module, others: nn.Module) 
         raise UsageError(
             f"--opt {config.opt}: timm cannot build this optimiser: {error}"
         ) from error
+    if getattr(optimizer, "is_second_order", False):
+        raise UsageError(
+            f"--opt {config.opt}: needs second derivatives, and training computes first ones only; "
+            "choose an optimiser of first order, such as adamw"
+        )
+    return optimizer
 
 
 def build_scheduler(

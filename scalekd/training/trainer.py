@@ -19,8 +19,8 @@ from timm.utils.agc import adaptive_clip_grad
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from scalekd.errors import UsageError
-from scalekd.training.checkpoint import Position, read_checkpoint, write_checkpoint
+from scalekd.errors import CacheMismatch, UsageError
+from scalekd.training.checkpoint import Checkpoint, Position, read_checkpoint, write_checkpoint
 from scalekd.training.compilation import compile_faults, compile_parts
 from scalekd.training.config import TrainConfig
 from scalekd.training.coordination import (
@@ -171,7 +171,7 @@ class Trainer:
             while self._position.epoch < self.num_epochs:
                 self._train_epoch(progress)
                 self._finish_epoch(progress)
-        best = max(self._metric_by_epoch, key=lambda e: (self._metric_by_epoch[e], -e), default=-1)
+        best = self._best_epoch()
         return TrainResult(
             output=str(self._run.root),
             epochs=self._position.epoch,
@@ -192,6 +192,7 @@ class Trainer:
         path, notes = self._coordinator.collect(claimed)[0]
         if path is not None:
             notes = [*notes, *self._resume(path)]
+            self._copy_again(path)
         for note in notes:
             progress.say(note)
         if main:
@@ -202,8 +203,11 @@ class Trainer:
         self._step_schedule(epoch=self._position.epoch)
 
     def _resume(self, path: Path) -> list[str]:
-        checkpoint = self._coordinator.together(lambda: read_checkpoint(path))
+        checkpoint = self._coordinator.together(lambda: self._read(path))
         notes = self._coordinator.together(lambda: self._state.restore(checkpoint))
+        was, now = (facts.get("cache_id") for facts in (checkpoint.facts, self._facts))
+        if was and now and was != now:
+            notes.append(f"cache_id was {was!r} and is now {now!r}")
         self._position = checkpoint.position
         meters = checkpoint.training["meters"]
         self._epoch_means.merge(meters["epoch"])
@@ -215,10 +219,49 @@ class Trainer:
         )
         return [where, *notes]
 
+    def _read(self, path: Path) -> Checkpoint:
+        """Read a checkpoint, and see that it learns from the same teacher and images as this run.
+
+        Raises:
+            CacheMismatch: It does not. A cache may be moved or written anew, but not be another.
+        """
+        checkpoint = read_checkpoint(path)
+        origins = {"data_fingerprint": "training images"}
+        objective = self._module.objective
+        if objective.needs_features or objective.needs_logits:
+            origins["teacher_weights_sha256"] = "teacher's weights"
+        for name, what in origins.items():
+            was, now = checkpoint.facts.get(name), self._facts.get(name)
+            if was and now and was != now:
+                raise CacheMismatch(
+                    f"{path}: the run's {what} are {was[:12]}…, and those of {self.config.cache} "
+                    f"are {now[:12]}…; give --cache as the run was begun, or choose another "
+                    "--output (the weights can start a new run by --initial-checkpoint)"
+                )
+        return checkpoint
+
+    def _copy_again(self, path: Path) -> None:
+        """Repeat the copies of ``last`` that a kill just after it was written kept from being."""
+        epoch = self._position.epoch - 1
+        if epoch < 0 or self._position.epoch_samples:
+            return
+
+        def copy() -> None:
+            last = self._run.last
+            if self._accelerator.is_main_process and last.exists() and path.samefile(last):
+                self._keep(epoch, best=epoch == self._best_epoch())
+
+        self._coordinator.together(copy)
+
+    def _best_epoch(self) -> int:
+        """The first of the epochs with the best metric; -1 before there is one."""
+        metrics = self._metric_by_epoch
+        return max(metrics, key=lambda epoch: (metrics[epoch], -epoch), default=-1)
+
     def _start_batch(self, progress: TrainingProgress) -> int:
         per_batch = self.config.batch_size * self._accelerator.num_processes
         start, repeated = divmod(self._position.epoch_samples, per_batch)
-        if repeated:
+        if repeated and start < self._num_batches:
             progress.say(
                 f"batches hold {per_batch} views now: {repeated} views of this epoch are trained "
                 "on a second time"
@@ -342,7 +385,9 @@ class Trainer:
             nn.utils.clip_grad_value_(self._trainable, limit)
         else:
             # As timm: the classifier's rows are meant to grow and shrink freely.
-            head = {id(p) for p in self._state.student.get_classifier().parameters()}  # type: ignore[operator]
+            classifier = self._state.student.get_classifier()  # type: ignore[operator]
+            heads = classifier if isinstance(classifier, tuple) else (classifier,)  # DeiT has two
+            head = {id(p) for part in heads for p in part.parameters()}
             body = [p for p in self._trainable if id(p) not in head]
             adaptive_clip_grad(body, limit)  # type: ignore[no-untyped-call]
         return norm
@@ -384,14 +429,11 @@ class Trainer:
         self._state.share_buffers()
         last = epoch + 1 == self.num_epochs
         if self._evaluate is not None and ((epoch + 1) % self.config.eval_interval == 0 or last):
-            models = {"eval": self._state.student}
-            if self._ema is not None:
-                models["ema_eval"] = self._ema.module
-            for prefix, model in models.items():
-                with preserved_random_state():
-                    metrics = self._evaluate(model)
-                # Plain numbers: a NumPy one in a checkpoint could not be read back safely.
-                row |= {f"{prefix}_{name}": float(value) for name, value in metrics.items()}
+            # A corrupt image, or a scheduler that waits no longer, costs the evaluation only: a run
+            # resumed from here trains nothing more in this epoch and evaluates.
+            self._save()
+            self._obey_signals(saved=True)
+            row |= self._evaluated(self._evaluate)
         metric = row.get("ema_eval_top1", row.get("eval_top1"))
         if self._evaluate is None:
             metric = -row["train_loss"]
@@ -412,10 +454,26 @@ class Trainer:
         if not last:
             self._obey_signals(saved=True)
 
+    def _evaluated(self, evaluate: Evaluate) -> dict[str, float]:
+        models = {"eval": self._state.student}
+        if self._ema is not None:
+            models["ema_eval"] = self._ema.module
+        row: dict[str, float] = {}
+        for prefix, model in models.items():
+            with preserved_random_state():
+                metrics = evaluate(model)
+            # Plain numbers: a NumPy one in a checkpoint could not be read back safely.
+            row |= {f"{prefix}_{name}": float(value) for name, value in metrics.items()}
+        return row
+
+    def _over_processes(self, means: RunningMeans) -> RunningMeans:
+        together = RunningMeans()
+        for state in self._coordinator.collect(means.state()):
+            together.merge(state)
+        return together
+
     def _training_row(self, epoch: int) -> dict[str, float]:
-        means = RunningMeans()
-        for state in self._coordinator.collect(self._epoch_means.state()):
-            means.merge(state)
+        means = self._over_processes(self._epoch_means)
         seconds = means.sums.pop("_seconds", 0.0) / self._accelerator.num_processes
         waited = means.sums.pop("_waited", 0.0) / self._accelerator.num_processes
         row: dict[str, float] = {"epoch": epoch}
@@ -435,9 +493,7 @@ class Trainer:
     def _log_step(
         self, recent: RunningMeans, elapsed: float, waited: float, progress: TrainingProgress
     ) -> None:
-        means = RunningMeans()
-        for state in self._coordinator.collect(recent.state()):
-            means.merge(state)
+        means = self._over_processes(recent)
         record = {
             "epoch": self._position.epoch,
             "step": self._position.num_updates,
@@ -454,11 +510,13 @@ class Trainer:
         progress.step(self._position.epoch, self._position.num_updates, record)
 
     def _save(self, *, best: bool = False, keep_as: int | None = None) -> None:
+        # On resume every process takes its share of the means of all.
+        means = self._over_processes(self._epoch_means)
         checkpoint = self._state.capture(
             self._position,
             self._coordinator,
             meters={
-                "epoch": self._epoch_means.state(),
+                "epoch": means.state(shares=self._accelerator.num_processes),
                 "metric_by_epoch": dict(self._metric_by_epoch),
                 "last_row": dict(self._last_row),
             },
@@ -469,12 +527,15 @@ class Trainer:
             if not self._accelerator.is_main_process:
                 return
             write_checkpoint(self._run.last, checkpoint)
-            if best:
-                self._run.keep_best()
             if keep_as is not None:
-                self._run.keep_epoch(keep_as, self._metric_by_epoch, self.config.checkpoint_hist)
+                self._keep(keep_as, best=best)
 
         self._coordinator.together(write)
+
+    def _keep(self, epoch: int, *, best: bool) -> None:
+        if best:
+            self._run.keep_best()
+        self._run.keep_epoch(epoch, self._metric_by_epoch, self.config.checkpoint_hist)
 
     def _obey_signals(self, *, saved: bool = False) -> None:
         signal_number = self._coordinator.maximum(self._stop.signal_number)

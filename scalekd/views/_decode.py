@@ -48,7 +48,7 @@ def decode_image(data: bytes, *, key: str) -> Image.Image:
             reason = f"not a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} image"
         raise DataError(
             f"sample {key}: its {len(data):,} bytes cannot be decoded: {reason}. Replace or "
-            "remove it, or skip such samples with --skip-corrupt"
+            "remove it; only cache-teacher can leave such samples out, with --skip-corrupt"
         ) from error
 
 

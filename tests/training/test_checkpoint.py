@@ -148,3 +148,15 @@ def test_means_are_weighted_and_merge() -> None:
     second.add({"loss": 5.0}, 1)
     first.merge(second.state())
     assert first.means() == {"loss": 2.0}
+
+
+def test_what_is_not_finite_counts_in_no_mean() -> None:
+    means = RunningMeans()
+    means.add({"loss": 1.0, "grad_norm": float("inf")}, 3)
+    assert means.means() == {"loss": 1.0}
+    means.add({"loss": 5.0, "grad_norm": 2.0}, 1)
+    again = RunningMeans()
+    for _ in range(2):
+        again.merge(means.state(shares=2))
+    again.merge({"sums": {"seconds": 0.0}, "weight": 0.0})  # as older checkpoints have it
+    assert again.means() == {"loss": 2.0, "grad_norm": 2.0, "seconds": 0.0}

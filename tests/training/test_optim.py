@@ -161,3 +161,9 @@ def test_an_unknown_optimiser_is_a_usage_error(student: nn.Module) -> None:
 def test_nothing_to_train_is_a_usage_error(student: nn.Module) -> None:
     with pytest.raises(UsageError, match="no parameter is trainable"):
         build_optimizer(config(), student.requires_grad_(False), nn.Identity())
+
+
+@pytest.mark.parametrize("opt", ["adahessian", "lookahead_adahessian"])
+def test_an_optimiser_of_second_order_is_refused(student: nn.Module, opt: str) -> None:
+    with pytest.raises(UsageError, match=f"--opt {opt}: needs second derivatives"):
+        build_optimizer(config(opt=opt), student, nn.Identity())

@@ -196,9 +196,44 @@ def test_what_cannot_work_is_refused_before_training(
     refused(DataError, "--val-split none", val_split="test")
     refused(UsageError, "resnet", model="resnot18")
     refused(UsageError, "smaller", batch_size=64)
+    refused(UsageError, "--teacher: .* --online", teacher="test_vit")
+    refused(UsageError, "--teacher-checkpoint: .* --online", teacher_checkpoint="teacher.pt")
     refused(UsageError, "has no such|no parameter of the student", freeze=["layer9"])
     refused(UsageError, "compares classes one by one", num_classes=7)
     refused(UsageError, "neither a file nor a training run", initial_checkpoint=str(image_folder))
+
+
+def test_a_corrupt_validation_image_costs_no_epoch(
+    options: dict[str, Any], tmp_path: Path, image_folder: Path
+) -> None:
+    damaged = shutil.copytree(image_folder, tmp_path / "images")
+    (damaged / "val/red/3.png").write_bytes(b"no image")
+    options |= {"objective": "kd", "epochs": 1, "resume": "auto"}
+    broken = TrainConfig.from_mapping({**options, "data_dir": str(damaged)})
+    with pytest.raises(DataError, match=r"red/3.png: .* Replace or remove it; only cache-teacher "):
+        train_student(broken)
+    shutil.copy(image_folder / "val/red/3.png", damaged / "val/red/3.png")
+    assert train_student(broken).samples_viewed == 48
+    whole = TrainConfig.from_mapping({**options, "output": str(tmp_path / "whole")})
+    train_student(whole)
+    first, second = (last_row(tmp_path / run) for run in ("whole", "run"))
+    for name in ("train_loss", "eval_loss", "eval_top1", "lr", "samples_viewed"):
+        assert first[name] == second[name], name
+
+
+def test_a_run_is_continued_with_its_own_teacher_wherever_the_cache_is(
+    options: dict[str, Any], tmp_path: Path, cache: Path
+) -> None:
+    options |= {"objective": "kd", "val_split": None, "resume": "auto"}
+    train_student(TrainConfig.from_mapping({**options, "epochs": 1}))
+    options["cache"] = str(shutil.copytree(cache, tmp_path / "moved"))
+    assert train_student(TrainConfig.from_mapping(options)).epochs == 2
+    state = tmp_path / "run/last/state.json"
+    facts = json.loads(state.read_text())
+    facts["teacher_weights_sha256"] = 64 * "0"
+    state.write_text(json.dumps(facts))
+    with pytest.raises(CacheMismatch, match="teacher's weights are 000000000000…"):
+        train_student(TrainConfig.from_mapping({**options, "epochs": 3}))
 
 
 def test_another_runs_weights_start_a_new_run(options: dict[str, Any], tmp_path: Path) -> None:

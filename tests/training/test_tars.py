@@ -1,5 +1,6 @@
 """A run is the same from every form of a cache, and needs no image set where one is embedded."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,9 @@ def run(cache: Path, output: Path, **changes: Any) -> dict[str, torch.Tensor]:
 
 
 def test_weights_are_the_same_from_every_form(
-    cache: Path, image_folder: Path, tmp_path: Path
+    cache: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(image_folder)  # its README.md tells the licence of no embedded images
     expected = run(cache, tmp_path / "zarr", data_dir=str(image_folder))
     for embed in ("none", "source", "view"):
         images = None if embed == "none" else str(image_folder)
@@ -56,6 +58,8 @@ def test_weights_are_the_same_from_every_form(
         found = run(tars, tmp_path / embed, **given)
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
+        facts = json.loads((tmp_path / embed / "last/state.json").read_text())
+        assert facts["data_licence"] == ("cc0-1.0" if embed == "none" else None)
     with pytest.raises(UsageError, match="pass --data-dir, so that views of that size"):
         run(tmp_path / "view-cache", tmp_path / "other", img_size=48)
     with pytest.raises(UsageError, match="--data-dir is missing"):

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from scalekd.errors import DataError, UsageError
+from scalekd.errors import CacheMismatch, DataError, UsageError
 from scalekd.training import Trainer, TrainingDiverged, TrainingInterrupted, freeze_parameters
+from scalekd.training import trainer as trainer_module
 from scalekd.training.checkpoint import STUDENT_FILE, read_checkpoint
 
 Make = Callable[..., Trainer]
@@ -226,6 +227,53 @@ def test_the_gradient_norm_logged_is_that_before_clipping(
     )
 
 
+def test_adaptive_clipping_spares_both_heads_of_a_distilled_student(
+    make_trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clipped: list[int] = []
+    clip = trainer_module.adaptive_clip_grad
+
+    def note(parameters: list[nn.Parameter], limit: float) -> None:
+        clipped.extend(id(parameter) for parameter in parameters)
+        clip(parameters, limit)
+
+    monkeypatch.setattr(trainer_module, "adaptive_clip_grad", note)
+    trainer = make_trainer(
+        tmp_path / "run",
+        model="deit_tiny_distilled_patch16_224",
+        epochs=1,
+        clip_mode="agc",
+        clip_grad=0.1,
+        drop_path=0.0,
+    )
+    trainer._num_batches = 1
+    trainer.fit()
+    student = trainer._state.student
+    spared = {name for name, p in student.named_parameters() if id(p) not in clipped}
+    assert spared == {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
+
+
+def test_an_update_that_the_scaler_skips_leaves_logs_finite(
+    make_trainer: Make, tmp_path: Path
+) -> None:
+    """Under fp16 the first gradients overflow, as the scale is found by trial."""
+    make_trainer(tmp_path / "whole", epochs=1, log_interval=1).fit()
+    trainer = make_trainer(tmp_path / "run", epochs=1, log_interval=1)
+    clip = trainer._clip_gradients
+    trainer._check_finite = lambda values: None
+    trainer._clip_gradients = lambda: (
+        clip() * (float("inf") if trainer._position.num_updates == 0 else 1)
+    )
+    trainer.fit()
+    found, expected = steps(tmp_path / "run"), steps(tmp_path / "whole")
+    norms = [step.pop("grad_norm") for step in expected]
+    assert "Infinity" not in (tmp_path / "run/log.jsonl").read_text()
+    assert [step.pop("grad_norm", None) for step in found] == [None, *norms[1:]]
+    assert found == expected
+    mean = float(rows(tmp_path / "run")[0]["train_grad_norm"])
+    assert mean == pytest.approx(sum(norms[1:]) / 5, rel=1e-5)
+
+
 def test_accumulation_equals_one_large_batch(make_trainer: Make, tmp_path: Path) -> None:
     # Without batch norm the mean of gradients is the gradient of the mean.
     values = {"model": "test_vit", "opt": "sgd", "epochs": 1, "weight_decay": 0}
@@ -292,6 +340,133 @@ def test_evaluation_leaves_no_trace_in_training(make_trainer: Make, tmp_path: Pa
         tmp_path / "with", evaluate=lambda model: {"top1": float(torch.rand(3).sum())}
     ).fit()
     assert equal(weights(tmp_path / "without"), weights(tmp_path / "with"))
+
+
+def test_an_evaluation_that_fails_or_is_not_waited_for_costs_no_update(
+    make_trainer: Make, tmp_path: Path
+) -> None:
+    """Epoch 1 meets a corrupt image twice; a signal comes with the last update of epoch 2."""
+    values = {"objective": "kd", "model_ema": True, "sched_on_updates": True, "grad_accum_steps": 4}
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        return {"top1": float(sum(p.detach().double().sum() for p in model.parameters()))}
+
+    def corrupt(model: nn.Module) -> dict[str, float]:
+        torch.rand(3)
+        raise DataError("sample cat/3 cannot be decoded")
+
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    make_trainer(whole, evaluate=evaluate, **values).fit()
+    read = []
+    for _ in range(2):
+        trainer = make_trainer(run, evaluate=corrupt, resume="auto", **values)
+        with pytest.raises(DataError, match="cat/3"):
+            trainer.fit()
+        read.append(trainer._loader.read)
+    trainer = make_trainer(run, evaluate=evaluate, resume="auto", **values)
+    stop_after(trainer, 4)  # two updates an epoch
+    with pytest.raises(TrainingInterrupted, match="after update 4"):
+        trainer.fit()
+    assert [row["epoch"] for row in rows(run)] == ["0"]
+    last = make_trainer(run, evaluate=evaluate, resume="auto", **values)
+    last.fit()
+    read += [trainer._loader.read, last._loader.read]
+    assert read == [[(epoch, n) for n in range(6)] for epoch in (0,)] + [
+        [],
+        [(1, n) for n in range(6)],
+        [(2, n) for n in range(6)],
+    ]
+    assert rows(run) == rows(whole)
+    assert steps(run) == steps(whole)
+    for name in (STUDENT_FILE, "ema.safetensors"):
+        assert equal(weights(run, name), weights(whole, name))
+    first, second = (read_checkpoint(path / "last") for path in (whole, run))
+    assert first.position == second.position
+    for name in ("metric_by_epoch", "epoch"):
+        assert first.training["meters"][name] == second.training["meters"][name]
+
+
+def test_a_trained_epoch_is_evaluated_under_another_batch_size_too(
+    make_trainer: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def corrupt(model: nn.Module) -> dict[str, float]:
+        raise DataError("sample cat/3 cannot be decoded")
+
+    with pytest.raises(DataError):
+        make_trainer(tmp_path / "run", epochs=1, evaluate=corrupt).fit()
+    again: dict[str, Any] = {"evaluate": lambda model: {"top1": 5.0}, "resume": "auto"}
+    trainer = make_trainer(tmp_path / "run", epochs=1, batch_size=20, **again)
+    trainer._num_batches = 2  # 48 views are two batches of 20, and 8 that are left out
+    assert trainer.fit().samples_viewed == 48
+    assert trainer._loader.read == []
+    assert "second time" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("copy", "epoch", "missing"),
+    [
+        ("keep_best", 0, "model_best"),
+        ("keep_epoch", 0, "checkpoint-0"),
+        ("keep_epoch", 2, "checkpoint-2"),
+    ],
+)
+def test_copies_that_a_kill_left_out_are_made_on_resume(
+    make_trainer: Make, tmp_path: Path, copy: str, epoch: int, missing: str
+) -> None:
+    """The process is killed once ``last`` is written, and again before it trains on."""
+    run, scores = tmp_path / "run", [40.0, 30.0, 20.0]
+    values: dict[str, Any] = {"resume": "auto"}
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    trainer = make_trainer(
+        run, evaluate=lambda model: {"top1": scores[trainer._position.epoch]}, **values
+    )
+    keep = getattr(trainer._run, copy)
+    setattr(
+        trainer._run,
+        copy,
+        lambda *given: (killed if trainer._position.epoch == epoch + 1 else keep)(*given),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    assert not (run / missing).exists()
+    again = make_trainer(run, **values)
+    again._train_epoch = killed
+    if epoch < 2:
+        with pytest.raises(KeyboardInterrupt):
+            again.fit()
+    else:
+        again.fit()
+    kept = {"model_best": 0} | {f"checkpoint-{number}": number for number in range(epoch + 1)}
+    assert {path.name for path in run.iterdir() if path.is_dir()} == {*kept, "last"}
+    for name, number in kept.items():
+        state = json.loads((run / name / "state.json").read_text())
+        assert state["metrics"]["eval_top1"] == scores[number], name
+
+
+def test_a_run_is_not_continued_with_another_teacher_or_other_images(
+    make_trainer: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = {"teacher_weights_sha256": 64 * "a", "data_fingerprint": 32 * "b", "cache_id": "one"}
+
+    def fit(objective: str, epochs: int, **changes: str) -> None:
+        trainer = make_trainer(
+            tmp_path / objective, epochs=epochs, resume="auto", cache="moved", objective=objective
+        )
+        trainer._facts |= {**facts, **changes}
+        trainer.fit()
+
+    for objective in ("none", "kd"):
+        fit(objective, 1)
+        with pytest.raises(CacheMismatch, match=r"last: .* images are bbbbbbbbbbbb…, .* of moved"):
+            fit(objective, 2, data_fingerprint=32 * "c")
+        fit(objective, 1, cache_id="two")
+        assert "cache_id was 'one' and is now 'two'" in capsys.readouterr().err
+    fit("none", 2, teacher_weights_sha256=64 * "d")  # it learns from labels alone
+    with pytest.raises(CacheMismatch, match=r"weights are a{12}…, .* are d{12}…; give --cache"):
+        fit("kd", 2, teacher_weights_sha256=64 * "d")
 
 
 def test_a_run_is_continued_only_on_request(make_trainer: Make, tmp_path: Path) -> None:

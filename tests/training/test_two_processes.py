@@ -22,6 +22,7 @@ from scalekd.training.checkpoint import find_checkpoint
 
 Told = tuple[Path, Any, Any]
 TIMEOUT_SECONDS = 240
+TIMES = ("seconds", "images_per_second", "data_wait_share")
 SCRIPT = Path(__file__).with_name("two_process_script.py")
 
 
@@ -93,6 +94,26 @@ def test_a_failure_of_one_process_stops_the_other_with_its_code(told: Told) -> N
         "ScaleKDError 4 4 process 1 failed: CacheMismatch: this view is another one"
     )
     assert find_checkpoint(output / "failing/last") is not None
+
+
+def test_an_evaluation_that_fails_costs_neither_process_an_update(told: Told) -> None:
+    output, first, second = told
+    assert second["unmeasured"] == "DataError 3 3 this image is corrupt"
+    assert first["unmeasured"].startswith("ScaleKDError 3 3 process 1 failed")
+    assert first["kept"]
+    assert first["measured"] == second["measured"] == first["again"] == second["again"] == "done"
+    for name in ("model.safetensors", "ema.safetensors"):
+        whole, again = (load_file(output / run / "last" / name) for run in ("measured", "again"))
+        for tensor in whole:
+            assert torch.equal(whole[tensor], again[tensor]), tensor
+    # Means are those of both processes in either case.
+    tables = []
+    for run in ("measured", "again"):
+        with (output / run / "summary.csv").open() as file:
+            tables.append(
+                [{k: v for k, v in r.items() if k not in TIMES} for r in csv.DictReader(file)]
+            )
+    assert tables[0] == tables[1]
 
 
 def test_every_sample_is_evaluated_once(told: Told, image_folder: Path) -> None:

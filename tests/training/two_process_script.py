@@ -16,7 +16,7 @@ from torch import nn
 
 from scalekd.data import open_dataset
 from scalekd.distillation import FullLogits, ScaleKDConfig, Targets, build_objective
-from scalekd.errors import CacheMismatch, ScaleKDError
+from scalekd.errors import CacheMismatch, DataError, ScaleKDError
 from scalekd.evaluation import (
     EvaluationConfig,
     EvaluationViews,
@@ -28,6 +28,9 @@ from scalekd.shapes import FeatureShape
 from scalekd.students import create_student
 from scalekd.teachers import TeacherConfig, load_teacher
 from scalekd.training import DistillationModule, NoTargets, TrainConfig, Trainer
+from scalekd.training.checkpoint import find_checkpoint
+from scalekd.training.coordination import Coordinator
+from scalekd.training.trainer import Evaluate
 
 accelerator = Accelerator(cpu=True)
 rank = accelerator.process_index
@@ -49,7 +52,11 @@ class RankLoader:
 
 
 def make_trainer(
-    output: str, *, failing: tuple[int, int, int] | None = None, **values: Any
+    output: str,
+    *,
+    failing: tuple[int, int, int] | None = None,
+    evaluate: Evaluate | None = None,
+    **values: Any,
 ) -> Trainer:
     config = TrainConfig.from_mapping(
         {
@@ -78,6 +85,7 @@ def make_trainer(
         module=module,
         loader=RankLoader(failing),
         targets=NoTargets(),
+        evaluate=evaluate,
     )
 
 
@@ -87,6 +95,19 @@ def attempt(trainer: Trainer) -> str:
     except ScaleKDError as error:
         return f"{type(error).__name__} {error.exit_code} {trainer._position.num_updates} {error}"
     return "done"
+
+
+def summed(model: nn.Module) -> dict[str, float]:
+    return {"top1": float(sum(parameter.double().sum() for parameter in model.parameters()))}
+
+
+def not_measured(model: nn.Module) -> dict[str, float]:
+    def read() -> None:
+        if rank == 1:
+            raise DataError("this image is corrupt")
+
+    Coordinator(2).together(read)
+    return summed(model)
 
 
 def measure(
@@ -160,6 +181,12 @@ def main(output: Path, images: str) -> None:
     told["preempted"] = attempt(broken)
     told["resumed"] = attempt(make_trainer(str(output / "broken"), resume="auto"))
     told["failing"] = attempt(make_trainer(str(output / "failing"), failing=(1, 2, 1)))
+
+    told["measured"] = attempt(make_trainer(str(output / "measured"), evaluate=summed))
+    again = str(output / "again")
+    told["unmeasured"] = attempt(make_trainer(again, evaluate=not_measured))
+    told["kept"] = find_checkpoint(output / "again/last") is not None
+    told["again"] = attempt(make_trainer(again, evaluate=summed, resume="auto"))
 
     student = whole._state.student
     told["evaluation"] = measure(student.eval(), images, accelerator, batch_size=4)
