@@ -134,7 +134,7 @@ def _open_source(config: TrainConfig) -> CachedTeacher:
     for option in () if config.online else ("teacher", "teacher_checkpoint"):
         if getattr(config, option) is not None:
             raise UsageError(
-                f"--{option.replace('_', '-')}: names a live teacher; pass --online too, or leave it"
+                f"--{option.replace('_', '-')}: names a live teacher; add --online, or leave it"
                 " out: the cache's targets are used"
             )
     return CachedTeacher(
