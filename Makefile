@@ -31,15 +31,16 @@ check-static: $(VENV)/.installed-dev
 	$(BIN)/mypy build/typecheck/scalekd
 
 # Some hours for the whole grid; finished runs are kept, and several of these may run side by side.
-# QUICK=1 takes some minutes and writes accuracy-quick.jsonl.
+# QUICK=1 takes some minutes and writes accuracy-quick.jsonl. DATA=DIR is where the data lie, when
+# not in ../shared/data (README, Development).
 bench-accuracy: $(VENV)/.installed-dev
-	$(BIN)/python -m benchmarks.accuracy $(if $(QUICK),--quick)
+	$(BIN)/python -m benchmarks.accuracy $(if $(QUICK),--quick) $(if $(DATA),--data $(DATA))
 	$(BIN)/python -m benchmarks.accuracy.flops
 	$(BIN)/python -m benchmarks.report
 
 # QUICK=1 takes at most ten minutes on two free cores and writes speed-quick.json.
 bench-speed: $(VENV)/.installed-dev build/mosaicml-streaming/.installed
-	$(BIN)/python -m benchmarks.speed $(if $(QUICK),--quick)
+	$(BIN)/python -m benchmarks.speed $(if $(QUICK),--quick) $(if $(DATA),--data $(DATA))
 	$(BIN)/python -m benchmarks.report
 
 # Its dependencies and this project's exclude one another; what both need is shared.

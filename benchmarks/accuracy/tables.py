@@ -249,8 +249,8 @@ def _group(name: str, rows: dict[str, dict[str, Any]]) -> str:
 
 
 def _pictures(rows: dict[str, dict[str, Any]], images: Path) -> str:
-    """Arms of both students, and what passes and bytes buy."""
-    groups = [*(f"main-{student}" for student in grid.STUDENTS), "passes", "codec"]
+    """Arms of both students, parts of the method, and what passes and bytes buy."""
+    groups = [*(f"main-{student}" for student in grid.STUDENTS), "ablation", "passes", "codec"]
     found = {name: [s for arm in grid.GROUPS[name] if (s := score(arm, rows))] for name in groups}
     drawn = {name: scores for name, scores in found.items() if scores}
     figure, axes = plt.subplots(
@@ -277,4 +277,4 @@ def _pictures(rows: dict[str, dict[str, Any]], images: Path) -> str:
     path = images / "accuracy.png"
     figure.savefig(path, dpi=120, metadata={"Software": None})
     plt.close(figure)
-    return f"![Top-1 of both students' arms, by passes and by codec](img/{path.name})\n"
+    return f"![Top-1 of both students' arms, of parts, by passes and by codec](img/{path.name})\n"
