@@ -116,6 +116,7 @@ def prepare_worker(worker: int) -> None:
     """
     del worker
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the main process as well
     signal.signal(signal.SIGTERM, _obey_the_next)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # _terminations_held

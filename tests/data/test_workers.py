@@ -31,7 +31,8 @@ class Slow(Dataset):
 
 if __name__ == "__main__":
     if mode == "obedient":
-        signal.signal(signal.SIGTERM, lambda number, frame: print("told", flush=True))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, frame: print("told", flush=True))
     batches = in_workers(Slow(), [[n] for n in range(4)], num_workers=2, is_remote=is_remote)
     if mode == "hung":
         import threading
@@ -95,11 +96,12 @@ linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /
 
 @linux
 @pytest.mark.parametrize("place", ["local", "remote"])
-def test_workers_go_on_after_sigterm_to_their_group(
-    place: str, start: Callable[..., subprocess.Popen[str]]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_go_on_after_a_signal_to_their_group(
+    place: str, number: signal.Signals, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     process = start("obedient", place)
-    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, number)
     out, err = process.communicate(timeout=TIMEOUT_SECONDS)
     assert (process.returncode, err) == (0, "")
     assert out.split("\n")[:2] == ["told", "[[0], [1], [2], [3]]"]
