@@ -1,10 +1,12 @@
 """What the loaders of both stages share about worker processes."""
 
+import atexit
 import errno
 import multiprocessing
 import multiprocessing.queues
 import os
 import signal
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
@@ -18,6 +20,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from scalekd.errors import EnvironmentFault, ScaleKDError
 
 _END = object()
+_open: weakref.WeakSet[Any] = weakref.WeakSet()  # this process's iterators over workers
+os.register_at_fork(after_in_child=_open.clear)
 _MEMORY = (
     "a worker process was killed, as happens when memory runs out: use fewer workers (-j) or"
     " smaller batches (-b)"
@@ -52,6 +56,8 @@ def relayed(loader: DataLoader[Any]) -> Iterator[Any]:
     """
     with worker_faults(), _terminations_held():
         batches = iter(loader)
+    if loader.num_workers:
+        _open.add(batches)
     while True:
         try:
             with worker_faults():
@@ -64,6 +70,16 @@ def relayed(loader: DataLoader[Any]) -> Iterator[Any]:
         if isinstance(batch, ScaleKDError):
             raise batch
         yield batch
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End the workers of loaders that are open still when the program ends.
+
+    torch leaves them to multiprocessing, which sends one SIGTERM and waits; see `prepare_worker`.
+    """
+    for batches in list(_open):
+        batches._shutdown_workers()
 
 
 def in_workers(
@@ -112,7 +128,8 @@ def prepare_worker(worker: int) -> None:
     A cluster's scheduler sends SIGTERM to every process of a job, and the main process may want
     more batches before it stops in order. So the first is not obeyed and a second is, in silence.
     Where only the main process sends any, as torch does to a worker that hangs, the second comes
-    from multiprocessing when the main process ends; workers that outlive it torch ends itself.
+    from multiprocessing when the main process ends (`_end_workers` sees to it that the first was
+    sent, or none is needed); workers that outlive it torch ends itself.
     """
     del worker
     torch.set_num_threads(1)

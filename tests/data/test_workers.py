@@ -38,7 +38,7 @@ if __name__ == "__main__":
         import threading
         threading.Timer(6, lambda: signal.raise_signal(signal.SIGALRM)).start()
         signal.signal(signal.SIGALRM, lambda number, frame: sys.exit(7))
-    print(list(batches), flush=True)
+    print(next(batches) if mode == "open" else list(batches), flush=True)
 """
 
 
@@ -116,6 +116,14 @@ def test_workers_end_in_silence_with_a_main_process_that_is_killed(
     os.killpg(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=TIMEOUT_SECONDS)  # until the workers have closed it
     assert (process.returncode, err) == (-signal.SIGTERM, "")
+    assert _ended(process.pid)
+
+
+@linux
+def test_a_program_ends_with_a_loader_open(start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start("open")
+    out, err = process.communicate(timeout=TIMEOUT_SECONDS)
+    assert (process.returncode, out, err) == (0, "[0]\n", "")
     assert _ended(process.pid)
 
 
