@@ -10,8 +10,8 @@ passes, read twice (96 epochs). Batches of 32, AdamW, one epoch of warm-up, cosi
 autocast where the processor multiplies it and float32 elsewhere. Questions that need many runs are
 asked of the CNN in a quarter of the views (24 passes, once). The CNN's rate was found with the
 baselines on seed 0 and serves every arm; the ViT's by the table of its rates, on the seeds
-reported. There is no test set besides the validation images: one choice among two rates is all that
-they were used for.
+reported. There is no test set: regime and rates were chosen by runs on these validation images, the
+exploratory ones on seed 0.
 """
 
 from collections.abc import Iterable, Mapping

@@ -50,7 +50,7 @@ from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
 from scalekd.storage import LocalStorage, NotStored, Storage
 
 _MAY_PRECEDE = re.compile(
-    rf"{SELECTION_FOLDER}/|{'|'.join(map(re.escape, (*COMPANIONS, FORM_FILE)))}$|\."
+    rf"{SELECTION_FOLDER}/|(?:{'|'.join(map(re.escape, (*COMPANIONS, FORM_FILE)))})$|\."
 )
 """What may stand where a cache is begun: selection, dataset card, form, hidden files."""
 

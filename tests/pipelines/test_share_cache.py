@@ -589,3 +589,14 @@ def test_a_table_is_the_one_of_the_plan(cache_copy: Path, tmp_path: Path) -> Non
     (cache_copy / "manifest.json").write_bytes(canonical(edited))
     with pytest.raises(CacheCorrupt, match="tail"):
         share(cache_copy, tmp_path / "taken")
+
+
+@pytest.mark.parametrize("stranger", ["README.mdx", "README.md/photo.jpg", "README.md.txt"])
+def test_what_only_begins_like_a_card_is_no_card(
+    stranger: str, sound_cache: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "taken" / stranger
+    path.parent.mkdir(parents=True)
+    path.write_text("precious")
+    with pytest.raises(UsageError, match="holds something that is no cache"):
+        share(sound_cache, tmp_path / "taken")
