@@ -224,9 +224,9 @@ def measure(photographs: Sequence[Path]) -> dict[str, Any]:
     """The inputs that no other benchmark takes."""
     import torch
 
-    from scalekd.data.samples import Sample
-    from scalekd.data.views import draw_view
     from scalekd.distillation import FullLogits, ScaleKDObjective, Targets
+    from scalekd.images.samples import Sample
+    from scalekd.loading.views import draw_view
     from scalekd.students import create_student
     from scalekd.teachers import TeacherConfig, load_teacher
     from scalekd.training import DistillationModule

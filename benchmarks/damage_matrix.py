@@ -31,9 +31,9 @@ from scalekd.cache.manifest import Manifest, ShardRecord, canonical
 from scalekd.cache.records import record_hash
 from scalekd.cache.verify import verify
 from scalekd.codecs import quiet_zarr
-from scalekd.data import open_dataset
-from scalekd.data.loader import CachedViewLoader
 from scalekd.errors import CacheError
+from scalekd.images import open_dataset
+from scalekd.loading.loader import CachedViewLoader
 from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher
 from scalekd.pipelines.repair_cache import RepairConfig, repair_cache
 from scalekd.teachers import TeacherConfig, load_tail

@@ -35,9 +35,10 @@ from PIL import Image
 from benchmarks.speed._inputs import made_up_features, write_plain_cache
 from scalekd.cache import CacheReader, open_cache
 from scalekd.codecs import create_logit_codec, fit_codec
-from scalekd.data import CachedViewLoader, ImageDataset, open_dataset
-from scalekd.data.blocks import BlockReader
-from scalekd.data.order import EpochOrder
+from scalekd.images import ImageDataset, open_dataset
+from scalekd.loading import CachedViewLoader
+from scalekd.loading.blocks import BlockReader
+from scalekd.loading.order import EpochOrder
 from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher
 from scalekd.pipelines.share_cache import ShareConfig, share_cache
 from scalekd.shapes import FeatureShape

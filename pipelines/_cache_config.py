@@ -17,7 +17,7 @@ class CacheTeacherConfig(BaseModel):
     Attributes:
         teacher: The teacher.
         data_dir: Where the images are.
-        split: Which of them; see :func:`scalekd.data.open_dataset`.
+        split: Which of them; see :func:`scalekd.images.open_dataset`.
         output: Folder or URL of the cache.
         work_folder: Where files are written that are to be sent to a URL.
         passes: Views of every sample.

@@ -16,9 +16,9 @@ from scalekd.cache.files import FileDigest
 from scalekd.cache.manifest import CodecInfo, StageInfo
 from scalekd.cache.targets import save_arrays, save_codec, save_table, stage_info
 from scalekd.codecs import FeatureCodec, create_logit_codec, fit_codec, measure_errors, parse_codec
-from scalekd.data.drawing import DrawnViews, DrawRequest, drawing_loader
-from scalekd.data.samples import ImageDataset
 from scalekd.errors import DataError
+from scalekd.images.samples import ImageDataset
+from scalekd.loading.drawing import DrawnViews, DrawRequest, drawing_loader
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._write_shards import run_teacher

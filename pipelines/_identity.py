@@ -2,7 +2,7 @@
 
 from scalekd.cache.manifest import DataInfo, Identity, ViewsInfo
 from scalekd.codecs import parse_codec
-from scalekd.data.samples import ImageDataset
+from scalekd.images.samples import ImageDataset
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._calibrate import Calibration
 from scalekd.teachers import Teacher

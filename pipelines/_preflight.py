@@ -10,8 +10,8 @@ from scalekd.cache.manifest import Plan
 from scalekd.cache.planning import check_form, read_plan
 from scalekd.cache.selection import refuse_part
 from scalekd.codecs import create_logit_codec, parse_codec
-from scalekd.data import ImageDataset, open_dataset
 from scalekd.errors import EnvironmentFault, UsageError
+from scalekd.images import ImageDataset, open_dataset
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._identity import default_shard_size
 from scalekd.storage import LocalStorage, Storage, make_local_cache, open_storage

@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from scalekd.cache.manifest import Identity
 from scalekd.cache.webdataset.form import read_form
-from scalekd.data import ImageDataset, open_dataset
-from scalekd.data.drawing import DrawnViews
 from scalekd.errors import CacheMismatch, UsageError
+from scalekd.images import ImageDataset, open_dataset
+from scalekd.loading.drawing import DrawnViews
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.teachers import (
     ABOUT_ORIGIN,
@@ -30,7 +30,7 @@ class SameJob(BaseModel):
     Attributes:
         cache: Folder or URL of the cache.
         data_dir: The images, when views must be drawn again.
-        split: Which of them; see :func:`scalekd.data.open_dataset`.
+        split: Which of them; see :func:`scalekd.images.open_dataset`.
         model: The teacher's name here, when the manifest's does not resolve.
         checkpoint: The teacher's weights, when the cache was made from a file.
         model_kwargs: Arguments of the model, over the manifest's.

@@ -16,8 +16,14 @@ from torch import Tensor
 from scalekd.cache.records import has_record
 from scalekd.cache.targets import CacheCodecs
 from scalekd.cache.writer import CacheWriter, SampleRows, ViewRows
-from scalekd.data.drawing import DrawnBatch, DrawnViews, DrawRequest, drawing_loader, shard_requests
 from scalekd.errors import DataError
+from scalekd.loading.drawing import (
+    DrawnBatch,
+    DrawnViews,
+    DrawRequest,
+    drawing_loader,
+    shard_requests,
+)
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.teachers import Teacher

@@ -32,10 +32,11 @@ from scalekd.cache.planning import (
 )
 from scalekd.cache.targets import CacheCodecs
 from scalekd.cache.writer import CacheWriter
-from scalekd.data import worker_faults
-from scalekd.data.drawing import DrawnViews
-from scalekd.data.samples import ImageDataset
+from scalekd.distributed import Coordinator
 from scalekd.errors import CacheMismatch, EnvironmentFault
+from scalekd.images.samples import ImageDataset
+from scalekd.loading import worker_faults
+from scalekd.loading.drawing import DrawnViews
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._calibrate import calibrate
 from scalekd.pipelines._identity import wanted_identity
@@ -45,7 +46,6 @@ from scalekd.pipelines._signals import terminable
 from scalekd.pipelines._write_shards import num_coding_threads, write_claimed
 from scalekd.storage import LocalStorage, Storage, is_remote, open_storage
 from scalekd.teachers import ABOUT_ORIGIN, Teacher
-from scalekd.training.coordination import Coordinator
 from scalekd.views import ViewPolicy
 
 __all__ = ["CacheTeacherConfig", "CacheTeacherResult", "cache_teacher"]

@@ -17,10 +17,10 @@ from pydantic import BaseModel
 from scalekd.cache import CacheReader, open_cache
 from scalekd.cache.webdataset.form import read_form
 from scalekd.codecs.measure import view_errors
-from scalekd.data.embedded import embedded_image_set
-from scalekd.data.samples import ImageDataset, Sample
-from scalekd.data.views import DrawnView, draw_view, replay_view
 from scalekd.errors import CacheMismatch, UsageError
+from scalekd.images.embedded import embedded_image_set
+from scalekd.images.samples import ImageDataset, Sample
+from scalekd.loading.views import DrawnView, draw_view, replay_view
 from scalekd.pipelines._same_job import SameJob, TeacherAgain
 from scalekd.pipelines._signals import terminable
 from scalekd.pipelines._write_shards import TeacherArrays, run_teacher

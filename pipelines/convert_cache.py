@@ -32,9 +32,10 @@ from scalekd.cache.selection import Selection, refuse_part
 from scalekd.cache.transfer import SourceCache, Transfer
 from scalekd.cache.webdataset.form import Embed, WebDatasetForm, form_name
 from scalekd.cache.writer import CacheWriter, SampleRows, ViewRows
-from scalekd.data import open_dataset, worker_faults
-from scalekd.data.embedding import BlockImages, BlockRequest, ImagesToEmbed, images_of_blocks
 from scalekd.errors import CacheMismatch, UsageError
+from scalekd.images import open_dataset
+from scalekd.loading import worker_faults
+from scalekd.loading.embedding import BlockImages, BlockRequest, ImagesToEmbed, images_of_blocks
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._signals import terminable
 from scalekd.storage import Storage, is_remote, open_storage
@@ -50,7 +51,7 @@ class ConvertConfig(BaseModel):
         format: Its form.
         embed: What images its tars are to hold.
         data_dir: The images the cache was made from, where they must be looked at.
-        split: Which of them; see :func:`scalekd.data.open_dataset`.
+        split: Which of them; see :func:`scalekd.images.open_dataset`.
         workers: Processes that read or draw images.
         shards: First and last shard this command is to do; all when ``None``.
     """

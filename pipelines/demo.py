@@ -24,7 +24,8 @@ from timm.optim._optim_factory import create_optimizer_v2
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor
 
-from scalekd.data import ImageDataset, draw_view, open_dataset
+from scalekd.images import ImageDataset, open_dataset
+from scalekd.loading import draw_view
 from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher
 from scalekd.pipelines.report import report
 from scalekd.pipelines.train_student import train_student

@@ -16,10 +16,10 @@ from pydantic import BaseModel
 
 from scalekd.cache import CacheReader, open_cache
 from scalekd.codecs import create_logit_codec
-from scalekd.data import ImageDataset, open_dataset
-from scalekd.data.embedded import embedded_image_set
-from scalekd.data.views import ReplayContract
 from scalekd.errors import CacheMismatch
+from scalekd.images import ImageDataset, open_dataset
+from scalekd.images.embedded import embedded_image_set
+from scalekd.loading.views import ReplayContract
 from scalekd.pipelines.check_replay import chosen_views, drawing_problem
 from scalekd.storage import Place
 from scalekd.views import ViewPolicy, draw, pixel_environment, render

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from pydantic import BaseModel
 
 from scalekd.codecs import create_logit_codec, fit_codec, parse_codec
-from scalekd.data.drawing import DrawnViews, DrawRequest
+from scalekd.loading.drawing import DrawnViews, DrawRequest
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._preflight import load_checked_teacher, preflight
 from scalekd.pipelines._write_shards import num_coding_threads, run_teacher

@@ -13,10 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from scalekd._model_build import build_model, preprocessing_of
-from scalekd._model_names import describe_model
 from scalekd.cache import open_cache
-from scalekd.data import open_dataset, worker_faults
 from scalekd.errors import DataError, UsageError
 from scalekd.evaluation import (
     Answers,
@@ -30,6 +27,10 @@ from scalekd.evaluation import (
     live_answers,
     read_class_map,
 )
+from scalekd.images import open_dataset
+from scalekd.loading import worker_faults
+from scalekd.models.build import build_model, preprocessing_of
+from scalekd.models.names import describe_model
 from scalekd.students import resolve_student_name
 from scalekd.teachers import TeacherConfig, load_teacher
 from scalekd.training import find_run_checkpoint, load_trained_student

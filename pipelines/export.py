@@ -5,7 +5,7 @@ scalekd export ./run --output ./resnet50-scalekd --format timm
 
 from pathlib import Path
 
-from scalekd.export import Exported, ExportFormat, export_student
+from scalekd.export.timm import Exported, ExportFormat, export_student
 from scalekd.training import load_trained_student
 
 

@@ -40,8 +40,8 @@ from scalekd.cache.targets import CacheCodecs, save_arrays
 from scalekd.cache.verify import verify
 from scalekd.cache.webdataset.form import INFO_FILE
 from scalekd.cache.writer import CacheWriter, SampleRows
-from scalekd.data.drawing import drawn_samples
 from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
+from scalekd.loading.drawing import drawn_samples
 from scalekd.pipelines._calibrate import calibrate, draw_witnesses
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._same_job import SameJob, TeacherAgain

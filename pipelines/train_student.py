@@ -19,7 +19,6 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
 from scalekd.cache import JoinedTargets, open_cache
-from scalekd.data import open_dataset, worker_faults
 from scalekd.distillation import Objective
 from scalekd.errors import CacheMismatch, DataError, UsageError
 from scalekd.evaluation import (
@@ -29,6 +28,8 @@ from scalekd.evaluation import (
     cached_answers,
     class_map_by_name,
 )
+from scalekd.images import open_dataset
+from scalekd.loading import worker_faults
 from scalekd.storage import LocalCache, make_local_cache, open_storage
 from scalekd.students import Student, create_student
 from scalekd.teachers import (

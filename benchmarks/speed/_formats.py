@@ -284,8 +284,8 @@ class _Scalekd(Form):
         len(self.reader.samples)
 
     def batches(self, order: str) -> Iterator[Batch]:
-        from scalekd.data.blocks import BlockReader, gather
-        from scalekd.data.order import EpochOrder
+        from scalekd.loading.blocks import BlockReader, gather
+        from scalekd.loading.order import EpochOrder
 
         names = [*self._names, "logits/values"]
         if order == "random":

@@ -16,8 +16,8 @@ from scalekd.cache.planning import begin, commit_plan
 from scalekd.cache.targets import CacheCodecs, save_arrays, stage_info
 from scalekd.cache.writer import CacheWriter, SampleRows, ViewRows
 from scalekd.codecs import FeatureCodec, LogitCodec, fit_codec, load_codec, save_codec
-from scalekd.data import ImageDataset, open_dataset
-from scalekd.data.drawing import DrawnBatch, DrawnViews, DrawRequest
+from scalekd.images import ImageDataset, open_dataset
+from scalekd.loading.drawing import DrawnBatch, DrawnViews, DrawRequest
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._identity import default_block_size, default_shard_size
 from scalekd.pipelines.cache_teacher import cache_teacher

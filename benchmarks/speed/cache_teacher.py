@@ -22,8 +22,8 @@ from scalekd.cache.manifest import Plan
 from scalekd.cache.planning import begin, read_plan
 from scalekd.cache.targets import CacheCodecs
 from scalekd.cache.writer import CacheWriter
-from scalekd.data import open_dataset
-from scalekd.data.drawing import DrawnBatch, DrawnViews, DrawRequest, shard_requests
+from scalekd.images import open_dataset
+from scalekd.loading.drawing import DrawnBatch, DrawnViews, DrawRequest, shard_requests
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._write_shards import run_teacher, write_claimed
 from scalekd.teachers import load_teacher

@@ -27,8 +27,8 @@ from benchmarks.speed import _inputs
 from benchmarks.speed._formats import FORMS
 from benchmarks.speed._measure import Settings
 from scalekd.cache import TargetDecoder, open_cache
-from scalekd.data import open_dataset
-from scalekd.data.drawing import DrawnViews, DrawRequest
+from scalekd.images import open_dataset
+from scalekd.loading.drawing import DrawnViews, DrawRequest
 from scalekd.pipelines._write_shards import run_teacher
 from scalekd.teachers import load_teacher
 from scalekd.views import ViewPolicy

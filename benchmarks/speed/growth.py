@@ -20,8 +20,8 @@ from benchmarks.speed import _inputs
 from benchmarks.speed._measure import Settings, resident_bytes
 from scalekd.cache import open_cache
 from scalekd.codecs import create_logit_codec, fit_codec
-from scalekd.data.blocks import BlockReader
-from scalekd.data.order import EpochOrder
+from scalekd.loading.blocks import BlockReader
+from scalekd.loading.order import EpochOrder
 from scalekd.shapes import FeatureShape
 
 _SHAPE = FeatureShape((2, 2), 8)

@@ -12,7 +12,8 @@ from benchmarks.speed import _inputs
 from benchmarks.speed._measure import Settings, median, median_ratio, per, take_turns
 from scalekd.cache import CacheReader, open_cache
 from scalekd.codecs import create_logit_codec
-from scalekd.data import CachedViewLoader, ImageDataset, open_dataset, replay_view
+from scalekd.images import ImageDataset, open_dataset
+from scalekd.loading import CachedViewLoader, replay_view
 from scalekd.views import unpack_view
 
 _BATCH = 64

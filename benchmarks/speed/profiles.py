@@ -38,7 +38,7 @@ _RULES = (
     ("waiting", r"threading\.py|selectors\.py|queue\.py|socket\.py"),
 )
 _COMPILED = [(name, re.compile(pattern)) for name, pattern in _RULES]
-_BEGUN = ("(pipelines/", "(scalekd/data/", "(scalekd/cache/")
+_BEGUN = ("(pipelines/", "(scalekd/loading/", "(scalekd/cache/")
 _RATE = 100
 
 

@@ -18,7 +18,8 @@ from benchmarks.speed import _inputs
 from benchmarks.speed._measure import Settings, median, median_ratio, per, take_turns
 from benchmarks.speed._training import make_steps
 from scalekd.cache import CacheReader, TargetDecoder, open_cache
-from scalekd.data import CachedViewLoader, open_dataset
+from scalekd.images import open_dataset
+from scalekd.loading import CachedViewLoader
 from scalekd.pipelines.train_student import train_student
 from scalekd.teachers import load_teacher
 from scalekd.training.config import TrainConfig

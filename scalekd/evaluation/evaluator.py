@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scalekd.distributed import Coordinator
 from scalekd.errors import DataError, UsageError
 from scalekd.evaluation.teacher import Answers
 from scalekd.evaluation.views import EvaluationBatch, EvaluationConfig, EvaluationViews
-from scalekd.training.coordination import Coordinator
 
 
 @dataclass(frozen=True)

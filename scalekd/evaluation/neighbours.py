@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from scalekd.distributed import Coordinator
 from scalekd.errors import UsageError
 from scalekd.evaluation.views import EvaluationBatch, EvaluationConfig, EvaluationViews
-from scalekd.training.coordination import Coordinator
 
 _QUERIES_AT_ONCE = 4096  # times a batch of the gallery: similarities in memory
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from scalekd.cache import CacheReader, TargetDecoder
-from scalekd.data import ImageDataset
 from scalekd.distillation import FullLogits, LogitTargets
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.evaluation.views import EvaluationConfig, EvaluationViews
+from scalekd.images import ImageDataset
 from scalekd.teachers import Teacher
 
 Answers = np.ndarray[Any, np.dtype[np.int64]]

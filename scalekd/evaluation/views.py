@@ -13,9 +13,9 @@ from accelerate import Accelerator
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from scalekd.data import ImageDataset
-from scalekd.data.drawing import DrawnViews, DrawRequest, drawing_loader
 from scalekd.errors import DataError
+from scalekd.images import ImageDataset
+from scalekd.loading.drawing import DrawnViews, DrawRequest, drawing_loader
 from scalekd.students import StudentSpec
 from scalekd.teachers import TeacherSpec
 from scalekd.training.module import Normalise

@@ -1,6 +1,6 @@
 """Short names of the paper's students, and the way from a typed name to a timm model."""
 
-from scalekd._model_names import resolve_name
+from scalekd.models.names import resolve_name
 
 # timm's published weights for each architecture give preprocessing and, if asked for, a start.
 ALIASES: dict[str, str] = {

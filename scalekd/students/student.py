@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from scalekd._model_build import (
+from scalekd.errors import UsageError
+from scalekd.models.build import (
     build_model,
     check_model_kwargs,
     constructor_arguments,
     preprocessing_of,
 )
-from scalekd._model_names import describe_model
-from scalekd.errors import UsageError
+from scalekd.models.names import describe_model
 from scalekd.students._levels import Levels, find_levels
 from scalekd.students.names import resolve_student_name
 from scalekd.students.spec import StudentSpec

@@ -2,8 +2,8 @@
 
 import re
 
-from scalekd._model_names import resolve_name
 from scalekd.errors import UsageError
+from scalekd.models.names import resolve_name
 
 # Tags as in the ScaleKD paper where it used the model: Swin-L and Swin-B pre-trained on
 # ImageNet-22K and fine-tuned at 224 px, Swin-S on ImageNet-1K alone; for the others, timm's

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from scalekd._model_build import check_model_kwargs
+from scalekd.models.build import check_model_kwargs
 from scalekd.shapes import FeatureShape
 
 

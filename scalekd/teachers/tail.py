@@ -93,7 +93,7 @@ class Tail(nn.Module):
     @classmethod
     def on_meta(cls, config: TailConfig) -> Self:
         """As :meth:`from_config`, but without memory: shapes only."""
-        from scalekd._model_build import create_on_meta
+        from scalekd.models.build import create_on_meta
 
         family = FAMILIES[config.family]
         model = create_on_meta(

@@ -19,9 +19,9 @@ from safetensors.torch import save
 from timm.models import is_model_in_modules
 from torch import Tensor
 
-from scalekd._checkpoint import describe_mismatch
-from scalekd._model_build import constructor_arguments
 from scalekd.errors import CacheCorrupt, EnvironmentFault, ScaleKDError
+from scalekd.models.build import constructor_arguments
+from scalekd.models.weights import describe_mismatch
 from scalekd.teachers.families import FAMILIES
 from scalekd.teachers.tail import Tail, TailConfig
 

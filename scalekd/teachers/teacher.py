@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from scalekd._model_build import (
+from scalekd.errors import UsageError
+from scalekd.models.build import (
     build_model,
     constructor_arguments,
     create_on_meta,
     preprocessing_of,
 )
-from scalekd._model_names import ModelSource, describe_model
-from scalekd.errors import UsageError
+from scalekd.models.names import ModelSource, describe_model
 from scalekd.teachers._weights_hash import weights_sha256
 from scalekd.teachers.families import Family, family_of
 from scalekd.teachers.names import resolve_model_name

@@ -1,5 +1,6 @@
 """Training: one module for student and projectors, the loop, checkpoints and logs."""
 
+from scalekd.distributed import Coordinator, TrainingDiverged, TrainingInterrupted
 from scalekd.training.cached_teacher import CachedTeacher
 from scalekd.training.checkpoint import (
     Checkpoint,
@@ -9,7 +10,6 @@ from scalekd.training.checkpoint import (
     read_checkpoint,
 )
 from scalekd.training.config import TrainConfig
-from scalekd.training.coordination import Coordinator, TrainingDiverged, TrainingInterrupted
 from scalekd.training.module import DistillationModule, StepOutput, freeze_parameters
 from scalekd.training.optim import build_optimizer, build_scheduler, parameter_groups
 from scalekd.training.targets import NoTargets, OnlineTargets

@@ -9,8 +9,6 @@ import numpy as np
 from torch import Tensor
 
 from scalekd.cache import CacheReader, ChosenTargets, JoinedTargets
-from scalekd.data import CachedViewLoader, ImageDataset, open_dataset
-from scalekd.data.loader import embedded_images
 from scalekd.distillation import (
     FORMS,
     Objective,
@@ -20,6 +18,9 @@ from scalekd.distillation import (
     build_objective,
 )
 from scalekd.errors import DataError, UsageError
+from scalekd.images import ImageDataset, open_dataset
+from scalekd.loading import CachedViewLoader
+from scalekd.loading.loader import embedded_images
 from scalekd.storage import LocalCache, LocalStorage, Place, open_storage
 from scalekd.students import Student
 from scalekd.teachers import Tail, TeacherSpec, load_tail
@@ -45,8 +46,9 @@ class CachedTeacher:
 
     Args:
         cache: Folder or URL of a complete cache.
-        data_dir: The images the cache was made from; see `scalekd.data.open_dataset`. Needed where
-            the cache holds no images itself, or holds views and the student takes another size.
+        data_dir: The images the cache was made from; see `scalekd.images.open_dataset`.
+            Needed where the cache holds no images itself, or holds views and the student takes
+            another size.
         split: Which of them.
         local_cache: Keeps copies of what is read from remote places.
         num_classes: Of the student; by default the teacher's, or, of a teacher without a head,
@@ -206,7 +208,8 @@ class CachedTeacher:
             student: Its image size is the batches'.
             targets: From :meth:`targets`.
             options: ``batch_size``, ``num_workers``, ``seed``, ``allowed_drift``,
-                ``teacher_pixels``, ``rank`` and ``world_size`` of `scalekd.data.CachedViewLoader`.
+                ``teacher_pixels``, ``rank`` and ``world_size`` of
+                `scalekd.loading.CachedViewLoader`.
 
         Raises:
             CacheMismatch: The images are not those of the cache, or are labelled or drawn

@@ -9,6 +9,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from scalekd.distributed import Coordinator
 from scalekd.errors import DataError
 from scalekd.training.checkpoint import (
     EMA_FILE,
@@ -17,7 +18,6 @@ from scalekd.training.checkpoint import (
     Checkpoint,
     Position,
 )
-from scalekd.training.coordination import Coordinator
 from scalekd.training.module import DistillationModule
 from scalekd.training.random_state import random_state, restore_random_state
 

@@ -19,16 +19,16 @@ from timm.utils.agc import adaptive_clip_grad
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from scalekd.errors import CacheMismatch, UsageError
-from scalekd.training.checkpoint import Checkpoint, Position, read_checkpoint, write_checkpoint
-from scalekd.training.compilation import compile_faults, compile_parts
-from scalekd.training.config import TrainConfig
-from scalekd.training.coordination import (
+from scalekd.distributed import (
     Coordinator,
     StopRequest,
     TrainingDiverged,
     TrainingInterrupted,
 )
+from scalekd.errors import CacheMismatch, UsageError
+from scalekd.training.checkpoint import Checkpoint, Position, read_checkpoint, write_checkpoint
+from scalekd.training.compilation import compile_faults, compile_parts
+from scalekd.training.config import TrainConfig
 from scalekd.training.logs import RunningMeans
 from scalekd.training.module import DistillationModule, StepOutput, hold_frozen_norms
 from scalekd.training.optim import build_optimizer, build_scheduler

@@ -11,9 +11,9 @@ import torch
 
 from scalekd.cache import CacheReader, TargetDecoder, open_cache
 from scalekd.cache.verify import verify
-from scalekd.data import open_dataset
-from scalekd.data.views import replay_view
 from scalekd.distillation import FullLogits, TopKLogits
+from scalekd.images import open_dataset
+from scalekd.loading.views import replay_view
 from scalekd.pipelines.inspect_cache import cache_info
 from scalekd.teachers import load_tail
 from scalekd.views import pixel_hash, unpack_view

@@ -15,7 +15,6 @@ from timm.data import ImageNetInfo
 
 from scalekd.cache import open_cache
 from scalekd.cli import evaluate as evaluate_command
-from scalekd.data import open_dataset
 from scalekd.errors import CacheMismatch, DataError, UsageError
 from scalekd.evaluation import (
     EvaluationConfig,
@@ -24,6 +23,7 @@ from scalekd.evaluation import (
     cached_answers,
     live_answers,
 )
+from scalekd.images import open_dataset
 from scalekd.pipelines.evaluate import EvaluateConfig, evaluate
 from scalekd.teachers import Teacher, TeacherConfig, load_teacher
 

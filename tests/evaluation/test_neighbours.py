@@ -10,10 +10,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from scalekd.data import ImageDataset, open_dataset
 from scalekd.errors import UsageError
 from scalekd.evaluation import EvaluationConfig, EvaluationViews, evaluate_neighbours, neighbours
 from scalekd.evaluation.neighbours import Neighbours
+from scalekd.images import ImageDataset, open_dataset
 
 CONFIG = EvaluationConfig(img_size=(16, 16), mean=(0.4,) * 3, std=(0.2,) * 3)
 

@@ -388,7 +388,8 @@ def test_a_corrupt_image_is_named(tmp_path: Path, corrupt_set: Path, make_cache:
 def test_skipped_images_are_counted_and_the_rest_is_right(
     tmp_path: Path, corrupt_set: Path, make_cache: MakeCache, file_contents: FileContents
 ) -> None:
-    from scalekd.data import CachedViewLoader, open_dataset
+    from scalekd.images import open_dataset
+    from scalekd.loading import CachedViewLoader
 
     root, again = tmp_path / "cache", tmp_path / "again"
     result = make_cache(root, data_dir=str(corrupt_set), skip_corrupt=True)

@@ -15,8 +15,8 @@ from scalekd.cache.manifest import ShardRecord, canonical
 from scalekd.cache.store import CommittingStore, open_array
 from scalekd.cache.verify import verify
 from scalekd.cli.main import main
-from scalekd.data import views as data_views
 from scalekd.errors import UsageError
+from scalekd.loading import views as data_views
 from scalekd.pipelines import doctor
 from scalekd.pipelines._same_job import SameJob
 from scalekd.pipelines.check_replay import DeepFindings, deep_verify

@@ -140,7 +140,7 @@ def test_swapped_images_are_refused_shard_by_shard(
 def test_other_pixels_are_refused_before_the_shard_is_committed(
     extend: Extend, cache_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from scalekd.data import drawing
+    from scalekd.loading import drawing
 
     real = drawing.draw_view
 

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from scalekd.cache import open_cache
 from scalekd.cli import cache_info as info_command
-from scalekd.data import CachedViewLoader, open_dataset
 from scalekd.errors import CacheCorrupt, DataError, EnvironmentFault, UsageError
+from scalekd.images import open_dataset
+from scalekd.loading import CachedViewLoader
 from scalekd.pipelines.inspect_cache import cache_info, verify_cache
 from scalekd.pipelines.train_student import train_student
 from scalekd.storage import LocalCache, open_storage

@@ -10,8 +10,9 @@ import torch
 
 from scalekd.cache import open_cache
 from scalekd.cache.verify import verify
-from scalekd.data import CachedViewLoader, open_dataset
 from scalekd.errors import CacheCorrupt, CacheMismatch
+from scalekd.images import open_dataset
+from scalekd.loading import CachedViewLoader
 from scalekd.pipelines.convert_cache import ConvertConfig, convert_cache
 from scalekd.pipelines.merge_caches import merge_caches
 from scalekd.pipelines.share_cache import ShareConfig, share_cache

@@ -6,8 +6,8 @@ import pytest
 import timm
 
 from scalekd import students, teachers
-from scalekd._model_names import nearest_names
 from scalekd.errors import UsageError
+from scalekd.models.names import nearest_names
 from scalekd.teachers import resolve_model_name
 
 

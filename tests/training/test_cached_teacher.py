@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from scalekd.cache import JoinedReader
-from scalekd.data import CachedViewLoader
 from scalekd.errors import CacheMismatch, DataError
+from scalekd.loading import CachedViewLoader
 from scalekd.pipelines.convert_cache import ConvertConfig, convert_cache
 from scalekd.pipelines.extend_cache import ExtendConfig, extend_cache
 from scalekd.pipelines.share_cache import ShareConfig, share_cache

@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from scalekd import export as export_module
 from scalekd.errors import EnvironmentFault, UsageError
-from scalekd.export import export_student
+from scalekd.export import timm as export_module
+from scalekd.export.timm import export_student
 from scalekd.students import create_student
 from scalekd.training import TrainedStudent, student_facts
 from scalekd.training.state import plain_names

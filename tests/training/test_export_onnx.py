@@ -10,10 +10,10 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from scalekd import export_onnx
 from scalekd.cli import export as export_command
 from scalekd.errors import EnvironmentFault, UsageError
-from scalekd.export import export_student
+from scalekd.export import onnx as export_onnx
+from scalekd.export.timm import export_student
 from scalekd.students import create_student
 from scalekd.training import TrainedStudent, student_facts
 

@@ -14,7 +14,7 @@ TIMEOUT_SECONDS = 180
 SCRIPT = """
 import time
 from scalekd.cli.main import main
-from scalekd.data import loader
+from scalekd.loading import loader
 
 make = loader.CachedViews._batch
 

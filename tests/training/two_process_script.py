@@ -14,8 +14,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from scalekd.data import open_dataset
 from scalekd.distillation import FullLogits, ScaleKDConfig, Targets, build_objective
+from scalekd.distributed import Coordinator
 from scalekd.errors import CacheMismatch, DataError, ScaleKDError
 from scalekd.evaluation import (
     EvaluationConfig,
@@ -24,12 +24,12 @@ from scalekd.evaluation import (
     evaluate_neighbours,
     live_answers,
 )
+from scalekd.images import open_dataset
 from scalekd.shapes import FeatureShape
 from scalekd.students import create_student
 from scalekd.teachers import TeacherConfig, load_teacher
 from scalekd.training import DistillationModule, NoTargets, TrainConfig, Trainer
 from scalekd.training.checkpoint import find_checkpoint
-from scalekd.training.coordination import Coordinator
 from scalekd.training.trainer import Evaluate
 
 accelerator = Accelerator(cpu=True)

@@ -22,10 +22,9 @@ import xxhash
 
 from scalekd.cache import open_cache
 from scalekd.cache.webdataset.form import read_form
-from scalekd.data._in_flight import REQUESTS_IN_FLIGHT, submit
-from scalekd.data.embedded import embedded_image_set
-from scalekd.data.samples import ImageDataset
 from scalekd.errors import DataError, UsageError
+from scalekd.images.embedded import embedded_image_set
+from scalekd.images.samples import ImageDataset
 from scalekd.storage import (
     LocalCache,
     LocalStorage,
@@ -35,6 +34,7 @@ from scalekd.storage import (
     is_remote,
     open_storage,
 )
+from scalekd.storage.in_flight import REQUESTS_IN_FLIGHT, submit
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff")
 _LABEL_EXTENSIONS = ("cls", "cls.txt")

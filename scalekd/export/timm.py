@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scalekd.errors import EnvironmentFault, UsageError
-from scalekd.export_onnx import require_onnx, write_onnx
-from scalekd.model_card import write_model_card
+from scalekd.export.card import write_model_card
+from scalekd.export.onnx import require_onnx, write_onnx
 from scalekd.training.state import plain_names
 from scalekd.training.trained import TrainedStudent
 
@@ -88,7 +88,7 @@ def export_student(
         export_format: ``"timm"``: ``config.json`` and ``model.safetensors``, which
             ``timm.create_model("local-dir:DIR", pretrained=True)`` opens; ``"hf"``: the same with
             a model card; ``"safetensors"``: the bare weights under timm's names; ``"onnx"``: see
-            `scalekd.export_onnx`.
+            `scalekd.export.onnx`.
 
     Raises:
         UsageError: ``output`` exists, or ONNX is not installed or cannot express the student.

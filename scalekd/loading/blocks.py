@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from scalekd.cache import CacheReader, JoinedReader
-from scalekd.data._in_flight import Ahead
-from scalekd.data.order import BUFFER_BLOCKS, LANES_PER_RANK
+from scalekd.loading.order import BUFFER_BLOCKS, LANES_PER_RANK
+from scalekd.storage.in_flight import Ahead
 
 Rows = np.ndarray[Any, Any]
 Block = dict[str, Rows]

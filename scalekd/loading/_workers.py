@@ -179,7 +179,7 @@ def start_method(*, is_remote: bool) -> str | None:
     """
     if not is_remote:
         return None
-    multiprocessing.set_forkserver_preload(["scalekd.data"])  # torch is imported once for all
+    multiprocessing.set_forkserver_preload(["scalekd.loading"])  # torch is imported once for all
     resource_tracker.ensure_running()  # started with the fork server, it would unblock SIGTERM
     return "forkserver"
 

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scalekd._hub import cached_only_when_unreachable
 from scalekd.errors import DataError, EnvironmentFault, UsageError
+from scalekd.models.hub import cached_only_when_unreachable
 
 _NUM_SUGGESTIONS = 5
 _LOCAL, _HUB = "local-dir", "hf-hub"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scalekd.cache import CacheReader, open_cache
-from scalekd.data.blocks import BlockReader, gather
+from scalekd.loading.blocks import BlockReader, gather
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_another_process_reads_blocks_of_its_own(
 ) -> None:
     blocks = BlockReader(open_cache(recorded.root), ["pixel_hash"])
     before, reader = blocks.find(0, 5), blocks.reader
-    monkeypatch.setattr("scalekd.data.blocks.os.getpid", lambda: -1)
+    monkeypatch.setattr("scalekd.loading.blocks.os.getpid", lambda: -1)
     after = blocks.find(0, 5)
     assert reads == [(0, 0), (0, 0)]
     assert blocks.reader is not reader

@@ -10,9 +10,10 @@ import pytest
 
 from scalekd.cache import open_cache
 from scalekd.cache.webdataset.reader import IMAGE
-from scalekd.data import CachedViewLoader, ImageDataset, open_dataset
-from scalekd.data.embedded import embedded_image_set
 from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
+from scalekd.images import ImageDataset, open_dataset
+from scalekd.images.embedded import embedded_image_set
+from scalekd.loading import CachedViewLoader
 from scalekd.pipelines.convert_cache import ConvertConfig, convert_cache
 from scalekd.views import encode_view
 
@@ -128,7 +129,7 @@ def test_embedded_views_that_are_none(
 
 
 def _given(image: bytes) -> Callable[..., Any]:
-    from scalekd.data import Sample
+    from scalekd.images import Sample
 
     return lambda index, _: Sample(str(index), image, 0)
 

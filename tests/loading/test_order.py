@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalekd.data.order import EpochOrder
+from scalekd.loading.order import EpochOrder
 
 
 def _blocks(sizes: list[int]) -> tuple[tuple[int, int], ...]:

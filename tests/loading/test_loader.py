@@ -18,10 +18,11 @@ from scalekd.cache.files import digest_on_disk
 from scalekd.cache.layout import MANIFEST_FILE, record_path
 from scalekd.cache.manifest import Manifest, ShardRecord, canonical
 from scalekd.cache.store import CommittingStore, open_array
-from scalekd.data import CachedViewLoader, ImageDataset, open_dataset
-from scalekd.data import views as data_views
-from scalekd.data.order import EpochOrder
 from scalekd.errors import CacheCorrupt, CacheMismatch, EnvironmentFault, UsageError
+from scalekd.images import ImageDataset, open_dataset
+from scalekd.loading import CachedViewLoader
+from scalekd.loading import views as data_views
+from scalekd.loading.order import EpochOrder
 
 GROUPS = ("stage3", "stage4", "logits")
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import xxhash
 
-from scalekd.data import open_dataset
 from scalekd.errors import DataError, UsageError
+from scalekd.images import open_dataset
 
 WriteTar = Callable[[Path, Mapping[str, bytes]], Path]
 

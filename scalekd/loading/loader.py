@@ -18,13 +18,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from scalekd.cache import CacheReader, JoinedReader
 from scalekd.cache.webdataset.form import Embed
 from scalekd.cache.webdataset.reader import IMAGE
-from scalekd.data._in_flight import Ahead
-from scalekd.data._workers import as_is, empty_batch, prepare_worker, relayed, start_method
-from scalekd.data.blocks import BlockReader, gather
-from scalekd.data.order import BUFFER_BLOCKS, LANES_PER_RANK, EpochOrder, Indices
-from scalekd.data.samples import ImageDataset, Sample
-from scalekd.data.views import Pixels, ReplayContract, found_samples, replay_view
 from scalekd.errors import CacheMismatch, ScaleKDError, UsageError
+from scalekd.images.samples import ImageDataset, Sample
+from scalekd.loading._workers import as_is, empty_batch, prepare_worker, relayed, start_method
+from scalekd.loading.blocks import BlockReader, gather
+from scalekd.loading.order import BUFFER_BLOCKS, LANES_PER_RANK, EpochOrder, Indices
+from scalekd.loading.views import Pixels, ReplayContract, found_samples, replay_view
+from scalekd.storage.in_flight import Ahead
 from scalekd.views import decode_view, unpack_view
 
 CHECKED_BATCHES = 4
@@ -100,7 +100,7 @@ class CachedViews(Dataset[Batch]):
             looked at, where the cache holds the images, or the views at the student's size.
         view_size: Height and width for the student; the teacher's when ``None``.
         groups: Groups of target arrays to read, such as ``("stage4", "logits")``.
-        allowed_drift: See :class:`~scalekd.data.views.ReplayContract`.
+        allowed_drift: See :class:`~scalekd.loading.views.ReplayContract`.
         teacher_pixels: Also give each view as the teacher saw it, where the student's size differs.
         kept_blocks: Blocks a worker keeps in memory.
 

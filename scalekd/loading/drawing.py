@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from scalekd.cache.webdataset.form import Embed
-from scalekd.data._workers import empty_batch, in_workers
-from scalekd.data.samples import ImageDataset, Sample
-from scalekd.data.views import DrawnView, draw_view
 from scalekd.errors import DataError, ScaleKDError
+from scalekd.images.samples import ImageDataset, Sample
+from scalekd.loading._workers import empty_batch, in_workers
+from scalekd.loading.views import DrawnView, draw_view
 from scalekd.views import ViewParams, ViewPolicy, encode_view
 
 

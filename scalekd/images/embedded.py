@@ -3,8 +3,8 @@
 import numpy as np
 
 from scalekd.cache import CacheReader
-from scalekd.data.samples import ImageDataset
 from scalekd.errors import UsageError
+from scalekd.images.samples import ImageDataset
 from scalekd.storage import LocalStorage
 
 

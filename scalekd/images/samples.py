@@ -1,6 +1,6 @@
 """An indexed image set: read at random by position, found by key.
 
-:func:`scalekd.data.open_dataset` makes one. Nothing is decoded here.
+:func:`scalekd.images.open_dataset` makes one. Nothing is decoded here.
 """
 
 import errno
@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from scalekd.data._in_flight import submit
 from scalekd.errors import DataError, EnvironmentFault, UsageError, advice_on
 from scalekd.storage import Storage
+from scalekd.storage.in_flight import submit
 
 _MAX_GAP_BYTES = 64 << 10  # between two images of a shard that one request fetches: labels, headers
 _MAX_REQUEST_BYTES = 16 << 20

@@ -16,7 +16,7 @@ SCRIPT = """
 import signal, sys, time
 from pathlib import Path
 from torch.utils.data import Dataset
-from scalekd.data._workers import in_workers
+from scalekd.loading._workers import in_workers
 
 mode, is_remote, folder = sys.argv[1], sys.argv[2] == "remote", Path(sys.argv[3])
 

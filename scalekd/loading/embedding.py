@@ -10,10 +10,10 @@ from torch.utils.data import Dataset, get_worker_info
 from scalekd.cache import CacheReader
 from scalekd.cache.webdataset.form import Embed
 from scalekd.cache.webdataset.reader import IMAGE
-from scalekd.data._workers import in_workers
-from scalekd.data.samples import ImageDataset, Sample
-from scalekd.data.views import ReplayContract, found_samples, replay_view
 from scalekd.errors import ScaleKDError, UsageError
+from scalekd.images.samples import ImageDataset, Sample
+from scalekd.loading._workers import in_workers
+from scalekd.loading.views import ReplayContract, found_samples, replay_view
 from scalekd.views import encode_view, unpack_view
 
 

@@ -14,10 +14,10 @@ import torch
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
-from scalekd._checkpoint import describe_mismatch, load_exactly, matches, read_state_dict
-from scalekd._hub import cached_only_when_unreachable
-from scalekd._model_names import ModelSource, nearest_names, unreachable_weights
 from scalekd.errors import EnvironmentFault, UsageError
+from scalekd.models.hub import cached_only_when_unreachable
+from scalekd.models.names import ModelSource, nearest_names, unreachable_weights
+from scalekd.models.weights import describe_mismatch, load_exactly, matches, read_state_dict
 
 # Arguments of timm's factory that have flags of their own here, or that would change what kind of
 # object comes back; a model's own constructor takes none of them except the last three.
@@ -82,7 +82,7 @@ def build_model(
     strict.
 
     Args:
-        source: The model, from :func:`scalekd._model_names.describe_model`.
+        source: The model, from :func:`scalekd.models.names.describe_model`.
         pretrained: Read the published weights; ignored when ``checkpoint`` is given.
         checkpoint: A safetensors or PyTorch file with the weights.
         model_kwargs: Arguments of the model's constructor, over those stored with the model.

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from scalekd.cache import CacheReader, JoinedReader
-from scalekd.data.samples import ImageDataset, Sample
 from scalekd.errors import CacheMismatch
+from scalekd.images.samples import ImageDataset, Sample
 from scalekd.views import (
     ViewParams,
     ViewPolicy,

@@ -1,0 +1,1 @@
+"""timm models by name: construction with checked arguments, and weights read without pickles."""
