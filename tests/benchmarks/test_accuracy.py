@@ -1,43 +1,24 @@
 """The accuracy benchmark: what a light step costs, and a grid that can be left and taken up."""
 
-import importlib
 import json
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from benchmarks.accuracy import __main__, caches, flops, grid, tables
 from scalekd.codecs import parse_codec
-
-_MODULES = ("__main__", "caches", "flops", "grid", "tables")
-
-
-@pytest.fixture(scope="module")
-def accuracy() -> Iterator[Any]:
-    """Modules of the benchmark, which is no part of the package."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parents[2]))
-        yield SimpleNamespace(
-            **{name: importlib.import_module(f"benchmarks.accuracy.{name}") for name in _MODULES}
-        )
-    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
-        del sys.modules[name]
 
 
 @pytest.mark.parametrize("student", ["resnet50", "vit_small_patch16_224"])
-def test_a_light_step_costs_at_most_two_plain_ones(accuracy: Any, student: str) -> None:
-    plain, published, *_, light = (
-        accuracy.flops.step_flops(student, form) for form in accuracy.flops.FORMS.values()
-    )
+def test_a_light_step_costs_at_most_two_plain_ones(student: str) -> None:
+    plain, published, *_, light = (flops.step_flops(student, form) for form in flops.FORMS.values())
     assert 1.2 * plain < light <= 2 * plain
     assert published > 3 * plain
 
 
-def _rows(accuracy: Any, group: str, *, seeds: tuple[int, ...]) -> list[dict[str, Any]]:
+def _rows(group: str, *, seeds: tuple[int, ...]) -> list[dict[str, Any]]:
     return [
         {
             "key": run.key,
@@ -50,14 +31,14 @@ def _rows(accuracy: Any, group: str, *, seeds: tuple[int, ...]) -> list[dict[str
             "machine": {"cpu": "a processor", "precision": "bf16"},
             "software": {"torch": "2"},
         }
-        for number, arm in enumerate(accuracy.grid.GROUPS[group])
+        for number, arm in enumerate(grid.GROUPS[group])
         for run in arm.runs(seeds)
         for seed in [run.seed]
     ]
 
 
-def test_a_run_is_its_settings_and_every_arm_another(accuracy: Any) -> None:
-    for arms in accuracy.grid.GROUPS.values():
+def test_a_run_is_its_settings_and_every_arm_another() -> None:
+    for arms in grid.GROUPS.values():
         keys = [run.key for arm in arms for run in arm.runs()]
         assert len(set(keys)) == len(keys)
         assert all(len(key) < 200 for key in keys)  # they name files
@@ -65,37 +46,35 @@ def test_a_run_is_its_settings_and_every_arm_another(accuracy: Any) -> None:
             assert re.fullmatch(r"passes-\d+", cache) or parse_codec(cache)
 
 
-def test_tables_give_mean_spread_number_and_gain(accuracy: Any, tmp_path: Path) -> None:
-    rows = _rows(accuracy, "main-resnet18-half", seeds=(1, 2, 3))[:5]  # one arm lacks a seed
+def test_tables_give_mean_spread_number_and_gain(tmp_path: Path) -> None:
+    rows = _rows("main-resnet18-half", seeds=(1, 2, 3))[:5]  # one arm lacks a seed
     results = tmp_path / "accuracy.jsonl"
     results.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    text = accuracy.tables.accuracy_section(tmp_path, tmp_path)
+    text = tables.accuracy_section(tmp_path, tmp_path)
     assert "| no teacher | 2.0 ± 1.0 (n = 3) |  |" in text
     assert "| logits only | 13.0 ± 1.4 (n = 2) | +11.5 ± 0.7 over 1.5 |" in text  # gains 11 and 12
     assert "vit-tiny-6" not in text  # nothing measured, nothing said
     assert (tmp_path / "accuracy.png").stat().st_size > 1000
-    assert accuracy.tables.accuracy_section(tmp_path / "none", tmp_path) == ""
+    assert tables.accuracy_section(tmp_path / "none", tmp_path) == ""
 
 
-def test_times_of_one_precision_are_not_mixed_with_those_of_another(
-    accuracy: Any, tmp_path: Path
-) -> None:
-    rows = _rows(accuracy, "online", seeds=(1, 2, 3))
+def test_times_of_one_precision_are_not_mixed_with_those_of_another(tmp_path: Path) -> None:
+    rows = _rows("online", seeds=(1, 2, 3))
     for row, seconds in zip(rows, (2, 40, 4, 6, 8, 10), strict=True):
         row |= {"train_cpu_seconds": seconds}
     rows[1]["machine"] = {"cpu": "a slower one", "precision": "no"}
     results = tmp_path / "accuracy.jsonl"
     results.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    text = accuracy.tables.accuracy_section(tmp_path, tmp_path)
+    text = tables.accuracy_section(tmp_path, tmp_path)
     assert "| views | CPU s, bf16 | CPU s, fp32 | lr |" in text
     assert "| cache | 2.0 ± 1.0 (n = 3) |  | 100 | 3 | 40 | 0.001 |" in text
     assert "| live teacher | 14.0 ± 2.0 (n = 3) | +12.0 ± 1.0 | 100 | 8 |  | 0.001 |" in text
 
 
 def test_finished_and_claimed_runs_are_left_alone(
-    accuracy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    main = accuracy.__main__
+    main = __main__
     runs = main.wanted(["online"], 1)
     trained: list[str] = []
 
@@ -113,8 +92,8 @@ def test_finished_and_claimed_runs_are_left_alone(
         assert mine
 
 
-def test_caches_of_another_regime_are_not_taken_for_these(accuracy: Any, tmp_path: Path) -> None:
-    caches, grid = accuracy.caches, accuracy.grid
+def test_caches_of_another_regime_are_not_taken_for_these(tmp_path: Path) -> None:
+
     run = grid.Run(grid.CNN, "kd")
     old = tmp_path / "float16"  # where an earlier version kept them
     small = caches.Caches(tmp_path, data_dir="", teacher="", regime=grid.Regime(5, 4, 4))

@@ -1,37 +1,24 @@
 """The speed benchmark measures what it says it does, on inputs small enough for every run."""
 
-import importlib
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.speed import (
+    _formats,
+    _formats_child,
+    _measure,
+    _training,
+    growth,
+    profiles,
+    tables,
+)
 from scalekd.cache.targets import CacheCodecs, TargetDecoder
 from scalekd.codecs import create_logit_codec, fit_codec
 from scalekd.teachers import TeacherConfig, load_teacher
-
-_MODULES = (
-    *("_formats", "_formats_child", "_inputs", "_measure", "_training", "growth", "profiles"),
-    "tables",
-)
-
-
-@pytest.fixture(scope="module")
-def speed() -> Iterator[Any]:
-    """Modules of the benchmark, which is no part of the package."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parents[2]))
-        yield SimpleNamespace(
-            **{name: importlib.import_module(f"benchmarks.speed.{name}") for name in _MODULES}
-        )
-    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
-        del sys.modules[name]
 
 
 @pytest.mark.filterwarnings(
@@ -49,32 +36,32 @@ def speed() -> Iterator[Any]:
         "webdataset, a member an array",
     ],
 )
-def test_every_form_gives_back_what_was_written(speed: Any, name: str, tmp_path: Path) -> None:
+def test_every_form_gives_back_what_was_written(name: str, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     features = random.standard_normal((150, 5, 8)).astype(np.float16)
     logits = random.standard_normal((150, 3)).astype(np.float16)
-    form = speed._formats.FORMS[name](tmp_path, len(features))
+    form = _formats.FORMS[name](tmp_path, len(features))
     form.prepare(features)
     form.write(features, logits)
     form.open()
     for order in ("sequential", "shuffled"):
-        speed._formats_child.check(form, order, features, logits)
+        _formats_child.check(form, order, features, logits)
         found = [row.tobytes() for _, scores in form.batches(order) for row in scores]
         assert len(found) == len(set(found))
         assert set(found) <= {row.tobytes() for row in logits}
         assert len(found) >= 128  # our own loader makes whole batches
     with pytest.raises(RuntimeError, match="other views"):
-        speed._formats_child.check(form, "sequential", features + 1, logits)
+        _formats_child.check(form, "sequential", features + 1, logits)
 
 
-def test_a_cache_of_any_size_is_written_and_read(speed: Any, tmp_path: Path) -> None:
-    speed.growth.write(tmp_path / "cache", 700)
-    found = speed.growth.read(tmp_path / "cache")
+def test_a_cache_of_any_size_is_written_and_read(tmp_path: Path) -> None:
+    growth.write(tmp_path / "cache", 700)
+    found = growth.read(tmp_path / "cache")
     assert found["read_us_per_view"] > 0
     assert found["resident_bytes_more"] < 200e6
 
 
-def test_a_cached_and_an_online_step_do_the_same_work(speed: Any) -> None:
+def test_a_cached_and_an_online_step_do_the_same_work() -> None:
     teacher = load_teacher(TeacherConfig(model="test_vit", pretrained=False, img_size=(32, 32)))
     codec = fit_codec("float16", teacher.spec.stages[4])
     logits = create_logit_codec("full", teacher.spec.num_classes or 0)
@@ -88,31 +75,31 @@ def test_a_cached_and_an_online_step_do_the_same_work(speed: Any) -> None:
         planes = made.tensors(made.encode(values.numpy()))
         batch |= {f"{group}.{name}": plane for name, plane in planes.items()}
     decoder = TargetDecoder(CacheCodecs({4: codec}, logits), features=True, logits=True)
-    steps = speed._training.make_steps(
+    steps = _training.make_steps(
         "test_resnet", img_size=32, teacher=teacher, decoder=decoder, batch=batch, update=False
     )
     assert torch.allclose(steps.cached(), steps.online(), rtol=1e-3)
     assert steps.teacher() is not None
 
 
-def test_arms_take_turns(speed: Any) -> None:
+def test_arms_take_turns() -> None:
     called: list[str] = []
-    costs = speed._measure.take_turns(
+    costs = _measure.take_turns(
         {"a": lambda: called.append("a"), "b": lambda: called.append("b")}, 3
     )
     assert "".join(called) == "ab" + "ab" + "ba" + "ab"
     assert [len(found) for found in costs.values()] == [3, 3]
 
 
-def test_a_ratio_is_taken_turn_by_turn(speed: Any) -> None:
+def test_a_ratio_is_taken_turn_by_turn() -> None:
     """A load that trebles one turn of both arms leaves their ratio alone."""
-    cost = speed._measure.Cost
+    cost = _measure.Cost
     slow = [cost(wall=2.0, cpu=2.0, thread=0), cost(6.0, 6.0, 0), cost(2.2, 2.2, 0)]
     fast = [cost(wall=1.0, cpu=1.0, thread=0), cost(3.0, 3.0, 0), cost(1.0, 1.0, 0)]
-    assert speed._measure.median_ratio(slow, fast, "cpu") == 2.0
+    assert _measure.median_ratio(slow, fast, "cpu") == 2.0
 
 
-def test_work_in_threads_counts_as_processor_time(speed: Any) -> None:
+def test_work_in_threads_counts_as_processor_time() -> None:
     import threading
 
     def spin() -> None:
@@ -125,13 +112,13 @@ def test_work_in_threads_counts_as_processor_time(speed: Any) -> None:
         thread.start()
         thread.join()
 
-    cost = speed._measure.measured(work)
+    cost = _measure.measured(work)
     assert cost.cpu > 2 * cost.thread
 
 
-def test_samples_of_a_profile_are_sorted_by_their_innermost_known_frame(speed: Any) -> None:
+def test_samples_of_a_profile_are_sorted_by_their_innermost_known_frame() -> None:
     run = "main (cli/main.py:3);train_student (pipelines/train_student.py:70)"
-    found = speed.profiles.sort_samples(
+    found = profiles.sort_samples(
         "\n".join(
             [
                 "main (cli/main.py:3);<module> (scalekd/training/__init__.py:1) 40",
@@ -150,7 +137,7 @@ def test_samples_of_a_profile_are_sorted_by_their_innermost_known_frame(speed: A
     assert (found["start_up_seconds"], found["calibration_seconds"]) == (0.45, 2.0)
 
 
-def test_figures_of_the_document_are_those_of_the_results(speed: Any) -> None:
+def test_figures_of_the_document_are_those_of_the_results() -> None:
     where = {
         "date": "2026-01-02",
         "processor": "a processor",
@@ -171,20 +158,20 @@ def test_figures_of_the_document_are_those_of_the_results(speed: Any) -> None:
         "bytes_per_view": 85,
     }
     growth = {"rows": [row], "batches": 100, "batch_size": 64, "quick": False, "environment": where}
-    text = speed.tables.markdown({"growth": growth})
+    text = tables.markdown({"growth": growth})
     assert "| 12,345 | 2.1 | 500 | 3.0 | 7.2 | 51 | 6.1 | 85 |" in text
     assert "2026-01-02, a processor, 2 cores, load 0.1 before and 0.2 after" in text
     assert "quick form" not in text
 
 
 def test_a_question_that_was_only_asked_quickly_stands_beside_the_others(
-    speed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speed.tables, "markdown", lambda found: repr(sorted(found.items())))
+    monkeypatch.setattr(tables, "markdown", lambda found: repr(sorted(found.items())))
     quick, full = {"step": "quick", "growth": "quick"}, {"growth": "full"}
-    assert speed.tables.speed_section(tmp_path, tmp_path) == ""
+    assert tables.speed_section(tmp_path, tmp_path) == ""
     (tmp_path / "speed-quick.json").write_text(json.dumps(quick))
-    assert speed.tables.speed_section(tmp_path, tmp_path) == repr(sorted(quick.items()))
+    assert tables.speed_section(tmp_path, tmp_path) == repr(sorted(quick.items()))
     (tmp_path / "speed.json").write_text(json.dumps(full))
     expected = [("growth", "full"), ("step", "quick")]
-    assert speed.tables.speed_section(tmp_path, tmp_path) == repr(expected)
+    assert tables.speed_section(tmp_path, tmp_path) == repr(expected)

@@ -1,6 +1,5 @@
 """Stage one when the machine fails it: it says what to do, and the same command goes on."""
 
-import importlib
 import os
 import resource
 import shutil
@@ -10,20 +9,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-_REPOSITORY = Path(__file__).parents[2]
+from tests.reliability import kill_harness as harness
+
 _NOBODY = 65534
-
-
-@pytest.fixture(scope="module")
-def harness() -> Iterator[ModuleType]:
-    """The benchmark's forked jobs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(_REPOSITORY))
-        yield importlib.import_module("benchmarks.kill_harness")
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +27,13 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def images(harness: ModuleType, folder: Path) -> Path:
+def images(folder: Path) -> Path:
     path: Path = harness.write_images(folder / "images")
     return path
 
 
 @pytest.fixture(scope="module")
-def reference(harness: ModuleType, folder: Path, images: Path) -> dict[str, bytes]:
+def reference(folder: Path, images: Path) -> dict[str, bytes]:
     """An undisturbed run's files."""
     job = harness.Job(images, folder / "reference", folder / "log", 1)
     assert job.wait(60)
@@ -51,7 +42,7 @@ def reference(harness: ModuleType, folder: Path, images: Path) -> dict[str, byte
 
 
 @pytest.fixture
-def run(harness: ModuleType, images: Path, tmp_path: Path) -> Callable[..., tuple[int, str]]:
+def run(images: Path, tmp_path: Path) -> Callable[..., tuple[int, str]]:
     """Runs the command to its end; returns exit code and last line."""
 
     def start(
@@ -100,7 +91,6 @@ def test_a_signal_leaves_a_cache_to_go_on_with(
     code: int,
     tmp_path: Path,
     run: Callable[..., tuple[int, str]],
-    harness: ModuleType,
     reference: dict[str, bytes],
 ) -> None:
     """To the whole process group, as a terminal and a scheduler send it."""
@@ -116,7 +106,6 @@ def test_a_signal_leaves_a_cache_to_go_on_with(
 def test_a_worker_that_the_kernel_kills_is_no_traceback(
     tmp_path: Path,
     run: Callable[..., tuple[int, str]],
-    harness: ModuleType,
     reference: dict[str, bytes],
 ) -> None:
     output = tmp_path / "cache"
@@ -133,7 +122,6 @@ def test_too_few_open_files_end_in_advice_and_never_in_a_hang(
     limit: int,
     tmp_path: Path,
     run: Callable[..., tuple[int, str]],
-    harness: ModuleType,
     reference: dict[str, bytes],
 ) -> None:
     """Whichever the file is that cannot be opened: an image, a cache's, a channel of a worker."""
@@ -150,7 +138,6 @@ def test_too_few_open_files_end_in_advice_and_never_in_a_hang(
 def test_a_full_disk_keeps_what_was_committed(
     tmp_path: Path,
     run: Callable[..., tuple[int, str]],
-    harness: ModuleType,
     reference: dict[str, bytes],
 ) -> None:
     """A file system of its own, of one megabyte, which then grows."""

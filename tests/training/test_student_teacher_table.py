@@ -4,16 +4,15 @@ The teachers have their real widths, tokens, heads and tails; of the blocks befo
 no student sees, there are few. ``python -m benchmarks.student_teacher_table`` takes the whole ones.
 """
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
 
-REPOSITORY = Path(__file__).parents[2]
+from benchmarks import student_teacher_table as table
+
 SHALLOW = {"swin_l": "depths=[1,1,2,2]", "beit_l": "depth=3", "vit_l14": "depth=3"}
 TOKENS = {"swin_l": [196, 49], "beit_l": [196, 196], "vit_l14": [256, 256]}
 # In CI every student once and every teacher three times; `pytest -m table` runs the other pairs.
@@ -38,15 +37,7 @@ PAIRS = [
 
 
 @pytest.fixture(scope="module")
-def table() -> ModuleType:
-    """The benchmark, which is no part of the package."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(REPOSITORY))
-        return importlib.import_module("benchmarks.student_teacher_table")
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory, table: ModuleType) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures of ImageNet's usual size."""
     random, folder = np.random.default_rng(0), tmp_path_factory.mktemp("images")
     for number in range(2):
@@ -58,9 +49,7 @@ def images(tmp_path_factory: pytest.TempPathFactory, table: ModuleType) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cache_of(
-    images: Path, table: ModuleType, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
+def cache_of(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     made: dict[str, Path] = {}
 
     def cache(teacher: str) -> Path:
@@ -78,7 +67,6 @@ def cache_of(
 def test_one_real_step_moves_the_student_and_every_projector(
     teacher: str,
     student: str,
-    table: ModuleType,
     images: Path,
     cache_of: Callable[[str], Path],
 ) -> None:
@@ -88,6 +76,6 @@ def test_one_real_step_moves_the_student_and_every_projector(
     assert {"task_loss", "kd_loss", "total", *terms} == set(row["losses"])
 
 
-def test_the_students_are_those_of_the_benchmark(table: ModuleType) -> None:
+def test_the_students_are_those_of_the_benchmark() -> None:
     assert set(STUDENTS) == set(table.STUDENTS)
     assert set(SHALLOW) == set(table.TEACHERS) == set(STUDENTS.values())

@@ -1,29 +1,16 @@
 """A short run of the fuzzer; ``python -m benchmarks.fuzz_reader`` is the long one."""
 
-import importlib
 import os
 import signal
-from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
 from scalekd.cache import reader
-
-_REPOSITORY = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def fuzzer() -> Iterator[ModuleType]:
-    """The benchmark, which is no part of the package."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(_REPOSITORY))
-        yield importlib.import_module("benchmarks.fuzz_reader")
+from tests.reliability import fuzz_reader as fuzzer
 
 
-def test_mutated_caches_are_read_or_refused_in_our_own_words(fuzzer: ModuleType) -> None:
+def test_mutated_caches_are_read_or_refused_in_our_own_words() -> None:
     result = fuzzer.fuzz(600, seed=7)
     assert result["failures"] == []
     assert result["refused"] > 400
@@ -31,9 +18,7 @@ def test_mutated_caches_are_read_or_refused_in_our_own_words(fuzzer: ModuleType)
     assert result["peak_growth_megabytes"] < 500
 
 
-def test_the_fuzzer_notices_what_it_looks_for(
-    fuzzer: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_fuzzer_notices_what_it_looks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Foreign errors, crashes and memory beyond the limit, each planted in the reader."""
     sound, parent = reader.decode_chunk, os.getpid()
 

@@ -1,30 +1,14 @@
 """A short run of the kill harness, and two jobs that were not told of one another."""
 
-import importlib
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-
-import pytest
 
 from scalekd.cache.verify import verify
-
-_REPOSITORY = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def harness() -> Iterator[ModuleType]:
-    """The benchmark, which is no part of the package."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(_REPOSITORY))
-        yield importlib.import_module("benchmarks.kill_harness")
+from tests.reliability import kill_harness as harness
 
 
-def test_killed_runs_lose_nothing_and_end_in_the_same_bytes(
-    harness: ModuleType, tmp_path: Path
-) -> None:
+def test_killed_runs_lose_nothing_and_end_in_the_same_bytes(tmp_path: Path) -> None:
     outcome = harness.run(5, 1, seed=1, folder=tmp_path)
     assert outcome.kills == 5
     assert outcome.different_files == 0
@@ -33,7 +17,7 @@ def test_killed_runs_lose_nothing_and_end_in_the_same_bytes(
     assert outcome.passed
 
 
-def test_two_jobs_without_shards_divide_the_work(harness: ModuleType, tmp_path: Path) -> None:
+def test_two_jobs_without_shards_divide_the_work(tmp_path: Path) -> None:
     """And the one that stays finishes what the other was killed with, then and there."""
     images, log = harness.write_images(tmp_path / "images"), tmp_path / "log"
 

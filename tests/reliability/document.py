@@ -1,14 +1,14 @@
 """Tables of ``docs/reliability.md``, made from the results in ``benchmarks/results``.
 
-python -m benchmarks._reliability_doc
+python -m tests.reliability.document
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
-_RESULTS = Path(__file__).parent / "results"
-_DOCUMENT = Path(__file__).parents[1] / "docs" / "reliability.md"
+_RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+_DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
 
 
 def write_documentation() -> None:

@@ -10,16 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks._mutations import (
-    Files,
-    canonical,
-    entry,
-    mutate_bytes,
-    mutate_document,
-    mutate_tables,
-    sealed,
-    with_checksum,
-)
 from scalekd.cache import CacheReader, TargetDecoder, open_cache
 from scalekd.cache.chunks import decode_chunk
 from scalekd.cache.files import FileDigest, digest
@@ -34,8 +24,18 @@ from scalekd.cache.verify import verify
 from scalekd.errors import CacheCorrupt, ScaleKDError
 from scalekd.teachers import load_tail
 from scalekd.views import decode_image, render, unpack_view
+from tests.reliability.mutations import (
+    Files,
+    canonical,
+    entry,
+    mutate_bytes,
+    mutate_document,
+    mutate_tables,
+    sealed,
+    with_checksum,
+)
 
-CACHES = Path(__file__).parents[1] / "tests" / "cache" / "frozen" / "format1"
+CACHES = Path(__file__).parents[1] / "cache" / "frozen" / "format1"
 NAMES = ("float16", "int8", "transform")
 _KINDS = {  # kind: weight, prefix of the files
     "target chunk": 30,

@@ -1,0 +1,1 @@
+"""Tests; a package so that benchmarks can import ``tests.reliability``."""

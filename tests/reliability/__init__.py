@@ -1,0 +1,1 @@
+"""Damage, mutations and SIGKILL, applied to real caches; tests run short forms of each."""
