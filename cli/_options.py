@@ -6,6 +6,7 @@ import re
 from typing import Any, ClassVar, TypeVar
 
 import click
+import yaml
 from pydantic import BaseModel, ValidationError
 
 from scalekd.errors import UsageError
@@ -18,20 +19,55 @@ json_option = click.option(
 
 
 class KeyValue(click.ParamType[Any]):
-    """``key=value``, the value read as a Python literal or, failing that, as text."""
+    """``key=value``; see :func:`parse_value`. ``dotted`` allows keys such as ``stage3.heads``."""
 
     name = "k=v"
+
+    def __init__(self, *, dotted: bool = False) -> None:
+        self._dotted = dotted
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, Any]:
         key, equals, text = str(value).partition("=")
-        if not equals or not key.isidentifier():
-            self.fail(f"{value!r} is not of the form key=value", param, ctx)
+        parts = key.split(".") if self._dotted else [key]
+        if not equals or not all(part.isidentifier() for part in parts):
+            form = "key=value or stage3.key=value" if self._dotted else "key=value"
+            self.fail(f"{value!r} is not of the form {form}", param, ctx)
+        return key, parse_value(text)
+
+
+_WORDS: dict[str, bool | None] = {
+    **dict.fromkeys(("true", "yes", "on"), True),
+    **dict.fromkeys(("false", "no", "off"), False),
+    **dict.fromkeys(("null", "none", "~"), None),
+}
+
+
+def parse_value(text: str) -> Any:
+    """Read a value of ``key=value`` as YAML would, in any case: ``false``, ``1e-3``, ``[2, 2]``.
+
+    Python literals are read as well; anything else is text.
+    """
+    text = text.strip()
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        pass
+    if text.startswith("[") and text.endswith("]"):
         try:
-            return key, ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            return key, text
+            return _parsed(yaml.load(text, Loader=yaml.BaseLoader))  # texts and lists only
+        except (yaml.YAMLError, RecursionError):
+            pass
+    return text
+
+
+def _parsed(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_parsed(item) for item in value]
+    return parse_value(value) if isinstance(value, str) else value
 
 
 class NumberRange(click.ParamType[Any]):

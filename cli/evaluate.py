@@ -19,6 +19,11 @@ from scalekd.cli._options import emit, json_option
     "--crop-pct", type=click.FloatRange(0, 1, min_open=True), help="Share the centre crop keeps."
 )
 @click.option(
+    "--interpolation",
+    type=click.Choice(["bicubic", "bilinear"]),
+    help="Filter that resizes the images.  [default: the model's own]",
+)
+@click.option(
     "--class-map",
     default="auto",
     show_default=True,

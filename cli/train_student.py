@@ -1,6 +1,5 @@
 """``scalekd train-student``."""
 
-import ast
 import os
 from collections.abc import Callable
 from dataclasses import asdict
@@ -11,25 +10,6 @@ import click
 from scalekd.cli._options import KeyValue, emit, json_option
 
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-class _Dotted(click.ParamType[Any]):
-    """``name.name=value``, the value read as a Python literal, true or false, or text."""
-
-    name = "k=v"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, Any]:
-        key, equals, text = str(value).partition("=")
-        if not equals or not all(part.isidentifier() for part in key.split(".")):
-            self.fail(f"{value!r} is not of the form name=value or stage3.name=value", param, ctx)
-        if text.lower() in ("true", "false"):
-            return key, text.lower() == "true"
-        try:
-            return key, ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            return key, text
 
 
 class _Numbers(click.ParamType[Any]):
@@ -92,7 +72,7 @@ _SECTIONS: tuple[_Decorator, ...] = (
     ),
     _option(
         "--distillation",
-        kind=_Dotted(),
+        kind=KeyValue(dotted=True),
         multiple=True,
         help="Knob of the objective, such as kd=false, tpp=false, kd_alpha=0.5, temperature=2, "
         "stage3.softmax_scale=1; repeat.",

@@ -4,7 +4,7 @@ scalekd evaluate ./run --data-dir /imagenet --split val
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,9 +29,9 @@ from scalekd.evaluation import (
 )
 from scalekd.images import open_dataset
 from scalekd.loading import worker_faults
-from scalekd.models.build import build_model, preprocessing_of
+from scalekd.models.build import Preprocessing, build_model, preprocessing_of
 from scalekd.models.names import describe_model
-from scalekd.students import resolve_student_name
+from scalekd.students import StudentSpec, resolve_student_name
 from scalekd.teachers import TeacherConfig, load_teacher
 from scalekd.training import find_run_checkpoint, load_trained_student
 from scalekd.training.config import default_workers
@@ -51,6 +51,7 @@ class EvaluateConfig:
         pretrained: Take published weights, for a model by name; random ones otherwise.
         img_size: Pixels, when not the model's own.
         crop_pct: Share of the resized side that is kept, when not the model's own.
+        interpolation: Resize filter of the images, when not the model's own.
         class_map: ``auto`` finds the model's class of each label by name where both have names;
             ``none`` goes by number; otherwise a file, see `scalekd.evaluation.read_class_map`.
         teacher: Name of a teacher that is asked too, for the agreement with it.
@@ -73,6 +74,7 @@ class EvaluateConfig:
     pretrained: bool = True
     img_size: int | None = None
     crop_pct: float | None = None
+    interpolation: Literal["bicubic", "bilinear"] | None = None
     class_map: str = "auto"
     teacher: str | None = None
     teacher_checkpoint: str | None = None
@@ -159,8 +161,7 @@ def _open_model(config: EvaluateConfig) -> _Opened:
                 f" of its checkpoints give its folder as the model, such as {run}/model_best"
             )
         student = load_trained_student(run, use_ema=config.use_ema)
-        own = EvaluationConfig.of(student.spec)
-        view = replace(own, img_size=size or own.img_size, crop_pct=config.crop_pct or own.crop_pct)
+        view = _view(config, student.spec, student.spec.img_size)
         viewed = student.state.get("samples_viewed")
         return _Opened(student.model, view, str(student.checkpoint), student.class_names, viewed)
     if (run / "args.yaml").is_file():
@@ -184,15 +185,25 @@ def _open_model(config: EvaluateConfig) -> _Opened:
     )
     recorded = preprocessing_of(model)
     native = source.pretrained_cfg.get("input_size") or (3, 224, 224)
-    view = EvaluationConfig(
-        img_size=size or (int(native[1]), int(native[2])),
-        mean=recorded.mean,
-        std=recorded.std,
-        crop_pct=config.crop_pct or recorded.crop_pct,
-        interpolation=recorded.interpolation,
-    )
+    view = _view(config, recorded, (int(native[1]), int(native[2])))
     names = source.pretrained_cfg.get("label_names")
     return _Opened(model.eval(), view, source.label, names, None)
+
+
+def _view(
+    config: EvaluateConfig, own: StudentSpec | Preprocessing, img_size: tuple[int, int]
+) -> EvaluationConfig:
+    """What the model wants its pixels to be, where the options do not say otherwise."""
+    try:
+        return EvaluationConfig(
+            img_size=(config.img_size, config.img_size) if config.img_size else img_size,
+            mean=own.mean,
+            std=own.std,
+            crop_pct=config.crop_pct or own.crop_pct,
+            interpolation=config.interpolation or own.interpolation,
+        )
+    except UsageError as error:
+        raise UsageError(f"{config.model}: {error}; choose one with --interpolation") from error
 
 
 def _class_map(request: str, views: EvaluationViews, opened: _Opened) -> list[int] | None:

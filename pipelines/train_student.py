@@ -236,9 +236,15 @@ def _make_evaluator(
     if config.val_cache is not None:
         validated = open_storage(config.val_cache, local_cache=_local_cache(config))
         answers = cached_answers(open_cache(validated), images, class_map=class_map)
+    try:
+        view = EvaluationConfig.of(student.spec)
+    except UsageError as error:
+        raise UsageError(
+            f"{student.spec.model}: {error}; train without evaluation by --val-split none"
+        ) from error
     return Evaluator(
         EvaluationViews(images, accelerator, config.batch_size, config.workers),
-        EvaluationConfig.of(student.spec),
+        view,
         class_map=class_map,
         answers=answers,
     )

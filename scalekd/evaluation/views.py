@@ -6,6 +6,7 @@ nothing is exchanged on the way, so no process waits for another.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast, get_args
 
 import numpy as np
 import torch
@@ -13,13 +14,13 @@ from accelerate import Accelerator
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from scalekd.errors import DataError
+from scalekd.errors import DataError, UsageError
 from scalekd.images import ImageDataset
 from scalekd.loading.drawing import DrawnViews, DrawRequest, drawing_loader
 from scalekd.students import StudentSpec
 from scalekd.teachers import TeacherSpec
 from scalekd.training.module import Normalise
-from scalekd.views import CenterCrop, ViewPolicy
+from scalekd.views import CenterCrop, Interpolation, ViewPolicy
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,10 @@ class EvaluationConfig:
         mean: Of RGB in 0..1.
         std: Of RGB in 0..1.
         crop_pct: Share of the resized shorter side that the centre crop keeps.
-        interpolation: Resize filter.
+        interpolation: Resize filter, ``bicubic`` or ``bilinear``.
+
+    Raises:
+        UsageError: Views cannot be drawn with the filter.
     """
 
     img_size: tuple[int, int]
@@ -39,6 +43,14 @@ class EvaluationConfig:
     std: tuple[float, ...]
     crop_pct: float = 0.875
     interpolation: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in get_args(Interpolation):
+            known = " or ".join(get_args(Interpolation))
+            raise UsageError(
+                f"the model's configuration asks for evaluation images resized with"
+                f" {self.interpolation!r}, and scalekd resizes with {known}"
+            )
 
     @classmethod
     def of(cls, spec: StudentSpec | TeacherSpec) -> "EvaluationConfig":
@@ -48,11 +60,8 @@ class EvaluationConfig:
     @property
     def policy(self) -> ViewPolicy:
         """Timm's evaluation view, drawn by the code that draws every other view."""
-        bilinear = self.interpolation == "bilinear"
-        return ViewPolicy(
-            geometry=CenterCrop(self.crop_pct),
-            interpolation="bilinear" if bilinear else "bicubic",
-        )
+        interpolation = cast(Interpolation, self.interpolation)
+        return ViewPolicy(geometry=CenterCrop(self.crop_pct), interpolation=interpolation)
 
 
 @dataclass(frozen=True)
