@@ -20,15 +20,16 @@ test: $(VENV)/.installed-dev
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not table"
 
-# Format, lint, types (of the tree as it is installed), then tests.
+# Format, lint, types and the direction of imports (of the tree as it is installed), then tests.
 check: check-static test
 
 check-static: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	rm -rf build/typecheck build/lib build/bdist.*
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typecheck .
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target build/typecheck .
 	$(BIN)/mypy build/typecheck/scalekd
+	cd build/typecheck && PYTHONPATH=. $(abspath $(BIN))/lint-imports --no-cache --no-logo $(CURDIR)/pyproject.toml
 
 # Some hours for the whole grid; finished runs are kept, and several of these may run side by side.
 # QUICK=1 takes some minutes and writes accuracy-quick.jsonl. DATA=DIR is where the data lie, when
