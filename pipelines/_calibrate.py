@@ -24,6 +24,7 @@ from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._write_shards import run_teacher
 from scalekd.storage.files import explained, temporary_beside
 from scalekd.teachers import Teacher, save_tail
+from scalekd.threads import one_thread
 from scalekd.views import ViewPolicy
 
 _PREFIX_VIEWS = 256  # calibration of the tail's constant prefix tokens; their mean moves little
@@ -42,10 +43,15 @@ class Calibration:
     measured_errors: dict[int, dict[str, Any]]
 
 
+@one_thread()
 def calibrate(
     config: CacheTeacherConfig, teacher: Teacher, images: ImageDataset, policy: ViewPolicy
 ) -> Calibration:
-    """Fit the codecs and the tail's prefix tokens on views of pass 0, and keep witnesses."""
+    """Fit the codecs and the tail's prefix tokens on views of pass 0, and keep witnesses.
+
+    Computes with one thread, so that the tables, and with them ``cache_id``, do not depend on the
+    number of cores.
+    """
     drawn = DrawnViews(images, policy, config.seed, teacher.spec.img_size, config.skip_corrupt)
     seen = draw_witnesses(drawn)
     made = _fit(config, teacher, drawn) if config.stages else {}

@@ -27,6 +27,7 @@ from scalekd.loading.drawing import (
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.teachers import Teacher
+from scalekd.threads import one_blas_thread
 from scalekd.views import ViewParams, ViewPolicy, pack_views
 
 Planes = dict[str, np.ndarray[Any, Any]]
@@ -80,6 +81,7 @@ def _claimed_requests(
             )
 
 
+@one_blas_thread()
 def write_claimed(
     config: CacheTeacherConfig,
     writer: CacheWriter,
