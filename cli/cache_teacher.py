@@ -37,6 +37,13 @@ from scalekd.cli._options import KeyValue, NumberRange, Stages, checked, emit, j
     show_default=True,
     help="crop[:LO..HI] or center[:F], flip[:P], rand-…, erase:P, joined by +.",
 )
+@click.option(
+    "--interpolation",
+    default="bicubic",
+    show_default=True,
+    type=click.Choice(["bicubic", "bilinear", "bilinear-opencv"]),
+    help="Resize filter of the views; bilinear-opencv is cv2.resize, without antialiasing.",
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of the views.")
 @click.option("--limit", type=int, help="Take the first N samples.")
 @click.option("--shards", type=NumberRange(), help="Do these shards only.")

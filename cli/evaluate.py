@@ -20,7 +20,7 @@ from scalekd.cli._options import emit, json_option
 )
 @click.option(
     "--interpolation",
-    type=click.Choice(["bicubic", "bilinear"]),
+    type=click.Choice(["bicubic", "bilinear", "bilinear-opencv"]),
     help="Filter that resizes the images.  [default: the model's own]",
 )
 @click.option(

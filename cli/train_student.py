@@ -53,6 +53,19 @@ _SECTIONS: tuple[_Decorator, ...] = (
     _option(
         "--model-kwargs", kind=KeyValue(), multiple=True, help="Argument of the model; repeat."
     ),
+    _option("--mean", kind=_Numbers(), help="Mean of RGB in 0..1 for the student.  [default: own]"),
+    _option("--std", kind=_Numbers(), help="Deviation of RGB in 0..1, likewise."),
+    _option(
+        "--crop-pct",
+        kind=click.FloatRange(0, 1, min_open=True),
+        help="Share of the shorter side that evaluation keeps.  [default: the student's own]",
+    ),
+    _option(
+        "--interpolation",
+        kind=click.Choice(["bicubic", "bilinear", "bilinear-opencv"]),
+        help="Resize filter of evaluation; bilinear-opencv is cv2.resize, without antialiasing.  "
+        "[default: the student's own]",
+    ),
     _switch("pretrained", "Start from the student's published weights."),
     _option(
         "--initial-checkpoint",
@@ -132,6 +145,7 @@ _SECTIONS: tuple[_Decorator, ...] = (
         kind=click.Choice(["auto", "bf16", "fp16", "no"]),
         help="auto: bf16 where the device has it.  [default: auto]",
     ),
+    _switch("sync-bn", "Batch norm of the student over the views of all processes (GPUs only)."),
     _switch("channels-last", "Channels-last memory for the student."),
     click.option(
         "--torchcompile", is_flag=False, flag_value="inductor", default=None, help="Backend."

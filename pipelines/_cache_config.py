@@ -9,6 +9,7 @@ from scalekd.cache.webdataset.form import Embed, WebDatasetForm
 from scalekd.codecs import DEFAULT_FEATURE_CODEC
 from scalekd.storage import parse_size
 from scalekd.teachers import TeacherConfig
+from scalekd.views import Interpolation
 
 
 class CacheTeacherConfig(BaseModel):
@@ -25,6 +26,7 @@ class CacheTeacherConfig(BaseModel):
         logits: ``full``, ``topk:K`` or ``none``.
         codec: Codec of the features.
         aug: View policy; see :class:`scalekd.views.ViewPolicy`.
+        interpolation: Filter of every resize and geometric operation of the views.
         seed: Of the views.
         limit: Take the first so many samples.
         shards: First and last shard this command is to do; all when ``None``.
@@ -55,6 +57,7 @@ class CacheTeacherConfig(BaseModel):
     logits: str = "full"
     codec: str = DEFAULT_FEATURE_CODEC
     aug: str = "crop-flip"
+    interpolation: Interpolation = "bicubic"
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     limit: int | None = Field(default=None, ge=1)
     shards: tuple[int, int] | None = None

@@ -25,7 +25,7 @@ _LEAST_COMPRESSED = {"float16": 0.8, "int8": 0.7, "int16": 0.05}  # of a plane's
 def preflight(config: CacheTeacherConfig) -> tuple[ImageDataset, ViewPolicy]:
     """Find every avoidable error that costs nothing to find."""
     resolve_model_name(config.teacher.model)
-    policy = ViewPolicy.parse(config.aug)
+    policy = ViewPolicy.parse(config.aug, interpolation=config.interpolation)
     parse_codec(config.codec)
     if config.logits != "none":
         create_logit_codec(config.logits, num_classes=1 << 16)

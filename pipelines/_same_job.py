@@ -144,6 +144,7 @@ class TeacherAgain:
     def stage_one(self, output: Path) -> CacheTeacherConfig:
         """The configuration that made the cache, writing to ``output``."""
         identity, form = self._identity, read_form(self._config.cache)
+        policy = ViewPolicy.from_config(identity.views.policy)
         return CacheTeacherConfig(
             teacher=TeacherConfig(model=str(identity.teacher["model"])),
             data_dir=self._config.data_dir or "",
@@ -152,7 +153,8 @@ class TeacherAgain:
             stages=tuple(identity.request["stages"]),
             logits=identity.request["logits"],
             codec=identity.request["codec"],
-            aug=str(identity.views.policy["policy"]),
+            aug=str(policy),
+            interpolation=policy.interpolation,
             seed=identity.views.seed,
             limit=identity.data.num_samples,
             batch_size=identity.batch_size,

@@ -82,6 +82,12 @@ def departures_from_recipe(name: str, config: TrainConfig, *, world_size: int) -
     about, published = read_yaml_mapping(path)[ABOUT], train_config(name, {"output": ""})
     manifest = read_manifest(open_storage(config.cache)) if config.cache else None
     found = []
+    if about["reference"] is None:
+        found.append(f"--recipe {name}: was not released by the authors")
+    if about["departures"] and config.objective != "none":
+        found.append(
+            f"--recipe {name}: {'; '.join(about['departures'])}; docs/departures.md has the reasons"
+        )
 
     def compare(what: str, here: object, there: object, advice: str) -> None:
         if here != there:
@@ -98,10 +104,22 @@ def departures_from_recipe(name: str, config: TrainConfig, *, world_size: int) -
     if manifest is not None:
         identity = manifest.plan.identity
         teacher = resolve_model_name(about["teacher"])[0].partition(".")[0]
-        compare("the teacher", identity.teacher["architecture"], teacher, "that is another pair")
-        policy = str(ViewPolicy.from_config(identity.views.policy))
-        wanted = str(ViewPolicy.parse(about["augmentation"]))
-        compare("the augmentation", policy, wanted, "write a cache with --aug to have it")
+        side = about["teacher_img_size"]
+        size = "{} x {} px".format(*identity.views.view_size)
+        if config.objective != "none":
+            architecture = identity.teacher["architecture"]
+            compare("the teacher", architecture, teacher, "that is another pair")
+            advice = f"write a cache with --img-size {side} to have it"
+            compare("the teacher's image size", size, f"{side} x {side} px", advice)
+        policy = ViewPolicy.from_config(identity.views.policy)
+        wanted = ViewPolicy.parse(about["augmentation"], interpolation=about["interpolation"])
+        compare("the augmentation", str(policy), str(wanted), "write a cache with --aug to have it")
+        compare(
+            "the filter of the views",
+            policy.interpolation,
+            wanted.interpolation,
+            "write a cache with --interpolation to have it",
+        )
     return found
 
 

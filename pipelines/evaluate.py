@@ -36,6 +36,7 @@ from scalekd.teachers import TeacherConfig, load_teacher
 from scalekd.training import find_run_checkpoint, load_trained_student
 from scalekd.training.config import default_workers
 from scalekd.training.precision import choose_precision
+from scalekd.views import Interpolation
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class EvaluateConfig:
     pretrained: bool = True
     img_size: int | None = None
     crop_pct: float | None = None
-    interpolation: Literal["bicubic", "bilinear"] | None = None
+    interpolation: Interpolation | None = None
     class_map: str = "auto"
     teacher: str | None = None
     teacher_checkpoint: str | None = None
@@ -134,6 +135,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "data": views.images.place,
         "img_size": list(opened.view.img_size),
         "crop_pct": opened.view.crop_pct,
+        "interpolation": opened.view.policy.interpolation,
         "num_classes_evaluated": None if class_map is None else len(class_map),
         **evaluator.evaluate(model).metrics(),
     }

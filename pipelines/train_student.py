@@ -48,6 +48,7 @@ from scalekd.training import (
     find_run_checkpoint,
     freeze_parameters,
     student_facts,
+    synchronise_batch_norm,
 )
 from scalekd.training.checkpoint import STUDENT_FILE
 from scalekd.training.precision import AUTOCAST_DTYPES, choose_precision
@@ -70,6 +71,8 @@ def train_student(config: TrainConfig) -> TrainResult:
     set_seed(config.seed)  # every process builds the same student and projectors
     source = _open_source(config)
     student = _make_student(config, source)
+    if config.sync_bn:
+        synchronise_batch_norm(student, accelerator)
     module = source.module(
         student,
         objective=config.objective,
@@ -164,6 +167,10 @@ def _make_student(config: TrainConfig, source: CachedTeacher) -> Student:
         pretrained=config.pretrained,
         checkpoint=_initial_weights(config.initial_checkpoint),
         model_kwargs=kwargs,
+        mean=config.mean,
+        std=config.std,
+        crop_pct=config.crop_pct,
+        interpolation=config.interpolation,
     )
     if config.grad_checkpointing:
         student.model.set_grad_checkpointing(True)  # type: ignore[operator]

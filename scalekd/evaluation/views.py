@@ -32,7 +32,7 @@ class EvaluationConfig:
         mean: Of RGB in 0..1.
         std: Of RGB in 0..1.
         crop_pct: Share of the resized shorter side that the centre crop keeps.
-        interpolation: Resize filter, ``bicubic`` or ``bilinear``.
+        interpolation: Resize filter, one of `scalekd.views.Interpolation`.
 
     Raises:
         UsageError: Views cannot be drawn with the filter.

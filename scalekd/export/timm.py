@@ -21,6 +21,7 @@ from scalekd.export.card import write_model_card
 from scalekd.export.onnx import require_onnx, write_onnx
 from scalekd.training.state import plain_names
 from scalekd.training.trained import TrainedStudent
+from scalekd.views import pillow_name
 
 ExportFormat = Literal["timm", "hf", "safetensors", "onnx"]
 
@@ -154,7 +155,7 @@ def timm_config(student: TrainedStudent) -> dict[str, Any]:
     pretrained_cfg |= {
         "custom_load": False,
         "input_size": [3, *spec.img_size],
-        "interpolation": spec.interpolation,
+        "interpolation": pillow_name(spec.interpolation),
         "crop_pct": spec.crop_pct,
         "crop_mode": "center",
         "mean": list(spec.mean),

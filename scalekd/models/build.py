@@ -15,6 +15,7 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from scalekd.errors import EnvironmentFault, UsageError
+from scalekd.models import architectures as _registered  # noqa: F401  (names for timm)
 from scalekd.models.hub import cached_only_when_unreachable
 from scalekd.models.names import ModelSource, nearest_names, unreachable_weights
 from scalekd.models.weights import describe_mismatch, load_exactly, matches, read_state_dict

@@ -65,6 +65,8 @@ def resolve_name(name: str, aliases: Mapping[str, str]) -> tuple[str, str | None
     )
     from timm.models._registry import get_deprecated_models  # not re-exported by timm
 
+    from scalekd.models import architectures as _registered  # noqa: F401  (names for timm)
+
     typed, name = name, name.strip()
     if name in aliases:
         return aliases[name], f"{name} stands for {aliases[name]}"
@@ -107,6 +109,8 @@ def describe_model(name: str) -> ModelSource:
         EnvironmentFault: A hub repository cannot be reached.
     """
     from timm.models import get_pretrained_cfg, is_model, split_model_name_tag
+
+    from scalekd.models import architectures as _registered  # noqa: F401  (names for timm)
 
     prefix, colon, rest = name.partition(":")
     if not colon:

@@ -8,6 +8,7 @@ ALIASES: dict[str, str] = {
     "convnext_t": "convnext_tiny.fb_in1k",
     "mixer_s16": "mixer_s16_224",
     "mixer_b16": "mixer_b16_224.goog_in21k_ft_in1k",
+    "mixer_b14": "mixer_b14_224",
     "vit_s16": "vit_small_patch16_224.augreg_in1k",
     "vit_b16": "vit_base_patch16_224.augreg_in1k",
     "deit_s": "deit_small_patch16_224.fb_in1k",

@@ -16,7 +16,7 @@ class StudentSpec(BaseModel):
         img_size: Height and width in pixels that it was created for.
         mean: Mean of RGB in 0..1 that its input is normalised with.
         std: Standard deviation of RGB in 0..1.
-        interpolation: timm's name of the resize filter for its evaluation.
+        interpolation: Resize filter for its evaluation: timm's name, or ``bilinear-opencv``.
         crop_pct: Share of the shorter side that its evaluation crop keeps.
         levels: Shapes of the two feature maps that distillation reads, the final one last.
         num_classes: Width of the logits.

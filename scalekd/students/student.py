@@ -66,6 +66,8 @@ def create_student(
     model_kwargs: Mapping[str, Any] | None = None,
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
+    crop_pct: float | None = None,
+    interpolation: str | None = None,
 ) -> Student:
     """Create a student on the CPU, in training mode.
 
@@ -80,7 +82,10 @@ def create_student(
         checkpoint: Start from weights on disk.
         model_kwargs: Arguments of the timm model's constructor.
         mean: Mean of RGB in 0..1, when not the one timm records for the model.
-        std: Standard deviation of RGB in 0..1, likewise.
+        std: Standard deviation of RGB in 0..1, when not the one timm records.
+        crop_pct: Share of the shorter side that its evaluation crop keeps, when not timm's.
+        interpolation: Resize filter of its evaluation, when not timm's; one of
+            `scalekd.views.Interpolation`.
 
     Raises:
         UsageError: Unknown model, an argument or image size it does not take, weights that do not
@@ -113,8 +118,8 @@ def create_student(
         img_size=size,
         mean=mean or own.mean,
         std=std or own.std,
-        interpolation=own.interpolation,
-        crop_pct=own.crop_pct,
+        interpolation=interpolation or own.interpolation,
+        crop_pct=crop_pct or own.crop_pct,
         levels=levels.shapes,
         num_classes=num_classes,
         model_kwargs={k: v for k, v in kwargs.items() if k in known and v is not None},

@@ -21,6 +21,7 @@ ALIASES: dict[str, str] = {
     "beitv2_b": "beitv2_base_patch16_224.in1k_ft_in22k_in1k",
     "beitv2_l": "beitv2_large_patch16_224.in1k_ft_in22k_in1k",
     "eva_l": "eva_large_patch14_196.in22k_ft_in22k_in1k",
+    "eva_l336": "eva_large_patch14_336.in22k_ft_in22k_in1k",
     "eva02_s": "eva02_small_patch14_336.mim_in22k_ft_in1k",
     "eva02_b": "eva02_base_patch14_448.mim_in22k_ft_in22k_in1k",
     "eva02_l": "eva02_large_patch14_448.mim_m38m_ft_in22k_in1k",

@@ -10,7 +10,12 @@ from scalekd.training.checkpoint import (
     read_checkpoint,
 )
 from scalekd.training.config import TrainConfig
-from scalekd.training.module import DistillationModule, StepOutput, freeze_parameters
+from scalekd.training.module import (
+    DistillationModule,
+    StepOutput,
+    freeze_parameters,
+    synchronise_batch_norm,
+)
 from scalekd.training.optim import build_optimizer, build_scheduler, parameter_groups
 from scalekd.training.targets import NoTargets, OnlineTargets
 from scalekd.training.trained import TrainedStudent, load_trained_student, student_facts
@@ -41,4 +46,5 @@ __all__ = [
     "parameter_groups",
     "read_checkpoint",
     "student_facts",
+    "synchronise_batch_norm",
 ]

@@ -17,11 +17,20 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from scalekd.distillation.config import ObjectiveName, ScaleKDConfig
 from scalekd.errors import UsageError
 from scalekd.storage import parse_size
+from scalekd.views import Interpolation
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+Unit = Annotated[float, Field(ge=0, le=1)]
 Size = Annotated[int, BeforeValidator(parse_size)]
+Mean = tuple[Unit, Unit, Unit]
+Deviation = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _no(value: object) -> object:
+    """YAML reads a bare ``no`` as false."""
+    return "no" if value is False else value
 
 
 class TrainConfig(BaseModel):
@@ -47,6 +56,10 @@ class TrainConfig(BaseModel):
     img_size: Positive | None = None
     num_classes: Positive | None = None
     model_kwargs: dict[str, Any] = {}
+    mean: Mean | None = None
+    std: tuple[Deviation, Deviation, Deviation] | None = None
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
+    interpolation: Interpolation | None = None
     pretrained: bool = False
     initial_checkpoint: str | None = None
     freeze: tuple[str, ...] = ()
@@ -104,7 +117,8 @@ class TrainConfig(BaseModel):
     lr_noise_std: float = 1.0
 
     # How it is computed.
-    amp: Literal["auto", "bf16", "fp16", "no"] = "auto"
+    amp: Annotated[Literal["auto", "bf16", "fp16", "no"], BeforeValidator(_no)] = "auto"
+    sync_bn: bool = False
     channels_last: bool = False
     torchcompile: str | None = None
     model_ema: bool = False

@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from accelerate import Accelerator
 from jaxtyping import Float, Int64, UInt8
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from scalekd.distillation import FullLogits, LogitTargets, MeanLogits, Objective, Targets
 from scalekd.errors import UsageError
+from scalekd.students import Student
 
 
 class StepOutput(NamedTuple):
@@ -133,6 +136,25 @@ def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> None:
                 f"--freeze {pattern}: no parameter of the student has this name; "
                 f"its parts are {children}"
             )
+
+
+def synchronise_batch_norm(student: Student, accelerator: Accelerator) -> None:
+    """Let the student's batch norms see the views of all processes, in place.
+
+    A student without batch norm is left as it is. Projectors are not touched, as in the reference.
+
+    Raises:
+        UsageError: Several processes train on CPUs, where torch does not offer it.
+    """
+    model = student.model
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        return
+    if accelerator.num_processes > 1 and accelerator.device.type == "cpu":
+        raise UsageError(
+            f"--sync-bn: {accelerator.num_processes} processes train on CPUs, where torch cannot"
+            " synchronise batch norm; train on GPUs, in one process, or with --no-sync-bn"
+        )
+    student.model = convert_sync_batchnorm(model)
 
 
 def hold_frozen_norms(model: nn.Module) -> None:

@@ -21,6 +21,7 @@ from scalekd.views._operations import OPERATIONS
 from scalekd.views._params import CropBox, EraseBox, Interpolation, Operation, ViewParams
 from scalekd.views._policy import ViewPolicy
 from scalekd.views._render import mean_difference, pixel_hash, render
+from scalekd.views._resize import pillow_name
 
 __all__ = [
     "OPERATIONS",
@@ -40,6 +41,7 @@ __all__ = [
     "encode_view",
     "mean_difference",
     "pack_views",
+    "pillow_name",
     "pixel_environment",
     "pixel_hash",
     "render",

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from scalekd.views._operations import check_operation
 
-Interpolation = Literal["bicubic", "bilinear"]
+Interpolation = Literal["bicubic", "bilinear", "bilinear-opencv"]
 Triple = tuple[float, float, float]
 
 MAX_SIDE = 2**16 - 1  # of a source image and of a view, in pixels: a crop box is four uint16

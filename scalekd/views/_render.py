@@ -1,8 +1,7 @@
 """Draw the pixels of a view, the first time and at every replay: one function, one path.
 
-Pillow's resize works in fixed point, so that its result does not depend on the processor. The
-crop is cut before it is resized, as timm and torchvision do: ``resize(box=...)`` would save a copy
-but lets the filter see pixels outside the box, which changes the view's border.
+The crop is cut before it is resized, as timm and torchvision do: ``resize(box=...)`` would save a
+copy but lets the filter see pixels outside the box, which changes the view's border.
 """
 
 import math
@@ -16,6 +15,7 @@ from scalekd.errors import DataError
 from scalekd.views._operations import apply_operation
 from scalekd.views._params import ERASE_UNIT, MAX_PIXELS, MAX_SIDE, EraseBox, ViewParams
 from scalekd.views._random import noise_table, noise_words
+from scalekd.views._resize import pillow_name, resize
 
 
 def render(
@@ -47,7 +47,7 @@ def render(
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     for name, argument in params.operations:
         view = apply_operation(
-            view, name, argument, interpolation=params.interpolation, fill=params.fill
+            view, name, argument, interpolation=pillow_name(params.interpolation), fill=params.fill
         )
     pixels = np.array(view)
     if params.erase is not None:
@@ -68,7 +68,7 @@ def _crop(image: Image.Image, params: ViewParams, view_size: tuple[int, int]) ->
         )
     if (height, width) != (image.height, image.width):
         image = image.crop((left, top, left + width, top + height))
-    return _resize(image, view_size, params)
+    return resize(image, view_size, params.interpolation)
 
 
 def _center(image: Image.Image, params: ViewParams, view_size: tuple[int, int]) -> Image.Image:
@@ -91,23 +91,10 @@ def _center(image: Image.Image, params: ViewParams, view_size: tuple[int, int]) 
             f"a centre view of an image of {image.height:,} x {image.width:,} px is cut from"
             f" {size[0]:,} x {size[1]:,}, more than {MAX_PIXELS:,} pixels; leave such images out"
         )
-    resized = _resize(image, size, params)
+    resized = resize(image, size, params.interpolation)
     top = round((resized.height - view_size[0]) / 2)
     left = round((resized.width - view_size[1]) / 2)
     return resized.crop((left, top, left + view_size[1], top + view_size[0]))
-
-
-def _resize(image: Image.Image, size: tuple[int, int], params: ViewParams) -> Image.Image:
-    """Resize columns, then rows, with 8-bit values between, as Pillow did in one call until 12.
-
-    From 13 on Pillow swaps the two for images that shrink more in height than in width, which
-    moves a bicubic pixel by up to 20. One axis a call leaves it no choice.
-    """
-    height, width = size
-    filter_ = Image.Resampling[params.interpolation.upper()]
-    if width != image.width:
-        image = image.resize((width, image.height), resample=filter_)
-    return image.resize((width, height), resample=filter_)
 
 
 def _fill_with_noise(pixels: NDArray[np.uint8], box: EraseBox, params: ViewParams) -> None:

@@ -223,3 +223,24 @@ def test_passes_are_added_to_tars(
     kept = file_contents(tars)
     own = {path: kept[path] for path in kept if not path.startswith("extensions/")}
     assert own == file_contents(tmp_path / "at-once")
+
+
+def test_passes_are_added_with_the_filter_that_the_cache_was_begun_with(
+    make_cache: Callable[..., Any], tiny_images: Path, file_contents: Contents, tmp_path: Path
+) -> None:
+    settings = {"interpolation": "bilinear-opencv", "stages": ()}
+    make_cache(tmp_path / "cache", passes=1, **settings)
+    extend_cache(
+        ExtendConfig(cache=tmp_path / "cache", data_dir=str(tiny_images), passes=2, workers=0)
+    )
+    make_cache(tmp_path / "at-once", passes=2, **settings)
+    assert file_contents(tmp_path / "at-once") == file_contents(tmp_path / "cache")
+    assert open_cache(tmp_path / "cache").policy.interpolation == "bilinear-opencv"
+
+
+def test_a_cache_is_finished_with_its_own_filter_only(
+    make_cache: Callable[..., Any], tmp_path: Path
+) -> None:
+    make_cache(tmp_path / "cache", passes=1, stages=())
+    with pytest.raises(CacheMismatch, match="interpolation"):
+        make_cache(tmp_path / "cache", passes=2, stages=(), interpolation="bilinear")

@@ -1,0 +1,24 @@
+"""Architectures of published students that timm has no name for, registered with timm.
+
+A model built from one of these names opens wherever this module was imported; plain timm does not
+know the name.
+"""
+
+from typing import Any
+
+from timm.models import generate_default_cfgs, register_model
+from timm.models.mlp_mixer import MlpMixer, _cfg, _create_mixer
+
+__all__ = ["mixer_b14_224"]
+
+default_cfgs = generate_default_cfgs({"mixer_b14_224.untrained": _cfg()})  # type: ignore[no-untyped-call]
+
+
+@register_model
+def mixer_b14_224(pretrained: bool = False, **kwargs: Any) -> MlpMixer:
+    """Build Mixer-B on patches of 14 x 14 pixels; timm's ``mixer_b16_224`` fixes them at 16."""
+    return _create_mixer(
+        "mixer_b14_224",
+        pretrained=pretrained,
+        **{"patch_size": 14, "num_blocks": 12, "embed_dim": 768, **kwargs},
+    )
