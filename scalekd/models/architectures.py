@@ -11,7 +11,7 @@ from timm.models.mlp_mixer import MlpMixer, _cfg, _create_mixer
 
 __all__ = ["mixer_b14_224"]
 
-default_cfgs = generate_default_cfgs({"mixer_b14_224.untrained": _cfg()})  # type: ignore[no-untyped-call]
+default_cfgs = generate_default_cfgs({"mixer_b14_224.untrained": _cfg()})
 
 
 @register_model

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from accelerate import Accelerator
 from jaxtyping import Float, Int64, UInt8
-from timm.layers import convert_sync_batchnorm
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from scalekd.distillation import FullLogits, LogitTargets, MeanLogits, Objective, Targets
@@ -154,7 +154,7 @@ def synchronise_batch_norm(student: Student, accelerator: Accelerator) -> None:
             f"--sync-bn: {accelerator.num_processes} processes train on CPUs, where torch cannot"
             " synchronise batch norm; train on GPUs, in one process, or with --no-sync-bn"
         )
-    student.model = convert_sync_batchnorm(model)
+    student.model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
 
 
 def hold_frozen_norms(model: nn.Module) -> None:
