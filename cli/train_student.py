@@ -163,6 +163,7 @@ _SECTIONS: tuple[_Decorator, ...] = (
     # What is kept and shown.
     _option("--output", help="Folder of the run."),
     _option("--resume", help="auto: go on where --output stands; or a checkpoint's folder."),
+    _switch("overwrite", "Remove the run in --output and begin it anew."),
     _option(
         "--eval-interval", kind=int, help="Epochs from evaluation to evaluation.  [default: 1]"
     ),

@@ -24,7 +24,9 @@ from scalekd.training.logs import replace_text
 from scalekd.training.run_folder import ARGS_FILE
 
 _SUMMARY = "summary.csv"
-_ABOUT_THE_LAUNCH = frozenset({"output", "resume", "workers", "log_interval", "log_with", "seed"})
+_ABOUT_THE_LAUNCH = frozenset(
+    {"output", "resume", "overwrite", "workers", "log_interval", "log_with", "seed"}
+)
 _MAX_NAME = 60  # letters, for the table and the legend
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem;

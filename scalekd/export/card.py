@@ -25,6 +25,7 @@ _OF_THE_MACHINE = frozenset(
         "data_dir",
         "output",
         "resume",
+        "overwrite",
         "workers",
         "val_cache",
         "initial_checkpoint",

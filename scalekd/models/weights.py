@@ -4,11 +4,13 @@ A checkpoint is safetensors, or a PyTorch file read with ``weights_only=True``. 
 shapes must be the model's; what differs is listed on both sides.
 """
 
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from scalekd.errors import DataError, UsageError
@@ -16,6 +18,40 @@ from scalekd.errors import DataError, UsageError
 # Tables that models compute from their own configuration; old checkpoints stored them.
 _COMPUTED_BUFFERS = ("relative_position_index", "relative_coords_table", "attn_mask")
 _MAX_LISTED = 6
+
+
+class _Ignored:
+    """Takes the place of a harmless object beside the tensors; runs nothing and holds nothing."""
+
+    def __init__(self, *arguments: object) -> None:
+        del arguments
+
+    def __setstate__(self, state: object) -> None:
+        del state
+
+
+# What training scripts (timm's train.py, torchvision's references, plain loops) save beside the
+# tensors: settings, dates and NumPy numbers. None of the real classes is ever called.
+_IGNORED_NAMES = (
+    "argparse.Namespace",
+    "types.SimpleNamespace",
+    "datetime.date",
+    "datetime.datetime",
+    "datetime.timedelta",
+    "pathlib.Path",
+    "pathlib.PosixPath",
+    "pathlib.PurePosixPath",
+    "pathlib.PureWindowsPath",
+    "pathlib.WindowsPath",
+    "pathlib._local.PosixPath",
+    "pathlib._local.WindowsPath",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "numpy.core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray.scalar",
+    "numpy._core.multiarray._reconstruct",
+)
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -27,23 +63,75 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         UsageError: No such file.
         DataError: The file is damaged, needs unpickling, or holds no named tensors.
     """
-    from timm.models import load_state_dict
+    from timm.models import clean_state_dict
 
     file = Path(path).expanduser()
     if not file.is_file():
         raise UsageError(f"--checkpoint {path}: there is no such file")
     try:
-        state = load_state_dict(str(file), device="cpu", weights_only=True)
+        if file.suffix == ".safetensors":
+            state: Any = load_file(file)
+        else:
+            state = _named_tensors(load_plain_tensors(file))
+        state = clean_state_dict(state)
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(
-            f"--checkpoint {path} is damaged, or holds pickled objects besides tensors, which are "
-            f"never loaded; a state dict saved as safetensors is ({reason[0][:160]})"
+            f"--checkpoint {path} is damaged, or contains pickled objects besides tensors that are "
+            "never loaded; timm's clean_checkpoint.py, or save_file of safetensors, writes the "
+            f"tensors alone ({reason[0][:160]})"
         ) from error
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise DataError(f"--checkpoint {path} holds no named tensors")
     return {name: value for name, value in tensors.items() if not _is_computed(name)}
+
+
+def load_plain_tensors(path: Path) -> Any:
+    """Read a file of ``torch.save`` without running code that it contains.
+
+    Tensors, numbers, text and containers come back; settings, dates and NumPy values beside them
+    come back as empty objects; anything else is refused.
+
+    Raises:
+        ValueError: The file would take more memory than it has bytes.
+        Exception: Whatever torch raises for a damaged file or a pickled object.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                raise ValueError("its parts are larger than the file (compressed or overlapping)")
+    ignored = [(_Ignored, name) for name in _IGNORED_NAMES]
+    with torch.serialization.safe_globals([_Ignored, *ignored]):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    for tensor in _tensors_in(content):
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            raise ValueError("it contains a sparse or quantised tensor")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError("it contains a tensor that is larger than its bytes")
+    return content
+
+
+def _tensors_in(content: Any) -> Iterator[Tensor]:
+    seen: set[int] = set()
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, Mapping | list | tuple | set) and id(value) not in seen:
+            seen.add(id(value))
+            waiting.extend(value.values() if isinstance(value, Mapping) else value)
+
+
+def _named_tensors(content: Any) -> Any:
+    """The state dict within what a training script saved, the averaged one first."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"a {type(content).__name__} instead of named tensors")
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
+        if isinstance(content.get(key), Mapping):
+            return content[key]
+    return content
 
 
 def matches(model: nn.Module, state: Mapping[str, Tensor]) -> bool:

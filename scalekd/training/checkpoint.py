@@ -3,15 +3,19 @@
 A checkpoint is a folder: ``model.safetensors`` (the student alone, as timm names it),
 ``objective.safetensors`` (projectors), ``ema.safetensors``, ``training_state.pt`` (optimiser,
 schedule, scaler, random states; plain tensors and numbers, read with ``weights_only``) and
-``state.json`` (where the run stands, for people and tools). It is written beside its place,
-flushed, and renamed into it; a crash leaves the old one or the new one, never half of either.
+``state.json`` (position of the run, for people and tools, with the size and SHA-256 of every other
+file and of itself). A checkpoint is written to a temporary folder beside its own, flushed, and
+renamed; a crash leaves the old one or the new one, never half of either.
 """
 
-import errno
+import contextlib
+import fcntl
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scalekd.errors import DataError, EnvironmentFault
+from scalekd.models.weights import load_plain_tensors
 
 FORMAT_VERSION = 1
 STUDENT_FILE = "model.safetensors"
@@ -29,6 +34,10 @@ OBJECTIVE_FILE = "objective.safetensors"
 EMA_FILE = "ema.safetensors"
 TRAINING_FILE = "training_state.pt"
 STATE_FILE = "state.json"
+
+_TEMPORARY = ".writing"
+_MAX_STATE_BYTES = 32 << 20  # class names of ImageNet-21k take 1 MB
+_MAX_COUNT = 2**62
 
 
 @dataclass(frozen=True)
@@ -66,15 +75,14 @@ class Checkpoint:
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write ``folder``, replacing an older one only once the new one is on disk.
+    """Write ``folder``, replacing an older checkpoint only once the new one is on disk.
 
     Raises:
         EnvironmentFault: The disk is full or not writable; an older checkpoint is untouched.
     """
-    temporary = folder.with_name(f".{folder.name}.writing")
+    temporary: Path | None = None
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        temporary = _temporary_for(folder)
         for name, tensors in checkpoint.weights.items():
             save_file(_separate(tensors), temporary / name, metadata={"format": "pt"})
         torch.save(dict(checkpoint.training), temporary / TRAINING_FILE)
@@ -82,7 +90,9 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             "format_version": FORMAT_VERSION,
             **asdict(checkpoint.position),
             **checkpoint.facts,
+            "files": {file.name: _digest(file) for file in sorted(temporary.iterdir())},
         }
+        state["digest"] = _digest_of(state)
         (temporary / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         mode = (temporary / STATE_FILE).stat().st_mode  # safetensors makes files private
         for file in temporary.iterdir():
@@ -91,7 +101,8 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         sync(temporary)
         _swap_in(temporary, folder)
     except (OSError, SafetensorError, RuntimeError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
         raise EnvironmentFault(
             f"{folder}: the checkpoint could not be written: {error}. The one before it is "
             "untouched; free space and resume with --resume auto"
@@ -99,27 +110,38 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:
-    """Make ``target`` the same checkpoint, sharing its bytes on disk where links are possible."""
-    temporary = target.with_name(f".{target.name}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    """Copy a checkpoint to ``target``.
+
+    The copy has its own bytes on disk: damage to one of the two does not reach the other.
+
+    Raises:
+        EnvironmentFault: The disk is full or not writable; an older ``target`` is untouched.
+    """
+    temporary: Path | None = None
     try:
+        temporary = _temporary_for(target)
         for file in source.iterdir():
-            try:
-                os.link(file, temporary / file.name)
-            except OSError as error:
-                if error.errno not in (errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.EMLINK):
-                    raise
-                shutil.copyfile(file, temporary / file.name)
+            shutil.copy(file, temporary / file.name)
+            sync(temporary / file.name)
         sync(temporary)
         _swap_in(temporary, target)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
         raise EnvironmentFault(f"{target}: the checkpoint could not be copied: {error}") from error
 
 
+def remove_leftovers(run: Path) -> None:
+    """Remove what interrupted writes left; only while no other process writes to the run."""
+    for path in run.glob(f".*{_TEMPORARY}"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def find_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint at ``folder``, or the one that a crash kept it from replacing."""
+    """The checkpoint at ``folder``, or the older one that a crash left beside it."""
     for candidate in (folder, _retired(folder)):
         if (candidate / STATE_FILE).is_file():
             return candidate
@@ -129,7 +151,51 @@ def find_checkpoint(folder: Path) -> Path | None:
 def find_run_checkpoint(run: Path) -> Path | None:
     """The best checkpoint of a run, its last where there is no best, or ``run`` if it is one."""
     candidates = (run, run / "model_best", run / "last")
-    return next((found for path in candidates if (found := find_checkpoint(path))), None)
+    return next((path for folder in candidates if (path := find_checkpoint(folder))), None)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Read and check ``state.json`` of a checkpoint.
+
+    Raises:
+        DataError: It is missing, damaged, too large, or of another format version.
+    """
+    path = folder / STATE_FILE
+    with _readable(folder):
+        if path.stat().st_size > _MAX_STATE_BYTES:
+            raise ValueError(f"{STATE_FILE} has more than {_MAX_STATE_BYTES:,} bytes")
+        state = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(state, dict):
+            raise ValueError(f"{STATE_FILE} is not a JSON object")
+        version = state.get("format_version")
+        if version != FORMAT_VERSION:
+            raise DataError(
+                f"{folder}: a checkpoint of format version {str(version)[:20]}; this scalekd reads "
+                f"version {FORMAT_VERSION}"
+            )
+        digest = state.pop("digest", None)  # absent from checkpoints of scalekd 0.1
+        if digest is not None and digest != _digest_of(state):
+            raise ValueError(f"{STATE_FILE} does not have the SHA-256 that it records")
+        for name in Position.__dataclass_fields__:
+            if type(state[name]) is not int or not 0 <= state[name] <= _MAX_COUNT:
+                raise ValueError(f"{name} is {str(state[name])[:40]!r}, not a count")
+    return state
+
+
+def check_file(folder: Path, state: Mapping[str, Any], name: str) -> Path:
+    """The path of a checkpoint's file, after comparing its bytes with the recorded digest.
+
+    Raises:
+        DataError: The file is missing or has other bytes.
+    """
+    path = folder / name
+    with _readable(folder):
+        recorded = state.get("files")
+        if not path.is_file():
+            raise FileNotFoundError(f"{name} is missing")
+        if recorded is not None and recorded[name] != _digest(path):
+            raise ValueError(f"{name} does not have the size and SHA-256 that {STATE_FILE} records")
+    return path
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -138,31 +204,68 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         DataError: It is missing, damaged, or of another format version.
     """
+    state = read_state(folder)
+    present = [
+        name
+        for name in (STUDENT_FILE, OBJECTIVE_FILE, EMA_FILE)
+        if name in (state.get("files") or ()) or (folder / name).is_file()
+    ]
+    paths = {name: check_file(folder, state, name) for name in (*present, TRAINING_FILE)}
+    with _readable(folder):
+        weights = {name: load_file(paths[name]) for name in present}
+        training = load_plain_tensors(paths[TRAINING_FILE])
+        if not isinstance(training, dict):
+            raise ValueError(f"{TRAINING_FILE} does not contain a mapping")
+    position = Position(**{name: state.pop(name) for name in Position.__dataclass_fields__})
+    facts = {
+        name: value for name, value in state.items() if name not in ("format_version", "files")
+    }
+    return Checkpoint(position, weights, training, facts)
+
+
+def sound_position(folder: Path) -> Position | None:
+    """Position of the checkpoint at ``folder`` if all its files are as written, otherwise None."""
     try:
-        facts = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-        version = facts.pop("format_version", None)
-        if version != FORMAT_VERSION:
-            raise DataError(
-                f"{folder}: a checkpoint of format version {version}; this scalekd reads version "
-                f"{FORMAT_VERSION}"
-            )
-        position = Position(**{name: facts.pop(name) for name in Position.__dataclass_fields__})
-        weights = {
-            name: load_file(folder / name)
-            for name in (STUDENT_FILE, OBJECTIVE_FILE, EMA_FILE)
-            if (folder / name).is_file()
-        }
-        # Our own run folder, and even so nothing is unpickled but tensors and plain values.
-        training = torch.load(folder / TRAINING_FILE, map_location="cpu", weights_only=True)
+        state = read_state(folder)
+        if "files" in state:
+            for name in state["files"]:
+                check_file(folder, state, name)
+        else:
+            read_checkpoint(folder)
+    except DataError:
+        return None
+    return Position(**{name: state[name] for name in Position.__dataclass_fields__})
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except DataError:
         raise
-    except Exception as error:
+    except Exception as error:  # json, safetensors, pickle and zip readers raise many kinds
         reason = str(error).strip().partition("\n")[0][:200]
         raise DataError(
-            f"{folder}: the checkpoint cannot be read ({type(error).__name__}: {reason}); resume "
-            "from another one with --resume FOLDER"
+            f"{folder}: the checkpoint cannot be read ({type(error).__name__}: {reason}); choose "
+            "another one of the run, such as RUN/checkpoint-N"
         ) from error
-    return Checkpoint(position, weights, training, facts)
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"bytes": file.tell(), "sha256": sha256}
+
+
+def _digest_of(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _temporary_for(folder: Path) -> Path:
+    """A new folder beside ``folder``, with a name that no other process uses."""
+    made = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}{_TEMPORARY}")
+    made.mkdir(parents=True)
+    return made
 
 
 def sync(path: Path) -> None:
@@ -179,15 +282,21 @@ def _retired(folder: Path) -> Path:
 
 
 def _swap_in(temporary: Path, folder: Path) -> None:
-    # A folder cannot be renamed over a full one: the old steps aside first, where
-    # `find_checkpoint` still sees it.
+    # A folder cannot be renamed over a full one: the old one is renamed first, to where
+    # `find_checkpoint` still sees it. Processes that write the same folder take turns.
     retired = _retired(folder)
-    if folder.exists():
+    parent = os.open(folder.parent, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # not every network file system has locks
+            fcntl.flock(parent, fcntl.LOCK_EX)
+        if folder.exists():
+            shutil.rmtree(retired, ignore_errors=True)
+            folder.rename(retired)
+        temporary.rename(folder)
+        os.fsync(parent)
         shutil.rmtree(retired, ignore_errors=True)
-        folder.rename(retired)
-    temporary.rename(folder)
-    sync(folder.parent)
-    shutil.rmtree(retired, ignore_errors=True)
+    finally:
+        os.close(parent)
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from scalekd.distillation.config import ObjectiveName, ScaleKDConfig
-from scalekd.errors import UsageError
+from scalekd.errors import DataError, UsageError
 from scalekd.storage import parse_size
+from scalekd.training.plain_yaml import dump_plain, load_plain, read_text
 from scalekd.views import Interpolation
 
 Positive = Annotated[int, Field(ge=1)]
@@ -40,7 +40,9 @@ class TrainConfig(BaseModel):
     and per micro-batch: one update sees ``batch_size * grad_accum_steps * processes`` views.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
 
     recipe: str | None = None  # where the other values come from, for people
 
@@ -130,6 +132,7 @@ class TrainConfig(BaseModel):
     # What is kept and shown.
     output: str
     resume: str | None = None
+    overwrite: bool = False
     eval_interval: Positive = 1
     checkpoint_hist: Positive = 3
     recovery_interval: Annotated[int, Field(ge=0)] = 0
@@ -162,7 +165,7 @@ class TrainConfig(BaseModel):
             if first["type"] == "missing":
                 raise UsageError(f"{source}: {name!r} is missing, and has no default") from None
             raise UsageError(
-                f"{source}: {name} = {first['input']!r} is not possible: {first['msg']}"
+                f"{source}: {name} = {_shown(first['input'])} is not possible: {first['msg']}"
             ) from None
 
     @property
@@ -176,13 +179,19 @@ class TrainConfig(BaseModel):
         return self.distillation.model_copy(update=changes)
 
     def to_yaml(self) -> str:
-        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-        return text
+        return dump_plain(self.model_dump(mode="json"))
 
     @classmethod
     def from_yaml(cls, path: Path) -> "TrainConfig":
-        """Read a run's ``args.yaml``."""
-        return cls.from_mapping(read_yaml_mapping(path), source=str(path))
+        """Read a run's ``args.yaml``.
+
+        Raises:
+            DataError: It cannot be read, or is not the configuration of a run.
+        """
+        try:
+            return cls.from_mapping(read_yaml_mapping(path), source=str(path))
+        except UsageError as error:
+            raise DataError(str(error)) from error
 
 
 def default_workers() -> int:
@@ -209,7 +218,12 @@ def reject_unknown_keys(
         if last not in known:
             near = difflib.get_close_matches(last, known, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
-            raise UsageError(f"{source}: unknown key {name!r}{hint}")
+            raise UsageError(f"{source}: unknown key {_shown(name)}{hint}")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def read_yaml_mapping(path: Path) -> dict[str, Any]:
@@ -219,8 +233,8 @@ def read_yaml_mapping(path: Path) -> dict[str, Any]:
         UsageError: It cannot be read, is not YAML, or holds something else.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = load_plain(read_text(path))
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UsageError(f"{path}: expected a mapping of names to values")

@@ -8,10 +8,20 @@ import csv
 import io
 import json
 import math
+import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from scalekd.errors import DataError
+
+_MAX_SUMMARY_BYTES = 32 << 20  # a row has about 200 bytes
+_MAX_COLUMNS = 200
+_MAX_NAME = 100
+_MAX_VALUE = 1e30
+_MAX_LINE_BYTES = 1 << 20
+_REQUIRED = ("epoch", "samples_viewed", "train_loss", "seconds")
 
 
 class RunningMeans:
@@ -64,17 +74,15 @@ class StepLog:
         self.path = path
 
     def keep_until(self, step: int) -> None:
-        """Drop the lines of later steps, and a last line that a crash cut short."""
+        """Drop the lines of later steps, and lines that a crash cut short or that are damaged."""
         if not self.path.exists():
             return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except (json.JSONDecodeError, KeyError):
-                continue
-        replace_text(self.path, "".join(f"{line}\n" for line in kept))
+        temporary = temporary_name(self.path)
+        with self.path.open("rb") as lines, temporary.open("wb") as kept:
+            while line := lines.readline(_MAX_LINE_BYTES):
+                if _step_of(line) <= step:
+                    kept.write(line)
+        temporary.replace(self.path)
 
     def write(self, record: Mapping[str, Any]) -> None:
         stamped = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **record}
@@ -89,12 +97,28 @@ class EpochSummary:
         self.path = path
         self.rows: list[dict[str, str]] = []
 
-    def keep_until(self, epoch: int) -> None:
-        """Read the rows of the epochs before ``epoch`` back."""
-        if self.path.exists():
-            with self.path.open(encoding="utf-8", newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < epoch]
-            self._save()
+    def keep_until(self, epoch: int) -> int:
+        """Read the rows of the epochs before ``epoch`` back, and drop the others.
+
+        Returns:
+            How many rows were dropped.
+
+        Raises:
+            DataError: The file is damaged.
+        """
+        if not self.path.exists():
+            return 0
+        rows = _read_rows(self.path)
+        self.rows = [row for row in rows if _number(row, "epoch", self.path) < epoch]
+        self._save()
+        return len(rows) - len(self.rows)
+
+    def num_epochs(self) -> int:
+        """Epochs in the file; 0 where there is none, or it cannot be read."""
+        try:
+            return len(_read_rows(self.path)) if self.path.exists() else 0
+        except DataError:
+            return 0
 
     def write(self, row: Mapping[str, float]) -> None:
         self.rows.append({name: f"{value:.8g}" for name, value in row.items()})
@@ -110,8 +134,78 @@ class EpochSummary:
         replace_text(self.path, text.getvalue())
 
 
+def read_summary(path: Path) -> list[dict[str, float]]:
+    """Read a run's ``summary.csv``, which may come from someone else's machine.
+
+    Returns:
+        Columns of each epoch that have a value.
+
+    Raises:
+        DataError: It is missing, damaged, or not the summary of a run.
+    """
+    rows = [
+        {name: _number(row, name, path) for name, text in row.items() if text}
+        for row in _read_rows(path)
+    ]
+    if not rows:
+        raise DataError(f"{path}: not the summary of a run: it has no epoch")
+    for number, row in enumerate(rows):
+        for name in _REQUIRED:
+            if name not in row:
+                raise DataError(f"{path}: not the summary of a run: row {number + 1} has no {name}")
+    return rows
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    try:
+        size = path.stat().st_size
+        if size > _MAX_SUMMARY_BYTES:
+            raise DataError(f"{path}: has {size:,} bytes, more than any run's summary")
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            names = reader.fieldnames or []
+            if len(names) > _MAX_COLUMNS or any(len(name) > _MAX_NAME for name in names):
+                raise DataError(f"{path}: not the summary of a run: too many or too long columns")
+            rows = [dict(row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+    for number, row in enumerate(rows):
+        if None in row or None in row.values():  # more or fewer fields than the header
+            raise DataError(f"{path}: row {number + 1} does not have {len(names)} fields")
+    return rows
+
+
+def _number(row: Mapping[str, str], name: str, path: Path) -> float:
+    text = row.get(name) or ""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not abs(value) <= _MAX_VALUE or (name == "epoch" and not (0 <= value == int(value))):
+        shown = text if len(text) <= 40 else f"{text[:40]}…"
+        raise DataError(f"{path}: {name} is {shown!r}, which is not a number of a run's summary")
+    return value
+
+
+def _step_of(line: bytes) -> float:
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return math.inf
+    return step if isinstance(step, int | float) and line.endswith(b"\n") else math.inf
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside ``path`` that no other process uses, for a file that replaces it."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.writing")
+
+
 def replace_text(path: Path, text: str) -> None:
     """Write a file so that a reader or a crash sees the old content or the new, whole."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    temporary = temporary_name(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

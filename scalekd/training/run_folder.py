@@ -2,21 +2,34 @@
 
 ``args.yaml`` (the configuration), ``summary.csv``, ``log.jsonl``, and checkpoints in ``last``,
 ``model_best`` and ``checkpoint-N``, as timm lays them out. A folder that holds anything else
-is never written to, and a run is only ever continued on request.
+is never written to, a run is continued with ``--resume`` and begun anew with ``--overwrite`` only.
+One process at a time trains in a folder: a lock on ``.lock`` says so, and the system releases it
+when that process ends, however it ends.
 """
 
+import errno
+import fcntl
+import os
 import re
 import shutil
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scalekd.errors import EnvironmentFault, UsageError
-from scalekd.training.checkpoint import copy_checkpoint, find_checkpoint
+from scalekd.errors import DataError, EnvironmentFault, UsageError
+from scalekd.training.checkpoint import (
+    copy_checkpoint,
+    find_checkpoint,
+    remove_leftovers,
+    sound_position,
+)
 from scalekd.training.config import TrainConfig
 from scalekd.training.logs import EpochSummary, StepLog, replace_text
 
 ARGS_FILE = "args.yaml"
+_LOCK_FILE = ".lock"
+_BUSY = (errno.EACCES, errno.EAGAIN)
 
 # Other values of these would make the checkpoint's tensors meaningless.
 _FIXED_ON_RESUME = (
@@ -37,6 +50,7 @@ _FREE_ON_RESUME = frozenset(
     {
         "output",
         "resume",
+        "overwrite",
         "workers",
         "log_interval",
         "cache",
@@ -54,6 +68,7 @@ class RunFolder:
         self.root = root
         self.step_log = StepLog(root / "log.jsonl")
         self.summary = EpochSummary(root / "summary.csv")
+        self._lock: int | None = None
 
     @property
     def last(self) -> Path:
@@ -64,7 +79,7 @@ class RunFolder:
         return self.root / "model_best"
 
     def claim(self, config: TrainConfig) -> tuple[Path | None, list[str]]:
-        """Decide whether this run starts here or continues, and write ``args.yaml``.
+        """Lock the folder, decide whether the run starts or continues, and write ``args.yaml``.
 
         Returns:
             The checkpoint to continue from, if any, and sentences on what differs from before.
@@ -72,43 +87,121 @@ class RunFolder:
         Raises:
             UsageError: The folder holds something else, or a run that was not asked to continue,
                 or one that the configuration does not fit.
-            EnvironmentFault: The folder cannot be made.
+            DataError: The run's files are damaged, or none of its checkpoints can be read.
+            EnvironmentFault: The folder cannot be made, or another process trains in it.
         """
-        notes: list[str] = []
-        args = self.root / ARGS_FILE
+        if config.overwrite and config.resume is not None:
+            raise UsageError("--overwrite and --resume: one begins anew, the other continues")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            holds_something = any(self.root.iterdir())
+            self._refuse_other_content()
+            self._acquire()
         except OSError as error:
             raise EnvironmentFault(
                 f"{self.root}: the run's folder cannot be made: {error}"
             ) from error
-        checkpoint = self._checkpoint(config.resume)
-        if holds_something and not args.is_file():
+        try:
+            return self._start_or_continue(config)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Release the lock."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _refuse_other_content(self) -> None:
+        content = [path for path in self.root.iterdir() if path.name != _LOCK_FILE]
+        if content and not (self.root / ARGS_FILE).is_file():
             raise UsageError(
                 f"{self.root}: holds something that is not a training run; choose another --output"
             )
+
+    def _acquire(self) -> None:
+        # A record lock, not `flock`: loader workers that outlive a killed process do not hold it.
+        descriptor = os.open(self.root / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = os.read(descriptor, 200).decode(errors="replace")
+            os.close(descriptor)
+            if error.errno not in _BUSY:
+                raise
+            owner = "".join(c if c.isprintable() else "?" for c in owner) or "another process"
+            raise EnvironmentFault(
+                f"{self.root}: {owner} is training in this folder; wait until it has ended, or "
+                "choose another --output"
+            ) from None
+        self._lock = descriptor
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+
+    def _start_or_continue(self, config: TrainConfig) -> tuple[Path | None, list[str]]:
+        args = self.root / ARGS_FILE
+        remove_leftovers(self.root)
+        if config.overwrite:
+            self._remove_run()
+        checkpoint, notes = self._checkpoint(config.resume)
         if args.is_file():
             if config.resume is None:
                 raise UsageError(
-                    f"{self.root}: a run is here already; continue it with --resume auto, or "
-                    "choose another --output"
+                    f"{self.root}: a run is here already; continue it with --resume auto, begin it "
+                    "anew with --overwrite, or choose another --output"
                 )
-            notes = _changes(TrainConfig.from_yaml(args), config)
-        elif config.resume == "auto":
-            notes = [f"{self.root}: nothing to resume, starting"]
+            notes += _changes(TrainConfig.from_yaml(args), config)
         replace_text(args, config.to_yaml())
         return checkpoint, notes
 
-    def _checkpoint(self, resume: str | None) -> Path | None:
+    def _remove_run(self) -> None:
+        for path in (self.root / ARGS_FILE, self.step_log.path, self.summary.path):
+            path.unlink(missing_ok=True)
+        for folder in self._checkpoint_folders():
+            shutil.rmtree(folder)
+
+    def _checkpoint(self, resume: str | None) -> tuple[Path | None, list[str]]:
         if resume is None:
-            return None
+            return None, []
         if resume == "auto":
-            return find_checkpoint(self.last)
-        checkpoint = find_checkpoint(Path(resume)) or find_checkpoint(Path(resume) / "last")
+            return self._newest_sound()
+        folder = Path(resume)
+        checkpoint = find_checkpoint(folder) or find_checkpoint(folder / "last")
         if checkpoint is None:
             raise UsageError(f"--resume {resume}: no checkpoint is there")
-        return checkpoint
+        inside = self.root.resolve() in checkpoint.resolve().parents
+        if not inside and (self._checkpoint_folders() or self.summary.num_epochs()):
+            raise UsageError(
+                f"--resume {resume}: is not of the run in {self.root}, which has checkpoints and "
+                "logs of its own; choose another --output"
+            )
+        return checkpoint, []
+
+    def _newest_sound(self) -> tuple[Path | None, list[str]]:
+        folders = self._checkpoint_folders()
+        positions = {folder: sound_position(folder) for folder in folders}
+        sound = {folder: p.num_updates for folder, p in positions.items() if p is not None}
+        damaged = ", ".join(folder.name for folder in folders if folder not in sound)
+        if not sound:
+            num_epochs = self.summary.num_epochs()
+            if folders or num_epochs:
+                state = f"cannot be read: {damaged}" if damaged else "are gone"
+                raise DataError(
+                    f"{self.root}: the run's checkpoints {state} ({num_epochs} epochs are in its "
+                    "summary.csv); give a copy of one with --resume FOLDER, or begin anew with "
+                    "--overwrite"
+                )
+            return None, [f"{self.root}: nothing to resume, starting"]
+        newest = max(sound, key=lambda folder: (sound[folder], folder == self.last))
+        notes = [f"{self.root}: cannot be read: {damaged}"] if damaged else []
+        if newest != self.last and self.last not in sound:
+            notes.append(f"{self.last} is missing or damaged: continuing from {newest.name}")
+        return newest, notes
+
+    def _checkpoint_folders(self) -> list[Path]:
+        names = ["last", "model_best", ".last.replaced", ".model_best.replaced"]
+        names += [f"checkpoint-{epoch}" for epoch in sorted(self.kept_epochs())]
+        return [self.root / name for name in names if (self.root / name).is_dir()]
 
     def keep_best(self) -> None:
         copy_checkpoint(self.last, self.best)

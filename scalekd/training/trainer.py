@@ -26,7 +26,13 @@ from scalekd.distributed import (
     TrainingInterrupted,
 )
 from scalekd.errors import CacheMismatch, UsageError
-from scalekd.training.checkpoint import Checkpoint, Position, read_checkpoint, write_checkpoint
+from scalekd.training.checkpoint import (
+    Checkpoint,
+    Position,
+    find_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from scalekd.training.compilation import compile_faults, compile_parts
 from scalekd.training.config import TrainConfig
 from scalekd.training.logs import RunningMeans
@@ -166,7 +172,12 @@ class Trainer:
             updates_per_epoch=self._updates_per_epoch,
             shown=self._accelerator.is_main_process,
         )
-        with self._stop.listening(), progress, contextlib.closing(self._trackers):
+        with (
+            self._stop.listening(),
+            progress,
+            contextlib.closing(self._run),
+            contextlib.closing(self._trackers),
+        ):
             self._start(progress)
             while self._position.epoch < self.num_epochs:
                 self._train_epoch(progress)
@@ -197,7 +208,12 @@ class Trainer:
             progress.say(note)
         if main:
             self._run.step_log.keep_until(self._position.num_updates)
-            self._run.summary.keep_until(self._position.epoch)
+            dropped = self._run.summary.keep_until(self._position.epoch)
+            if dropped:
+                progress.say(
+                    f"{self._run.summary.path}: the rows of {dropped} epochs after the checkpoint "
+                    "are dropped; these epochs are trained again"
+                )
         settings = self.config.model_dump(mode="json")
         self._coordinator.together(lambda: self._trackers.start(settings) if main else None)
         self._step_schedule(epoch=self._position.epoch)
@@ -401,11 +417,12 @@ class Trainer:
             terms = [name for name in wrong if name not in ("loss", "grad_norm")] or wrong
             if terms:
                 what = "the gradient's norm" if terms[0] == "grad_norm" else terms[0]
+                saved = find_checkpoint(self._run.last)
+                kept = f"the last checkpoint is {saved}" if saved else "there is no checkpoint yet"
                 raise TrainingDiverged(
                     f"update {self._position.num_updates + 1} (epoch {self._position.epoch + 1}): "
                     f"{what} is {values[terms[0]]}; nothing was updated with it. Lower --lr, add "
-                    "--clip-grad or warm-up, or train with --amp no; the last "
-                    f"checkpoint is {self._run.last}"
+                    f"--clip-grad or warm-up, or train with --amp no; {kept}"
                 )
 
         self._coordinator.together(check)

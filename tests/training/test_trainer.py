@@ -189,7 +189,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
         return output
 
     trainer._forward = poisoned
-    with pytest.raises(TrainingDiverged, match=rf"update 8 \(epoch 2\): {term} is nan"):
+    with pytest.raises(
+        TrainingDiverged, match=rf"update 8 \(epoch 2\): {term} is nan.*checkpoint is .*last$"
+    ):
         trainer.fit()
     untouched = weights(tmp_path / "run")
     now = trainer._state.student.state_dict()
@@ -201,7 +203,7 @@ def test_an_infinite_gradient_stops_before_the_update(make_trainer: Make, tmp_pa
     trainer = make_trainer(tmp_path / "run")
     parameter = next(trainer._state.student.parameters())
     parameter.register_hook(lambda gradient: gradient * float("inf"))
-    with pytest.raises(TrainingDiverged, match="gradient's norm"):
+    with pytest.raises(TrainingDiverged, match=r"gradient's norm.*there is no checkpoint yet"):
         trainer.fit()
 
 
@@ -570,8 +572,10 @@ def test_a_finished_run_resumes_to_nothing(make_trainer: Make, tmp_path: Path) -
 def test_a_damaged_checkpoint_is_named(make_trainer: Make, tmp_path: Path) -> None:
     make_trainer(tmp_path / "run", epochs=1).fit()
     (tmp_path / "run/last/training_state.pt").write_bytes(b"PK\x03\x04 not really")
-    with pytest.raises(DataError, match="last: the checkpoint cannot be read"):
-        make_trainer(tmp_path / "run", epochs=2, resume="auto").fit()
+    with pytest.raises(
+        DataError, match=r"last: the checkpoint cannot be read \(ValueError: training"
+    ):
+        make_trainer(tmp_path / "run", epochs=2, resume=str(tmp_path / "run/last")).fit()
 
 
 def test_a_frozen_part_stays_as_it_was(make_trainer: Make, tmp_path: Path) -> None:
