@@ -27,6 +27,13 @@ from scalekd.cli._options import KeyValue, NumberRange, Stages, checked, emit, j
 @click.option("--licence", help="With --name: licence of another teacher's weights.")
 @click.option("--note", help="With --name: free text to keep in the manifest.")
 @click.option("--shards", type=NumberRange(), help="Do these shards only.")
+@click.option("--local-cache", help="Folder for copies of remote image shards.  [default: none]")
+@click.option(
+    "--local-cache-size",
+    default="100GB",
+    show_default=True,
+    help="Largest size of --local-cache; copies that were used longest ago are deleted.",
+)
 @click.option("-j", "--workers", default=2, show_default=True, help="Processes that draw views.")
 @json_option
 def command(*, as_json: bool, **options: Any) -> None:

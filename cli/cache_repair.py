@@ -17,6 +17,13 @@ from scalekd.errors import CacheCorrupt
 @click.option(
     "--model-kwargs", multiple=True, type=KeyValue(), help="Argument of the model; repeat."
 )
+@click.option("--local-cache", help="Folder for copies of remote image shards.  [default: none]")
+@click.option(
+    "--local-cache-size",
+    default="100GB",
+    show_default=True,
+    help="Largest size of --local-cache; copies that were used longest ago are deleted.",
+)
 @click.option("-j", "--workers", default=2, show_default=True, help="Processes that draw views.")
 @click.option("--remove-extra", is_flag=True, help="Delete files that nothing accounts for.")
 @json_option

@@ -18,8 +18,13 @@ from scalekd.cli._options import KeyValue, NumberRange, Stages, checked, emit, j
 @click.option("--data-dir", required=True, help="Folder, URL or pattern of the images.")
 @click.option("--split", default="train", show_default=True, help="Name, folder or pattern.")
 @click.option("--output", required=True, help="Folder or URL of the cache.")
-@click.option("--local-cache", help="Folder for copies of remote image shards.")
-@click.option("--local-cache-size", default="100GB", show_default=True, help="What it may take.")
+@click.option("--local-cache", help="Folder for copies of remote image shards.  [default: none]")
+@click.option(
+    "--local-cache-size",
+    default="100GB",
+    show_default=True,
+    help="Largest size of --local-cache; copies that were used longest ago are deleted.",
+)
 @click.option("--passes", default=1, show_default=True, help="Views of every sample.")
 @click.option("--img-size", type=int, help="Image size, when not the model's own.")
 @click.option(

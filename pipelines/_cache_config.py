@@ -11,6 +11,8 @@ from scalekd.storage import parse_size
 from scalekd.teachers import TeacherConfig
 from scalekd.views import Interpolation
 
+DEFAULT_LOCAL_CACHE_BYTES = 100 * 10**9
+
 
 class CacheTeacherConfig(BaseModel):
     """What ``scalekd cache-teacher`` was asked for.
@@ -70,7 +72,7 @@ class CacheTeacherConfig(BaseModel):
     overwrite: bool = False
     licence: str | None = Field(default=None, min_length=1, max_length=1000)
     local_cache: str | None = None
-    local_cache_size: Annotated[int, BeforeValidator(parse_size)] = 100 * 10**9
+    local_cache_size: Annotated[int, BeforeValidator(parse_size)] = DEFAULT_LOCAL_CACHE_BYTES
     note: str | None = Field(default=None, max_length=100_000)
     format: Literal["zarr", "webdataset"] = "zarr"
     embed: Embed = "none"

@@ -21,6 +21,7 @@ from scalekd.images.samples import ImageDataset
 from scalekd.loading.drawing import DrawnViews, DrawRequest, drawing_loader
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._progress import ProgressReport
+from scalekd.pipelines._same_pixels import draw_witnesses
 from scalekd.pipelines._write_shards import run_teacher
 from scalekd.storage.files import explained, temporary_beside
 from scalekd.teachers import Teacher, save_tail
@@ -28,7 +29,7 @@ from scalekd.threads import one_thread
 from scalekd.views import ViewPolicy
 
 _PREFIX_VIEWS = 256  # calibration of the tail's constant prefix tokens; their mean moves little
-_NUM_WITNESSES = 8
+NUM_WITNESSES = 8
 _HELD_OUT_VIEWS = 128  # of which the codecs' errors are measured
 
 
@@ -53,7 +54,7 @@ def calibrate(
     number of cores.
     """
     drawn = DrawnViews(images, policy, config.seed, teacher.spec.img_size, config.skip_corrupt)
-    seen = draw_witnesses(drawn)
+    witnesses = draw_witnesses(drawn, at_most=NUM_WITNESSES)
     made = _fit(config, teacher, drawn) if config.stages else {}
     logits = None
     if config.logits != "none" and teacher.spec.num_classes is not None:
@@ -63,7 +64,7 @@ def calibrate(
         stages={stage: info for stage, (info, _) in made.items()},
         logits=logits,
         tail=_save_tail(config, teacher) if config.stages else (None, None),
-        witnesses=save_arrays(config.folder, "witnesses", {"pixels": seen}),
+        witnesses=save_arrays(config.folder, "witnesses", {"pixels": witnesses}),
         measured_errors={stage: errors for stage, (_, errors) in made.items() if errors},
     )
 
@@ -101,19 +102,6 @@ def _fit(
             unseen = list(held_out.blocks(stage))
             made[stage] = (info, _measured(codec, np.concatenate(unseen)) if unseen else {})
     return made
-
-
-def draw_witnesses(drawn: DrawnViews) -> np.ndarray[Any, Any]:
-    """Pixels of the views, in pass 0, of the first samples that can be decoded."""
-    found: list[np.ndarray[Any, Any]] = []
-    for position in range(len(drawn.images)):
-        batch = drawn.draw(DrawRequest(0, 0, (position,)))
-        found.extend(batch.pixels.permute(0, 2, 3, 1).numpy())
-        if len(found) == _NUM_WITNESSES:
-            break
-    if not found:
-        raise DataError(f"{drawn.images.place}: every image is corrupt")
-    return np.stack(found)
 
 
 def _measured(codec: FeatureCodec, original: np.ndarray[Any, Any]) -> dict[str, Any]:

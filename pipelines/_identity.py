@@ -17,12 +17,19 @@ def wanted_identity(
     images: ImageDataset,
     policy: ViewPolicy,
     made: Calibration | Identity,
+    *,
+    environment: dict[str, str] | None = None,
 ) -> Identity:
-    """The identity of the cache asked for; files of tables come from ``made``."""
+    """The identity of the cache asked for; files of tables come from ``made``.
+
+    So do the versions that drew the views where ``made`` is the identity of a cache: whether this
+    machine draws the same pixels is checked by drawing, not by comparing versions.
+    """
     if isinstance(made, Identity):
         stages, logits = made.stages, made.logits
         tail, tail_digest = made.tail, made.tail_digest
         witnesses, witnesses_digest = made.views.witnesses, made.views.witnesses_digest
+        environment = made.views.environment
     else:
         stages = {str(stage): info for stage, info in made.stages.items()}  # type: ignore[misc]
         logits = made.logits
@@ -46,7 +53,7 @@ def wanted_identity(
             policy=policy.to_config(),
             view_size=teacher.spec.img_size,
             seed=config.seed,
-            environment=pixel_environment(),
+            environment=environment or pixel_environment(),
             witnesses=witnesses,
             witnesses_digest=witnesses_digest,
         ),

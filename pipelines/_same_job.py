@@ -2,17 +2,18 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from scalekd.cache.manifest import Identity
 from scalekd.cache.webdataset.form import read_form
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.images import ImageDataset, open_dataset
 from scalekd.loading.drawing import DrawnViews
-from scalekd.pipelines._cache_config import CacheTeacherConfig
+from scalekd.pipelines._cache_config import DEFAULT_LOCAL_CACHE_BYTES, CacheTeacherConfig
+from scalekd.storage import make_local_cache, parse_size
 from scalekd.teachers import (
     ABOUT_ORIGIN,
     Teacher,
@@ -35,6 +36,8 @@ class SameJob(BaseModel):
         checkpoint: The teacher's weights, when the cache was made from a file.
         model_kwargs: Arguments of the model, over the manifest's.
         workers: Processes that draw views.
+        local_cache: Folder for copies of remote image shards.
+        local_cache_size: Bytes that these copies may take.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -46,6 +49,8 @@ class SameJob(BaseModel):
     checkpoint: str | None = None
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     workers: int = Field(default=2, ge=0)
+    local_cache: str | None = None
+    local_cache_size: Annotated[int, BeforeValidator(parse_size)] = DEFAULT_LOCAL_CACHE_BYTES
 
 
 class TeacherAgain:
@@ -73,7 +78,9 @@ class TeacherAgain:
                 f"{config.cache}: views must be drawn again; pass --data-dir, the images the"
                 " cache was made from"
             )
-        images = open_dataset(config.data_dir, config.split).limited(data.num_samples)
+        kept = make_local_cache(config.local_cache, config.local_cache_size)
+        images = open_dataset(config.data_dir, config.split, local_cache=kept)
+        images = images.limited(data.num_samples)
         if images.fingerprint != data.fingerprint:
             raise CacheMismatch(
                 f"{images.place} is not the image set of {config.cache}: {len(images):,} samples"
@@ -159,6 +166,8 @@ class TeacherAgain:
             limit=identity.data.num_samples,
             batch_size=identity.batch_size,
             workers=self._config.workers,
+            local_cache=self._config.local_cache,
+            local_cache_size=self._config.local_cache_size,
             precision=identity.precision,
             shard_size=identity.shard_size,
             block_size=identity.block_size,

@@ -42,6 +42,7 @@ from scalekd.pipelines._calibrate import calibrate
 from scalekd.pipelines._identity import wanted_identity
 from scalekd.pipelines._preflight import load_checked_teacher, preflight, tidy_and_check_space
 from scalekd.pipelines._progress import ProgressReport
+from scalekd.pipelines._same_pixels import check_pixels
 from scalekd.pipelines._signals import terminable
 from scalekd.pipelines._write_shards import num_coding_threads, write_claimed
 from scalekd.storage import LocalStorage, Storage, is_remote, open_storage
@@ -89,6 +90,9 @@ class Surroundings(Protocol):
 
     def check_plan(self, wanted: Identity) -> None:
         """Raise ``CacheMismatch`` unless this may be written."""
+
+    def check_pixels(self, drawn: DrawnViews) -> None:
+        """Raise ``CacheMismatch`` unless this machine draws the views of that cache."""
 
     def check_shard(self, unit: int, shard: int, samples_sha256: str, pixel_hashes: Rows) -> None:
         """Raise ``CacheMismatch`` unless a shard may be committed."""
@@ -144,14 +148,7 @@ def _cache_teacher(config: CacheTeacherConfig, around: Surroundings | None) -> C
         config.folder, plan, layout, num_threads=threads, approve=approve, place=place
     ) as writer:
         work = everyone.together(lambda: _divide(config, writer, state))
-        drawn = DrawnViews(
-            images,
-            policy,
-            config.seed,
-            teacher.spec.img_size,
-            skip_corrupt=config.skip_corrupt,
-            embed=config.embed,
-        )
+        drawn = _drawn_views(config, teacher, images, policy)
         with ProgressReport("caching", work.num_views, enabled=state.is_main_process) as progress:
             num_written = everyone.together(
                 lambda: _write_shards(config, writer, codecs, teacher, drawn, work.shards, progress)
@@ -193,8 +190,16 @@ def _prepare(
     if plan is None:
         if around is not None:  # before the teacher is asked for calibration
             around.check_plan(wanted_identity(config, teacher, images, policy, around.identity))
+            around.check_pixels(_drawn_views(config, teacher, images, policy))
         calibration = calibrate(config, teacher, images, policy)
-        identity = wanted_identity(config, teacher, images, policy, calibration)
+        identity = wanted_identity(
+            config,
+            teacher,
+            images,
+            policy,
+            calibration,
+            environment=around.identity.views.environment if around else None,
+        )
         if around is not None:
             around.check_plan(identity)
         software = {name: importlib.metadata.version(name) for name in _SOFTWARE}
@@ -216,6 +221,8 @@ def _prepare(
     _check_same_job(config, teacher, images, policy, plan)
     begin_form(config.output, config.form)
     layout = CacheCodecs.load(config.output, plan.identity).layout(plan.identity)
+    drawn = _drawn_views(config, teacher, images, policy)
+    check_pixels(open_storage(config.output), plan, layout, drawn)
     begin(config.output, plan, layout, config.passes)
 
 
@@ -236,7 +243,23 @@ def _join(
             " shared by all machines?"
         )
     _check_same_job(config, teacher, images, policy, plan)
-    return plan, CacheCodecs.load(config.output, plan.identity)
+    codecs = CacheCodecs.load(config.output, plan.identity)
+    drawn = _drawn_views(config, teacher, images, policy)
+    check_pixels(open_storage(config.output), plan, codecs.layout(plan.identity), drawn)
+    return plan, codecs
+
+
+def _drawn_views(
+    config: CacheTeacherConfig, teacher: Teacher, images: ImageDataset, policy: ViewPolicy
+) -> DrawnViews:
+    return DrawnViews(
+        images,
+        policy,
+        config.seed,
+        teacher.spec.img_size,
+        skip_corrupt=config.skip_corrupt,
+        embed=config.embed,
+    )
 
 
 def _check_same_job(

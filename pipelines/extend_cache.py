@@ -9,10 +9,10 @@ pixel hashes are held against before it is committed.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from scalekd.cache import CacheReader, open_cache
 from scalekd.cache.extensions import check_fits, extension_path
@@ -21,9 +21,12 @@ from scalekd.cache.manifest import Identity
 from scalekd.cache.planning import read_plan
 from scalekd.codecs import DEFAULT_FEATURE_CODEC, parse_codec
 from scalekd.errors import CacheMismatch, UsageError
-from scalekd.pipelines._cache_config import CacheTeacherConfig
+from scalekd.loading.drawing import DrawnViews
+from scalekd.pipelines._cache_config import DEFAULT_LOCAL_CACHE_BYTES, CacheTeacherConfig
 from scalekd.pipelines._same_job import SameJob, TeacherAgain
+from scalekd.pipelines._same_pixels import check_pixels
 from scalekd.pipelines.cache_teacher import CacheTeacherResult, cache_teacher
+from scalekd.storage import parse_size
 from scalekd.teachers import TeacherConfig
 
 
@@ -47,6 +50,8 @@ class ExtendConfig(BaseModel):
         note: Free text for the extension's manifest.
         shards: First and last shard this command is to do.
         workers: Processes that draw views.
+        local_cache: Folder for copies of remote image shards.
+        local_cache_size: Bytes that these copies may take.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -67,6 +72,8 @@ class ExtendConfig(BaseModel):
     note: str | None = None
     shards: tuple[int, int] | None = None
     workers: int = Field(default=2, ge=0)
+    local_cache: str | None = None
+    local_cache_size: Annotated[int, BeforeValidator(parse_size)] = DEFAULT_LOCAL_CACHE_BYTES
 
 
 def extend_cache(config: ExtendConfig) -> CacheTeacherResult:
@@ -132,6 +139,11 @@ class ViewsOf:
                 f" {ours[:12]}…; to add another teacher's targets name it with --model"
             )
 
+    def check_pixels(self, drawn: DrawnViews) -> None:
+        """Raise ``CacheMismatch`` unless this machine draws the views of the cache."""
+        base = self._base
+        check_pixels(base.storage, base.manifest.plan, base.layout, drawn)
+
     def check_shard(
         self, unit: int, shard: int, samples_sha256: str, pixel_hashes: np.ndarray[Any, Any]
     ) -> None:
@@ -196,6 +208,8 @@ def _job(config: ExtendConfig, identity: Identity, output: Path) -> TeacherAgain
         checkpoint=config.checkpoint,
         model_kwargs=config.model_kwargs,
         workers=config.workers,
+        local_cache=config.local_cache,
+        local_cache_size=config.local_cache_size,
     )
     return TeacherAgain(asked, identity)
 

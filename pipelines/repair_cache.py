@@ -42,14 +42,14 @@ from scalekd.cache.webdataset.form import INFO_FILE
 from scalekd.cache.writer import CacheWriter, SampleRows
 from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
 from scalekd.loading.drawing import drawn_samples
-from scalekd.pipelines._calibrate import calibrate, draw_witnesses
+from scalekd.pipelines._calibrate import NUM_WITNESSES, calibrate
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._same_job import SameJob, TeacherAgain
+from scalekd.pipelines._same_pixels import changed_versions, check_pixels, draw_witnesses
 from scalekd.pipelines._signals import terminable
 from scalekd.pipelines._write_shards import write_claimed
 from scalekd.storage import LocalStorage, is_remote
 from scalekd.storage.files import remove_abandoned, temporary_beside
-from scalekd.views import pixel_environment
 
 
 class RepairConfig(SameJob):
@@ -166,7 +166,8 @@ def _mend_tables(root: Path, standing: Standing, maker: TeacherAgain, scratch: P
     if not lost:
         return []
     if lost == [identity.views.witnesses]:
-        save_arrays(scratch, "witnesses", {"pixels": draw_witnesses(maker.drawn)})
+        pixels = draw_witnesses(maker.drawn, at_most=NUM_WITNESSES)
+        save_arrays(scratch, "witnesses", {"pixels": pixels})
     else:
         calibrate(maker.stage_one(scratch), maker.teacher, maker.images, maker.drawn.policy)
     for path in lost:
@@ -181,15 +182,9 @@ def _mend_tables(root: Path, standing: Standing, maker: TeacherAgain, scratch: P
 
 def _why(identity: Identity) -> str:
     """What may make this machine give other bytes."""
-    here, there = pixel_environment(), identity.views.environment
-    changed = [
-        f"{name} {there.get(name)} there, {here.get(name)} here"
-        for name in sorted(here.keys() | there.keys())
-        if here.get(name) != there.get(name)
-    ]
+    changed = changed_versions(identity.views.environment)
     return (
-        f"this machine draws with other versions ({', '.join(changed)}): repair with those of the"
-        " cache"
+        f"the cache was written with other versions ({', '.join(changed)}): repair it with those"
         if changed
         else "the processor or the version of torch computes otherwise here (`scalekd cache info`"
         " names the versions): repair on a machine like the one that wrote the cache"
@@ -218,7 +213,7 @@ def _mend_shard(
                 put(root, path, canonical(made))
                 return [path], False
         redone = _redo(root, standing, layout, maker, scratch / "shards", unit, shard)
-        _hold_against_survivors(root, standing, layout, damage, redone)
+        _hold_against_survivors(root, standing, layout, damage, redone, maker)
         files = [f for f, found in redone.files.items() if not is_sound(root, f, found)]
         for relative in files:
             put(root, relative, (scratch / "shards" / relative).read_bytes())
@@ -279,7 +274,12 @@ def _samples_again(
 
 
 def _hold_against_survivors(
-    root: Path, standing: Standing, layout: Layout, damage: ShardDamage, redone: ShardRecord
+    root: Path,
+    standing: Standing,
+    layout: Layout,
+    damage: ShardDamage,
+    redone: ShardRecord,
+    maker: TeacherAgain,
 ) -> None:
     """Raise unless the redone shard is the one that was committed, as far as anything tells."""
     unit, shard, identity = damage.unit, damage.shard, layout.identity
@@ -308,8 +308,5 @@ def _hold_against_survivors(
                 f"{what}, made again, holds other images than the record of {other_unit} tells;"
                 " pass the --data-dir that the cache was made from"
             )
-    if identity.views.environment != pixel_environment():
-        raise CacheMismatch(
-            f"{what}: neither its record nor the manifest is left to prove that it is made again"
-            f" to the same bytes, and {_why(identity)}. Nothing was replaced"
-        )
+    # Nothing is left to prove that the same bytes were made; the views at least must be the same.
+    check_pixels(LocalStorage(root), standing.plan, layout, maker.drawn, skip_damaged=True)
