@@ -3,10 +3,9 @@
 import itertools
 import os
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,11 @@ import torch
 from torch import Tensor
 
 from scalekd.cache.records import has_record
+from scalekd.cache.rows import SampleRows, ViewRows
+from scalekd.cache.shard_writer import OpenBlock
 from scalekd.cache.targets import CacheCodecs
-from scalekd.cache.writer import CacheWriter, SampleRows, ViewRows
+from scalekd.cache.writer import CacheWriter
+from scalekd.codecs import FeatureCodec, LogitCodec
 from scalekd.errors import DataError
 from scalekd.loading.drawing import (
     DrawnBatch,
@@ -31,7 +33,10 @@ from scalekd.threads import one_blas_thread
 from scalekd.views import ViewParams, ViewPolicy, pack_views
 
 Planes = dict[str, np.ndarray[Any, Any]]
-_MOST_THREADS = 16  # each holds a batch of features
+_MOST_THREADS = 16
+# Enough that a call's overhead is small, and so few that a batch keeps many threads busy and the
+# last batch of a run is coded soon.
+_LEAST_TASK_VIEWS = 8
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -91,7 +96,10 @@ def write_claimed(
     shards: Iterable[tuple[int, int]],
     progress: ProgressReport,
 ) -> int:
-    """Draw, run the teacher, code and commit, shard by shard; returns the number committed."""
+    """Draw, run the teacher, code and commit, shard by shard; returns the number committed.
+
+    Threads code behind the teacher, and a shard is committed while the next is drawn.
+    """
     missing = [pair for pair in shards if not has_record(writer.place, *pair)]
     if not missing:
         return 0
@@ -104,26 +112,41 @@ def write_claimed(
         batch = next(batches, None)
         progress.waited_seconds += time.monotonic() - waiting
         if batch is None:
+            writer.settle()
             return num_committed
         request = batch.request
         if shard is None:
             shard = _OpenShard(writer, codecs, request)
         if batch.keys:
+            writer.in_flight.enter(len(batch.keys))
             shard.add(batch, run_teacher(teacher, batch.pixels, config.precision))
         shard.skipped.extend(batch.skipped)
         if request.last:
-            shard.commit()
+            shard.commit_behind()
             shard = None
             num_committed += 1
         progress.advance(len(batch.keys))
 
 
-@dataclass(frozen=True)
-class _Encoding:
-    """Part of a batch that the writer's threads are coding, or have coded."""
+def _encoded(codec: FeatureCodec | LogitCodec, values: np.ndarray[Any, Any], prefix: str) -> Planes:
+    return {f"{prefix}/{name}": plane for name, plane in codec.encode(values).items()}
 
-    planes: Future[Planes]
-    rows: slice
+
+@dataclass(frozen=True)
+class _Piece:
+    """The views of a batch that lie in one block.
+
+    Attributes:
+        block: The block.
+        start: First of them in the batch.
+        stop: The one after the last of them in the batch.
+        row: Where the first of them lies in the block.
+    """
+
+    block: OpenBlock
+    start: int
+    stop: int
+    row: int
 
 
 @dataclass(frozen=True)
@@ -139,89 +162,107 @@ class _Drawn:
 
 
 class _OpenShard:
-    """Codes batches as they come, and joins them into blocks.
-
-    A commit waits for what is not yet coded while the teacher stands still, so coding does not wait
-    for a block to be full.
-    """
+    """Cuts batches into coding tasks, and joins what these make into blocks."""
 
     def __init__(self, writer: CacheWriter, codecs: CacheCodecs, request: DrawRequest) -> None:
         self._codecs = codecs
         self._block_size = writer.plan.identity.block_size
         self._policy = ViewPolicy.from_config(writer.plan.identity.views.policy)
         self._place = f"pass {request.pass_index}, shard {request.shard}"
+        self._commit_behind = writer.commit_behind
         self._writer = writer.shard(request.pass_index, request.shard)
-        self._pool = writer.pool
-        self._view_axes = {array.name: array.view_axis for array in writer.layout.views}
+        self._block: OpenBlock | None = None
         self._drawn: list[_Drawn] = []
-        self._waiting: deque[_Encoding] = deque()
         self.skipped: list[str] = []
 
     def add(self, batch: DrawnBatch, output: TeacherArrays) -> None:
-        """Take a batch; write every block that is full."""
-        self._drawn += map(
+        """Queue the coding of a batch; blocks that are full are written once they are coded."""
+        pieces = self._pieces(len(batch.keys))
+        for encode, start, stop in self._tasks(output):
+            self._queue(batch.keys, encode, start, stop, pieces)
+        images = batch.images or itertools.repeat(None)
+        drawn = map(
             _Drawn,
             batch.keys,
             batch.labels.tolist(),
             batch.source_hashes.tolist(),
             batch.params,
             batch.pixel_hashes.tolist(),
-            batch.images or itertools.repeat(None),
+            images,
         )
-        planes = self._pool.submit(self._encode, batch.keys, output)
-        self._waiting.append(_Encoding(planes, slice(0, len(batch.keys))))
-        while len(self._drawn) >= self._block_size:
-            self._write_block(self._block_size)
+        for piece in pieces:
+            self._drawn += itertools.islice(drawn, piece.stop - piece.start)
+            if len(self._drawn) == self._block_size:
+                self._seal(piece.block)
 
-    def commit(self) -> None:
-        """Write the last block and commit the shard."""
-        if self._drawn:
-            self._write_block(len(self._drawn))
-        self._writer.commit(self.skipped)
+    def commit_behind(self) -> None:
+        """Write the last block and commit the shard, in the background."""
+        if self._block is not None:
+            self._seal(self._block)
+        self._commit_behind(self._writer, self.skipped)
 
-    def _encode(self, keys: tuple[str, ...], output: TeacherArrays) -> Planes:
-        arrays: Planes = {}
-        try:
-            for stage, codec in self._codecs.stages.items():
-                for name, plane in codec.encode(output.features[stage]).items():
-                    arrays[f"stage{stage}/{name}"] = plane
-            if output.logits is not None and self._codecs.logits:
-                for name, plane in self._codecs.logits.encode(output.logits).items():
-                    arrays[f"logits/{name}"] = plane
-        except DataError as error:
-            raise DataError(
-                f"{self._place}, views of samples {keys[0]} to {keys[-1]}: {error}"
-            ) from error
-        return arrays
+    def _pieces(self, num_views: int) -> list[_Piece]:
+        """Divide a batch among blocks, and open those that it begins."""
+        pieces, start, row = [], 0, len(self._drawn)
+        while start < num_views:
+            if self._block is None:
+                self._block = self._writer.open_block()
+            stop = min(num_views, start + self._block_size - row)
+            pieces.append(_Piece(self._block, start, stop, row))
+            row += stop - start
+            start = stop
+            if row == self._block_size:
+                self._block, row = None, 0
+        return pieces
 
-    def _write_block(self, count: int) -> None:
-        """Queue the first ``count`` views that wait; what is left of a batch goes on waiting."""
-        block, self._drawn = self._drawn[:count], self._drawn[count:]
-        parts, missing = [], count
-        while missing:
-            part = self._waiting.popleft()
-            start, end = part.rows.start, part.rows.stop
-            cut = min(end, start + missing)
-            parts.append(_Encoding(part.planes, slice(start, cut)))
-            if cut < end:
-                self._waiting.appendleft(_Encoding(part.planes, slice(cut, end)))
-            missing -= cut - start
+    def _tasks(self, output: TeacherArrays) -> Iterator[tuple[Callable[[], Planes], int, int]]:
+        """What makes the planes of views ``start`` to ``stop`` of a batch, task by task."""
+        for stage, codec in self._codecs.stages.items():
+            features = output.features[stage]
+            step = codec.views_at_once * -(-_LEAST_TASK_VIEWS // codec.views_at_once)
+            for start in range(0, len(features), step):
+                part = features[start : start + step]
+                yield partial(_encoded, codec, part, f"stage{stage}"), start, start + len(part)
+        if output.logits is not None and self._codecs.logits:
+            encode = partial(_encoded, self._codecs.logits, output.logits, "logits")
+            yield encode, 0, len(output.logits)
 
-        def joined() -> Planes:
-            # Queued behind what it waits for, so that threads of one pool may wait for each other.
-            found = [(part.planes.result(), part.rows) for part in parts]
-            return {
-                name: np.concatenate(
-                    [
-                        planes[name][(slice(None),) * self._view_axes[name] + (rows,)]
-                        for planes, rows in found
-                    ],
-                    axis=self._view_axes[name],
-                )
-                for name in found[0][0]
-            }
+    def _queue(
+        self,
+        keys: tuple[str, ...],
+        encode: Callable[[], Planes],
+        start: int,
+        stop: int,
+        pieces: list[_Piece],
+    ) -> None:
+        """Run a coding task in a thread, which hands its planes to the blocks they lie in."""
+        pieces = [piece for piece in pieces if piece.start < stop and start < piece.stop]
+        for piece in pieces:
+            piece.block.expect()
 
-        self._writer.write_block(joined, self._rows(block))
+        def work() -> None:
+            try:
+                planes = encode()
+            except DataError as error:
+                raise DataError(
+                    f"{self._place}, views of samples {keys[start]} to {keys[stop - 1]}: {error}"
+                ) from error
+            for piece in pieces:
+                first, end = max(start, piece.start), min(stop, piece.stop)
+                rows = slice(first - start, end - start)
+                piece.block.put(piece.row + first - piece.start, self._rows_of(planes, rows))
+
+        self._writer.run(work, [piece.block for piece in pieces])
+
+    def _rows_of(self, planes: Planes, rows: slice) -> Planes:
+        axes = {name: self._writer.layout.find(name).view_axis for name in planes}
+        return {
+            name: plane[(slice(None),) * axes[name] + (rows,)] for name, plane in planes.items()
+        }
+
+    def _seal(self, block: OpenBlock) -> None:
+        drawn, self._drawn = self._drawn, []
+        self._writer.seal_block(block, self._rows(drawn))
 
     def _rows(self, block: list[_Drawn]) -> ViewRows:
         columns = pack_views([view.params for view in block], self._policy)

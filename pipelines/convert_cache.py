@@ -28,10 +28,11 @@ from scalekd.cache.planning import (
     table_files,
 )
 from scalekd.cache.records import has_record
+from scalekd.cache.rows import SampleRows, ViewRows
 from scalekd.cache.selection import Selection, refuse_part
 from scalekd.cache.transfer import SourceCache, Transfer
 from scalekd.cache.webdataset.form import Embed, WebDatasetForm, form_name
-from scalekd.cache.writer import CacheWriter, SampleRows, ViewRows
+from scalekd.cache.writer import CacheWriter
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.images import open_dataset
 from scalekd.loading import worker_faults

@@ -35,11 +35,12 @@ from scalekd.cache.repair import (
     remove_stranger,
     sound_record,
 )
+from scalekd.cache.rows import SampleRows
 from scalekd.cache.selection import refuse_part
 from scalekd.cache.targets import CacheCodecs, save_arrays
 from scalekd.cache.verify import verify
 from scalekd.cache.webdataset.form import INFO_FILE
-from scalekd.cache.writer import CacheWriter, SampleRows
+from scalekd.cache.writer import CacheWriter
 from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
 from scalekd.loading.drawing import drawn_samples
 from scalekd.pipelines._calibrate import NUM_WITNESSES, calibrate

@@ -13,8 +13,9 @@ from scalekd.cache.finishing import finish
 from scalekd.cache.layout import Layout
 from scalekd.cache.manifest import DataInfo, Identity, Plan, Provenance, ViewsInfo
 from scalekd.cache.planning import begin, commit_plan
+from scalekd.cache.rows import SampleRows, ViewRows
 from scalekd.cache.targets import CacheCodecs, save_arrays, stage_info
-from scalekd.cache.writer import CacheWriter, SampleRows, ViewRows
+from scalekd.cache.writer import CacheWriter
 from scalekd.codecs import FeatureCodec, LogitCodec, fit_codec, load_codec, save_codec
 from scalekd.images import ImageDataset, open_dataset
 from scalekd.loading.drawing import DrawnBatch, DrawnViews, DrawRequest

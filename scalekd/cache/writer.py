@@ -7,11 +7,8 @@ next run takes over and redoes that shard.
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import partial
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,177 +17,25 @@ import numpy as np
 import zarr
 
 from scalekd.cache.files import FileDigest
+from scalekd.cache.in_flight import InFlight
 from scalekd.cache.layout import SAMPLES, ArraySpec, Layout, Unit, array_path
 from scalekd.cache.lease import LeaseHolder, Leases
 from scalekd.cache.manifest import Plan, ShardRecord
 from scalekd.cache.publish import send_files
 from scalekd.cache.records import has_record, read_record, samples_hash, write_record
+from scalekd.cache.rows import Rows, SampleRows
+from scalekd.cache.shard_writer import ShardWriter
 from scalekd.cache.store import CommittingStore, open_array, write_rows
-from scalekd.cache.webdataset.blocks import make_block
-from scalekd.cache.webdataset.form import index_path, tar_path
-from scalekd.cache.webdataset.packing import SOURCE_HASH, ViewPacking
 from scalekd.cache.webdataset.shard_file import TarShardFile
-from scalekd.errors import CacheMismatch, EnvironmentFault
+from scalekd.errors import CacheMismatch
 from scalekd.storage import LocalStorage, Storage
 from scalekd.storage.files import TEMPORARY_SUFFIX, explained, inside
 
-Rows = np.ndarray[Any, Any]
-
 _POLL_SECONDS = 0.05  # of another process that commits the samples of a shard: a moment's work
-_MAX_QUEUED_BLOCKS = 4  # bounds memory when coding falls behind the teacher
-
-
-@dataclass(frozen=True)
-class SampleRows:
-    """What is stored of a shard's samples, row by row."""
-
-    keys: tuple[str, ...]
-    labels: Rows
-    source_hashes: Rows
-
-    def columns(self, max_key_bytes: int) -> dict[str, Rows]:
-        keys = np.zeros((len(self.keys), max_key_bytes), np.uint8)
-        for row, key in enumerate(self.keys):
-            encoded = key.encode()
-            keys[row, : len(encoded)] = np.frombuffer(encoded, np.uint8)
-        return {
-            "key": keys,
-            "label": self.labels.astype(np.int32),
-            "source_hash": self.source_hashes.astype(np.uint64),
-        }
-
-
-@dataclass(frozen=True)
-class ViewRows:
-    """What is stored of a block's views beside the teacher's targets, row by row.
-
-    Attributes:
-        samples: Whose views they are.
-        columns: By array: how each view was drawn, and the hash of its pixels.
-        images: Encoded, for a cache whose tars hold images.
-    """
-
-    samples: SampleRows
-    columns: dict[str, Rows]
-    images: tuple[bytes, ...] | None = None
-
-    @staticmethod
-    def joined(blocks: Sequence["ViewRows"]) -> "ViewRows":
-        """The rows of several blocks, without their images."""
-        samples = [block.samples for block in blocks]
-        empty = SampleRows((), np.empty(0, np.int32), np.empty(0, np.uint64))
-        return ViewRows(
-            SampleRows(
-                tuple(key for found in samples for key in found.keys),
-                np.concatenate([empty.labels, *(found.labels for found in samples)]),
-                np.concatenate([empty.source_hashes, *(found.source_hashes for found in samples)]),
-            ),
-            {
-                name: np.concatenate([block.columns[name] for block in blocks])
-                for name in (blocks[0].columns if blocks else ())
-            },
-        )
-
-
-class ShardWriter:
-    """Takes the rows of one shard in order, and commits them.
-
-    Blocks are coded and written by a pool of threads beside the teacher.
-    """
-
-    def __init__(self, writer: "CacheWriter", unit: int, shard: int) -> None:
-        self._writer = writer
-        self._unit = unit
-        self._shard = shard
-        self._pending: deque[Future[None]] = deque()
-        self._blocks: list[ViewRows] = []
-        self._tar = writer.new_tar() if writer.layout.form else None
-        self._next_row = shard * writer.layout.identity.shard_size
-        if not writer.claim(unit, shard):
-            holder = writer.busy.get((unit, shard))
-            raise CacheMismatch(
-                f"{writer.place.place}: shard {shard} of pass {unit} "
-                + (f"is being written by {holder}" if holder else "is already committed")
-                + "; a shard is written once"
-            )
-        writer.remove_debris(unit, shard)
-
-    def write_block(self, encode: Callable[[], dict[str, Rows]], rows: ViewRows) -> None:
-        """Queue the next block; waits while too many are queued.
-
-        Args:
-            encode: Makes the per-block arrays, by name, in one of the writer's threads.
-            rows: The rest of what is stored of the block's views.
-
-        Raises:
-            ScaleKDError: What an earlier block met.
-        """
-        start = self._next_row
-        self._next_row += len(rows.samples.keys)
-        self._blocks.append(replace(rows, images=None))
-        before = self._pending[-1] if self._pending else None
-        if self._tar is None:
-            write: Callable[[], None] = lambda: self._write_arrays(encode(), start)  # noqa: E731
-        else:
-            write = partial(self._write_members, self._tar, encode, rows, before)
-        self._pending.append(self._writer.pool.submit(write))
-        while len(self._pending) > _MAX_QUEUED_BLOCKS:
-            self._pending.popleft().result()
-
-    def _write_arrays(self, arrays: dict[str, Rows], start: int) -> None:
-        for name, rows in arrays.items():
-            self._writer.write(self._unit, self._writer.layout.find(name), start, rows)
-
-    def _write_members(
-        self,
-        tar: TarShardFile,
-        encode: Callable[[], dict[str, Rows]],
-        rows: ViewRows,
-        before: Future[None] | None,
-    ) -> None:
-        layout, samples = self._writer.layout, rows.samples
-        planes = {
-            name: np.moveaxis(stored, layout.find(name).view_axis, 0)
-            for name, stored in encode().items()
-        }
-        packed = ViewPacking(layout.views).pack(
-            {**planes, **rows.columns, SOURCE_HASH: samples.source_hashes}
-        )
-        block = make_block(samples.keys, samples.labels, packed, rows.images)
-        if before is not None:
-            before.result()  # blocks stand in order; the pool began that one before this one
-        tar.append(block)
-
-    def commit(self, skipped: Sequence[str]) -> None:
-        """Write the per-shard arrays or the tar, and the commit record, once all blocks are done.
-
-        Args:
-            skipped: Keys of corrupt images left out.
-        """
-        for future in self._pending:
-            future.result()
-        layout, writer = self._writer.layout, self._writer
-        rows = ViewRows.joined(self._blocks)
-        if self._tar is None:
-            self._write_arrays(rows.columns, self._shard * layout.identity.shard_size)
-        elif self._blocks:
-            tar, index = self._tar.close()
-            writer.store.put(tar_path(self._unit, self._shard), tar)
-            writer.store.put(index_path(self._unit, self._shard), index.to_bytes())
-        else:
-            self._tar.discard()
-        samples_sha256 = writer.commit_samples(self._shard, rows.samples, skipped)
-        if writer.approve is not None:
-            hashes = rows.columns.get("pixel_hash", np.empty(0, np.uint64))
-            writer.approve(self._unit, self._shard, samples_sha256, hashes)
-        if not writer.leases.holds(self._unit, self._shard):
-            raise EnvironmentFault(
-                f"{writer.place.place}: this process stood still for so long that another took over"
-                f" shard {self._shard} of pass {self._unit}; nothing is lost, run the same command"
-                " again"
-            )
-        writer.record(self._unit, self._shard, len(rows.samples.keys), samples_sha256, skipped)
-        writer.leases.release(self._unit, self._shard)
+# Views in memory when coding falls behind the teacher: blocks that are being filled or written, a
+# batch on the device and one after it, and some tasks a thread.
+_BLOCKS_IN_FLIGHT = 4
+_VIEWS_A_THREAD = 32
 
 
 class CacheWriter:
@@ -198,6 +43,8 @@ class CacheWriter:
 
     Attributes:
         leases: The shards this process is writing.
+        in_flight: Bounds the views in memory, and relays errors of threads.
+        last_commit: The commit that was begun last in the background.
         busy: Who else held a shard when :meth:`claim` was last asked for it.
 
     Args:
@@ -229,9 +76,18 @@ class CacheWriter:
         self.store = CommittingStore(root)
         self.leases = Leases(root)
         self.busy: dict[tuple[Unit, int], LeaseHolder] = {}
+        identity = plan.identity
+        self.in_flight = InFlight(
+            _BLOCKS_IN_FLIGHT * identity.block_size
+            + 2 * identity.batch_size
+            + _VIEWS_A_THREAD * num_threads
+        )
         self.pool = ThreadPoolExecutor(num_threads, thread_name_prefix="cache-writer")
+        self.unwritten: set[Future[None]] = set()
+        self.last_commit: Future[None] | None = None
+        self._committer = ThreadPoolExecutor(1, thread_name_prefix="cache-committer")
         self._opened: dict[str, zarr.Array[Any]] = {}
-        self._tar: TarShardFile | None = None
+        self._tars: list[TarShardFile] = []
 
     def __enter__(self) -> Self:
         self.leases.__enter__()
@@ -245,8 +101,11 @@ class CacheWriter:
     ) -> None:
         try:
             self.pool.shutdown(wait=True, cancel_futures=True)
-            if self._tar is not None:
-                self._tar.discard()
+            for block in list(self.unwritten):  # a commit that waits for them ends
+                block.set_exception(CancelledError())
+            self._committer.shutdown(wait=True, cancel_futures=True)
+            for tar in self._tars:
+                tar.discard()
         finally:
             self.leases.__exit__(kind, error, traceback)
 
@@ -296,8 +155,34 @@ class CacheWriter:
 
     def new_tar(self) -> TarShardFile:
         """A tar for the next shard, in the cache's folder, where there is room for it."""
-        self._tar = TarShardFile(self.root)
-        return self._tar
+        self._tars = [*self._tars[-1:], TarShardFile(self.root)]  # that of the commit, and this
+        return self._tars[-1]
+
+    def commit_behind(self, shard: ShardWriter, skipped: Sequence[str]) -> None:
+        """Commit a shard in the background, so that the next can begin; one at a time.
+
+        Raises:
+            ScaleKDError: What the commit before it met.
+        """
+        self.settle()
+
+        def commit() -> None:
+            try:
+                shard.commit(skipped)
+            except BaseException as error:
+                self.in_flight.fail(error)
+                raise
+
+        self.last_commit = self._committer.submit(commit)
+
+    def settle(self) -> None:
+        """Wait for the commit in the background.
+
+        Raises:
+            ScaleKDError: What it met.
+        """
+        if self.last_commit is not None:
+            self.last_commit.result()
 
     def _open(self, unit: Unit) -> None:
         for array in self.layout.zarr_arrays(unit):

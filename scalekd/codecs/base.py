@@ -339,6 +339,15 @@ class FeatureCodec(Codec):
             UsageError: Another shape than the codec's.
         """
 
+    @property
+    def views_at_once(self) -> int:
+        """Views that :meth:`encode` works on at a time.
+
+        Splitting a batch at multiples of it changes no bit of the planes. Elsewhere a matrix
+        product has another number of rows, and may round otherwise.
+        """
+        return 1
+
     @abstractmethod
     def decoder(self, *, compute_dtype: torch.dtype = torch.float32) -> FeatureDecoder:
         """A new decoder module on the CPU.

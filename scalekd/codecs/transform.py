@@ -78,13 +78,17 @@ class TransformCodec(FeatureCodec):
             PlaneSpec("gains", "int16", shape_before=(gains,)),
         )
 
+    @property
+    def views_at_once(self) -> int:
+        return max(1, _BLOCK_VALUES // (self.shape.num_tokens * self.shape.num_channels))
+
     def encode(self, features: np.ndarray) -> dict[str, np.ndarray]:
         self.check_features(features)
         tables = self.transform_tables
         num_views = len(features)
         coefficients = np.empty((tables.num_coefficients, num_views), np.int16)
         gains = np.empty((self.planes[1].shape_before[0], num_views), np.int16)
-        at_once = max(1, _BLOCK_VALUES // (self.shape.num_tokens * self.shape.num_channels))
+        at_once = self.views_at_once
         for start in range(0, num_views, at_once):
             part = slice(start, start + at_once)
             block = features[part]
