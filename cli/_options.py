@@ -1,7 +1,6 @@
-"""Option types and printing that several commands share."""
+"""Option types and units that several commands share."""
 
 import ast
-import json
 import re
 from typing import Any, ClassVar, TypeVar
 
@@ -111,15 +110,6 @@ def checked(model: type[Model], /, **values: Any) -> Model:
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "options"
         raise UsageError(f"{option}: {first['msg']} (got {first['input']!r})") from None
-
-
-def emit(result: dict[str, Any], lines: list[str], *, as_json: bool) -> None:
-    """Print what a person reads, or one line of JSON."""
-    if as_json:
-        click.echo(json.dumps(result))
-    else:
-        for line in lines:
-            click.echo(line)
 
 
 def size(num_bytes: float) -> str:

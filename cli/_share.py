@@ -4,7 +4,8 @@ from typing import Any
 
 import click
 
-from scalekd.cli._options import NumberRange, Stages, checked, emit, json_option, size
+from scalekd.cli._options import NumberRange, Stages, checked, json_option, size
+from scalekd.cli._output import emit
 
 
 def share_command(name: str, doc: str) -> click.Command:

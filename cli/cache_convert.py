@@ -4,7 +4,8 @@ from typing import Any
 
 import click
 
-from scalekd.cli._options import NumberRange, checked, emit, json_option, size
+from scalekd.cli._options import NumberRange, checked, json_option, size
+from scalekd.cli._output import emit
 
 
 @click.command("convert")

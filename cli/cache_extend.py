@@ -6,7 +6,8 @@ from typing import Any
 import click
 
 from scalekd.cli._cache_teacher_lines import result_lines
-from scalekd.cli._options import KeyValue, NumberRange, Stages, checked, emit, json_option
+from scalekd.cli._options import KeyValue, NumberRange, Stages, checked, json_option
+from scalekd.cli._output import emit
 
 
 @click.command("extend")

@@ -2,7 +2,8 @@
 
 import click
 
-from scalekd.cli._options import emit, json_option, size
+from scalekd.cli._options import json_option, size
+from scalekd.cli._output import emit, table
 
 
 @click.command("ls")
@@ -20,11 +21,9 @@ def command(root: str, *, depth: int, as_json: bool) -> None:
 
     found = list_caches(root, max_depth=depth)
     rows = [COLUMNS, *(cache.cells(size) for cache in found)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
-    for row, cache in zip(rows, (None, *found), strict=True):
-        cells = (text.ljust(width) for text, width in zip(row, widths, strict=True))
-        lines.append("  ".join(cells).rstrip())
+    for line, cache in zip(table(rows), (None, *found), strict=True):
+        lines.append(line)
         for name in ("problem", "part", "note"):
             if cache is not None and (told := getattr(cache, name)):
                 lines.append(f"  {name}: {told}")

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from scalekd.cli._options import emit, json_option, size
+from scalekd.cli._options import json_option, size
+from scalekd.cli._output import emit
 
 
 @click.command("merge")

@@ -5,7 +5,8 @@ from typing import Any
 import click
 
 from scalekd.cli._cache_teacher_lines import result_lines
-from scalekd.cli._options import KeyValue, NumberRange, Stages, checked, emit, json_option
+from scalekd.cli._options import KeyValue, NumberRange, Stages, checked, json_option
+from scalekd.cli._output import echo, emit
 
 
 @click.command("cache-teacher")
@@ -99,7 +100,7 @@ def command(*, as_json: bool, dry_run: bool, **options: Any) -> None:
     config = checked(CacheTeacherConfig, teacher=teacher, **given)
     _, expansion = resolve_model_name(config.teacher.model)
     if expansion:
-        click.echo(expansion, err=True)
+        echo(expansion, err=True)
     if dry_run:
         estimate = estimate_cache(config)
         emit(estimate.model_dump(mode="json"), estimate.lines(), as_json=as_json)

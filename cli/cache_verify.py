@@ -4,7 +4,8 @@ from typing import Any
 
 import click
 
-from scalekd.cli._options import KeyValue, checked, emit, json_option, size
+from scalekd.cli._options import KeyValue, checked, json_option, size
+from scalekd.cli._output import emit
 from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
 
 

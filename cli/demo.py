@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from scalekd.cli._options import emit, json_option
+from scalekd.cli._options import json_option
+from scalekd.cli._output import echo, emit
 from scalekd.errors import UsageError
 
 
@@ -30,5 +31,5 @@ def command(output: Path, *, overwrite: bool, as_json: bool) -> None:
                 f"{output} is not empty; choose another --output, or --overwrite a demo"
             )
         shutil.rmtree(output)
-    result = run_demo(output, say=lambda line: click.echo(f"· {line}", err=True))
+    result = run_demo(output, say=lambda line: echo(f"· {line}", err=True))
     emit(result.model_dump(mode="json"), result.lines(), as_json=as_json)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import click
 
 from scalekd import __version__
+from scalekd.cli._output import complain, complain_of_usage, escaping, show_traceback
 from scalekd.errors import EnvironmentFault, ScaleKDError, advice_on
 from scalekd.pipelines._signals import Terminated
 
@@ -75,27 +76,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Exit codes: 0 done, 2 usage, 3 input data, 4 cache integrity or mismatch, 5 environment,
     130 interrupted, 143 terminated.
     """
+    with escaping():
+        code = _run(arguments)
+    if code:
+        sys.exit(code)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """Run the command line and return its exit code."""
     try:
         group.main(args=arguments, prog_name="scalekd", standalone_mode=False)
     except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        return stop.exit_code
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        complain_of_usage(error)
+        return error.exit_code
     except (KeyboardInterrupt, click.Abort, Terminated) as stop:
-        _complain("interrupted; what was committed is kept, the same command goes on from there")
-        sys.exit(128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
+        complain("interrupted; what was committed is kept, the same command goes on from there")
+        return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
     except ScaleKDError as error:
-        _complain(str(error))
-        sys.exit(error.exit_code)
+        complain(str(error))
+        return error.exit_code
     except OSError as error:
         advice = advice_on(error)
-        _complain(f"{error} ({advice})" if advice else f"{type(error).__name__}: {error}")
-        sys.exit(EnvironmentFault.exit_code)
-
-
-def _complain(message: str) -> None:
-    click.echo(f"scalekd: error: {' '.join(message.split())}", err=True)
+        complain(f"{error} ({advice})" if advice else f"{type(error).__name__}: {error}")
+        return EnvironmentFault.exit_code
+    except Exception as error:  # a fault of the program: its text may still quote a document
+        show_traceback(error)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 import click
 
-from scalekd.cli._options import emit, json_option
+from scalekd.cli._options import json_option
+from scalekd.cli._output import emit
 
 
 @click.command("models")

@@ -2,7 +2,8 @@
 
 import click
 
-from scalekd.cli._options import emit, json_option
+from scalekd.cli._options import json_option
+from scalekd.cli._output import emit, table
 
 
 @click.command("recipes")
@@ -14,9 +15,4 @@ def command(*, as_json: bool) -> None:
     found = [describe_recipe(name) for name in recipe_names()]
     columns = ("name", "teacher", "student", "epochs", "batch", "opt", "lr", "augmentation", "top1")
     rows = [columns, *(tuple(str(recipe[c] or "-") for c in columns) for recipe in found)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(columns))]
-    lines = [
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    emit({"recipes": found}, lines, as_json=as_json)
+    emit({"recipes": found}, table(rows), as_json=as_json)

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from scalekd.cli._options import KeyValue, emit, json_option
+from scalekd.cli._options import KeyValue, json_option
+from scalekd.cli._output import echo, emit
 
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -202,7 +203,7 @@ def command(*, recipe: str | None, as_json: bool, **options: Any) -> None:
     if recipe is not None and is_main:
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         for departure in departures_from_recipe(recipe, config, world_size=world_size):
-            click.echo(f"note: {departure}", err=True)
+            echo(f"note: {departure}", err=True)
     result = train_student(config)
     if not is_main:
         return

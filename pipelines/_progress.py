@@ -15,6 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from scalekd.text import printable
+
 _PLAIN_SECONDS = 10.0
 
 
@@ -38,7 +40,7 @@ class ProgressReport:
         enabled: bool = True,
         aside: Callable[[], str] | None = None,
     ) -> None:
-        self.what, self.total, self.unit, self.enabled = what, total, unit, enabled
+        self.what, self.total, self.unit, self.enabled = printable(what), total, unit, enabled
         self._aside = aside or (lambda: f"data wait {self.data_wait_share:.0%}")
         self.done = 0
         self.waited_seconds = 0.0
@@ -47,14 +49,14 @@ class ProgressReport:
         self._live: Progress | None = None
         if enabled and console.is_terminal:
             self._live = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
                 TimeRemainingColumn(),
                 console=console,
             )
-            self._task = self._live.add_task(what, total=total, rate="")
+            self._task = self._live.add_task(self.what, total=total, rate="")
 
     def __enter__(self) -> Self:
         if self._live:

@@ -6,6 +6,8 @@ prints it as one line and exits with ``exit_code``.
 
 import errno
 
+from scalekd.text import one_line
+
 _ADVICE = {
     errno.ENOSPC: "the disk is full: free space and run the same command again",
     errno.EDQUOT: "the quota is used up: raise it and run the same command again",
@@ -29,6 +31,9 @@ class ScaleKDError(Exception):
     """Base of the errors that are reported as one line rather than a traceback."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())  # it may quote a document or a server
 
 
 class UsageError(ScaleKDError):

@@ -5,13 +5,15 @@ The Hub takes at most 10,000 files in a folder and recommends fewer than 100,000
 below the largest it takes.
 """
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable
 
-import yaml
+from huggingface_hub import DatasetCardData
 
 from scalekd.cache.manifest import Manifest, Plan
 from scalekd.errors import UsageError
+from scalekd.text import MAX_CELL, markdown, markdown_code, markdown_fence, one_line, printable
 
 MAX_FILES_PER_FOLDER = 10_000
 MAX_FILES = 100_000
@@ -49,52 +51,65 @@ def check_hub_limits(paths: Iterable[str], place: str) -> None:
 def dataset_card(plan: Plan, manifest: Manifest | None, place: str) -> str:
     """README.md of the repository: what the cache is, under which licence, and how to use it."""
     identity, provenance = plan.identity, plan.provenance
-    teacher, licence = identity.teacher, (provenance.licence or "").strip()
-    header: dict[str, object] = {
-        "license": licence.lower() if licence.lower() in _KNOWN_LICENCES else "other",
-        "pretty_name": f"scalekd cache of {teacher['model']}",
-        "task_categories": ["image-classification"],
-        "tags": ["knowledge-distillation", "scalekd", "soft-labels"],
-    }
-    if header["license"] == "other":
-        header["license_name"] = licence or "not-stated"
+    teacher, licence = str(identity.teacher["model"]), one_line(provenance.licence or "")
+    known = licence.lower() in _KNOWN_LICENCES
+    metadata = DatasetCardData(
+        license=licence.lower() if known else "other",
+        license_name=None if known else one_line(licence, limit=MAX_CELL) or "not-stated",
+        pretty_name=f"scalekd cache of {one_line(teacher, limit=MAX_CELL)}",
+        task_categories=["image-classification"],
+        tags=["knowledge-distillation", "scalekd", "soft-labels"],
+    )
     views, data = identity.views, identity.data
     height, width = views.view_size
     rows = [
-        ("teacher", f"`{teacher['model']}`, weights SHA-256 `{teacher['weights_sha256']}`"),
-        ("licence of the teacher's weights", licence or "not stated by the maker"),
-        ("note of the maker", provenance.note or "none"),
-        ("images", f"{data.num_samples:,}, fingerprint `{data.fingerprint}`; not included"),
-        ("views", f"{views.policy['policy']}, {height} x {width} px, seed {views.seed}"),
+        (
+            "teacher",
+            f"{markdown_code(teacher, limit=MAX_CELL)}, weights SHA-256"
+            f" {markdown_code(identity.teacher['weights_sha256'])}",
+        ),
+        ("licence of the teacher's weights", markdown(licence) or "not stated"),
+        ("note", markdown(provenance.note or "none")),
+        (
+            "images",
+            f"{data.num_samples:,}, fingerprint {markdown_code(data.fingerprint)}; not included",
+        ),
+        (
+            "views",
+            f"{markdown(views.policy['policy'])}, {height} x {width} px, seed {views.seed}",
+        ),
         ("passes", f"{manifest.num_passes}" if manifest else "not complete yet"),
         *(
             (f"stage {stage}", _stage(plan, stage, str(identity.request.get("codec"))))
             for stage in identity.stages
         ),
-        ("logits", str(identity.request.get("logits")) if identity.logits else "none"),
+        ("logits", markdown(identity.request.get("logits")) if identity.logits else "none"),
         ("size", f"{manifest.total_bytes:,} bytes" if manifest else "not complete yet"),
-        ("cache", f"`{plan.cache_id}`, format {identity.format_version}"),
+        ("cache", f"{markdown_code(plan.cache_id)}, format {identity.format_version}"),
     ]
+    location = shlex.quote(printable(place))
+    fence = markdown_fence(location)
     lines = [
         "---",
-        yaml.safe_dump(header, sort_keys=True).strip(),
+        metadata.to_yaml(),
         "---",
         "",
-        f"# What {teacher['model']} said of {data.num_samples:,} images",
+        f"# Features and logits of {markdown(teacher, limit=MAX_CELL)}"
+        f" for {data.num_samples:,} images",
         "",
-        "Features and logits of a vision teacher, view by view, to train students from with"
+        "One record of the teacher's outputs for every augmented view, to train students with"
         " [ScaleKD](https://arxiv.org/abs/2411.06786) or logit distillation. Made with `scalekd`;"
-        " nothing in it is executed or unpickled.",
+        " reading it executes and unpickles nothing.",
         "",
         "| | |",
         "| --- | --- |",
-        *(f"| {name} | {_cell(value)} |" for name, value in rows),
+        *(f"| {name} | {value} |" for name, value in rows),
         "",
-        "```sh",
-        f"scalekd cache pull {place} ./cache                # or --passes 0-3, --logits-only, …",
+        f"{fence}sh",
+        f"scalekd cache pull {location} ./cache                # or --passes 0-3, --logits-only, …",
         "scalekd cache verify ./cache",
         "scalekd train-student --cache ./cache --data-dir IMAGES --model resnet50 --output ./run",
-        "```",
+        fence,
         "",
     ]
     return "\n".join(lines)
@@ -104,10 +119,5 @@ def _stage(plan: Plan, stage: str, codec: str) -> str:
     info = plan.identity.stages[stage]  # type: ignore[index]  # a stage of this very plan
     error = plan.provenance.measured.get(stage, {}).get("spatial", {}).get("mean")
     grid = " x ".join(map(str, info.grid))
-    told = f"{grid} tokens, {info.num_channels} channels, `{codec}`"
-    return told + (f", mean relative squared error {error:.3%}" if error is not None else "")
-
-
-def _cell(text: str) -> str:
-    """Text that cannot end its cell: a maker's note may hold anything."""
-    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+    text = f"{grid} tokens, {info.num_channels} channels, {markdown_code(codec, limit=MAX_CELL)}"
+    return text + (f", mean relative squared error {error:.3%}" if error is not None else "")

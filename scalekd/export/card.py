@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import ModelCardData
 from matplotlib.figure import Figure
 
+from scalekd.text import MAX_CELL, markdown, markdown_code, markdown_fence, printable
 from scalekd.training.trained import TrainedStudent
 
 _CURVES_FILE = "curves.png"
 _NUM_ROWS = 10  # of the table of curves; the picture has every epoch
+_MAX_SETTINGS = 500  # lines; a run of any options writes fewer than 200
 _NOT_RECORDED = "not recorded"
 # Where things lie on the machine that trained, and how it was watched, concerns nobody else.
 _OF_THE_MACHINE = frozenset(
@@ -55,17 +58,15 @@ def model_card(student: TrainedStudent, rows: Sequence[Mapping[str, str]] = ()) 
     height, width = spec.img_size
     lines = [
         "---",
-        "library_name: timm",
-        "tags:",
-        "- image-classification",
-        "- timm",
-        "- knowledge-distillation",
+        ModelCardData(
+            library_name="timm", tags=["image-classification", "timm", "knowledge-distillation"]
+        ).to_yaml(),
         "---",
         "",
-        f"# {spec.architecture}, {_origin(state)}",
+        f"# {markdown(spec.architecture, limit=MAX_CELL)}, {_origin(state)}",
         "",
-        f"A `{spec.architecture}` with {spec.num_classes:,} classes for images of {height} x "
-        f"{width} pixels, trained with scalekd{_version(state)}.",
+        f"A {markdown_code(spec.architecture, limit=MAX_CELL)} with {spec.num_classes:,} classes"
+        f" for images of {height} x {width} pixels, trained with scalekd{_version(state)}.",
         "",
         "```python",
         "import timm",
@@ -75,7 +76,7 @@ def model_card(student: TrainedStudent, rows: Sequence[Mapping[str, str]] = ()) 
         "",
         "| | |",
         "| --- | --- |",
-        *(f"| {name} | {value} |" for name, value in _rows(student, metrics)),
+        *(f"| {name} | {markdown(value)} |" for name, value in _rows(student, metrics)),
         *_curves(rows),
         *_settings(state),
         "",
@@ -115,7 +116,9 @@ def _settings(state: Mapping[str, Any]) -> list[str]:
         return []
     kept = {name: value for name, value in settings.items() if name not in _OF_THE_MACHINE}
     text = yaml.safe_dump(kept, sort_keys=False).rstrip()
-    return ["", "## Settings", "", "```yaml", *text.splitlines(), "```"]
+    shown = [printable(line) for line in text.splitlines()[:_MAX_SETTINGS]]
+    fence = markdown_fence(text)
+    return ["", "## Settings", "", f"{fence}yaml", *shown, fence]
 
 
 def _summary(path: Path) -> list[dict[str, str]]:
@@ -146,13 +149,13 @@ def _plot(rows: Sequence[Mapping[str, str]], path: Path) -> None:
 
 def _origin(state: Mapping[str, Any]) -> str:
     if state.get("objective") not in (None, "none") and state.get("teacher"):
-        return f"distilled from {state['teacher']}"
+        return f"distilled from {markdown(state['teacher'], limit=MAX_CELL)}"
     return "trained without a teacher"
 
 
 def _version(state: Mapping[str, Any]) -> str:
     version = state.get("software", {}).get("scalekd")
-    return f" {version}" if version else ""
+    return f" {markdown(version, limit=MAX_CELL)}" if version else ""
 
 
 def _rows(student: TrainedStudent, metrics: Mapping[str, Any]) -> list[tuple[str, str]]:

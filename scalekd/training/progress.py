@@ -12,6 +12,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from scalekd.text import printable
+
 _PLAIN_SECONDS = 30.0  # between plain lines of one epoch: a night's log stays readable
 
 
@@ -54,7 +56,7 @@ class TrainingProgress:
 
     def say(self, text: str) -> None:
         if self._shown:
-            self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+            self._console.print(printable(text), highlight=False, soft_wrap=True, markup=False)
 
     def step(self, epoch: int, num_updates: int, values: Mapping[str, float]) -> None:
         """Show one update's figures, as ``log.jsonl`` has them."""

@@ -1,0 +1,94 @@
+"""Whatever the command line prints goes through here, so that no document can steer a terminal."""
+
+import contextlib
+import io
+import json
+import logging
+import sys
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import click
+
+from scalekd.text import MAX_CELL, one_line, printable
+
+
+def echo(line: str, *, err: bool = False) -> None:
+    """Print one line, with what is not printable escaped."""
+    _write(printable(line), err=err)
+
+
+def emit(result: dict[str, Any], lines: Iterable[str], *, as_json: bool) -> None:
+    """Print what a person reads, or one line of JSON in ASCII."""
+    if as_json:
+        _write(json.dumps(result).replace("\x7f", "\\u007f"), err=False)
+    else:
+        for line in lines:
+            echo(line)
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Align the cells of rows in columns; a cell that is too long loses its middle."""
+    cells = [[printable(cell, limit=MAX_CELL) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    ]
+
+
+def complain(message: str) -> None:
+    """Print an error as one line on standard error."""
+    echo(f"scalekd: error: {one_line(message)}", err=True)
+
+
+def complain_of_usage(error: click.ClickException) -> None:
+    """Print click's error, which quotes arguments, with the usage of the command."""
+    error.message = one_line(error.message)
+    text = io.StringIO()
+    error.show(text)
+    for line in text.getvalue().splitlines():
+        echo(line, err=True)
+
+
+def show_traceback(error: Exception) -> None:
+    """Print the traceback of a fault of the program, the error's own text escaped."""
+    for entry in traceback.format_exception(error):
+        for line in entry.split("\n"):
+            echo(line, err=True)
+
+
+@contextlib.contextmanager
+def escaping() -> Iterator[None]:
+    """Escape warnings and log records of every library, and what an encoding cannot write."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    formatwarning, factory = warnings.formatwarning, logging.getLogRecordFactory()
+
+    def escaped_warning(message: Warning | str, *rest: Any, **named: Any) -> str:
+        return formatwarning(_escaped(str(message)), *rest, **named)
+
+    warnings.formatwarning = escaped_warning
+    logging.setLogRecordFactory(_EscapedRecord)
+    try:
+        yield
+    finally:
+        warnings.formatwarning = formatwarning
+        logging.setLogRecordFactory(factory)
+
+
+class _EscapedRecord(logging.LogRecord):
+    def getMessage(self) -> str:
+        return _escaped(super().getMessage())
+
+
+def _escaped(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def _write(line: str, *, err: bool) -> None:
+    # click.echo would write UTF-8 to a stream that says it is ASCII.
+    print(line, file=sys.stderr if err else sys.stdout, flush=True)

@@ -1,0 +1,83 @@
+"""Text that others wrote, made safe to show: on a terminal, in Markdown, in HTML.
+
+Names, notes and error texts come from caches, run folders, file names and servers. Shown as they
+are, they could move a terminal's cursor, imitate another line of output, hide characters or fill
+the screen. The functions here write what cannot be seen as an escape and bound the length.
+"""
+
+import html as _html
+import re
+import unicodedata
+
+MAX_LINE = 2000
+"""Characters of one line of output, from its beginning and its end."""
+MAX_CELL = 200
+"""Characters of one name, note or number in a table."""
+
+# Zero-width by Unicode's Default_Ignorable_Code_Point, but of a category that is printable.
+_IGNORABLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+# An underscore inside a word is no markup, and model names have many.
+_MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
+
+
+def printable(text: object, *, limit: int = MAX_LINE) -> str:
+    r"""Write text as one line that shows every character.
+
+    Control characters, line breaks, escape sequences, directional and zero-width characters and
+    lone surrogates become escapes such as ``\x1b`` and ``\u202e``. Text that is too long loses
+    its middle.
+
+    Args:
+        text: Anything that ``str`` takes.
+        limit: Most characters of the result.
+    """
+    line = _cut(str(text), limit)
+    if not (line.isascii() and line.isprintable()):
+        line = _cut("".join(map(_shown, line)), limit)
+    return line
+
+
+def one_line(text: object, *, limit: int = MAX_LINE) -> str:
+    """Write text of several lines as one: runs of white space become single spaces."""
+    return printable(" ".join(str(text).split()), limit=limit)
+
+
+def markdown(text: object, *, limit: int = MAX_LINE) -> str:
+    """Write text as a run of plain Markdown: no markup, HTML or end of a table's cell."""
+    return _MARKDOWN.sub(r"\\\g<0>", _html.escape(one_line(text, limit=limit), quote=False))
+
+
+def markdown_code(text: object, *, limit: int = MAX_LINE) -> str:
+    """Write text as a Markdown code span that also fits a table's cell."""
+    line = one_line(text, limit=limit)
+    ticks = markdown_fence(line, shortest=1)
+    space = " " if "`" in line or not line else ""
+    return f"{ticks}{space}{line}{space}{ticks}".replace("|", r"\|")
+
+
+def markdown_fence(text: str, *, shortest: int = 3) -> str:
+    """Give a run of backticks that does not occur in the text."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    return "`" * max(shortest, longest + 1)
+
+
+def html(text: object, *, limit: int = MAX_LINE) -> str:
+    """Write text for an HTML element or a quoted attribute."""
+    return _html.escape(printable(text, limit=limit))
+
+
+def _shown(character: str) -> str:
+    if unicodedata.category(character) == "Zs":
+        return " "
+    if character.isprintable() and not _IGNORABLE.match(character):
+        return character
+    return character.encode("unicode_escape").decode()
+
+
+def _cut(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    tail = limit // 3  # an error ends with what to do
+    return f"{text[: limit - tail - 1]}…{text[len(text) - tail :]}"
