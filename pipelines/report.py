@@ -6,7 +6,6 @@ Runs that differ only in their seed make one row, with mean and standard deviati
 """
 
 import csv
-import html
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from pydantic import BaseModel
 from scalekd.errors import DataError, UsageError
 from scalekd.pipelines.plots import runs_svg
 from scalekd.storage.files import explained
+from scalekd.text import html
 from scalekd.training.checkpoint import STATE_FILE, find_run_checkpoint
 from scalekd.training.config import TrainConfig
 from scalekd.training.logs import replace_text
@@ -234,14 +234,13 @@ def _page(rows: Sequence[ReportRow], settings: Sequence[Mapping[str, Any]], pict
         for row in rows
     ]
     table = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>\n"
-        for line in cells
+        "<tr>" + "".join(f"<td>{html(cell)}</td>" for cell in line) + "</tr>\n" for line in cells
     )
     details = "".join(
-        f"<details><summary>{html.escape(row.name)}</summary><dl>"
-        + "".join(f"<dt>folder</dt><dd>{html.escape(run)}</dd>" for run in row.runs)
+        f"<details><summary>{html(row.name)}</summary><dl>"
+        + "".join(f"<dt>folder</dt><dd>{html(run)}</dd>" for run in row.runs)
         + "".join(
-            f"<dt>{html.escape(key)}</dt><dd>{html.escape(_text(value))}</dd>"
+            f"<dt>{html(key)}</dt><dd>{html(_text(value))}</dd>"
             for key, value in each.items()
             if value is not None
         )

@@ -1,15 +1,19 @@
+import re
 from pathlib import Path
 from typing import Any
 
+import markdown_it
 import pytest
 import timm
 import torch
+from huggingface_hub import DatasetCard
 from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
 from torch import nn
 
 from scalekd.errors import EnvironmentFault, UsageError
 from scalekd.export import timm as export_module
+from scalekd.export.card import model_card
 from scalekd.export.timm import export_student
 from scalekd.students import create_student
 from scalekd.training import TrainedStudent, student_facts
@@ -100,6 +104,32 @@ def test_a_model_card_says_what_the_run_recorded_and_no_more(tmp_path: Path) -> 
         assert absent not in card
     assert "top-5" not in card
     assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).num_classes == 3
+
+
+def test_a_model_card_shows_what_a_run_says_as_text() -> None:
+    hostile = "\x1b[31m\u202e\n---\nlicense: mit\n```\n# pay | <script> [a](http://evil)"
+    student = a_student("test_resnet", 32)
+    student.state = {
+        **student.state,
+        "objective": "kd",
+        "teacher": hostile,
+        "teacher_licence": hostile,
+        "teacher_note": 10**5 * "x",
+        "software": {"scalekd": hostile},
+        "settings": {"model": hostile, "note": 10**5 * "x ", "long": 10**5 * "y"},
+        "samples_viewed": 1,
+        "epoch": 1,
+    }
+    card = model_card(student)
+    assert all(character.isprintable() or character == "\n" for character in card)
+    # Settings wrap at words: 500 lines of 80 letters.
+    assert len(card) < 50_000
+    parsed = DatasetCard(card)
+    assert parsed.data.to_dict().keys() == {"library_name", "tags"}
+    page = markdown_it.MarkdownIt("gfm-like", {"linkify": False}).render(parsed.text)
+    assert "<script>" not in page
+    assert "href" not in page
+    assert re.findall("<h[12]>", page) == ["<h1>", "<h2>"]
 
 
 def test_bare_weights_carry_timms_names(tmp_path: Path) -> None:
