@@ -174,7 +174,7 @@ def test_the_card_tells_what_matters(small: Path) -> None:
         identity.data.fingerprint,
         "cc-by-nc-4.0",
         "float16",
-        "for the seminar \\| of 2026 &lt;b>",
+        "for the seminar \\| of 2026 &lt;b&gt;",
         f"scalekd cache pull {PLACE}",
     ):
         assert told in card
