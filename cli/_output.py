@@ -46,11 +46,13 @@ def complain(message: str) -> None:
 
 def complain_of_usage(error: click.ClickException) -> None:
     """Print click's error, which quotes arguments, with the usage of the command."""
-    error.message = one_line(error.message)
-    text = io.StringIO()
-    error.show(text)
-    for line in text.getvalue().splitlines():
-        echo(line, err=True)
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        context = error.ctx
+        for line in context.get_usage().splitlines():
+            echo(line, err=True)
+        echo(f"Try '{context.command_path} {context.help_option_names[-1]}' for help.", err=True)
+        echo("", err=True)
+    echo(f"Error: {one_line(error.format_message())}", err=True)
 
 
 def show_traceback(error: Exception) -> None:
