@@ -28,8 +28,8 @@ from scalekd.cache.planning import (
     differences,
     read_plan,
     remove_cache,
-    table_files,
 )
+from scalekd.cache.tables import table_files
 from scalekd.cache.targets import CacheCodecs
 from scalekd.cache.writer import CacheWriter
 from scalekd.distributed import Coordinator

@@ -25,11 +25,11 @@ from scalekd.cache.planning import (
     commit_plan,
     differences,
     read_plan,
-    table_files,
 )
 from scalekd.cache.records import has_record
 from scalekd.cache.rows import SampleRows, ViewRows
 from scalekd.cache.selection import Selection, refuse_part
+from scalekd.cache.tables import table_files
 from scalekd.cache.transfer import SourceCache, Transfer
 from scalekd.cache.webdataset.form import Embed, WebDatasetForm, form_name
 from scalekd.cache.writer import CacheWriter

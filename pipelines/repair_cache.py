@@ -19,7 +19,7 @@ from scalekd.cache.finishing import finish
 from scalekd.cache.layout import MANIFEST_FILE, SAMPLES, Layout, Unit, record_path, unit_path
 from scalekd.cache.lease import Leases, remove_settled
 from scalekd.cache.manifest import Identity, ShardRecord, canonical
-from scalekd.cache.planning import begin, commit_plan, table_files
+from scalekd.cache.planning import begin, commit_plan
 from scalekd.cache.records import read_record, record_hash
 from scalekd.cache.repair import (
     ShardDamage,
@@ -37,6 +37,7 @@ from scalekd.cache.repair import (
 )
 from scalekd.cache.rows import SampleRows
 from scalekd.cache.selection import refuse_part
+from scalekd.cache.tables import table_files
 from scalekd.cache.targets import CacheCodecs, save_arrays
 from scalekd.cache.verify import verify
 from scalekd.cache.webdataset.form import INFO_FILE

@@ -4,10 +4,11 @@ from scalekd.cache.files import digest, read_bounded
 from scalekd.cache.layout import MANIFEST_FILE, PLAN_FILE, SAMPLES, Layout, Unit, record_path
 from scalekd.cache.lease import remove_settled
 from scalekd.cache.manifest import MAX_JSON_BYTES, Manifest, Plan, canonical, parse_committed
-from scalekd.cache.planning import commit_documents, table_files
+from scalekd.cache.planning import commit_documents
 from scalekd.cache.publish import all_recorded
 from scalekd.cache.records import read_record, record_hash
 from scalekd.cache.store import unit_documents
+from scalekd.cache.tables import table_files
 from scalekd.cache.webdataset.form import FORM_FILE, INFO_FILE, info_document
 from scalekd.errors import CacheCorrupt, CacheMismatch
 from scalekd.storage import LocalStorage, Place, Storage, open_storage

@@ -22,6 +22,15 @@ from pydantic import (
 )
 
 from scalekd.cache.files import FileDigest
+from scalekd.cache.paths import (
+    CodecTablesPath,
+    DataPath,
+    DocumentPath,
+    RecordPath,
+    TailPath,
+    WitnessesPath,
+)
+from scalekd.cache.plausible import check_identity
 from scalekd.errors import CacheCorrupt, CacheMismatch
 from scalekd.shapes import FeatureShape
 from scalekd.teachers import TeacherSpec
@@ -42,10 +51,6 @@ _MAX_VIEW_SIDE = 1 << 12
 
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-RelativePath = Annotated[
-    str, Field(max_length=512, pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$")
-]
-
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -60,8 +65,14 @@ class CodecInfo(CacheDocument):
     """A codec's JSON configuration, and the file of its tables when it has any."""
 
     config: dict[str, Any]
-    tables: RelativePath | None = None
+    tables: CodecTablesPath | None = None
     tables_digest: FileDigest | None = None
+
+    @model_validator(mode="after")
+    def _tables_have_a_digest(self) -> Self:
+        if (self.tables is None) != (self.tables_digest is None):
+            raise ValueError("tables and tables_digest are given together or not at all")
+        return self
 
 
 class StageInfo(CacheDocument):
@@ -99,7 +110,7 @@ class ViewsInfo(CacheDocument):
     view_size: tuple[int, int]
     seed: int = Field(ge=0, lt=1 << 63)
     environment: dict[str, str]
-    witnesses: RelativePath
+    witnesses: WitnessesPath
     witnesses_digest: FileDigest
 
     @model_validator(mode="after")
@@ -126,11 +137,11 @@ class Identity(CacheDocument):
     format_version: Literal[1] = FORMAT_VERSION
     teacher: dict[str, Any]
     precision: Literal["fp32", "bf16", "fp16"]
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=1 << 20)
     request: dict[str, Any]
     stages: dict[Literal["3", "4"], StageInfo]
     logits: CodecInfo | None
-    tail: RelativePath | None
+    tail: TailPath | None
     tail_digest: FileDigest | None
     views: ViewsInfo
     data: DataInfo
@@ -173,6 +184,7 @@ class Identity(CacheDocument):
                     f"a block of stage {stage} has {size:,} bytes in half precision, more than"
                     f" {_MAX_BLOCK_BYTES:,}"
                 )
+        check_identity(self)
         return self
 
     @property
@@ -195,7 +207,7 @@ class ErrorSummary(CacheDocument):
 class MeasuredErrors(CacheDocument):
     """What coding cost a stage's held-out views: as they are, and in each of the two views."""
 
-    num_views: int = Field(ge=1)
+    num_views: int = Field(ge=1, le=_MAX_SAMPLES)
     raw: ErrorSummary
     spatial: ErrorSummary
     frequency: ErrorSummary
@@ -255,7 +267,7 @@ class ShardRecord(CacheDocument):
     shard: int = Field(ge=0)
     num_rows: int = Field(ge=0)
     samples_sha256: Sha256
-    files: dict[RelativePath, FileDigest]
+    files: dict[DataPath, FileDigest]
     skipped: tuple[str, ...] = ()
 
 
@@ -266,8 +278,8 @@ class Manifest(CacheDocument):
     num_passes: int = Field(ge=1, le=_MAX_PASSES)
     num_views: int = Field(ge=0)
     skipped: tuple[str, ...]
-    files: dict[RelativePath, FileDigest]
-    records: dict[RelativePath, Sha256]
+    files: dict[DocumentPath, FileDigest]
+    records: dict[RecordPath, Sha256]
     total_bytes: int = Field(ge=0)
     digest: Sha256 | Literal[""] = ""
 
@@ -323,7 +335,8 @@ def parse(model: type[Model], data: bytes, *, where: str) -> Model:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "document"
-        raise CacheCorrupt(f"{where}: {place}: {first['msg']}") from None
+        problem = str(first["msg"]).removeprefix("Value error, ")
+        raise CacheCorrupt(f"{where}: {place}: {problem}") from None
 
 
 def parse_committed(model: type[Model], data: bytes, *, where: str) -> Model:

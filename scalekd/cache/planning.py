@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scalekd.cache.files import FileDigest, read_bounded
+from scalekd.cache.files import read_bounded
 from scalekd.cache.layout import (
     COMPANIONS,
     EXTENSIONS_FOLDER,
@@ -21,6 +21,7 @@ from scalekd.cache.lease import live_lease
 from scalekd.cache.manifest import MAX_JSON_BYTES, Identity, Plan, canonical, parse_committed
 from scalekd.cache.publish import remove_remote
 from scalekd.cache.store import unit_documents
+from scalekd.cache.tables import table_files
 from scalekd.cache.webdataset.form import FORM_FILE, INFO_FILE, WebDatasetForm, form_name, read_form
 from scalekd.errors import CacheMismatch, EnvironmentFault, UsageError
 from scalekd.storage import LocalStorage, Place, Storage, open_storage
@@ -173,17 +174,6 @@ def commit_documents(storage: Storage, documents: Mapping[str, bytes]) -> None:
             changed[relative] = content
     if changed:
         storage.commit_all(changed)
-
-
-def table_files(identity: Identity) -> dict[str, FileDigest]:
-    """Tail, witnesses and codec tables: the files that the plan itself names."""
-    codecs = [stage.codec for stage in identity.stages.values()]
-    pairs = [
-        (identity.tail, identity.tail_digest),
-        (identity.views.witnesses, identity.views.witnesses_digest),
-        *((codec.tables, codec.tables_digest) for codec in codecs),
-    ]
-    return {path: found for path, found in pairs if path and found}
 
 
 def differences(standing: Identity, wanted: Identity) -> str:

@@ -44,7 +44,8 @@ from scalekd.cache.manifest import (
 )
 from scalekd.cache.records import read_record, record_hash, samples_hash
 from scalekd.cache.selection import Selection, check_owner, standing_selection
-from scalekd.cache.targets import CacheCodecs, load_tables
+from scalekd.cache.tables import check_table, load_witnesses, table_files
+from scalekd.cache.targets import CacheCodecs
 from scalekd.cache.webdataset.form import Embed, tar_path
 from scalekd.cache.webdataset.reader import TarReader
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
@@ -246,10 +247,11 @@ class CacheReader:
                 )
 
     def file(self, relative: str | None, expected: FileDigest | None) -> bytes:
-        """A checked file of the cache, such as its tail.
+        """Read a file of the cache, such as its tail, and check that it is what the plan says.
 
         Raises:
             UsageError: The cache was written without it.
+            CacheCorrupt: It changed since it was committed, or is something else.
         """
         if relative is None or expected is None:
             raise UsageError(f"{self.place}: the cache was written without this file")
@@ -257,7 +259,10 @@ class CacheReader:
             raise CacheCorrupt(f"{self.place}: the manifest and the plan disagree on {relative}")
         if relative == self.identity.tail:
             self.require("tail")
-        return read_checked(self.storage, relative, expected)
+        content = read_checked(self.storage, relative, expected)
+        if relative in table_files(self.identity):
+            check_table(self.identity, relative, content, self.storage.locate(relative))
+        return content
 
     def record(self, unit: Unit, shard: int) -> ShardRecord:
         """The commit record of a shard, checked against the manifest."""
@@ -358,16 +363,7 @@ class CacheReader:
         """
         views = self.identity.views
         content = self.file(views.witnesses, views.witnesses_digest)
-        pixels = load_tables(content, self.storage.locate(views.witnesses)).get("pixels")
-        if (
-            pixels is None
-            or pixels.dtype != np.uint8
-            or pixels.ndim != 4
-            or pixels.shape[1:] != (*views.view_size, 3)
-        ):
-            raise CacheCorrupt(
-                f"{self.storage.locate(views.witnesses)}: does not hold views' pixels"
-            )
+        pixels = load_witnesses(self.identity, content, self.storage.locate(views.witnesses))
         # They are of the first samples, which a part may lack.
         lacking = next(
             (s for s in range(self.identity.num_shards) if not self.part.has_shard(s)), None

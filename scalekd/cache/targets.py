@@ -1,16 +1,15 @@
 """The codecs of a cache: written beside it, rebuilt from it, decoded into targets."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 from torch import Tensor, nn
 
 from scalekd.cache.files import FileDigest, digest, read_checked
 from scalekd.cache.layout import TABLES_FOLDER, ArraySpec, Layout, sample_arrays, view_arrays
 from scalekd.cache.manifest import CodecInfo, Identity, StageInfo
+from scalekd.cache.tables import Tables, load_tables
 from scalekd.cache.webdataset.form import WebDatasetForm, read_form
 from scalekd.codecs import (
     FeatureCodec,
@@ -19,11 +18,9 @@ from scalekd.codecs import (
     logit_codec_from_config,
 )
 from scalekd.distillation import FullLogits, LogitTargets, MeanLogits, Targets, TopKLogits
-from scalekd.errors import CacheCorrupt, UsageError
+from scalekd.errors import UsageError
 from scalekd.storage import Place, Storage, open_storage
 from scalekd.views import ViewPolicy, view_columns
-
-Tables = dict[str, np.ndarray[Any, Any]]
 
 SEPARATOR = ":"
 """Between the name of an extension and the name of an array of it."""
@@ -43,14 +40,6 @@ def _tables(storage: Storage, info: CodecInfo) -> Tables:
         return {}
     content = read_checked(storage, info.tables, info.tables_digest)
     return load_tables(content, storage.locate(info.tables))
-
-
-def load_tables(content: bytes, path: str) -> Tables:
-    """Arrays of a safetensors file that was read and checked; ``path`` is for the message."""
-    try:
-        return safetensors.numpy.load(content)
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise CacheCorrupt(f"{path}: not a safetensors file ({error})") from None
 
 
 def save_table(place: Place, name: str, content: bytes) -> tuple[str, FileDigest]:

@@ -35,7 +35,7 @@ from scalekd.cache.manifest import (
     canonical,
     parse_committed,
 )
-from scalekd.cache.planning import differences, table_files
+from scalekd.cache.planning import differences
 from scalekd.cache.records import read_record, record_hash
 from scalekd.cache.selection import (
     Selection,
@@ -43,6 +43,7 @@ from scalekd.cache.selection import (
     standing_selection,
 )
 from scalekd.cache.store import unit_documents
+from scalekd.cache.tables import check_table, table_files
 from scalekd.cache.targets import CacheCodecs
 from scalekd.cache.verify import file_problem
 from scalekd.cache.webdataset.form import FORM_FILE, INFO_FILE, form_name, read_form
@@ -204,6 +205,7 @@ class Transfer:
         self._plan = plan or source.plan
         self._jobs, self._check, self._link = jobs, check, link
         self._read_back = read_back and target.is_remote
+        self._tables = table_files(source.plan.identity)
         self._lock = threading.Lock()
         self._standing: dict[str, int] = {}
         self.tally = tally or Tally()
@@ -399,7 +401,7 @@ class Transfer:
             found = wanted[path]
             if isinstance(found, bytes):
                 return found
-            return read_checked(self._source.storage, path, found)
+            return self._read(path, found)
 
         data = dict(zip(missing, files.map(content, missing), strict=True))
         made = self._target.commit_all(data, exclusive=not replace) if data else set()
@@ -453,7 +455,7 @@ class Transfer:
         source, target = self._source.storage, self._target
         if isinstance(wanted, bytes):
             return target.commit(path, wanted, exclusive=not replace)
-        may_link = self._link and not replace
+        may_link = self._link and not replace and path not in self._tables
         if may_link and isinstance(source, LocalStorage) and isinstance(target, LocalStorage):
             problem = file_problem(source, path, expected, quick=False)
             if problem is not None:
@@ -461,7 +463,15 @@ class Transfer:
             found = _linked(source.path(path), target.path(path))
             if found is not None:
                 return found
-        return target.commit(path, read_checked(source, path, expected), exclusive=not replace)
+        return target.commit(path, self._read(path, expected), exclusive=not replace)
+
+    def _read(self, path: str, expected: FileDigest) -> bytes:
+        """A file of the source; a table is parsed before it may be written anywhere."""
+        source = self._source.storage
+        content = read_checked(source, path, expected)
+        if path in self._tables:
+            check_table(self._source.plan.identity, path, content, source.locate(path))
+        return content
 
     def _differs(self, path: str, expected: FileDigest) -> bool:
         try:

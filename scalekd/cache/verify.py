@@ -20,10 +20,11 @@ from scalekd.cache.layout import (
     record_path,
 )
 from scalekd.cache.manifest import Manifest, ShardRecord, canonical
-from scalekd.cache.planning import read_plan, table_files
+from scalekd.cache.planning import read_plan
 from scalekd.cache.reader import open_cache, read_manifest
 from scalekd.cache.records import has_record, read_record, record_hash
 from scalekd.cache.selection import Selection, check_owner, standing_selection
+from scalekd.cache.tables import table_files
 from scalekd.cache.targets import CacheCodecs
 from scalekd.errors import CacheError, UsageError
 from scalekd.storage import LocalStorage, NotStored, Place, Storage, StoredFileError, open_storage
@@ -271,7 +272,9 @@ def _check_rows(storage: Storage, found: Findings) -> None:
     reader = open_cache(storage)
     try:
         _ = reader.samples
-        reader.witnesses  # noqa: B018
+        for relative, expected in table_files(reader.identity).items():
+            if relative != reader.identity.tail or reader.part.has_tail:
+                reader.file(relative, expected)
     except CacheError as error:
         found.problems.append(str(error))
         return

@@ -28,6 +28,12 @@ _RESERVED_KWARGS = frozenset(
     | {"feature_cls", "out_indices", "scriptable", "exportable", "no_jit", "pruned", "use_naflex"}
     | {"device", "dtype", "in_chans"}
 )
+# Far above any published backbone (40 blocks, 4096 channels, 21,841 classes, 1,024 px); they bound
+# the Python objects and the time that a hostile configuration can ask for.
+_MAX_INTEGER = 1 << 16
+_MAX_BLOCKS = 256
+_MAX_LIST = 64
+_MAX_TEXT = 64
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,36 @@ def check_model_kwargs(kwargs: Mapping[str, Any]) -> None:
                 f"model argument {name}={value!r} must be null, a boolean, a finite number, "
                 "a string, or a list of these"
             )
+
+
+def check_bounded(value: object, name: str = "") -> None:
+    """Refuse numbers, lists and texts that no backbone has, in arguments from an untrusted file.
+
+    Args:
+        value: Arguments by name, or the value of one.
+        name: Of the argument, for the message.
+
+    Raises:
+        ValueError: A value is beyond the bounds.
+    """
+    if isinstance(value, Mapping):
+        if len(value) > _MAX_LIST:
+            raise ValueError(f"{len(value)} arguments are more than {_MAX_LIST}")
+        for key, item in value.items():
+            check_bounded(item, str(key))
+    elif isinstance(value, list | tuple):
+        if len(value) > _MAX_LIST:
+            raise ValueError(f"{name} has {len(value)} entries, more than {_MAX_LIST}")
+        for item in value:
+            check_bounded(item, name)
+        if "depth" in name and sum(n for n in value if isinstance(n, int)) > _MAX_BLOCKS:
+            raise ValueError(f"{name}={value} makes more than {_MAX_BLOCKS} blocks")
+    elif isinstance(value, str) and len(value) > _MAX_TEXT:
+        raise ValueError(f"{name} is a text of {len(value)} characters, more than {_MAX_TEXT}")
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        limit = _MAX_BLOCKS if "depth" in name else _MAX_INTEGER
+        if not -limit <= value <= limit:
+            raise ValueError(f"{name}={str(value)[:40]} is beyond {limit}")
 
 
 def is_plain(value: object) -> bool:

@@ -10,7 +10,7 @@ Example:
 from scalekd.teachers.names import ALIASES, resolve_model_name, teacher_named_by_cache
 from scalekd.teachers.spec import ABOUT_ORIGIN, TeacherConfig, TeacherSpec
 from scalekd.teachers.tail import Tail, TailConfig
-from scalekd.teachers.tail_file import load_tail, save_tail
+from scalekd.teachers.tail_file import inspect_tail, load_tail, save_tail
 from scalekd.teachers.teacher import Teacher, TeacherOutput, load_teacher
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "TeacherConfig",
     "TeacherOutput",
     "TeacherSpec",
+    "inspect_tail",
     "load_tail",
     "load_teacher",
     "resolve_model_name",

@@ -8,9 +8,9 @@ leads to.
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -20,19 +20,14 @@ from timm.models import is_model_in_modules
 from torch import Tensor
 
 from scalekd.errors import CacheCorrupt, EnvironmentFault, ScaleKDError
-from scalekd.models.build import constructor_arguments
+from scalekd.models.build import check_bounded, constructor_arguments
 from scalekd.models.weights import describe_mismatch
 from scalekd.teachers.families import FAMILIES
 from scalekd.teachers.tail import Tail, TailConfig
 
 _METADATA_KEY = "scalekd_tail"
-_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
-# Far above any published backbone (40 blocks, 4096 channels, 21,841 classes, 1,024 px); they bound
-# the Python objects that a hostile configuration can ask for.
-_MAX_INTEGER = 1 << 16
-_MAX_BLOCKS = 256
-_MAX_LIST = 64
-_MAX_TEXT = 64
+_ITEM_BYTES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
+_MAX_HEADER_BYTES = 1 << 20  # a header of Swin-L's tail has 5 kB
 _MAX_TABLE_BYTES = 1 << 30  # computed tables; the largest real one, 37 x 37 tokens, is 15 MB
 
 
@@ -63,21 +58,56 @@ def load_tail(path: str | Path) -> Tail:
         CacheCorrupt: No such file, or it is damaged, or not a tail, or asks for what no tail needs.
     """
     with _reporting(path), safe_open(str(path), framework="pt", device="cpu") as file:
-        config = _config_of(file.metadata() or {})
-        tail = Tail.on_meta(config)
-        shape = tail.stages[3]
-        if shape.num_prefix_tokens:
-            tail.prefix_tokens = torch.empty(
-                shape.num_prefix_tokens, shape.num_channels, device="meta"
-            )
         names = list(file.keys())
-        _check_header(tail, {name: file.get_slice(name) for name in names})
-        _check_tables(tail)
-        tail.allocated()
+        slices = {name: file.get_slice(name) for name in names}
+        header = {name: (entry.get_dtype(), entry.get_shape()) for name, entry in slices.items()}
+        tail = _on_meta(file.metadata() or {}, header).allocated()
         state = {name: file.get_tensor(name) for name in names}
         if any(tensor.dtype == torch.float64 for tensor in state.values()):
             tail.double()
         tail.load_state_dict(state)
+    return tail
+
+
+def inspect_tail(content: bytes, path: str) -> Tail:
+    """Check the content of a tail file without allocating the tail.
+
+    Args:
+        content: The whole file.
+        path: Its name, for messages.
+
+    Returns:
+        The tail on torch's meta device: its configuration and its shapes.
+
+    Raises:
+        CacheCorrupt: As for :func:`load_tail`.
+    """
+    with _reporting(path):
+        length = int.from_bytes(content[:8], "little")
+        if not 2 <= length <= min(len(content) - 8, _MAX_HEADER_BYTES):
+            raise CacheCorrupt("it is not a safetensors file")
+        header = json.loads(content[8 : 8 + length])
+        metadata = header.pop("__metadata__", {})
+        end = 0
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            start, stop = entry["data_offsets"]
+            size = math.prod(entry["shape"]) * _ITEM_BYTES.get(entry["dtype"], 0)
+            if start != end or stop - start != size or min(entry["shape"], default=1) < 0:
+                raise CacheCorrupt(f"the offsets of {name} are not those of its shape")
+            end = stop
+        if end != len(content) - 8 - length:
+            raise CacheCorrupt("its tensors do not fill it")
+        return _on_meta(metadata, {n: (e["dtype"], e["shape"]) for n, e in header.items()})
+
+
+def _on_meta(metadata: Mapping[str, str], header: Mapping[str, tuple[str, Sequence[int]]]) -> Tail:
+    """The tail that a file describes, without memory; ``header`` has dtype and shape by name."""
+    tail = Tail.on_meta(_config_of(metadata))
+    shape = tail.stages[3]
+    if shape.num_prefix_tokens:
+        tail.prefix_tokens = torch.empty(shape.num_prefix_tokens, shape.num_channels, device="meta")
+    _check_header(tail, header)
+    _check_tables(tail)
     return tail
 
 
@@ -101,7 +131,10 @@ def _config_of(metadata: Mapping[str, str]) -> TailConfig:
         raise CacheCorrupt(
             f"its configuration is not valid at {where!r}: {fault['msg']}"
         ) from error
-    _check_bounds("", config.model_dump())
+    try:
+        check_bounded(config.model_dump())
+    except ValueError as error:
+        raise CacheCorrupt(str(error)) from None
     family = FAMILIES[config.family]
     if not is_model_in_modules(config.architecture, family.modules):
         raise CacheCorrupt(f"{config.architecture!r} is no timm backbone of family {config.family}")
@@ -111,36 +144,16 @@ def _config_of(metadata: Mapping[str, str]) -> TailConfig:
     return config
 
 
-def _check_bounds(name: str, value: object) -> None:
-    """Refuse numbers, lists and texts that no backbone has."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            _check_bounds(str(key), item)
-    elif isinstance(value, list | tuple):
-        if len(value) > _MAX_LIST:
-            raise CacheCorrupt(f"{name} has {len(value)} entries, more than {_MAX_LIST}")
-        for item in value:
-            _check_bounds(name, item)
-        if "depth" in name and sum(n for n in value if isinstance(n, int)) > _MAX_BLOCKS:
-            raise CacheCorrupt(f"{name}={value} makes more than {_MAX_BLOCKS} blocks")
-    elif isinstance(value, str) and len(value) > _MAX_TEXT:
-        raise CacheCorrupt(f"{name} is a text of {len(value)} characters, more than {_MAX_TEXT}")
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        limit = _MAX_BLOCKS if "depth" in name else _MAX_INTEGER
-        if not -limit <= value <= limit:
-            raise CacheCorrupt(f"{name}={value} is beyond {limit}")
-
-
-def _check_header(tail: Tail, slices: Mapping[str, Any]) -> None:
+def _check_header(tail: Tail, header: Mapping[str, tuple[str, Sequence[int]]]) -> None:
     """Compare names, shapes and dtypes in the header with those the configuration leads to."""
     expected = tail.state_dict()
-    found = {name: torch.empty(entry.get_shape(), device="meta") for name, entry in slices.items()}
-    if differences := describe_mismatch(expected, found):
+    stored = {name: torch.empty(shape, device="meta") for name, (_, shape) in header.items()}
+    if differences := describe_mismatch(expected, stored):
         raise CacheCorrupt(f"its tensors are not those of its configuration: {differences}")
-    for name, entry in slices.items():
-        if entry.get_dtype() not in _DTYPES:
-            known = ", ".join(_DTYPES)
-            raise CacheCorrupt(f"{name} is of type {entry.get_dtype()}; a tail holds {known}")
+    for name, (dtype, _) in header.items():
+        if dtype not in _ITEM_BYTES:
+            known = ", ".join(_ITEM_BYTES)
+            raise CacheCorrupt(f"{name} is of type {dtype}; a tail holds {known}")
 
 
 def _check_tables(tail: Tail) -> None:

@@ -24,6 +24,8 @@ from scalekd.errors import CacheCorrupt, CacheMismatch
 _FROZEN = Path(__file__).parent / "frozen" / "format1" / "float16" / "plan.json"
 _BASE = json.loads(_FROZEN.read_bytes())
 
+_SHAPE = ("grid", "num_channels", "num_prefix_tokens")
+
 _text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 _versions = st.dictionaries(_text, _text, max_size=4)
 _summaries = st.fixed_dictionaries(
@@ -52,11 +54,6 @@ def identities(draw: st.DrawFn) -> Identity:
         batch_size=draw(st.integers(1, 4096)),
         precision=draw(st.sampled_from(["fp32", "bf16", "fp16"])),
         skip_corrupt=draw(st.booleans()),
-        request={
-            "stages": draw(st.lists(st.sampled_from([3, 4]), unique=True)),
-            "logits": draw(_text),
-            "codec": draw(_text),
-        },
         logits=draw(st.sampled_from([None, document["logits"]])),
     )
     document["data"].update(
@@ -67,7 +64,7 @@ def identities(draw: st.DrawFn) -> Identity:
     )
     document["views"].update(
         seed=draw(st.integers(0, 2**63 - 1)),
-        view_size=draw(st.lists(st.integers(1, 4096), min_size=2, max_size=2)),
+        view_size=draw(st.lists(st.integers(24, 4096), min_size=2, max_size=2)),
         environment=draw(_versions),
     )
     for stage in list(document["stages"]):
@@ -77,8 +74,13 @@ def identities(draw: st.DrawFn) -> Identity:
                 num_channels=draw(st.integers(1, 2048)),
                 num_prefix_tokens=draw(st.integers(0, 8)),
             )
+            shape = {name: document["stages"][stage][name] for name in _SHAPE}
+            document["teacher"]["stages"][stage] = shape
         else:
             del document["stages"][stage]
+    document["teacher"]["img_size"] = document["views"]["view_size"]
+    kept = draw(st.permutations([int(stage) for stage in document["stages"]]))
+    document["request"] = {"stages": kept, "logits": draw(_text), "codec": draw(_text)}
     return Identity.model_validate(document)
 
 

@@ -29,7 +29,10 @@ from scalekd.errors import CacheCorrupt, CacheMismatch
 
 _HASH = st.text("0123456789abcdef", min_size=64, max_size=64)
 _NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
-_PATHS = st.from_regex(r"\A[A-Za-z0-9_.-]{1,9}(/[A-Za-z0-9_.-]{1,9}){0,3}\Z")
+_PATHS = st.from_regex(
+    r"\A(samples|passes/[0-9]{4})(/[a-z][a-z0-9_]{0,8}){1,3}/c(/[0-9]{1,5}){1,3}\Z"
+    r"|\Apasses/[0-9]{4}/[0-9]{6}\.(tar|index\.safetensors)\Z"
+)
 _RECORDS = st.builds(
     ShardRecord,
     cache_id=_HASH,
@@ -274,8 +277,8 @@ def test_a_record_must_name_all_files_and_all_rows(
     _change(cache_copy, 0, 0, files=files)
     with pytest.raises(CacheCorrupt, match="pixel_hash/c/0"):
         read(0, 0)
-    outside = {**read(0, 1).files, "../../home": digest(b"")}
-    _change(cache_copy, 0, 1, files=outside)
+    another = {**read(0, 1).files, "passes/0001/pixel_hash/c/0": digest(b"")}
+    _change(cache_copy, 0, 1, files=another)
     with pytest.raises(CacheCorrupt, match="names other files"):
         read(0, 1)
     _change(cache_copy, 0, 2, num_rows=21)

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from scalekd.cache import read_manifest
 from scalekd.cache.chunks import Coding, check_metadata, decode_chunk, zstd_content_size
 from scalekd.cache.layout import ArraySpec, array_path
-from scalekd.cache.manifest import Identity, Manifest, Plan, canonical, parse
+from scalekd.cache.manifest import Identity, Manifest, Plan, ShardRecord, canonical, parse
 from scalekd.cache.targets import CacheCodecs
 from scalekd.codecs._tables import _real
 from scalekd.errors import CacheCorrupt, CacheMismatch
@@ -303,7 +303,9 @@ def test_depth_is_counted_wherever_the_deep_part_stands(manifest: Manifest) -> N
 def test_blocks_of_the_largest_teachers_fit_and_larger_ones_do_not(manifest: Manifest) -> None:
     """DINOv2-g at 518 px has 1,374 tokens of 1,536 channels."""
     document = json.loads(canonical(manifest.plan))["identity"]
-    document["stages"]["4"].update(grid=[37, 37], num_channels=1536, num_prefix_tokens=5)
+    shape = {"grid": [37, 37], "num_channels": 1536, "num_prefix_tokens": 5}
+    document["stages"]["4"].update(shape)
+    document["teacher"]["stages"]["4"] = shape
     document.update(block_size=256, shard_size=4096)
     assert Identity.model_validate(document).stages["4"].shape.num_tokens == 1374
     document["stages"]["4"].update(num_channels=4096)
@@ -317,7 +319,7 @@ def test_a_codec_is_a_known_name(codec: Any, sound_cache: Path, manifest: Manife
     document["stages"]["4"]["codec"]["config"]["codec"] = codec
     with pytest.raises(CacheMismatch, match="unknown codec"):
         CacheCodecs.load(sound_cache, Identity.model_validate(document))
-    document["stages"] = {}
+    document["stages"], document["request"]["stages"] = {}, []
     document["logits"]["config"]["codec"] = codec
     with pytest.raises(CacheMismatch, match="unknown logit codec"):
         CacheCodecs.load(sound_cache, Identity.model_validate(document))
@@ -331,11 +333,132 @@ def test_a_number_of_a_codec_is_finite(value: Any) -> None:
 
 
 @pytest.mark.parametrize("num_classes", [1 << 30, 1 << 40, 1 << 63, 1 << 70])
-def test_no_number_of_classes_overflows_a_size(
-    num_classes: int, sound_cache: Path, manifest: Manifest
-) -> None:
+def test_no_number_of_classes_overflows_a_size(num_classes: int, manifest: Manifest) -> None:
     document = json.loads(canonical(manifest.plan))["identity"]
     document["logits"]["config"]["num_classes"] = num_classes
+    document["teacher"]["num_classes"] = num_classes
+    with pytest.raises(ValidationError, match=f"a teacher of {num_classes} classes"):
+        Identity.model_validate(document)
+
+
+def test_an_array_of_logits_has_a_largest_size(sound_cache: Path, manifest: Manifest) -> None:
+    document = json.loads(canonical(manifest.plan))["identity"]
+    document["logits"]["config"]["num_classes"] = 1 << 18
+    document["teacher"]["num_classes"] = 1 << 18
+    document.update(block_size=1 << 14, shard_size=1 << 14)
+    document["stages"], document["request"]["stages"] = {}, []
     identity = Identity.model_validate(document)
     with pytest.raises(CacheCorrupt, match="one file would hold"):
         CacheCodecs.load(sound_cache, identity).layout(identity)
+
+
+_SHAPE = {"grid": [2, 2], "num_channels": 64, "num_prefix_tokens": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_classes": 12}, "12 classes"),
+        ({"num_classes": None}, "classes"),
+        ({"num_classes": 10**10}, "10000000000 classes"),
+        ({"num_classes": -1}, "-1 classes"),
+        ({"img_size": [32, 24]}, "32 x 24 pixels"),
+        ({"stages": {"3": _SHAPE, "4": {**_SHAPE, "grid": [100_000, 100_000]}}}, "the limits"),
+        ({"stages": {"3": {**_SHAPE, "num_channels": 10**7}, "4": _SHAPE}}, "the limits"),
+        ({"stages": {"3": {**_SHAPE, "num_prefix_tokens": 10**7}, "4": _SHAPE}}, "the limits"),
+        ({"stages": {"3": {**_SHAPE, "grid": [512, 512]}, "4": _SHAPE}}, "and the cache stores"),
+        ({"stages": {"3": _SHAPE, "4": {**_SHAPE, "grid": [4, 4]}}}, "and the cache stores"),
+        ({"stages": {"4": _SHAPE}}, "not 3 and 4"),
+        ({"stages": {"3": _SHAPE, "4": _SHAPE, "5": _SHAPE}}, "not 3 and 4"),
+        ({"tail_blocks": 10**9}, "blocks"),
+        ({"std": [0.2, 0.0, 0.2]}, "positive"),
+        ({"mean": [1e9, 0.0, 0.0]}, "beyond 1,000"),
+        ({"crop_pct": 1e300}, "beyond 1,000"),
+        ({"model_kwargs": {"embed_dim": 10**9}}, "embed_dim=1000000000 is beyond"),
+        ({"model_kwargs": {"depths": [10**6]}}, "depths"),
+        ({"model_kwargs": {"depths": [200, 200]}}, "more than 256 blocks"),
+        ({"model_kwargs": {"depth": 10**6}}, "depth"),
+        ({"model_kwargs": {"num_heads": 10**6}}, "num_heads"),
+        ({"model_kwargs": {"window_size": 10**6}}, "window_size"),
+        ({"model_kwargs": {"a": list(range(100))}}, "100 entries"),
+        ({"model_kwargs": {f"a{n}": 1 for n in range(100)}}, "100 arguments"),
+        ({"model_kwargs": {"norm_layer": "x" * 1000}}, "1000 characters"),
+        ({"model": "x" * 10_000}, "characters"),
+    ],
+)
+def test_the_teacher_described_is_the_teacher_stored(
+    change: dict[str, Any], message: str, manifest: Manifest
+) -> None:
+    document = json.loads(canonical(manifest.plan))["identity"]
+    document["teacher"].update(change)
+    with pytest.raises(ValidationError, match=message):
+        Identity.model_validate(document)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tail", ".git/config"),
+        ("tail", "tables/.tail-0123456789abcdef.safetensors"),
+        ("tail", "tables/../tail-0123456789abcdef.safetensors"),
+        ("tail", "tables//tail-0123456789abcdef.safetensors"),
+        ("tail", "/tables/tail-0123456789abcdef.safetensors"),
+        ("tail", "c:/tables/tail-0123456789abcdef.safetensors"),
+        ("tail", "tables\\tail-0123456789abcdef.safetensors"),
+        ("tail", "tables/tail-0123456789ABCDEF.safetensors"),
+        ("tail", "tables/tail-\uff10123456789abcdef.safetensors"),
+        ("tail", "tables/tail-\u0660123456789abcdef.safetensors"),
+        ("tail", "tables/tail-0123456789abcdef.safetensors\n"),
+        ("tail", "tables/tail-0123456789abcdef.safetensors/x"),
+        ("tail", "tables/witnesses-0123456789abcdef.safetensors"),
+        ("tail", "tables/sitecustomize.py"),
+        ("witnesses", "tables/tail-0123456789abcdef.safetensors"),
+        ("witnesses", "samples/key/c/0/0"),
+        ("codec", "tables/stage3-0123456789abcdef.safetensors"),
+        ("codec", "tables/stage5-0123456789abcdef.safetensors"),
+        ("codec", "plan.json"),
+        ("logits", "tables/stage4-0123456789abcdef.safetensors"),
+    ],
+)
+def test_a_table_has_the_name_of_its_kind(field: str, value: str, manifest: Manifest) -> None:
+    document = json.loads(canonical(manifest.plan))["identity"]
+    digest = document["tail_digest"]
+    if field == "tail":
+        document["tail"] = value
+    elif field == "witnesses":
+        document["views"]["witnesses"] = value
+    else:
+        part = document["stages"]["4"]["codec"] if field == "codec" else document["logits"]
+        part.update(tables=value, tables_digest=digest)
+    with pytest.raises(ValidationError, match=r"is not the path of|are not|no codec tables"):
+        Identity.model_validate(document)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ".git/config",
+        "samples/.git/config",
+        "passes/0000/.git/HEAD",
+        "extensions/a/plan.json",
+        "tables/tail-0123456789abcdef.pt",
+        "records/samples/000000.json",
+        "README.md",
+        "passes/0000/stage4/zarr.json/..",
+        "passes/0000/stage4/\u202ezarr.json",
+    ],
+)
+def test_a_manifest_names_documents_of_a_cache_alone(path: str, manifest: Manifest) -> None:
+    document = json.loads(canonical(manifest))
+    document["digest"] = ""
+    document["files"][path] = document["files"]["plan.json"]
+    with pytest.raises(CacheCorrupt, match="is not the path of"):
+        parse(Manifest, json.dumps(document).encode(), where="here")
+
+
+@pytest.mark.parametrize("path", ["../../home", "passes/0000/.git/c/0", "passes/0000/000000.zip"])
+def test_a_record_names_files_of_shards_alone(path: str, sound_cache: Path) -> None:
+    document = json.loads((sound_cache / "records/0000/000000.json").read_text())
+    document["files"][path] = next(iter(document["files"].values()))
+    with pytest.raises(CacheCorrupt, match="is not the path of"):
+        parse(ShardRecord, json.dumps(document).encode(), where="here")

@@ -16,9 +16,9 @@ from scalekd.cache.files import FileDigest, digest
 from scalekd.cache.layout import Layout, record_path
 from scalekd.cache.manifest import Identity, Manifest, Plan, Provenance, ShardRecord
 from scalekd.cache.manifest import canonical as model_bytes
-from scalekd.cache.planning import table_files
 from scalekd.cache.records import samples_hash
 from scalekd.cache.store import metadata_documents
+from scalekd.cache.tables import table_files
 from scalekd.cache.targets import CacheCodecs
 from scalekd.cache.verify import verify
 from scalekd.errors import CacheCorrupt, ScaleKDError

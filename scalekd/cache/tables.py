@@ -1,0 +1,113 @@
+"""The table files of a cache: tail, witnesses and codec tables, each checked as what it is.
+
+A digest says that a file holds what the author of the cache wrote. Whether that is a tail at all,
+and the tail of the teacher that the plan describes, is checked here, before the file is moved into
+a folder and before memory is taken for what it asks for.
+"""
+
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from scalekd.cache.files import FileDigest
+from scalekd.cache.manifest import Identity
+from scalekd.codecs import codec_from_config
+from scalekd.errors import CacheCorrupt
+from scalekd.teachers import TeacherSpec, inspect_tail
+
+Tables = dict[str, np.ndarray[Any, Any]]
+
+
+def table_files(identity: Identity) -> dict[str, FileDigest]:
+    """Tail, witnesses and codec tables: the files that the plan itself names."""
+    codecs = [stage.codec for stage in identity.stages.values()]
+    pairs = [
+        (identity.tail, identity.tail_digest),
+        (identity.views.witnesses, identity.views.witnesses_digest),
+        *((codec.tables, codec.tables_digest) for codec in codecs),
+    ]
+    return {path: digest for path, digest in pairs if path and digest}
+
+
+def check_table(identity: Identity, relative: str, content: bytes, where: str) -> None:
+    """Check that a table file is what the plan says of it.
+
+    Args:
+        identity: Of the cache.
+        relative: Path inside the cache, one of :func:`table_files`.
+        content: The whole file, of the committed digest.
+        where: The file's location, for messages.
+
+    Raises:
+        CacheCorrupt: It is no tail, no witnesses or no codec tables, or not of this teacher and
+            these views.
+    """
+    if relative == identity.tail:
+        _check_tail(identity, content, where)
+    elif relative == identity.views.witnesses:
+        load_witnesses(identity, content, where)
+    else:
+        for stage in identity.stages.values():
+            if stage.codec.tables == relative:
+                try:
+                    codec_from_config(stage.codec.config, load_tables(content, where), stage.shape)
+                except CacheCorrupt as error:
+                    raise CacheCorrupt(f"{where}: {error}") from None
+
+
+def load_tables(content: bytes, where: str) -> Tables:
+    """Read the arrays of a safetensors file whose bytes were checked.
+
+    Raises:
+        CacheCorrupt: It is not one.
+    """
+    try:
+        return safetensors.numpy.load(content)
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise CacheCorrupt(f"{where}: not a safetensors file ({error})") from None
+
+
+def load_witnesses(identity: Identity, content: bytes, where: str) -> np.ndarray[Any, Any]:
+    """Read the pixels of the first views, ``(view, height, width, 3)`` uint8.
+
+    Raises:
+        CacheCorrupt: The file holds something else.
+    """
+    arrays = load_tables(content, where)
+    pixels = arrays.get("pixels")
+    if (
+        pixels is None
+        or len(arrays) != 1
+        or pixels.dtype != np.uint8
+        or pixels.ndim != 4
+        or pixels.shape[1:] != (*identity.views.view_size, 3)
+    ):
+        raise CacheCorrupt(f"{where}: does not hold views' pixels")
+    return pixels
+
+
+def _check_tail(identity: Identity, content: bytes, where: str) -> None:
+    teacher, tail = TeacherSpec.model_validate(identity.teacher), inspect_tail(content, where)
+    described = {
+        "architecture": teacher.architecture,
+        "family": teacher.family,
+        "model_kwargs": teacher.model_kwargs,
+        "img_size": teacher.img_size,
+        "num_classes": teacher.num_classes or 0,
+        "tail_blocks": teacher.tail_blocks,
+    }
+    for name, value in described.items():
+        stored = getattr(tail.config, name)
+        if stored != value:
+            raise CacheCorrupt(
+                f"{where}: {name} of the tail is {str(stored)[:80]}, and the plan's teacher has"
+                f" {str(value)[:80]}"
+            )
+    for stage, shape in teacher.stages.items():
+        if tail.stages[stage] != shape:
+            raise CacheCorrupt(
+                f"{where}: stage {stage} of the tail is {tail.stages[stage]}, and the plan's"
+                f" teacher has {shape}"
+            )
