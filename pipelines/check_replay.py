@@ -24,6 +24,7 @@ from scalekd.loading.views import DrawnView, draw_view, replay_view
 from scalekd.pipelines._same_job import SameJob, TeacherAgain
 from scalekd.pipelines._signals import terminable
 from scalekd.pipelines._write_shards import TeacherArrays, run_teacher
+from scalekd.teachers import Teacher, load_tail_bytes
 from scalekd.views import pixel_hash, unpack_view
 
 # A codec's stated error is the largest of at most 128 held-out views; another view may be worse.
@@ -143,9 +144,30 @@ def check_images_named(config: SameJob) -> None:
         )
 
 
+def tail_problem(reader: CacheReader, teacher: Teacher) -> str | None:
+    """Compare the cache's tail with the teacher's own last stage; says what differs.
+
+    The constant prefix tokens are means over calibration views, and are not compared.
+    """
+    identity = reader.identity
+    if identity.tail is None or not reader.part.has_tail:
+        return None
+    where = reader.storage.locate(identity.tail)
+    stored = load_tail_bytes(reader.file(identity.tail, identity.tail_digest), where).state_dict()
+    for name, own in teacher.tail().state_dict().items():
+        if name == "prefix_tokens":
+            continue
+        kept = stored[name].to(torch.float64)
+        if not torch.allclose(kept, own.cpu().to(torch.float64), rtol=1e-6, atol=1e-6):
+            return f"{where}: {name.removeprefix('model.')} is not the teacher's"
+    return None
+
+
 @terminable()
 def deep_verify(config: SameJob, num_views: int) -> DeepFindings:
-    """Draw ``num_views`` views again, compare hashes, and ask the teacher again.
+    """Compare the tail with the teacher's, and ``num_views`` views with those drawn again.
+
+    Pixel hashes are compared, and the stored targets with what the teacher gives for the pixels.
 
     Raises:
         DataError: No cache or no images.
@@ -160,7 +182,7 @@ def deep_verify(config: SameJob, num_views: int) -> DeepFindings:
     groups = tuple(f"stage{stage}" for stage in reader.codecs.stages)
     groups += ("logits",) if reader.codecs.logits else ()
     groups = tuple(group for group in groups if reader.part.has_target(group))
-    problems: list[str] = []
+    problems = list(filter(None, [tail_problem(reader, teacher)]))
     largest: dict[str, float] = {}
     num_seen = 0
     for view in chosen_views(reader, images, num_views, groups):

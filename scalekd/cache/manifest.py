@@ -184,7 +184,6 @@ class Identity(CacheDocument):
                     f"a block of stage {stage} has {size:,} bytes in half precision, more than"
                     f" {_MAX_BLOCK_BYTES:,}"
                 )
-        check_identity(self)
         return self
 
     @property
@@ -241,6 +240,12 @@ class Plan(CacheDocument):
     @classmethod
     def of(cls, identity: Identity, provenance: Provenance) -> Self:
         return cls(cache_id=_identity_hash(identity), identity=identity, provenance=provenance)
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        # An identity alone may be a question: would these options give the cache that is there?
+        check_identity(self.identity)
+        return self
 
     @model_validator(mode="after")
     def _is_itself(self) -> Self:

@@ -13,7 +13,7 @@ from scalekd.cache.rows import Rows, ViewRows
 from scalekd.cache.webdataset.blocks import TarBlock, make_block
 from scalekd.cache.webdataset.form import index_path, tar_path
 from scalekd.cache.webdataset.packing import SOURCE_HASH, ViewPacking
-from scalekd.errors import CacheMismatch, EnvironmentFault
+from scalekd.errors import CacheMismatch
 
 if TYPE_CHECKING:
     from scalekd.cache.writer import CacheWriter
@@ -241,11 +241,6 @@ class ShardWriter:
         if writer.approve is not None:
             hashes = rows.columns.get("pixel_hash", np.empty(0, np.uint64))
             writer.approve(self._unit, self._shard, samples_sha256, hashes)
-        if not writer.leases.holds(self._unit, self._shard):
-            raise EnvironmentFault(
-                f"{writer.place.place}: this process stood still for so long that another took over"
-                f" shard {self._shard} of pass {self._unit}; nothing is lost, run the same command"
-                " again"
-            )
+        writer.check_claim(self._unit, self._shard)
         writer.record(self._unit, self._shard, len(rows.samples.keys), samples_sha256, skipped)
         writer.leases.release(self._unit, self._shard)

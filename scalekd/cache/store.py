@@ -5,6 +5,8 @@ zarr does the coding of what is written; what is read is decoded by :mod:`scalek
 
 import asyncio
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore, MemoryStore
 
 from scalekd.cache.chunks import MAX_METADATA_BYTES, check_metadata
-from scalekd.cache.files import FileDigest, digest, read_bounded
+from scalekd.cache.files import FileDigest, digest, digest_on_disk, read_bounded
 from scalekd.cache.layout import SAMPLES, ArraySpec, Layout, Unit, array_path, group_paths
 from scalekd.cache.manifest import Identity
 from scalekd.cache.webdataset.form import FIELDS_FILE, fields_document
@@ -25,11 +27,18 @@ from scalekd.storage.files import commit_file, inside
 
 
 class CommittingStore(LocalStore):
-    """Writes every file atomically and remembers its digest."""
+    """Writes every file atomically and remembers its digest.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: Folder of the cache.
+        check: Called with a file's path immediately before the file is put in place; raises unless
+            this process may still write it.
+    """
+
+    def __init__(self, root: Path, *, check: Callable[[str], None] | None = None) -> None:
         super().__init__(root)
         self.written: dict[str, FileDigest] = {}
+        self._check = check
         self._lock = threading.Lock()
 
     async def set(self, key: str, value: Buffer) -> None:
@@ -37,9 +46,18 @@ class CommittingStore(LocalStore):
 
     def put(self, relative: str, data: bytes | memoryview) -> None:
         """Commit a file that is none of Zarr's, and remember its digest too."""
-        commit_file(inside(self.root, relative), data)
+        path, content = inside(self.root, relative), digest(data)
+        if self._check is None:
+            commit_file(path, data)
+        else:
+            check = partial(self._check, relative)
+            # A file that another process put there while this one stood still is kept, unless
+            # this process has the claim again and no record names the file.
+            made = commit_file(path, data, exclusive=True, check=check)
+            if not made and digest_on_disk(path) != content:
+                commit_file(path, data, check=check)
         with self._lock:
-            self.written[relative] = digest(data)
+            self.written[relative] = content
 
 
 def metadata_documents(

@@ -12,8 +12,8 @@ import safetensors
 import safetensors.numpy
 
 from scalekd.cache.files import FileDigest
-from scalekd.cache.manifest import Identity
-from scalekd.codecs import codec_from_config
+from scalekd.cache.manifest import Identity, StageInfo
+from scalekd.codecs import FeatureCodec, codec_from_config
 from scalekd.errors import CacheCorrupt
 from scalekd.teachers import TeacherSpec, inspect_tail
 
@@ -51,10 +51,20 @@ def check_table(identity: Identity, relative: str, content: bytes, where: str) -
     else:
         for stage in identity.stages.values():
             if stage.codec.tables == relative:
-                try:
-                    codec_from_config(stage.codec.config, load_tables(content, where), stage.shape)
-                except CacheCorrupt as error:
-                    raise CacheCorrupt(f"{where}: {error}") from None
+                stage_codec(stage, load_tables(content, where), where)
+
+
+def stage_codec(stage: StageInfo, tables: Tables, where: str) -> FeatureCodec:
+    """Rebuild the codec of a stage; ``where`` is the location of its tables, or of the plan.
+
+    Raises:
+        CacheCorrupt: Configuration or tables are damaged or do not fit the stage's shape.
+        CacheMismatch: This release does not know the codec.
+    """
+    try:
+        return codec_from_config(stage.codec.config, tables, stage.shape)
+    except CacheCorrupt as error:
+        raise CacheCorrupt(f"{where}: {error}") from None
 
 
 def load_tables(content: bytes, where: str) -> Tables:

@@ -7,14 +7,20 @@ import safetensors.numpy
 from torch import Tensor, nn
 
 from scalekd.cache.files import FileDigest, digest, read_checked
-from scalekd.cache.layout import TABLES_FOLDER, ArraySpec, Layout, sample_arrays, view_arrays
+from scalekd.cache.layout import (
+    PLAN_FILE,
+    TABLES_FOLDER,
+    ArraySpec,
+    Layout,
+    sample_arrays,
+    view_arrays,
+)
 from scalekd.cache.manifest import CodecInfo, Identity, StageInfo
-from scalekd.cache.tables import Tables, load_tables
+from scalekd.cache.tables import Tables, load_tables, stage_codec
 from scalekd.cache.webdataset.form import WebDatasetForm, read_form
 from scalekd.codecs import (
     FeatureCodec,
     LogitCodec,
-    codec_from_config,
     logit_codec_from_config,
 )
 from scalekd.distillation import FullLogits, LogitTargets, MeanLogits, Targets, TopKLogits
@@ -89,8 +95,10 @@ class CacheCodecs:
         storage = open_storage(place)
         return cls(
             {
-                int(stage): codec_from_config(
-                    info.codec.config, _tables(storage, info.codec), info.shape
+                int(stage): stage_codec(
+                    info,
+                    _tables(storage, info.codec),
+                    storage.locate(info.codec.tables or PLAN_FILE),
                 )
                 for stage, info in sorted(identity.stages.items())
             },

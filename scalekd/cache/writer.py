@@ -27,7 +27,7 @@ from scalekd.cache.rows import Rows, SampleRows
 from scalekd.cache.shard_writer import ShardWriter
 from scalekd.cache.store import CommittingStore, open_array, write_rows
 from scalekd.cache.webdataset.shard_file import TarShardFile
-from scalekd.errors import CacheMismatch
+from scalekd.errors import CacheMismatch, EnvironmentFault
 from scalekd.storage import LocalStorage, Storage
 from scalekd.storage.files import TEMPORARY_SUFFIX, explained, inside
 
@@ -73,7 +73,8 @@ class CacheWriter:
         self.place = place or self.folder
         self.plan = plan
         self.layout = layout
-        self.store = CommittingStore(root)
+        self.store = CommittingStore(root, check=self._check_file)
+        self._claimed: dict[str, tuple[Unit, int]] = {}  # files of the shards in hand
         self.leases = Leases(root)
         self.busy: dict[tuple[Unit, int], LeaseHolder] = {}
         identity = plan.identity
@@ -134,7 +135,30 @@ class CacheWriter:
         if has_record(self.place, unit, shard):  # committed between the look and the claim
             self.leases.release(unit, shard)
             return False
+        rows = self.layout.identity.rows_of(shard)
+        self._claimed |= dict.fromkeys(self.layout.unit_files(unit, shard, rows), (unit, shard))
         return True
+
+    def check_claim(self, unit: Unit, shard: int) -> None:
+        """Check that a shard is still this process's to write.
+
+        A process may stand still for so long (a suspended machine, a file system that hangs) that
+        another one takes its shard over and commits it.
+
+        Raises:
+            EnvironmentFault: Another process took the shard over.
+        """
+        # On a remote store the record is looked at when files are sent (publish.py).
+        committed = self.place is self.folder and has_record(self.place, unit, shard)
+        if committed or not self.leases.holds(unit, shard):
+            raise EnvironmentFault(
+                f"{self.place.place}: this process stood still for so long that another took over"
+                f" shard {shard} of {'the samples' if unit == SAMPLES else f'pass {unit}'}; nothing"
+                " is lost, run the same command again"
+            )
+
+    def _check_file(self, relative: str) -> None:
+        self.check_claim(*self._claimed[relative])
 
     def elsewhere(self) -> tuple[str, ...]:
         """What other processes were writing when this one had no more to do."""
@@ -244,6 +268,8 @@ class CacheWriter:
                 skipped=tuple(skipped),
             ),
         )
+        for path in self.layout.unit_files(unit, shard, self.layout.identity.rows_of(shard)):
+            self._claimed.pop(path, None)
 
     def remove_debris(self, unit: Unit, shard: int) -> None:
         """Delete what an interrupted writer of this shard left, temporary files included."""
@@ -251,6 +277,7 @@ class CacheWriter:
         for path in self.layout.unit_files(unit, shard, rows):
             target = inside(self.root, path)
             with explained(target, "cannot remove"):
+                self.check_claim(unit, shard)
                 target.unlink(missing_ok=True)
                 for partial in target.parent.glob(f".{target.name}.*{TEMPORARY_SUFFIX}"):
                     partial.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from scalekd.errors import CacheCorrupt, EnvironmentFault, advice_on
@@ -38,13 +38,20 @@ def explained(path: Path, doing: str) -> Iterator[None]:
         ) from error
 
 
-def commit_file(path: Path, data: bytes | memoryview, *, exclusive: bool = False) -> bool:
+def commit_file(
+    path: Path,
+    data: bytes | memoryview,
+    *,
+    exclusive: bool = False,
+    check: Callable[[], None] | None = None,
+) -> bool:
     """Write ``path`` so that after a crash it holds all of ``data`` or what it held before.
 
     Args:
         path: Final name; its folder is made when missing.
         data: The whole content.
         exclusive: Write once: leave an existing file alone.
+        check: Called immediately before the file gets its name; what it raises keeps it from that.
 
     Returns:
         Whether this call made the file; always true unless ``exclusive``.
@@ -60,6 +67,8 @@ def commit_file(path: Path, data: bytes | memoryview, *, exclusive: bool = False
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            if check is not None:
+                check()
             if exclusive:
                 try:
                     os.link(temporary, path)

@@ -10,7 +10,7 @@ Example:
 from scalekd.teachers.names import ALIASES, resolve_model_name, teacher_named_by_cache
 from scalekd.teachers.spec import ABOUT_ORIGIN, TeacherConfig, TeacherSpec
 from scalekd.teachers.tail import Tail, TailConfig
-from scalekd.teachers.tail_file import inspect_tail, load_tail, save_tail
+from scalekd.teachers.tail_file import inspect_tail, load_tail, load_tail_bytes, save_tail
 from scalekd.teachers.teacher import Teacher, TeacherOutput, load_teacher
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "TeacherSpec",
     "inspect_tail",
     "load_tail",
+    "load_tail_bytes",
     "load_teacher",
     "resolve_model_name",
     "save_tail",

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from timm.models import is_model_in_modules
 from torch import Tensor
 
@@ -62,10 +62,25 @@ def load_tail(path: str | Path) -> Tail:
         slices = {name: file.get_slice(name) for name in names}
         header = {name: (entry.get_dtype(), entry.get_shape()) for name, entry in slices.items()}
         tail = _on_meta(file.metadata() or {}, header).allocated()
-        state = {name: file.get_tensor(name) for name in names}
-        if any(tensor.dtype == torch.float64 for tensor in state.values()):
-            tail.double()
-        tail.load_state_dict(state)
+        _fill(tail, {name: file.get_tensor(name) for name in names})
+    return tail
+
+
+def _fill(tail: Tail, state: Mapping[str, Tensor]) -> None:
+    if any(tensor.dtype == torch.float64 for tensor in state.values()):
+        tail.double()
+    tail.load_state_dict(state)
+
+
+def load_tail_bytes(content: bytes, path: str) -> Tail:
+    """Read a tail from the content of its file; ``path`` is its name, for messages.
+
+    Raises:
+        CacheCorrupt: As for :func:`load_tail`.
+    """
+    tail = inspect_tail(content, path)
+    with _reporting(path):
+        _fill(tail.allocated(), load(content))
     return tail
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from scalekd.cache.layout import lease_path
+from scalekd.cache.layout import lease_path, record_path
 from scalekd.cache.lease import LeaseHolder, Leases
+from scalekd.cache.manifest import ShardRecord
 from scalekd.cache.planning import read_plan
 from scalekd.cache.targets import CacheCodecs
 from scalekd.cache.writer import CacheWriter
@@ -100,3 +101,82 @@ def test_who_stood_still_commits_nothing(
     assert not (cache_copy / LOST).exists()
     make_cache(cache_copy)
     assert file_contents(cache_copy) == file_contents(sound_cache)
+
+
+@pytest.fixture(scope="module", params=["zarr", "webdataset"])
+def whole(
+    request: pytest.FixtureRequest,
+    make_cache: Any,
+    sound_cache: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A complete cache of each form."""
+    if request.param == "zarr":
+        return sound_cache
+    root = tmp_path_factory.mktemp("tars") / "cache"
+    assert make_cache(root, format="webdataset", embed="view").complete
+    return root
+
+
+@pytest.mark.parametrize("unit", ["samples", 1])
+@pytest.mark.parametrize("record", [True, False])
+def test_a_shard_taken_over_meanwhile_is_not_touched(
+    unit: str | int, record: bool, whole: Path, tmp_path: Path, file_contents: FileContents
+) -> None:
+    """``record``: the shard was committed since; otherwise another process writes it now."""
+    root = Path(shutil.copytree(whole, tmp_path / "cache"))
+    committed = root / record_path(unit, 2)
+    content = committed.read_bytes()
+    committed.unlink()
+    with _writer(root) as writer:
+        assert writer.claim(unit, 2)
+        if record:
+            committed.write_bytes(content)
+        else:
+            _somebody_elses(root / lease_path(unit, 2))
+        before = file_contents(root)
+        for relative in ShardRecord.model_validate_json(content).files:
+            with pytest.raises(EnvironmentFault, match="stood still for so long"):
+                writer.store.put(relative, b"other bytes")
+        with pytest.raises(EnvironmentFault, match="stood still for so long"):
+            writer.remove_debris(unit, 2)
+        assert file_contents(root) == before
+
+
+def test_a_file_that_appears_at_the_last_moment_is_kept(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process commits between the look at the claim and the move into place."""
+    root = Path(shutil.copytree(whole, tmp_path / "cache"))
+    committed = root / record_path(1, 2)
+    content = committed.read_bytes()
+    files = ShardRecord.model_validate_json(content).files
+    relative = next(iter(files))
+    theirs = (root / relative).read_bytes()
+    committed.unlink()
+    with _writer(root) as writer:
+        assert writer.claim(1, 2)
+        writer.remove_debris(1, 2)
+        look = writer.check_claim
+
+        def stand_still(unit: Any, shard: int) -> None:
+            look(unit, shard)
+            if not committed.exists():
+                (root / relative).write_bytes(theirs)
+                committed.write_bytes(content)
+
+        monkeypatch.setattr(writer, "check_claim", stand_still)
+        with pytest.raises(EnvironmentFault, match="stood still for so long"):
+            writer.store.put(relative, b"other bytes")
+    assert (root / relative).read_bytes() == theirs
+
+
+def test_what_another_left_there_gives_way_to_the_owner(whole: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(whole, tmp_path / "cache"))
+    record = root / record_path(1, 2)
+    relative = next(iter(ShardRecord.model_validate_json(record.read_bytes()).files))
+    record.unlink()
+    with _writer(root) as writer:
+        assert writer.claim(1, 2)
+        writer.store.put(relative, b"mine")
+    assert (root / relative).read_bytes() == b"mine"

@@ -16,6 +16,7 @@ from scalekd.cache.files import digest
 from scalekd.cache.manifest import Manifest, canonical
 from scalekd.cache.verify import verify
 from scalekd.errors import CacheCorrupt, CacheError, CacheMismatch, DataError
+from tests.reliability.mutations import sealed
 
 
 def _read_everything(root: Path) -> None:
@@ -288,3 +289,19 @@ def test_other_zarr_readers_get_the_same_numbers(sound_cache: Path) -> None:
     keys = [bytes(row).rstrip(b"\0").decode() for row in group["samples/key"][:]]
     assert keys == [reader.samples.key(i) for i in range(70)]
     assert group["samples/label"][:].tolist() == [number % 10 for number in range(70)]
+
+
+@pytest.mark.parametrize("column", ["key", "label", "source_hash"])
+def test_a_table_of_samples_is_compared_with_the_hash_in_its_record(
+    column: str, cache_copy: Path, file_contents: Callable[[Path], dict[str, bytes]]
+) -> None:
+    """Every digest is right; the first shard's column is the second's."""
+    base = file_contents(cache_copy)
+    ending = "/0" if column == "key" else ""
+    other = base[f"samples/{column}/c/1{ending}"]
+    for relative, content in sealed(base, {f"samples/{column}/c/0{ending}": other}).items():
+        (cache_copy / relative).write_bytes(content)
+    reader = open_cache(cache_copy)
+    with pytest.raises(CacheCorrupt, match="table of shard 0 does not hold the samples"):
+        _ = reader.samples
+    assert any("table of shard 0" in problem for problem in verify(cache_copy).problems)

@@ -18,7 +18,15 @@ from pydantic import ValidationError
 from scalekd.cache import read_manifest
 from scalekd.cache.chunks import Coding, check_metadata, decode_chunk, zstd_content_size
 from scalekd.cache.layout import ArraySpec, array_path
-from scalekd.cache.manifest import Identity, Manifest, Plan, ShardRecord, canonical, parse
+from scalekd.cache.manifest import (
+    Identity,
+    Manifest,
+    Plan,
+    Provenance,
+    ShardRecord,
+    canonical,
+    parse,
+)
 from scalekd.cache.targets import CacheCodecs
 from scalekd.codecs._tables import _real
 from scalekd.errors import CacheCorrupt, CacheMismatch
@@ -332,13 +340,17 @@ def test_a_number_of_a_codec_is_finite(value: Any) -> None:
         _real({"step": value}, "step")
 
 
+def _plan_of(document: dict[str, Any]) -> Plan:
+    return Plan.of(Identity.model_validate(document), Provenance(software={}))
+
+
 @pytest.mark.parametrize("num_classes", [1 << 30, 1 << 40, 1 << 63, 1 << 70])
 def test_no_number_of_classes_overflows_a_size(num_classes: int, manifest: Manifest) -> None:
     document = json.loads(canonical(manifest.plan))["identity"]
     document["logits"]["config"]["num_classes"] = num_classes
     document["teacher"]["num_classes"] = num_classes
     with pytest.raises(ValidationError, match=f"a teacher of {num_classes} classes"):
-        Identity.model_validate(document)
+        _plan_of(document)
 
 
 def test_an_array_of_logits_has_a_largest_size(sound_cache: Path, manifest: Manifest) -> None:
@@ -347,7 +359,7 @@ def test_an_array_of_logits_has_a_largest_size(sound_cache: Path, manifest: Mani
     document["teacher"]["num_classes"] = 1 << 18
     document.update(block_size=1 << 14, shard_size=1 << 14)
     document["stages"], document["request"]["stages"] = {}, []
-    identity = Identity.model_validate(document)
+    identity = _plan_of(document).identity
     with pytest.raises(CacheCorrupt, match="one file would hold"):
         CacheCodecs.load(sound_cache, identity).layout(identity)
 
@@ -392,7 +404,7 @@ def test_the_teacher_described_is_the_teacher_stored(
     document = json.loads(canonical(manifest.plan))["identity"]
     document["teacher"].update(change)
     with pytest.raises(ValidationError, match=message):
-        Identity.model_validate(document)
+        _plan_of(document)
 
 
 @pytest.mark.parametrize(
@@ -431,7 +443,7 @@ def test_a_table_has_the_name_of_its_kind(field: str, value: str, manifest: Mani
         part = document["stages"]["4"]["codec"] if field == "codec" else document["logits"]
         part.update(tables=value, tables_digest=digest)
     with pytest.raises(ValidationError, match=r"is not the path of|are not|no codec tables"):
-        Identity.model_validate(document)
+        _plan_of(document)
 
 
 @pytest.mark.parametrize(

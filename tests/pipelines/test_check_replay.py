@@ -1,4 +1,4 @@
-"""Deep verification and the doctor: a cache is held against its images and its teacher."""
+"""Deep verification and the doctor: a cache is compared with its images and its teacher."""
 
 import json
 import shutil
@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
+from safetensors import safe_open
 
 from scalekd.cache import open_cache
 from scalekd.cache.finishing import finish
@@ -21,6 +23,7 @@ from scalekd.pipelines import doctor
 from scalekd.pipelines._same_job import SameJob
 from scalekd.pipelines.check_replay import DeepFindings, deep_verify
 from scalekd.pipelines.doctor import diagnose
+from tests.reliability.mutations import sealed
 
 Rows = np.ndarray[Any, Any]
 Forge = Callable[[str, Callable[[Rows], Rows]], None]
@@ -81,6 +84,25 @@ def test_a_forgery_that_every_checksum_confirms_is_named(
     assert len(found.problems) == 22, "the views of the shard, and no other"
     assert all("pass 1, sample sample-0" in problem for problem in found.problems)
     assert all(told in problem for problem in found.problems)
+
+
+@pytest.mark.parametrize("name", ["model.head.weight", "model.blocks.1.mlp.fc2.bias"])
+def test_a_tail_that_is_not_the_teachers_is_named(
+    name: str, cache_copy: Path, tiny_images: Path, file_contents: Callable[..., dict[str, bytes]]
+) -> None:
+    base = file_contents(cache_copy)
+    (path,) = (path for path in base if path.startswith("tables/tail-"))
+    with safe_open(cache_copy / path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = safetensors.torch.load(base[path])
+    tensors[name][0] += 0.01
+    forged = safetensors.torch.save(tensors, metadata=metadata)
+    for relative, content in sealed(base, {path: forged}).items():
+        (cache_copy / relative).write_bytes(content)
+    assert verify(cache_copy).problems == []
+    (problem,) = _deep(cache_copy, tiny_images, 4).problems
+    assert path in problem
+    assert name.removeprefix("model.") in problem
 
 
 def test_verify_deep_exits_with_4_and_names_the_view(

@@ -562,7 +562,13 @@ def test_tars_travel_as_arrays_do(make_cache: Any, tmp_path: Path, file_contents
         share(source, tmp_path / "logits", logits_only=True)
 
 
-@pytest.mark.parametrize("name", [".git/config", "sitecustomize.py", "passes/x/y", "tables/x"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(".git/config", "sitecustomize.py", "passes/x/y", "tables/x", "samples/.git/zarr.json"),
+        *("passes/0000/other/zarr.json", "tables/tail-0123456789abcdef.safetensors"),
+    ],
+)
 def test_files_that_no_cache_has_are_not_taken(name: str, cache_copy: Path, tmp_path: Path) -> None:
     """A folder with a ``.git/config`` of a stranger runs the stranger's commands."""
     content = b"[core]"
@@ -573,10 +579,14 @@ def test_files_that_no_cache_has_are_not_taken(name: str, cache_copy: Path, tmp_
     edited = manifest.model_copy(update={"files": {**manifest.files, name: digest(content)}})
     (cache_copy / "manifest.json").write_bytes(canonical(edited.sealed()))
     for target, part in (("whole", {}), ("part", {"logits_only": True})):
-        with pytest.raises(CacheCorrupt, match=f"{name} is not a file that its plan gives"):
+        with pytest.raises(CacheCorrupt, match=rf"{name}'? is not (the path|a file that its plan)"):
             share(cache_copy, tmp_path / target, **part)
         assert not (tmp_path / target / name).exists()
-    assert verify(cache_copy).problems
+    try:
+        problems = verify(cache_copy).problems
+    except CacheCorrupt as error:
+        problems = [str(error)]
+    assert any(name in problem for problem in problems)
 
 
 def test_a_table_is_the_one_of_the_plan(cache_copy: Path, tmp_path: Path) -> None:
