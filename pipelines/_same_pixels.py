@@ -14,7 +14,7 @@ from scalekd.cache.files import read_checked
 from scalekd.cache.layout import SAMPLES, Layout
 from scalekd.cache.manifest import Plan
 from scalekd.cache.records import has_record
-from scalekd.cache.targets import load_tables
+from scalekd.cache.tables import load_tables
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError
 from scalekd.loading.drawing import DrawnViews, DrawRequest
 from scalekd.storage import Storage
