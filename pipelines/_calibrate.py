@@ -69,16 +69,24 @@ def calibrate(
     )
 
 
+def num_calibration_views(config: CacheTeacherConfig, teacher: Teacher, num_images: int) -> int:
+    """Views that calibration runs the teacher on, those held out to measure errors included."""
+    if not config.stages:
+        return 0
+    request, stages = parse_codec(config.codec), teacher.spec.stages
+    wanted = max(request.num_calibration_views(stages[stage]) for stage in config.stages)
+    if stages[3].num_prefix_tokens:
+        wanted = max(wanted, _PREFIX_VIEWS)
+    return min(num_images, wanted + _HELD_OUT_VIEWS)
+
+
 def _fit(
     config: CacheTeacherConfig, teacher: Teacher, drawn: DrawnViews
 ) -> dict[int, tuple[StageInfo, dict[str, Any]]]:
     """Fit prefix tokens and codecs; the errors are those on views held out of the fit."""
     request, stages = parse_codec(config.codec), teacher.spec.stages
-    wanted = max(request.num_calibration_views(stages[stage]) for stage in config.stages)
-    if stages[3].num_prefix_tokens:
-        wanted = max(wanted, _PREFIX_VIEWS)
     num_images = len(drawn.images)
-    count = min(num_images, wanted + _HELD_OUT_VIEWS)
+    count = num_calibration_views(config, teacher, num_images)
     num_held_out = min(_HELD_OUT_VIEWS, count // 2)
     positions = np.linspace(0, num_images - 1, count).astype(int)
     # Every k-th view is held out, so that both sets spread over the whole image set.

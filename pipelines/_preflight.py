@@ -9,7 +9,7 @@ from scalekd.cache.layout import MANIFEST_FILE, RECORDS_FOLDER, Layout
 from scalekd.cache.manifest import Plan
 from scalekd.cache.planning import check_form, read_plan
 from scalekd.cache.selection import refuse_part
-from scalekd.codecs import create_logit_codec, parse_codec
+from scalekd.codecs import check_logit_codec, create_logit_codec, parse_codec
 from scalekd.errors import EnvironmentFault, UsageError
 from scalekd.images import ImageDataset, open_dataset
 from scalekd.pipelines._cache_config import CacheTeacherConfig
@@ -28,7 +28,7 @@ def preflight(config: CacheTeacherConfig) -> tuple[ImageDataset, ViewPolicy]:
     policy = ViewPolicy.parse(config.aug, interpolation=config.interpolation)
     parse_codec(config.codec)
     if config.logits != "none":
-        create_logit_codec(config.logits, num_classes=1 << 16)
+        check_logit_codec(config.logits)
     if config.embed != "none" and config.format != "webdataset":
         raise UsageError(f"--embed {config.embed}: only tars hold images; pass --format webdataset")
     if not config.overwrite:

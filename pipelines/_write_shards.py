@@ -119,7 +119,10 @@ def write_claimed(
             shard = _OpenShard(writer, codecs, request)
         if batch.keys:
             writer.in_flight.enter(len(batch.keys))
-            shard.add(batch, run_teacher(teacher, batch.pixels, config.precision))
+            output = TeacherArrays({}, None)
+            if codecs.stages or codecs.logits:  # otherwise only the views are kept
+                output = run_teacher(teacher, batch.pixels, config.precision)
+            shard.add(batch, output)
         shard.skipped.extend(batch.skipped)
         if request.last:
             shard.commit_behind()

@@ -1,25 +1,103 @@
-"""What a cache would cost, from a probe of one batch: bytes, hours, memory, and when it pays."""
+"""What a cache would cost, from a probe of one batch: bytes, hours, memory, and when it pays.
 
+scalekd cache-teacher --model swin_l --data-dir /imagenet --output ./swin_l-cache --dry-run
+"""
+
+import os
 import resource
 import shutil
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+import torch
 from accelerate import PartialState
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from scalekd.codecs import create_logit_codec, fit_codec, parse_codec
+from scalekd.errors import DataError
 from scalekd.loading.drawing import DrawnViews, DrawRequest
 from scalekd.pipelines._cache_config import CacheTeacherConfig
+from scalekd.pipelines._calibrate import num_calibration_views
 from scalekd.pipelines._preflight import load_checked_teacher, preflight
 from scalekd.pipelines._write_shards import num_coding_threads, run_teacher
+from scalekd.storage import open_storage
+from scalekd.teachers import Teacher
+from scalekd.threads import one_thread
 
 _PROBE_VIEWS = 64
-_TRAINING_EPOCHS = 300  # the paper's recipes
-_TAR_BYTES = 2560  # a view's three headers, its label's block, and half a block after the others
-_TAR_BYTES_WITHOUT_IMAGE = 1792
+_HASH_BYTES = 16  # a view's pixel hash and its sample's source hash; neither compresses
+# In a tar each member has a header of 512 bytes and is filled up to a multiple of 512, half of
+# that on average. A view has its label (one block) and its fields, and its image if one is kept.
+_TAR_BYTES = 2 * 512 + 512 + 256
+_TAR_IMAGE_BYTES = 512 + 256
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What one batch took, by view.
+
+    Attributes:
+        teacher_seconds: Seconds of a forward, with all threads of the process on a CPU.
+        draw_seconds: Seconds of one core to read, decode and augment an image.
+        coding_seconds: Seconds of one core to encode and compress the targets.
+        target_bytes: Compressed bytes of features and logits.
+        image_bytes: Bytes of an embedded image; 0 if none is kept.
+        in_tars: Whether the cache is written as tars.
+    """
+
+    teacher_seconds: float
+    draw_seconds: float
+    coding_seconds: float
+    target_bytes: float
+    image_bytes: float = 0.0
+    in_tars: bool = False
+
+    @property
+    def bytes_per_view(self) -> float:
+        """Bytes that a view takes on disk."""
+        tar_bytes = _TAR_BYTES * self.in_tars + _TAR_IMAGE_BYTES * (self.image_bytes > 0)
+        return self.target_bytes + self.image_bytes + tar_bytes + _HASH_BYTES
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the process may use.
+
+    Attributes:
+        num_cores: Cores.
+        num_workers: Processes that draw; with 0 the main process draws between forwards.
+        num_coding_threads: Threads that encode.
+        teacher_threads: Cores that a forward keeps busy; 0 if it runs on an accelerator.
+    """
+
+    num_cores: int
+    num_workers: int
+    num_coding_threads: int
+    teacher_threads: int
+
+    def seconds_per_view(self, probe: Probe) -> float:
+        """Seconds between two views of a run: its slowest part, or its work over all cores."""
+        teacher, draw, coding = probe.teacher_seconds, probe.draw_seconds, probe.coding_seconds
+        core_seconds = teacher * self.teacher_threads + draw + coding
+        return max(
+            teacher if self.num_workers else teacher + draw,
+            draw / max(1, self.num_workers),
+            coding / self.num_coding_threads,
+            core_seconds / self.num_cores,
+        )
+
+    def calibration_seconds(self, probe: Probe, num_views: int) -> float:
+        """Seconds to draw the calibration views and run the teacher on them, with one thread.
+
+        Fitting the codec comes on top.
+        """
+        teacher = probe.teacher_seconds * max(1, self.teacher_threads)
+        draw = probe.draw_seconds
+        if not self.num_workers:
+            return num_views * (teacher + draw)
+        return num_views * max(teacher, draw / min(self.num_workers, self.num_cores))
 
 
 class CacheEstimate(BaseModel):
@@ -29,25 +107,70 @@ class CacheEstimate(BaseModel):
     num_passes: int
     bytes_per_view: float
     total_bytes: float
-    free_bytes: int
-    teacher_views_per_second: float
+    free_bytes: int | None = Field(description="Free on the disk of --output; null for a URL.")
+    teacher_views_per_second: float | None = Field(description="null if no target needs it.")
     drawn_views_per_second_per_worker: float
+    calibration_hours: float = Field(description="Part of `hours`; without fitting the codec.")
     hours: float
     peak_memory_bytes: int
-    break_even_students: float
+    break_even_epochs: float | None = Field(
+        description="Epochs, of all students together, from which on training with the live"
+        " teacher would have spent more time in the teacher than caching takes."
+    )
+
+    @classmethod
+    def of(
+        cls,
+        probe: Probe,
+        host: Host,
+        *,
+        num_samples: int,
+        num_passes: int,
+        num_calibration_views: int,
+        free_bytes: int | None,
+        peak_memory_bytes: int,
+    ) -> "CacheEstimate":
+        """Extrapolate a probe to a whole cache, written by one process."""
+        num_views = num_samples * num_passes
+        calibration = host.calibration_seconds(probe, num_calibration_views)
+        seconds = calibration + num_views * host.seconds_per_view(probe)
+        epoch = num_samples * probe.teacher_seconds
+        return cls(
+            num_samples=num_samples,
+            num_passes=num_passes,
+            bytes_per_view=probe.bytes_per_view,
+            total_bytes=probe.bytes_per_view * num_views,
+            free_bytes=free_bytes,
+            teacher_views_per_second=1 / probe.teacher_seconds if probe.teacher_seconds else None,
+            drawn_views_per_second_per_worker=1 / probe.draw_seconds,
+            calibration_hours=calibration / 3600,
+            hours=seconds / 3600,
+            peak_memory_bytes=peak_memory_bytes,
+            break_even_epochs=seconds / epoch if epoch else None,
+        )
 
     def lines(self) -> list[str]:
         """For people."""
-        return [
+        free = "" if self.free_bytes is None else f", {self.free_bytes / 1e9:,.1f} GB are free"
+        teacher = (
+            "no teacher is run"
+            if self.teacher_views_per_second is None
+            else f"teacher {self.teacher_views_per_second:,.1f} views/s"
+        )
+        lines = [
             f"{self.num_samples:,} samples x {self.num_passes} passes:"
-            f" {self.total_bytes / 1e9:,.2f} GB ({self.bytes_per_view:,.0f} B a view),"
-            f" {self.free_bytes / 1e9:,.1f} GB are free",
-            f"about {self.hours:,.2f} h here: teacher {self.teacher_views_per_second:,.1f} views/s,"
-            f" drawing {self.drawn_views_per_second_per_worker:,.0f} views/s a worker",
+            f" {self.total_bytes / 1e9:,.2f} GB ({self.bytes_per_view:,.0f} B a view){free}",
+            f"about {self.hours:,.2f} h with one process here, {self.calibration_hours:,.2f} h of"
+            f" them calibration (fitting the codec adds minutes): {teacher}, drawing"
+            f" {self.drawn_views_per_second_per_worker:,.0f} views/s a worker",
             f"memory so far {self.peak_memory_bytes / 1e9:.1f} GB",
-            f"teacher forwards: as many as online training of {self.break_even_students:.3f}"
-            f" students of {_TRAINING_EPOCHS} epochs",
         ]
+        if self.break_even_epochs is not None:
+            lines.append(
+                f"pays for itself after {self.break_even_epochs:,.1f} epochs of training, of all"
+                " students together: a live teacher would have taken longer"
+            )
+        return lines
 
 
 def estimate_cache(config: CacheTeacherConfig) -> CacheEstimate:
@@ -57,51 +180,77 @@ def estimate_cache(config: CacheTeacherConfig) -> CacheEstimate:
         ScaleKDError: Whatever would stop the real run before its first shard.
     """
     images, policy = preflight(config)
-    state = PartialState()
+    state = PartialState(cpu=not torch.accelerator.is_available())
     teacher = load_checked_teacher(config).to(state.device)
-    spec = teacher.spec
     drawn = DrawnViews(
-        images, policy, config.seed, spec.img_size, config.skip_corrupt, embed=config.embed
+        images, policy, config.seed, teacher.spec.img_size, config.skip_corrupt, embed=config.embed
     )
-    count = min(len(images), _PROBE_VIEWS, config.batch_size)
-    started = time.perf_counter()
-    batch = drawn.draw(DrawRequest(0, 0, range(count)))
-    draw_seconds = (time.perf_counter() - started) / count
-    run_teacher(teacher, batch.pixels, config.precision)
-    started = time.perf_counter()
-    output = run_teacher(teacher, batch.pixels, config.precision)
-    teacher_seconds = (time.perf_counter() - started) / count
-    num_bytes, coding = sum(map(len, batch.images)), 0.0
-    if config.form is not None:
-        num_bytes += count * (_TAR_BYTES if batch.images else _TAR_BYTES_WITHOUT_IMAGE)
-    request = parse_codec(config.codec)
-    for stage in config.stages:
-        features = output.features[stage]
-        codec = fit_codec(request, spec.stages[stage], [features])
-        started = time.perf_counter()
-        num_bytes += sum(map(len, codec.pack(codec.encode(features)).values()))
-        coding += (time.perf_counter() - started) / count / num_coding_threads()
-    if output.logits is not None and config.logits != "none":
-        logits = create_logit_codec(config.logits, output.logits.shape[1])
-        num_bytes += sum(map(len, logits.pack(logits.encode(output.logits)).values()))
-    per_view = num_bytes / count + np.dtype(np.uint64).itemsize * 2
-    views = len(images) * config.passes
-    drawing = draw_seconds / max(1, config.workers)
-    existing = next(
-        path
-        for path in (config.folder, *config.folder.resolve().parents, Path("/"))
-        if path.exists()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    host = Host(
+        num_cores=cores or 1,
+        num_workers=config.workers,
+        num_coding_threads=num_coding_threads(),
+        teacher_threads=torch.get_num_threads() if state.device.type == "cpu" else 0,
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return CacheEstimate(
+    return CacheEstimate.of(
+        _probe(config, teacher, drawn),
+        host,
         num_samples=len(images),
         num_passes=config.passes,
-        bytes_per_view=per_view,
-        total_bytes=per_view * views,
-        free_bytes=shutil.disk_usage(existing).free,
-        teacher_views_per_second=1 / teacher_seconds,
-        drawn_views_per_second_per_worker=1 / draw_seconds,
-        hours=max(teacher_seconds, drawing, coding) * views / 3600,
+        num_calibration_views=num_calibration_views(config, teacher, len(images)),
+        free_bytes=_free_bytes(config.output),
         peak_memory_bytes=peak * (1 if sys.platform == "darwin" else 1024),
-        break_even_students=config.passes / _TRAINING_EPOCHS,
     )
+
+
+def _probe(config: CacheTeacherConfig, teacher: Teacher, drawn: DrawnViews) -> Probe:
+    at_most = min(len(drawn.images), _PROBE_VIEWS, config.batch_size)
+    started = time.perf_counter()
+    batch = drawn.draw(DrawRequest(0, 0, range(at_most)))
+    draw_seconds = time.perf_counter() - started
+    count = len(batch.keys)
+    if not count:
+        raise DataError(f"{drawn.images.place}: every image of the probe is corrupt")
+    teacher_seconds = coding_seconds = 0.0
+    target_bytes = 0
+    if config.stages or config.logits != "none":
+        run_teacher(teacher, batch.pixels, config.precision)
+        started = time.perf_counter()
+        output = run_teacher(teacher, batch.pixels, config.precision)
+        teacher_seconds = time.perf_counter() - started
+        with one_thread():
+            request = parse_codec(config.codec)
+            codecs = [
+                (
+                    fit_codec(request, teacher.spec.stages[stage], [output.features[stage]]),
+                    output.features[stage],
+                )
+                for stage in config.stages
+            ]
+            started = time.perf_counter()
+            for codec, features in codecs:
+                target_bytes += sum(map(len, codec.pack(codec.encode(features)).values()))
+            if output.logits is not None and config.logits != "none":
+                logits = create_logit_codec(config.logits, output.logits.shape[1])
+                packed = logits.pack(logits.encode(output.logits))
+                target_bytes += sum(map(len, packed.values()))
+            coding_seconds = time.perf_counter() - started
+    return Probe(
+        teacher_seconds=teacher_seconds / count,
+        draw_seconds=draw_seconds / count,
+        coding_seconds=coding_seconds / count,
+        target_bytes=target_bytes / count,
+        image_bytes=sum(map(len, batch.images)) / count,
+        in_tars=config.form is not None,
+    )
+
+
+def _free_bytes(output: str | Path) -> int | None:
+    """Free bytes of the disk that a folder is or will be on; ``None`` for a URL."""
+    storage = open_storage(output)
+    if storage.is_remote:
+        return None
+    folder = Path(storage.place).absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(existing).free

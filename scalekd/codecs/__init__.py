@@ -24,6 +24,7 @@ from scalekd.codecs.plain import Float16Codec
 from scalekd.codecs.registry import (
     DEFAULT_FEATURE_CODEC,
     CodecRequest,
+    check_logit_codec,
     codec_from_config,
     create_logit_codec,
     fit_codec,
@@ -49,6 +50,7 @@ __all__ = [
     "TopKLogitCodec",
     "TransformCodec",
     "TransformOptions",
+    "check_logit_codec",
     "codec_from_config",
     "codec_to_bytes",
     "create_logit_codec",

@@ -91,8 +91,8 @@ class TopKLogitCodec(LogitCodec):
         super().__init__(num_classes)
         if not 1 <= num_kept <= num_classes:
             raise UsageError(
-                f"topk:{num_kept} keeps more or fewer classes than there are ({num_classes}); "
-                f"give a number from 1 to {num_classes}, or --logits full"
+                f"--logits topk:{num_kept}: the teacher has {num_classes:,} classes; give a number"
+                f" from 1 to {num_classes}, or --logits full"
             )
         self.num_kept = num_kept
 

@@ -5,6 +5,7 @@ logits ``full`` or ``topk:K``. The manifest's form is the codec's own configurat
 """
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -120,9 +121,22 @@ def create_logit_codec(text: str, num_classes: int) -> LogitCodec:
     name, _, rest = text.partition(":")
     if name == FullLogitCodec.name and not rest:
         return FullLogitCodec(num_classes)
-    if name == TopKLogitCodec.name and rest.isdecimal():
+    if name == TopKLogitCodec.name and re.fullmatch(r"[0-9]{1,9}", rest):
         return TopKLogitCodec(num_classes, int(rest))
     raise UsageError(f"logits {text!r} are neither 'full' nor 'topk:K' with a number K")
+
+
+def check_logit_codec(text: str) -> None:
+    """Check the spelling of ``full`` or ``topk:K``, before the number of classes is known.
+
+    Raises:
+        UsageError: As :func:`create_logit_codec`; the largest K is not checked.
+    """
+    digits = re.fullmatch(r"topk:([0-9]{1,9})", text)
+    num_kept = int(digits[1]) if digits else 1
+    if num_kept == 0:
+        raise UsageError(f"--logits {text} keeps no class; give a number from 1, or --logits none")
+    create_logit_codec(text, num_kept)
 
 
 def logit_codec_from_config(config: JsonDict) -> LogitCodec:
