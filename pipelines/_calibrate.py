@@ -46,16 +46,25 @@ class Calibration:
 
 @one_thread()
 def calibrate(
-    config: CacheTeacherConfig, teacher: Teacher, images: ImageDataset, policy: ViewPolicy
+    config: CacheTeacherConfig,
+    teacher: Teacher,
+    images: ImageDataset,
+    policy: ViewPolicy,
+    *,
+    keep_tail: bool = True,
 ) -> Calibration:
     """Fit the codecs and the tail's prefix tokens on views of pass 0, and keep witnesses.
 
     Computes with one thread, so that the tables, and with them ``cache_id``, do not depend on the
     number of cores.
+
+    The teacher's tail is kept with any stage and, where ``keep_tail``, without one: students of a
+    live teacher need it too.
     """
+    keep_tail = keep_tail or bool(config.stages)
     drawn = DrawnViews(images, policy, config.seed, teacher.spec.img_size, config.skip_corrupt)
     witnesses = draw_witnesses(drawn, at_most=NUM_WITNESSES)
-    made = _fit(config, teacher, drawn) if config.stages else {}
+    made = _fit(config, teacher, drawn) if keep_tail else {}
     logits = None
     if config.logits != "none" and teacher.spec.num_classes is not None:
         logit_codec = create_logit_codec(config.logits, teacher.spec.num_classes)
@@ -63,7 +72,7 @@ def calibrate(
     return Calibration(
         stages={stage: info for stage, (info, _) in made.items()},
         logits=logits,
-        tail=_save_tail(config, teacher) if config.stages else (None, None),
+        tail=_save_tail(config, teacher) if keep_tail else (None, None),
         witnesses=save_arrays(config.folder, "witnesses", {"pixels": witnesses}),
         measured_errors={stage: errors for stage, (_, errors) in made.items() if errors},
     )
@@ -71,12 +80,13 @@ def calibrate(
 
 def num_calibration_views(config: CacheTeacherConfig, teacher: Teacher, num_images: int) -> int:
     """Views that calibration runs the teacher on, those held out to measure errors included."""
-    if not config.stages:
-        return 0
     request, stages = parse_codec(config.codec), teacher.spec.stages
-    wanted = max(request.num_calibration_views(stages[stage]) for stage in config.stages)
+    views = [request.num_calibration_views(stages[stage]) for stage in config.stages]
     if stages[3].num_prefix_tokens:
-        wanted = max(wanted, _PREFIX_VIEWS)
+        views.append(_PREFIX_VIEWS)
+    if not views:
+        return 0
+    wanted = max(views)
     return min(num_images, wanted + _HELD_OUT_VIEWS)
 
 
@@ -87,6 +97,8 @@ def _fit(
     request, stages = parse_codec(config.codec), teacher.spec.stages
     num_images = len(drawn.images)
     count = num_calibration_views(config, teacher, num_images)
+    if not count:
+        return {}
     num_held_out = min(_HELD_OUT_VIEWS, count // 2)
     positions = np.linspace(0, num_images - 1, count).astype(int)
     # Every k-th view is held out, so that both sets spread over the whole image set.
@@ -97,7 +109,8 @@ def _fit(
         num_prefix_tokens = stages[3].num_prefix_tokens
         fit_on = _Features(folder / "fit", config.stages, num_prefix_tokens)
         held_out = _Features(folder / "held-out", config.stages, num_prefix_tokens)
-        for features, of in ((fit_on, ~is_held_out), (held_out, is_held_out)):
+        parts = [(fit_on, ~is_held_out), (held_out, is_held_out)]
+        for features, of in parts if config.stages else parts[:1]:
             for pixels in _pixels(config, drawn, positions[of]):
                 features.add(run_teacher(teacher, pixels, config.precision).features)
                 progress.advance(len(pixels))

@@ -191,7 +191,7 @@ def _prepare(
         if around is not None:  # before the teacher is asked for calibration
             around.check_plan(wanted_identity(config, teacher, images, policy, around.identity))
             around.check_pixels(_drawn_views(config, teacher, images, policy))
-        calibration = calibrate(config, teacher, images, policy)
+        calibration = calibrate(config, teacher, images, policy, keep_tail=around is None)
         identity = wanted_identity(
             config,
             teacher,

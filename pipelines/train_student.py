@@ -30,6 +30,7 @@ from scalekd.evaluation import (
 )
 from scalekd.images import open_dataset
 from scalekd.loading import worker_faults
+from scalekd.pipelines._notes import note
 from scalekd.storage import LocalCache, make_local_cache, open_storage
 from scalekd.students import Student, create_student
 from scalekd.teachers import (
@@ -47,6 +48,7 @@ from scalekd.training import (
     TrainResult,
     find_run_checkpoint,
     freeze_parameters,
+    planned_epochs,
     student_facts,
     synchronise_batch_norm,
 )
@@ -81,6 +83,10 @@ def train_student(config: TrainConfig) -> TrainResult:
         tail_checkpointing=config.tail_checkpointing,
     )
     targets = _make_targets(config, source, module.objective)
+    num_passes, num_epochs = len(source.reader.passes), planned_epochs(config)
+    repeats = num_epochs > num_passes and not source.reader.policy.deterministic
+    if accelerator.is_main_process and repeats:
+        note(_reused_views(num_epochs, num_passes, fresh=config.online))
     loader = source.loader(
         student,
         targets,
@@ -88,6 +94,7 @@ def train_student(config: TrainConfig) -> TrainResult:
         num_workers=config.workers,
         seed=config.seed,
         teacher_pixels=config.online,
+        fresh_views=config.online and num_epochs > num_passes,
         allowed_drift=config.allow_pixel_drift or 0.0,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
@@ -128,6 +135,17 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         )
     except ValueError as error:
         raise UsageError(f"--amp {config.amp}: {error}") from error
+
+
+def _reused_views(num_epochs: int, num_passes: int, *, fresh: bool) -> str:
+    passes = f"{num_passes} pass" if num_passes == 1 else f"{num_passes} passes"
+    if fresh:
+        return f"{num_epochs} epochs: {passes} of the cache, and fresh views from then on"
+    times = num_epochs / num_passes
+    return (
+        f"{num_epochs} epochs over {passes}: every view is trained on {times:.3g} times; for fresh"
+        " views add passes with `scalekd cache extend --passes`, or run the teacher with --online"
+    )
 
 
 def _open_source(config: TrainConfig) -> CachedTeacher:

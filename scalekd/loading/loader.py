@@ -22,6 +22,7 @@ from scalekd.errors import CacheMismatch, ScaleKDError, UsageError
 from scalekd.images.samples import ImageDataset, Sample
 from scalekd.loading._workers import as_is, empty_batch, prepare_worker, relayed, start_method
 from scalekd.loading.blocks import BlockReader, gather
+from scalekd.loading.fresh import draw_fresh_view, fresh_pass
 from scalekd.loading.order import BUFFER_BLOCKS, LANES_PER_RANK, EpochOrder, Indices
 from scalekd.loading.views import Pixels, ReplayContract, found_samples, replay_view
 from scalekd.storage.in_flight import Ahead
@@ -46,12 +47,14 @@ class _Request:
     """One batch, as the sampler asks for it.
 
     Attributes:
+        epoch: Number of the epoch.
         pass_index: Pass to read.
         number: Of the batch in its epoch.
         samples: Of the batch.
         next_samples: Of the batches that the same worker is going to make next.
     """
 
+    epoch: int
     pass_index: int
     number: int
     samples: Indices
@@ -72,6 +75,11 @@ def embedded_images(reader: CacheReader | JoinedReader, view_size: tuple[int, in
 def _why_images(reader: CacheReader | JoinedReader, view_size: tuple[int, int]) -> str:
     if reader.embed == "view":
         height, width = reader.identity.views.view_size
+        if view_size == (height, width):
+            return (
+                f"{reader.place}: holds the views of {len(reader.passes)} passes, and further"
+                " epochs draw theirs from the images; pass --data-dir, or train as many epochs"
+            )
         return (
             f"{reader.place}: holds views of {height} x {width} pixels, and the student takes"
             f" {view_size[0]} x {view_size[1]}; pass --data-dir, so that views of that size are"
@@ -102,6 +110,7 @@ class CachedViews(Dataset[Batch]):
         groups: Groups of target arrays to read, such as ``("stage4", "logits")``.
         allowed_drift: See :class:`~scalekd.loading.views.ReplayContract`.
         teacher_pixels: Also give each view as the teacher saw it, where the student's size differs.
+        fresh_views: Draw the views of epochs beyond the cache's passes. No target is read for any.
         kept_blocks: Blocks a worker keeps in memory.
 
     Raises:
@@ -119,6 +128,7 @@ class CachedViews(Dataset[Batch]):
         groups: tuple[str, ...] = (),
         allowed_drift: float = 0.0,
         teacher_pixels: bool = False,
+        fresh_views: bool = False,
         kept_blocks: int = LANES_PER_RANK * BUFFER_BLOCKS,
     ) -> None:
         views = reader.identity.views
@@ -127,8 +137,12 @@ class CachedViews(Dataset[Batch]):
         self.view_size = view_size or views.view_size
         self.teacher_pixels = teacher_pixels and self.view_size != views.view_size
         self.embedded = embedded_images(reader, self.view_size)
-        if self.embedded == "none" and images is None:
+        self.fresh_views = fresh_views
+        draws_images = self.embedded == "none" or (fresh_views and self.embedded == "view")
+        if draws_images and images is None:
             raise UsageError(_why_images(reader, self.view_size))
+        if fresh_views and groups:
+            raise ValueError("fresh views have no cached targets")
         self.contract = ReplayContract.of(reader, allowed_drift=allowed_drift)
         self.targets = [
             array.name for array in reader.layout.views if array.name.split("/")[0] in groups
@@ -138,9 +152,7 @@ class CachedViews(Dataset[Batch]):
             array.name for array in reader.layout.views if array.name.startswith("view/")
         ]
         self._positions = (
-            found_samples(images, reader)
-            if images is not None and self.embedded == "none"
-            else None
+            found_samples(images, reader) if images is not None and draws_images else None
         )
         self.drift = self._check_witnesses()
         self._check_labels()  # after the images: another data set has other labels as well
@@ -202,16 +214,28 @@ class CachedViews(Dataset[Batch]):
         labels = torch.from_numpy(self.reader.samples.labels[request.samples].astype(np.int64))
         batch = {"label": labels}
         self._want(request)
-        rows = [self._blocks.find(request.pass_index, int(sample)) for sample in request.samples]
+        fresh = self._fresh_pass(request)
+        rows: list[tuple[Mapping[str, np.ndarray[Any, Any]], int]] = [({}, 0)] * count
+        if fresh is None or self.embedded == "source":
+            index = request.pass_index
+            rows = [self._blocks.find(index, int(sample)) for sample in request.samples]
         seen = None
         if self.teacher_pixels:
             seen = empty_batch((count, *self.contract.view_size, 3), torch.uint8)
             batch["teacher_pixels"] = seen.permute(0, 3, 1, 2)
         for place, (sample, (block, row)) in enumerate(zip(request.samples, rows, strict=True)):
-            every = request.number < CHECKED_BATCHES or int(sample) % CHECK_ONE_IN == 0
-            filled[place], checked = self._replay(
-                int(sample), block, row, check=every or self.teacher_pixels
-            )
+            if fresh is not None:
+                filled[place], checked = draw_fresh_view(
+                    self._sample(int(sample), block, row),
+                    self.contract,
+                    pass_index=fresh,
+                    view_size=self.view_size,
+                )
+            else:
+                every = request.number < CHECKED_BATCHES or int(sample) % CHECK_ONE_IN == 0
+                filled[place], checked = self._replay(
+                    int(sample), block, row, check=every or self.teacher_pixels
+                )
             if seen is not None:
                 seen.numpy()[place] = checked
         batch["pixels"] = pixels.permute(0, 3, 1, 2)
@@ -229,11 +253,7 @@ class CachedViews(Dataset[Batch]):
         if self.embedded == "view":
             pixels = self._stored_view(index, block, row)
             return pixels, pixels
-        if self.embedded == "source":
-            sample = self._of(index, block[IMAGE][row])
-        else:
-            sample = self._samples.take(index)
-        self.contract.check_source(sample, int(self.reader.samples.source_hashes[index]))
+        sample = self._sample(index, block, row)
         columns = {name.removeprefix("view/"): block[name] for name in self._columns}
         params = unpack_view(columns, row, self.contract.policy)
         pixels = replay_view(sample, params, self.contract.policy, view_size=self.view_size)
@@ -247,6 +267,18 @@ class CachedViews(Dataset[Batch]):
             return pixels, None
         self.contract.check_pixels(sample, seen, int(block["pixel_hash"][row]))
         return pixels, seen
+
+    def _fresh_pass(self, request: _Request) -> int | None:
+        return fresh_pass(self.reader.passes, request.epoch) if self.fresh_views else None
+
+    def _sample(self, index: int, block: Mapping[str, np.ndarray[Any, Any]], row: int) -> Sample:
+        """The encoded image that a view is drawn from, and no other one."""
+        if self.embedded == "source":
+            sample = self._of(index, block[IMAGE][row])
+        else:
+            sample = self._samples.take(index)
+        self.contract.check_source(sample, int(self.reader.samples.source_hashes[index]))
+        return sample
 
     def _stored_view(
         self, index: int, block: Mapping[str, np.ndarray[Any, Any]], row: int
@@ -273,7 +305,8 @@ class CachedViews(Dataset[Batch]):
         """Begin to fetch what this batch and the next ones need over a network."""
         for samples in (request.samples, request.next_samples):
             numbers = [int(sample) for sample in samples]
-            self._blocks.want(request.pass_index, numbers)
+            if self._fresh_pass(request) is None or self.embedded == "source":
+                self._blocks.want(request.pass_index, numbers)
             if self._positions is not None and self.images is not None and self.images.is_remote:
                 self._samples.want(numbers)
 
@@ -304,7 +337,7 @@ class _Requests(Sampler[_Request]):
             if not seen:
                 return
             ahead = [np.empty(0, np.int64), *seen[step::step][:_BATCHES_AHEAD]]
-            yield _Request(pass_index, number, seen.pop(0), np.concatenate(ahead))
+            yield _Request(epoch, pass_index, number, seen.pop(0), np.concatenate(ahead))
 
     def __len__(self) -> int:
         return max(0, self.order.num_batches - self.start)
@@ -327,7 +360,7 @@ class CachedViewLoader:
         batch_size: Views a batch on this rank.
         num_workers: Processes that decode images; 0 decodes in this one.
         seed: Of the order; the same for every rank.
-        view_size, groups, allowed_drift, teacher_pixels: See :class:`CachedViews`.
+        view_size, groups, allowed_drift, teacher_pixels, fresh_views: See :class:`CachedViews`.
         rank, world_size: This process among all.
 
     Raises:
@@ -347,6 +380,7 @@ class CachedViewLoader:
         groups: tuple[str, ...] = (),
         allowed_drift: float = 0.0,
         teacher_pixels: bool = False,
+        fresh_views: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -358,6 +392,7 @@ class CachedViewLoader:
             groups=groups,
             allowed_drift=allowed_drift,
             teacher_pixels=teacher_pixels,
+            fresh_views=fresh_views,
             kept_blocks=lanes * BUFFER_BLOCKS,
         )
         order = EpochOrder(
@@ -402,6 +437,8 @@ class CachedViewLoader:
 
     def epoch(self, epoch: int, *, start_batch: int = 0) -> Iterator[Batch]:
         """Batches of one epoch, of pass ``epoch`` modulo the number of passes that are here.
+
+        With ``fresh_views``, epochs beyond those passes draw views of their own.
 
         Args:
             epoch: Number of the epoch.

@@ -16,7 +16,12 @@ from scalekd.training.module import (
     freeze_parameters,
     synchronise_batch_norm,
 )
-from scalekd.training.optim import build_optimizer, build_scheduler, parameter_groups
+from scalekd.training.optim import (
+    build_optimizer,
+    build_scheduler,
+    parameter_groups,
+    planned_epochs,
+)
 from scalekd.training.targets import NoTargets, OnlineTargets
 from scalekd.training.trained import TrainedStudent, load_trained_student, student_facts
 from scalekd.training.trainer import EpochLoader, Trainer, TrainResult
@@ -44,6 +49,7 @@ __all__ = [
     "freeze_parameters",
     "load_trained_student",
     "parameter_groups",
+    "planned_epochs",
     "read_checkpoint",
     "student_facts",
     "synchronise_batch_norm",

@@ -208,7 +208,7 @@ class CachedTeacher:
             student: Its image size is the batches'.
             targets: From :meth:`targets`.
             options: ``batch_size``, ``num_workers``, ``seed``, ``allowed_drift``,
-                ``teacher_pixels``, ``rank`` and ``world_size`` of
+                ``teacher_pixels``, ``fresh_views``, ``rank`` and ``world_size`` of
                 `scalekd.loading.CachedViewLoader`.
 
         Raises:
@@ -217,7 +217,8 @@ class CachedTeacher:
             UsageError: The cache holds fewer views than one batch of all ranks.
         """
         size, images = student.spec.img_size, self.images
-        drawn = embedded_images(self.reader, size) == "none"
+        embedded = embedded_images(self.reader, size)
+        drawn = embedded == "none" or (embedded == "view" and options.get("fresh_views", False))
         if drawn and images is None and self._data_dir is not None:
             images = self._open_images()
         return CachedViewLoader(
@@ -242,8 +243,8 @@ class CachedTeacher:
         if identity.tail is None:
             raise UsageError(
                 f"{reader.place}: holds no teacher tail, which stage 3 of the scalekd "
-                "objective passes through; write the cache with --stages final or 3,4, or give "
-                "--distillation tpp=false"
+                "objective passes through; write the cache again (any --stages keeps it now), "
+                "or give --distillation tpp=false"
             )
         content = reader.file(identity.tail, identity.tail_digest)  # checks its bytes
         if isinstance(storage, LocalStorage):

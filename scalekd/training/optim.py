@@ -9,6 +9,7 @@ import fnmatch
 from typing import Any
 
 import timm.optim
+import torch
 from timm.models import group_parameters
 from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.scheduler_factory import create_scheduler_v2, scheduler_kwargs
@@ -139,6 +140,16 @@ def build_optimizer(config: TrainConfig, student: nn.Module, others: nn.Module) 
             "choose an optimiser of first order, such as adamw"
         )
     return optimizer
+
+
+def planned_epochs(config: TrainConfig) -> int:
+    """Epochs of a run, warm-up prefix and cool-down included.
+
+    Raises:
+        UsageError: The schedule does not fit into the number of epochs.
+    """
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=config.lr)
+    return build_scheduler(config, optimizer, updates_per_epoch=1)[1]
 
 
 def build_scheduler(

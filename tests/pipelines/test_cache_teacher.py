@@ -505,7 +505,7 @@ def test_lean_caches(
     reader = open_cache(tmp_path / "cache")
     found = {array.name.split("/")[0] for array in reader.layout.views}
     assert found == groups | {"view", "pixel_hash"}
-    assert (reader.identity.tail is not None) == ("stage4" in groups)
+    assert reader.identity.tail is not None  # for live teachers, whatever is kept
     assert verify(tmp_path / "cache").problems == []
 
 
