@@ -255,7 +255,7 @@ def test_machines_that_begin_at_once_go_on_with_the_tables_of_the_first(
     make_cache(tmp_path / "first", **codec)
     calibrate = stage_one.calibrate
 
-    def late_and_otherwise(*arguments: Any) -> Any:
+    def late_and_otherwise(*arguments: Any, **keywords: Any) -> Any:
         run = _calibrate.run_teacher
 
         def otherwise(*inner: Any) -> Any:
@@ -265,7 +265,7 @@ def test_machines_that_begin_at_once_go_on_with_the_tables_of_the_first(
 
         with monkeypatch.context() as patch:
             patch.setattr(_calibrate, "run_teacher", otherwise)
-            made = calibrate(*arguments)
+            made = calibrate(*arguments, **keywords)
         shutil.copytree(tmp_path / "first/tables", tmp_path / "cache/tables", dirs_exist_ok=True)
         shutil.copy(tmp_path / "first/plan.json", tmp_path / "cache/plan.json")
         return made
