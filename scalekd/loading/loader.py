@@ -215,7 +215,7 @@ class CachedViews(Dataset[Batch]):
         batch = {"label": labels}
         self._want(request)
         fresh = self._fresh_pass(request)
-        rows: list[tuple[Mapping[str, np.ndarray[Any, Any]], int]] = [({}, 0)] * count
+        rows: list[tuple[dict[str, np.ndarray[Any, Any]], int]] = [({}, 0)] * count
         if fresh is None or self.embedded == "source":
             index = request.pass_index
             rows = [self._blocks.find(index, int(sample)) for sample in request.samples]
@@ -224,6 +224,7 @@ class CachedViews(Dataset[Batch]):
             seen = empty_batch((count, *self.contract.view_size, 3), torch.uint8)
             batch["teacher_pixels"] = seen.permute(0, 3, 1, 2)
         for place, (sample, (block, row)) in enumerate(zip(request.samples, rows, strict=True)):
+            checked: Pixels | None
             if fresh is not None:
                 filled[place], checked = draw_fresh_view(
                     self._sample(int(sample), block, row),
