@@ -1,6 +1,6 @@
 """Image sets: their samples, labels and class names."""
 
-from scalekd.images.index import open_dataset
-from scalekd.images.samples import ImageDataset, Sample
+from scalekd.images.opening import open_dataset
+from scalekd.images.samples import IMAGE_EXTENSIONS, ImageDataset, Sample
 
-__all__ = ["ImageDataset", "Sample", "open_dataset"]
+__all__ = ["IMAGE_EXTENSIONS", "ImageDataset", "Sample", "open_dataset"]

@@ -1,26 +1,33 @@
-"""An indexed image set: read at random by position, found by key.
+"""An image set: samples that are read at random by position and found by key.
 
-:func:`scalekd.images.open_dataset` makes one. Nothing is decoded here.
+:func:`scalekd.images.open_dataset` opens one. A source of images is a class here: it lists its
+samples once, when it is opened, and reads encoded images when they are asked for. Nothing is
+decoded.
 """
 
-import errno
 import hashlib
+import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import xxhash
 
-from scalekd.errors import DataError, EnvironmentFault, UsageError, advice_on
-from scalekd.storage import Storage
-from scalekd.storage.in_flight import submit
+from scalekd.errors import DataError, UsageError
+from scalekd.images.left_out import shown
 
-_MAX_GAP_BYTES = 64 << 10  # between two images of a shard that one request fetches: labels, headers
-_MAX_REQUEST_BYTES = 16 << 20
+IMAGE_EXTENSIONS = (
+    *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "bmp", "gif", "tif", "tiff"),
+    *("ppm", "pgm", "pbm", "pnm"),
+)
+"""Extensions, in any case, of the formats that :func:`scalekd.views.decode_image` reads."""
+
+MAX_IMAGE_BYTES = 256 << 20
+_MAX_KEY_BYTES = 4096
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 Rows = np.ndarray[Any, Any]
 
@@ -32,7 +39,7 @@ class Sample:
     Attributes:
         key: Its stable name.
         image: The encoded image, as stored.
-        label: Class number, or -1 where the set names none.
+        label: Class number, or -1 where the set does not name one.
     """
 
     key: str
@@ -45,114 +52,68 @@ class Sample:
         return xxhash.xxh3_64_intdigest(self.image)
 
 
-@dataclass(frozen=True)
-class ImageDataset:
-    """An indexed image set; build one with :func:`open_dataset`.
+@dataclass(frozen=True, kw_only=True)
+class ImageDataset(ABC):
+    """An indexed image set.
 
-    The index is a few NumPy arrays, so that workers share it and its size stays flat.
+    The index is a few NumPy arrays, one row a sample, so that worker processes share it.
 
     Attributes:
         place: What was opened, for messages.
-        files: The files that hold images.
         keys: UTF-8 keys, one fixed-width byte string a sample.
         labels: Class numbers, or -1.
-        file_numbers: Which of ``files`` holds the image.
-        offsets: Where in the file the image begins.
-        sizes: Encoded bytes of the image.
+        sizes: Encoded bytes of each image.
         class_names: Name of each class where the set tells.
-        storage: Where ``files`` are, if not on this machine.
-        versions: Of ``files`` there.
+        notes: What the user should know before the set is used, one line each: what was left
+            out, which samples have no label, whether the order was changed.
     """
 
     place: str
-    files: tuple[str, ...]
     keys: Rows
     labels: Rows
-    file_numbers: Rows
-    offsets: Rows
     sizes: Rows
     class_names: tuple[str, ...] | None
-    storage: Storage | None = None
-    versions: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    _columns: ClassVar[tuple[str, ...]] = ("keys", "labels", "sizes")
+    """Arrays with one row a sample."""
 
     @property
+    @abstractmethod
     def is_remote(self) -> bool:
         """Whether images come over a network."""
-        return self.storage is not None
+
+    @abstractmethod
+    def read_images(self, positions: Sequence[int]) -> Iterator[bytes]:
+        """Read encoded images in the order given.
+
+        Raises:
+            DataError: An image is gone or is not as long as it was when the set was opened.
+        """
+
+    def stored_order(self) -> Self:
+        """The same samples in the order in which the source holds them."""
+        return self
+
+    def read_many(self, positions: Sequence[int]) -> Iterator[Sample]:
+        """Read samples in the order given.
+
+        Raises:
+            DataError: As for :meth:`read_images`.
+        """
+        images = self.read_images(positions)
+        for position, image in zip(positions, images, strict=True):
+            yield Sample(self.key(position), image, int(self.labels[position]))
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> Sample:
-        """Read one sample.
-
-        Raises:
-            DataError: The file is gone or shorter than it was when indexed.
-        """
-        number, size = int(self.file_numbers[index]), int(self.sizes[index])
-        image = self._read(number, int(self.offsets[index]), size)
-        if len(image) != size:
-            raise DataError(
-                f"{self.files[number]} ends inside sample {self.key(index)}: {len(image):,} of"
-                f" {size:,} bytes; the file changed or was cut since it was opened"
-            )
-        return Sample(self.key(index), image, int(self.labels[index]))
-
-    def read_many(self, positions: Sequence[int]) -> Iterator[Sample]:
-        """Read samples in the order given; those that lie together in a remote shard at once.
-
-        Raises:
-            DataError: As for one sample.
-        """
-        if self.storage is None:
-            yield from (self[position] for position in positions)
-            return
-        runs: list[tuple[list[int], Future[bytes]]] = []
-        for run in self._runs(positions):
-            start, end = int(self.offsets[run[0]]), int(self.offsets[run[-1]] + self.sizes[run[-1]])
-            number = int(self.file_numbers[run[0]])
-            runs.append((run, submit(self._read, number, start, end - start)))
-        for run, request in runs:
-            data, start = request.result(), int(self.offsets[run[0]])
-            for position in run:
-                first = int(self.offsets[position]) - start
-                image = data[first : first + int(self.sizes[position])]
-                yield Sample(self.key(position), image, int(self.labels[position]))
-
-    def _runs(self, positions: Sequence[int]) -> Iterator[list[int]]:
-        """Neighbours among ``positions`` that one request fetches."""
-        run: list[int] = []
-        for position in positions:
-            if run and not self._continues(run, position):
-                yield run
-                run = []
-            run.append(position)
-        if run:
-            yield run
-
-    def _continues(self, run: list[int], position: int) -> bool:
-        gap = self.offsets[position] - self.offsets[run[-1]] - self.sizes[run[-1]]
-        end = self.offsets[position] + self.sizes[position]
-        return bool(
-            self.file_numbers[position] == self.file_numbers[run[-1]]
-            and 0 <= gap <= _MAX_GAP_BYTES
-            and end - self.offsets[run[0]] <= _MAX_REQUEST_BYTES
-        )
-
-    def _read(self, number: int, start: int, size: int) -> bytes:
-        path = self.files[number]
-        if self.storage is not None:
-            return self.storage.read_range(path, start, size, version=self.versions[number])
-        try:
-            with Path(path).open("rb") as file:
-                file.seek(start)
-                return file.read(size)
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):  # not the data's fault
-                raise EnvironmentFault(f"cannot read {path}: {advice_on(error)}") from error
-            raise DataError(f"cannot read {path}: {error.strerror}") from error
+        """Read one sample."""
+        return next(self.read_many([index]))
 
     def key(self, index: int) -> str:
+        """Key of a sample."""
         return bytes(self.keys[index]).decode()
 
     @cached_property
@@ -183,11 +144,84 @@ class ImageDataset:
             return len(self.class_names)
         return int(self.labels.max(initial=-1)) + 1
 
-    def limited(self, limit: int | None) -> "ImageDataset":
+    def limited(self, limit: int | None) -> Self:
         """The first ``limit`` samples, or all."""
         if limit is None or limit >= len(self):
             return self
         if limit < 1:
             raise UsageError(f"--limit {limit}: at least one sample is needed")
-        columns = ("keys", "labels", "file_numbers", "offsets", "sizes")
-        return replace(self, **{name: getattr(self, name)[:limit] for name in columns})
+        return self.taken(np.arange(limit))
+
+    def taken(self, positions: Rows) -> Self:
+        """The samples at ``positions``, in that order."""
+        return replace(self, **{name: getattr(self, name)[positions] for name in self._columns})
+
+    def with_fingerprint(self, fingerprint: str, limit: int) -> Self | None:
+        """The first ``limit`` samples, in the order that has this fingerprint.
+
+        Caches written before samples sorted by class were mixed hold them in the order of the
+        source.
+        """
+        for ordered in (self, self.stored_order()):
+            if (chosen := ordered.limited(limit)).fingerprint == fingerprint:
+                return chosen
+        return None
+
+
+def encoded_keys(keys: Sequence[str], place: str) -> Rows:
+    """Keys as an array of UTF-8.
+
+    Raises:
+        DataError: A key occurs twice, or a cache cannot hold it.
+    """
+    encoded = np.array([_key_bytes(key, place) for key in keys], dtype=np.bytes_)
+    ordered = np.sort(encoded)
+    doubled = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if len(doubled):
+        key = bytes(ordered[doubled[0]]).decode()
+        raise DataError(
+            f"{place}: the key {shown(key)} occurs twice; a cache finds samples by key, so every"
+            " key of a data set must be unique"
+        )
+    return encoded
+
+
+def _key_bytes(key: str, place: str) -> bytes:
+    try:
+        encoded = key.encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{place}: the name of sample {shown(key)} is not UTF-8; rename it"
+        ) from None
+    if _CONTROL.search(key) or len(encoded) > _MAX_KEY_BYTES:
+        raise DataError(
+            f"{place}: the name of sample {shown(key)} has a control character or more than"
+            f" {_MAX_KEY_BYTES:,} bytes; rename it"
+        )
+    return encoded
+
+
+def check_sizes(sizes: Rows, keys: Sequence[str], place: str) -> None:
+    """Refuse images that no worker should read into memory.
+
+    Raises:
+        DataError: An image is larger than 256 MiB.
+    """
+    too_large = np.flatnonzero(sizes > MAX_IMAGE_BYTES)
+    if len(too_large):
+        raise DataError(
+            f"{place}: {shown(keys[too_large[0]])} has more than {MAX_IMAGE_BYTES:,} bytes"
+        )
+
+
+def check_not_empty(num_samples: int, place: str, left_out: Sequence[str] = ()) -> None:
+    """Refuse a set without images, saying what was left out.
+
+    Raises:
+        DataError: It has none.
+    """
+    if not num_samples:
+        raise DataError(
+            f"{place}: no image in it ({', '.join(IMAGE_EXTENSIONS)})"
+            + "".join(f"; {line}" for line in left_out)
+        )

@@ -3,14 +3,17 @@
 import re
 from pathlib import Path
 
-from scalekd.storage.base import NotStored, Storage, StoredFile, StoredFileError
+from scalekd.storage.base import Listing, NotStored, Storage, StoredFile, StoredFileError
 from scalekd.storage.hub import HubStorage
+from scalekd.storage.linked import LinkedStorage
 from scalekd.storage.local import LocalStorage
 from scalekd.storage.local_cache import LocalCache, make_local_cache, parse_size
 from scalekd.storage.objects import ObjectStorage
 
 __all__ = [
     "HubStorage",
+    "LinkedStorage",
+    "Listing",
     "LocalCache",
     "LocalStorage",
     "NotStored",

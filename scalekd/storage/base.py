@@ -35,7 +35,7 @@ class NotStored(StoredFileError):
     """There is no such file."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredFile:
     """One file of a listing.
 
@@ -50,6 +50,19 @@ class StoredFile:
     size: int
     modified: float
     version: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All files below a folder, and the entries that cannot be read as files.
+
+    Attributes:
+        files: The files, in no particular order.
+        skipped: Reason and relative path of each entry that was passed over, such as a broken link.
+    """
+
+    files: Sequence[StoredFile]
+    skipped: Sequence[tuple[str, str]] = ()
 
 
 def check_relative(place: str, relative: str) -> str:
@@ -160,6 +173,24 @@ class Storage(ABC):
         Raises:
             UsageError: The store cannot list (a web server).
         """
+
+    def listing(self, prefix: str = "") -> Listing:
+        """All files below the folder ``prefix``, with the entries that were passed over.
+
+        Raises:
+            UsageError: The store cannot list (a web server).
+        """
+        return Listing(tuple(self.list(prefix)))
+
+    def files(self, prefix: str = "") -> Sequence[StoredFile]:
+        """The files directly below the folder ``prefix``, sorted by path.
+
+        Raises:
+            UsageError: The store cannot list (a web server).
+        """
+        depth = prefix.count("/") + 2 if prefix else 1
+        found = (file for file in self.list(prefix) if file.path.count("/") + 1 == depth)
+        return sorted(found, key=lambda file: file.path)
 
     @abstractmethod
     def folders(self, prefix: str = "") -> Sequence[str]:

@@ -107,7 +107,14 @@ class HubStorage(Storage):
         return None
 
     def list(self, prefix: str = "") -> Iterator[StoredFile]:
-        for entry in self._tree(prefix, recursive=True):
+        yield from self._files(self._tree(prefix, recursive=True))
+
+    def files(self, prefix: str = "") -> Sequence[StoredFile]:
+        found = self._files(self._tree(prefix, recursive=False))
+        return sorted(found, key=lambda file: file.path)
+
+    def _files(self, entries: Iterator[Any]) -> Iterator[StoredFile]:
+        for entry in entries:
             if hasattr(entry, "size"):
                 path = entry.path.removeprefix(self._inner)
                 yield StoredFile(path, entry.size, 0.0, entry.blob_id)

@@ -80,7 +80,7 @@ class LocalStorage(Storage):
 
     def describe(self, relative: str) -> StoredFile | None:
         try:
-            return _described(relative, self._status(self.path(relative)))
+            return described(relative, self._status(self.path(relative)))
         except StoredFileError:
             return None
 
@@ -97,7 +97,7 @@ class LocalStorage(Storage):
                     status = path.lstat()
                     if stat.S_ISREG(status.st_mode) and not name.endswith(TEMPORARY_SUFFIX):
                         relative = path.relative_to(self.root).as_posix()
-                        yield _described(relative, status)
+                        yield described(relative, status)
 
     def folders(self, prefix: str = "") -> Sequence[str]:
         top = self.path(prefix) if prefix else self.root
@@ -128,6 +128,7 @@ class LocalStorage(Storage):
         return status
 
 
-def _described(relative: str, status: os.stat_result) -> StoredFile:
+def described(relative: str, status: os.stat_result) -> StoredFile:
+    """A file of a listing, from its status."""
     version = f"{status.st_size}-{status.st_mtime_ns}"
     return StoredFile(relative, status.st_size, status.st_mtime, version)

@@ -200,6 +200,9 @@ class CachedStorage(Storage):
     def folders(self, prefix: str = "") -> Sequence[str]:
         return self.origin.folders(prefix)
 
+    def files(self, prefix: str = "") -> Sequence[StoredFile]:
+        return self.origin.files(prefix)
+
     def commit(self, relative: str, data: bytes | memoryview, *, exclusive: bool = False) -> bool:
         return self.origin.commit(relative, data, exclusive=exclusive)
 

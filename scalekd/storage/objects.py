@@ -170,12 +170,20 @@ class ObjectStorage(Storage):
                 for found in batch:
                     yield _described(found)
 
+    def files(self, prefix: str = "") -> Sequence[StoredFile]:
+        found = map(_described, self._below(prefix)["objects"])
+        return sorted(found, key=lambda file: file.path)
+
     def folders(self, prefix: str = "") -> Sequence[str]:
+        found = self._below(prefix)["common_prefixes"]
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
+
+    def _below(self, prefix: str) -> Any:
+        """Objects and common prefixes directly below a folder, in one listing."""
         self._check_lists()
         below = self._path(prefix) if prefix else None
         with self._explained("list", prefix):
-            found = _obstore().list_with_delimiter(self._store, below)["common_prefixes"]
-        return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
+            return _obstore().list_with_delimiter(self._store, below)
 
     def commit(self, relative: str, data: bytes | memoryview, *, exclusive: bool = False) -> bool:
         if self.read_only:

@@ -110,8 +110,8 @@ def test_empty_and_hidden_folders_are_no_classes_and_hidden_files_no_images(root
         "ant/.ipynb_checkpoints/1-checkpoint.jpg",
         "bee/.DS_Store",
         "bee/._1.jpg",
-        "cow/readme.txt",
-        "cow/jpg",
+        "dog/readme.txt",
+        "dog/jpg",
         "dog/deeper/1.jpg",
         "not-in-a-class.jpg",
     ):
@@ -158,13 +158,13 @@ def test_a_key_must_be_its_own(root: Path, write_tar: WriteTar) -> None:
         open_dataset(str(root))
     write_tar(root / "train-0.tar", {"a.jpg": b"x"})
     write_tar(root / "train-1.tar", {"a.jpg": b"y"})
-    with pytest.raises(DataError, match="the key 'a' stands twice"):
+    with pytest.raises(DataError, match="the key 'a' occurs twice"):
         open_dataset(str(root))
     write_tar(root / "train-1.tar", {"other/a.jpg": b"y"})
     assert [open_dataset(str(root)).key(i) for i in range(2)] == ["a", "other/a"]
 
 
-@pytest.mark.parametrize("label", [b"cat", b"-1", b"1.5", b"", b"9" * 40, b"\x80\x04K\x01."])
+@pytest.mark.parametrize("label", [b"cat", b"-2", b"1.5", b"", b"9" * 40, b"\x80\x04K\x01."])
 def test_a_label_is_a_decimal_number_and_nothing_is_unpickled(
     label: bytes, root: Path, write_tar: WriteTar
 ) -> None:
@@ -254,10 +254,10 @@ def test_a_file_that_changed_after_indexing_is_named(root: Path, write_tar: Writ
     images = open_dataset(str(root))
     path.write_bytes(path.read_bytes()[:2100])
     assert images[0].image == b"x" * 600
-    with pytest.raises(DataError, match="ends inside sample b: 52 of 600 bytes"):
+    with pytest.raises(DataError, match=r"sample b: .*train-0\.tar ends at byte 2,100, and 2,048"):
         images[1]
     path.unlink()
-    with pytest.raises(DataError, match=r"cannot read .*train-0\.tar"):
+    with pytest.raises(DataError, match=r"cannot read sample a: .*train-0\.tar is missing"):
         images[0]
 
 

@@ -1,0 +1,270 @@
+"""Labels of the samples of tar shards: numbers, or names of classes, in one member of each."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from scalekd.errors import DataError, UsageError
+from scalekd.images.left_out import listed, shown
+
+CLS_EXTENSIONS = ("cls", "cls.txt")
+MAX_LABEL_BYTES = 1 << 20
+_NUMBER = re.compile(r"\s*(-1|\d{1,9})\s*")
+_MAX_CLASSES = 1 << 20
+_JSON_LABEL = "label"
+NO_LABEL = -1
+
+Label = int | str | None
+
+
+@dataclass
+class ShardLabels:
+    """Labels of one shard by key.
+
+    Attributes:
+        stated: Labels from the member that holds them.
+        in_json, in_text: Numbers that may be labels, from ``json`` and ``txt`` members, where no
+            member was named; ``None`` where there is something else.
+        problems: Why the ``json`` member of a sample does not give its label.
+    """
+
+    stated: dict[str, Label] = field(default_factory=dict)
+    in_json: dict[str, int | None] = field(default_factory=dict)
+    in_text: dict[str, int | None] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+
+    def copy(self, source: str, target: str) -> None:
+        """Give one sample what another's members say."""
+        for column in (self.stated, self.in_json, self.in_text, self.problems):
+            if source in column:
+                column[target] = column[source]  # type: ignore[index]
+
+
+@dataclass(frozen=True)
+class LabelReader:
+    """Reads labels from members of a shard.
+
+    Attributes:
+        target_key: Extension of the member that holds the label (``cls``, ``txt``), or a field of
+            the ``json`` member, with ``/`` between the keys of nested ones, as in timm. ``None``
+            takes ``cls``, or else whole numbers in ``json``'s field ``label`` or in ``txt`` if
+            every sample without ``cls`` has one.
+        labelled: Otherwise no label is read.
+    """
+
+    target_key: str | None = None
+    labelled: bool = True
+
+    def wants(self, extension: str) -> bool:
+        """Whether a member with this extension may hold a label."""
+        if not self.labelled:
+            return False
+        if self.target_key is None:
+            return extension in (*CLS_EXTENSIONS, "json", "txt")
+        return extension in (self.target_key, "json")
+
+    def read(self, extension: str, data: bytes, key: str, labels: ShardLabels, where: str) -> None:
+        """Take the label from a member's content.
+
+        Raises:
+            DataError: The member that holds the label does not hold one.
+        """
+        if self.target_key is None:
+            if extension in CLS_EXTENSIONS:
+                labels.stated[key] = _class_number(data, where)
+            elif extension == "json":
+                value = _parsed(data)
+                found = value.get(_JSON_LABEL) if isinstance(value, dict) else None
+                labels.in_json[key] = _as_number(found)
+            else:
+                labels.in_text[key] = _as_number(_decoded(data))
+        elif extension == self.target_key and extension != "json":
+            text = _decoded(data)
+            if text is None or not text.strip():
+                raise DataError(f"{where} holds no label, which is a line of text or a number")
+            number = _as_number(text)
+            labels.stated[key] = text.strip() if number is None else number
+        elif key not in labels.stated:
+            found, problem = self._field(_parsed(data))
+            if problem:
+                labels.problems[key] = f"--target-key {self.target_key}: {where} {problem}"
+            else:
+                labels.stated[key] = found
+
+    def _field(self, value: Any) -> tuple[Label, str | None]:
+        """The label in a JSON document, or what is wrong with it."""
+        name = _JSON_LABEL if self.target_key == "json" else str(self.target_key)
+        if isinstance(value, dict) or self.target_key != "json":
+            names = listed(map(str, value)) if isinstance(value, dict) else "none"
+            for part in [name] if isinstance(value, dict) and name in value else name.split("/"):
+                if not isinstance(value, dict) or part not in value:
+                    return None, f"has no field {shown(part)} (fields: {names})"
+                value = value[part]
+        number = _as_number(value)
+        if number is None and isinstance(value, str) and value.strip():
+            return value.strip(), None
+        if number is None and value is not None:
+            return None, f"holds {shown(str(value))}, neither a class number nor a class name"
+        return number, None
+
+
+def _class_number(data: bytes, where: str) -> int:
+    text = _decoded(data) if len(data) <= 32 else None
+    number = None if text is None else _as_number(text)
+    if number is None:
+        raise DataError(
+            f"{where} is not a class number; if another member holds the label, name it with"
+            " --target-key, or ignore labels with --labels none"
+        )
+    return number
+
+
+def _as_number(value: Any) -> int | None:
+    """A class number, -1 for no label, or ``None`` for something else."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        return None
+    match = _NUMBER.fullmatch(str(value)) if len(str(value)) <= 32 else None
+    return int(match[1]) if match else None
+
+
+def _decoded(data: bytes) -> str | None:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _parsed(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of an image set.
+
+    Attributes:
+        numbers: One a sample, -1 where it has none.
+        class_names: Names in order of number, where labels are names or the set lists them.
+        notes: What was decided, one line each.
+    """
+
+    numbers: np.ndarray[Any, Any]
+    class_names: tuple[str, ...] | None
+    notes: tuple[str, ...]
+
+
+def joined(
+    shards: Sequence[tuple[Sequence[str], ShardLabels]],
+    class_names: tuple[str, ...] | None,
+    reader: LabelReader,
+    place: str,
+) -> Labels:
+    """Labels of all shards.
+
+    Args:
+        shards: Keys of each shard's samples, in order, and what its members say.
+        class_names: Of the set's list of classes, where it has one.
+        reader: What was asked for.
+        place: For messages.
+
+    Raises:
+        DataError: A label is a name that the set's list of classes does not have.
+        UsageError: No sample has the member that ``--target-key`` names.
+    """
+    count = sum(len(keys) for keys, _ in shards)
+    if not reader.labelled:
+        return Labels(np.full(count, NO_LABEL, np.int32), None, ())
+    notes: list[str] = []
+    found: list[Label] = [labels.stated.get(key) for keys, labels in shards for key in keys]
+    if reader.target_key is None:
+        stated = [key in labels.stated for keys, labels in shards for key in keys]
+        for extension, field_name, column in (
+            ("json", f", field {_JSON_LABEL}", "in_json"),
+            ("txt", "", "in_text"),
+        ):
+            values = [getattr(labels, column).get(key) for keys, labels in shards for key in keys]
+            rest = [value for value, known in zip(values, stated, strict=True) if not known]
+            if rest and all(value is not None for value in rest):
+                found = [f if s else v for f, v, s in zip(found, values, stated, strict=True)]
+                notes.append(
+                    f"{place}: the labels of {len(rest):,} samples are the numbers in their"
+                    f" {extension} members{field_name}; --labels none ignores them"
+                )
+                break
+    else:
+        for keys, labels in shards:
+            for key in keys:
+                if key in labels.problems and key not in labels.stated:
+                    raise DataError(
+                        f"{labels.problems[key]}; name the member or field that holds the label,"
+                        " or pass --labels none"
+                    )
+    if reader.target_key is not None and not any(labels.stated for _, labels in shards):
+        raise UsageError(
+            f"--target-key {reader.target_key}: {place} has no sample with a member of that"
+            " name or with one in json; name the one that holds the label, or pass --labels none"
+        )
+    numbers, class_names = _numbered(found, class_names, place)
+    return Labels(numbers, class_names, (*notes, *_about_missing(numbers, shards, place)))
+
+
+def _numbered(
+    found: Sequence[Label], class_names: tuple[str, ...] | None, place: str
+) -> tuple[np.ndarray[Any, Any], tuple[str, ...] | None]:
+    names = {label for label in found if isinstance(label, str)}
+    if not names:
+        return np.array([NO_LABEL if label is None else label for label in found], np.int32), (
+            class_names
+        )
+    numbered = next((label for label in found if isinstance(label, int) and label >= 0), None)
+    if numbered is not None and class_names is None:
+        raise DataError(
+            f"{place}: some labels are numbers, such as {numbered}, and some are names, such as"
+            f" {shown(min(names))}; use one of the two, or list the classes in classes.txt"
+        )
+    if len(names) > _MAX_CLASSES:
+        raise DataError(
+            f"{place}: the labels are {len(names):,} different texts, such as {shown(min(names))},"
+            " so they are no classes; name another --target-key, or pass --labels none"
+        )
+    class_names = tuple(sorted(names)) if class_names is None else class_names
+    number_of: Mapping[str, int] = {name: number for number, name in enumerate(class_names)}
+    unknown = sorted(names - number_of.keys())
+    if unknown:
+        raise DataError(
+            f"{place}: {len(unknown):,} labels are not among the {len(class_names):,} classes of"
+            f" classes.txt, such as {shown(unknown[0])}"
+        )
+    numbers = [
+        NO_LABEL if label is None else number_of[label] if isinstance(label, str) else label
+        for label in found
+    ]
+    return np.array(numbers, np.int32), class_names
+
+
+def _about_missing(
+    numbers: np.ndarray[Any, Any],
+    shards: Sequence[tuple[Sequence[str], ShardLabels]],
+    place: str,
+) -> tuple[str, ...]:
+    missing = np.flatnonzero(numbers < 0)
+    if not len(missing):
+        return ()
+    if len(missing) == len(numbers):
+        return (
+            f"{place}: none of the {len(numbers):,} samples has a label (member cls, or what"
+            " --target-key names); --labels none says that this is meant",
+        )
+    keys = [key for keys, _ in shards for key in keys]
+    return (
+        f"{place}: {len(missing):,} of the {len(numbers):,} samples have no label, such as"
+        f" {shown(keys[missing[0]])}; they are used where no label is needed. Name the member that"
+        " holds it with --target-key, or ignore all labels with --labels none",
+    )

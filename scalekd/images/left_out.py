@@ -1,0 +1,52 @@
+"""What an image set contains and does not take: counted by reason, the first of each named."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+_MAX_NAME = 120
+
+
+class LeftOut:
+    """Entries that were not taken.
+
+    A reason is a plural noun phrase, such as ``hidden files``; it starts the entry of the line.
+    """
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
+
+    def add(self, reason: str, name: str, count: int = 1) -> None:
+        """Count ``name``, and ``count - 1`` others of its kind."""
+        self._counts[reason] += count
+        self._first.setdefault(reason, name)
+
+    def extend(self, other: "LeftOut") -> None:
+        """Add all that another has counted."""
+        for reason, count in other._counts.items():
+            self.add(reason, other._first[reason], count)
+
+    def __len__(self) -> int:
+        return self._counts.total()
+
+    def lines(self, place: str) -> tuple[str, ...]:
+        """One line, or none where everything was taken."""
+        if not self._counts:
+            return ()
+        kinds = (
+            f"{count:,} {reason} (first: {shown(self._first[reason])})"
+            for reason, count in self._counts.items()
+        )
+        return (f"{shown(place, quote=False)}: left out {'; '.join(kinds)}",)
+
+
+def shown(name: str, *, quote: bool = True) -> str:
+    """A name for messages: bounded, with control characters escaped."""
+    text = repr(name) if quote or not name.isprintable() else name
+    return text if len(text) <= _MAX_NAME else f"{text[: _MAX_NAME - 1]}…"
+
+
+def listed(names: Iterable[str], limit: int = 5) -> str:
+    """The first few of some names, for messages."""
+    first = [shown(name) for name in names][: limit + 1]
+    return ", ".join(first[:limit]) + (", …" if len(first) > limit else "")

@@ -1,0 +1,80 @@
+"""The images that a cache embeds, as an image set."""
+
+from typing import Any
+
+import numpy as np
+
+from scalekd.cache import CacheReader, open_cache
+from scalekd.cache.webdataset.form import read_form
+from scalekd.errors import UsageError
+from scalekd.images import ImageDataset, open_dataset
+from scalekd.images.stored import StoredImages
+from scalekd.storage import LocalCache, open_storage
+
+
+class EmbeddedImages(StoredImages):
+    """Images of pass 0 of a cache whose tars embed the encoded images.
+
+    They are read without a look at the tar's digest; whoever draws views of them compares each
+    with the hash that the cache keeps of it.
+    """
+
+    @classmethod
+    def of(cls, reader: CacheReader) -> "EmbeddedImages":
+        """The image set of a cache.
+
+        Raises:
+            UsageError: It embeds no images.
+            CacheCorrupt: An index is damaged.
+        """
+        samples = reader.samples
+        if reader.embed != "source":
+            raise UsageError(f"{reader.place}: has no encoded images; pass --data-dir")
+        versions: list[str] = []
+        files: list[str] = []
+        numbers, extents = [np.empty(0, np.int32)], [np.empty((0, 2), np.int64)]
+        for shard, count in enumerate(np.diff(samples.starts).tolist()):
+            if not count:
+                continue  # every image of it was corrupt
+            tar, found = reader.image_places(0, shard)
+            digest = reader.record(0, shard).files[tar]
+            numbers.append(np.full(count, len(files), np.int32))
+            extents.append(found)
+            versions.append(f"{digest.num_bytes}-{digest.sha256}")
+            files.append(tar)
+        columns = np.concatenate(extents)
+        return cls(
+            place=reader.place,
+            keys=samples.keys,
+            labels=samples.labels,
+            sizes=columns[:, 1],
+            class_names=reader.identity.data.class_names,
+            storage=reader.storage,
+            files=tuple(files),
+            versions=tuple(versions),
+            file_numbers=np.concatenate(numbers),
+            offsets=columns[:, 0],
+        )
+
+
+def open_images(
+    data_dir: str, split: str = "train", *, local_cache: LocalCache | None = None, **options: Any
+) -> ImageDataset:
+    """Index an image set, or the images that a cache embeds.
+
+    Args:
+        data_dir: An image set (see :func:`scalekd.images.open_dataset`) or a cache, whose only
+            split is ``train``.
+        split: Which samples.
+        local_cache: Keeps copies of remote files.
+        options: See :func:`scalekd.images.open_dataset`.
+
+    Raises:
+        DataError, UsageError: See :func:`scalekd.images.open_dataset`.
+        CacheCorrupt: The cache is damaged.
+    """
+    if split == "train" and not any(character in data_dir for character in "*?[{"):
+        storage = open_storage(data_dir, local_cache=local_cache)
+        if read_form(storage) is not None:
+            return EmbeddedImages.of(open_cache(storage))
+    return open_dataset(data_dir, split, local_cache=local_cache, **options)

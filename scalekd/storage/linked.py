@@ -1,0 +1,118 @@
+"""A folder whose symbolic links are followed, as a folder of images is read."""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from scalekd.errors import DataError, EnvironmentFault, advice_on
+from scalekd.storage.base import Listing, NotStored, StoredFile, StoredFileError
+from scalekd.storage.local import LocalStorage, described
+
+_MAX_LINKED_FOLDERS = 1 << 16  # followed in one listing: links can multiply folders without end
+
+
+class LinkedStorage(LocalStorage):
+    """Files below a folder, read through symbolic links as timm and torchvision read them.
+
+    A link to a folder that contains the link is not followed, so that a listing ends. A path is
+    one that :meth:`listing` gave or that the user wrote; it is not kept inside the folder.
+    """
+
+    def path(self, relative: str) -> Path:
+        """The file itself."""
+        return self.root / relative
+
+    def below(self, folder: str) -> "LinkedStorage":
+        return LinkedStorage(self.path(folder))
+
+    def list(self, prefix: str = "") -> Iterator[StoredFile]:
+        yield from self.listing(prefix).files
+
+    def listing(self, prefix: str = "") -> Listing:
+        """All files below the folder ``prefix``, and the entries that cannot be read as files.
+
+        Raises:
+            EnvironmentFault: A folder cannot be read.
+            DataError: Links lead to more folders than any image set has.
+        """
+        with _readable(self.path(prefix)):
+            return _walk(self.path(prefix), prefix)
+
+    def files(self, prefix: str = "") -> Sequence[StoredFile]:
+        with _readable(self.path(prefix)):
+            names = sorted(entry.name for entry in os.scandir(self.path(prefix)))
+        paths = [f"{prefix}/{name}" if prefix else name for name in names]
+        return [file for file in map(self.describe, paths) if file is not None]
+
+    def folders(self, prefix: str = "") -> Sequence[str]:
+        top = self.path(prefix)
+        if not top.is_dir():
+            return []
+        with _readable(top):
+            return sorted(entry.name for entry in os.scandir(top) if entry.is_dir())
+
+    @staticmethod
+    def _status(path: Path) -> os.stat_result:
+        try:
+            status = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotStored(str(path), "is missing") from None
+        except OSError as error:
+            raise StoredFileError(str(path), f"cannot be read ({error.strerror})") from error
+        if not stat.S_ISREG(status.st_mode):
+            raise StoredFileError(str(path), "is not a plain file")
+        return status
+
+
+def _walk(top: Path, prefix: str) -> Listing:
+    files: list[StoredFile] = []
+    skipped: list[tuple[str, str]] = []
+    num_linked = 0
+    # Each folder comes with the folders that contain it, as the links were followed, and itself.
+    above = frozenset(_identity(folder) for folder in (top, *top.resolve().parents))
+    waiting = [(str(top), prefix, above)]
+    while waiting:
+        folder, relative, above = waiting.pop()
+        with _readable(folder):
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        for entry in entries:
+            path = f"{relative}/{entry.name}" if relative else entry.name
+            try:
+                status = entry.stat()
+            except OSError:
+                kind = "broken links" if entry.is_symlink() else "unreadable entries"
+                skipped.append((kind, path))
+                continue
+            identity = status.st_dev, status.st_ino
+            if stat.S_ISREG(status.st_mode):
+                files.append(described(path, status))
+            elif not stat.S_ISDIR(status.st_mode):
+                skipped.append(("pipes, sockets and devices", path))
+            elif identity in above:
+                skipped.append(("links to a folder that contains them", path))
+            else:
+                num_linked += entry.is_symlink()
+                if num_linked > _MAX_LINKED_FOLDERS:
+                    raise DataError(
+                        f"{entry.path}: symbolic links lead to more than {_MAX_LINKED_FOLDERS:,}"
+                        " folders; they may contain one another, remove some"
+                    )
+                waiting.append((entry.path, path, above | {identity}))
+    return Listing(files, skipped)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+@contextlib.contextmanager
+def _readable(folder: str | Path) -> Iterator[None]:
+    """Turn a folder that cannot be listed into an error that names it."""
+    try:
+        yield
+    except OSError as error:
+        advice = advice_on(error) or error.strerror
+        raise EnvironmentFault(f"cannot list {folder}: {advice}") from error
