@@ -11,7 +11,8 @@ from scalekd.cache.planning import check_form, read_plan
 from scalekd.cache.selection import refuse_part
 from scalekd.codecs import check_logit_codec, create_logit_codec, parse_codec
 from scalekd.errors import EnvironmentFault, UsageError
-from scalekd.images import ImageDataset, open_dataset
+from scalekd.images import ImageDataset
+from scalekd.loading import open_images
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._identity import default_shard_size
 from scalekd.storage import LocalStorage, Storage, make_local_cache, open_storage
@@ -31,8 +32,9 @@ def preflight(config: CacheTeacherConfig) -> tuple[ImageDataset, ViewPolicy]:
         check_logit_codec(config.logits)
     if config.embed != "none" and config.format != "webdataset":
         raise UsageError(f"--embed {config.embed}: only tars hold images; pass --format webdataset")
+    plan = None if config.overwrite else read_plan(config.output)
     if not config.overwrite:
-        if read_plan(config.output) is not None:
+        if plan is not None:
             check_form(config.output, config.form)
         refuse_part(open_storage(config.output), "added to")
     elif config.shards is not None:
@@ -42,7 +44,11 @@ def preflight(config: CacheTeacherConfig) -> tuple[ImageDataset, ViewPolicy]:
         )
     _check_writable(open_storage(config.output))
     kept = make_local_cache(config.local_cache, config.local_cache_size)
-    images = open_dataset(config.data_dir, config.split, local_cache=kept).limited(config.limit)
+    images = open_images(config.data_dir, config.split, local_cache=kept)
+    if plan is not None:
+        fingerprint = plan.identity.data.fingerprint
+        images = images.with_fingerprint(fingerprint, config.limit) or images
+    images = images.limited(config.limit)
     shard_size = config.shard_size or default_shard_size(len(images))
     _check_shards(config.shards, -(-len(images) // shard_size))
     return images, policy

@@ -10,7 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from scalekd.cache.manifest import Identity
 from scalekd.cache.webdataset.form import read_form
 from scalekd.errors import CacheMismatch, UsageError
-from scalekd.images import ImageDataset, open_dataset
+from scalekd.images import ImageDataset
+from scalekd.loading import open_images
 from scalekd.loading.drawing import DrawnViews
 from scalekd.pipelines._cache_config import DEFAULT_LOCAL_CACHE_BYTES, CacheTeacherConfig
 from scalekd.storage import make_local_cache, parse_size
@@ -79,11 +80,11 @@ class TeacherAgain:
                 " cache was made from"
             )
         kept = make_local_cache(config.local_cache, config.local_cache_size)
-        images = open_dataset(config.data_dir, config.split, local_cache=kept)
-        images = images.limited(data.num_samples)
-        if images.fingerprint != data.fingerprint:
+        opened = open_images(config.data_dir, config.split, local_cache=kept)
+        images = opened.with_fingerprint(data.fingerprint, data.num_samples)
+        if images is None:
             raise CacheMismatch(
-                f"{images.place} is not the image set of {config.cache}: {len(images):,} samples"
+                f"{opened.place} is not the image set of {config.cache}: {len(opened):,} samples"
                 f" here, {data.num_samples:,} there, or other keys, labels or sizes; pass the"
                 " --data-dir and --split that the cache was made with"
             )

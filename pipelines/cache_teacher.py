@@ -7,6 +7,7 @@ shards of its own. Running the same command again finishes what is missing.
 """
 
 import importlib.metadata
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -128,6 +129,8 @@ def _cache_teacher(config: CacheTeacherConfig, around: Surroundings | None) -> C
         return everyone.together(lambda: work() if state.is_main_process else None)
 
     images, policy = everyone.together(lambda: preflight(config))
+    for note in images.notes if state.is_main_process else ():
+        print(f"note: {note}", file=sys.stderr)
     teacher = everyone.together(lambda: load_checked_teacher(config).to(state.device))
     if config.overwrite:
         on_main(lambda: remove_cache(config.output))

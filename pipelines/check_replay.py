@@ -18,8 +18,8 @@ from scalekd.cache import CacheReader, open_cache
 from scalekd.cache.webdataset.form import read_form
 from scalekd.codecs.measure import view_errors
 from scalekd.errors import CacheMismatch, UsageError
-from scalekd.images.embedded import embedded_image_set
 from scalekd.images.samples import ImageDataset, Sample
+from scalekd.loading.embedded import EmbeddedImages
 from scalekd.loading.views import DrawnView, draw_view, replay_view
 from scalekd.pipelines._same_job import SameJob, TeacherAgain
 from scalekd.pipelines._signals import terminable
@@ -178,7 +178,7 @@ def deep_verify(config: SameJob, num_views: int) -> DeepFindings:
     identity = reader.identity
     again = TeacherAgain(config, identity)
     embedded = config.data_dir is None and reader.embed == "source"
-    images, teacher = embedded_image_set(reader) if embedded else again.images, again.teacher
+    images, teacher = EmbeddedImages.of(reader) if embedded else again.images, again.teacher
     groups = tuple(f"stage{stage}" for stage in reader.codecs.stages)
     groups += ("logits",) if reader.codecs.logits else ()
     groups = tuple(group for group in groups if reader.part.has_target(group))

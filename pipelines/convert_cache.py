@@ -34,8 +34,7 @@ from scalekd.cache.transfer import SourceCache, Transfer
 from scalekd.cache.webdataset.form import Embed, WebDatasetForm, form_name
 from scalekd.cache.writer import CacheWriter
 from scalekd.errors import CacheMismatch, UsageError
-from scalekd.images import open_dataset
-from scalekd.loading import worker_faults
+from scalekd.loading import open_images, worker_faults
 from scalekd.loading.embedding import BlockImages, BlockRequest, ImagesToEmbed, images_of_blocks
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._signals import terminable
@@ -109,7 +108,7 @@ def convert_cache(config: ConvertConfig) -> ConvertResult:
         raise UsageError(
             f"--shards {first}-{last}: the cache has shards 0 to {plan.identity.num_shards - 1}"
         )
-    images = open_dataset(config.data_dir, config.split) if config.data_dir is not None else None
+    images = open_images(config.data_dir, config.split) if config.data_dir is not None else None
     embedding = ImagesToEmbed(reader, config.embed, images)
     layout, root = reader.codecs.in_form(form).layout(plan.identity), Path(config.output)
     _begin(root, reader, form)

@@ -17,8 +17,9 @@ from pydantic import BaseModel
 from scalekd.cache import CacheReader, open_cache
 from scalekd.codecs import create_logit_codec
 from scalekd.errors import CacheMismatch
-from scalekd.images import ImageDataset, open_dataset
-from scalekd.images.embedded import embedded_image_set
+from scalekd.images import ImageDataset
+from scalekd.loading import open_images
+from scalekd.loading.embedded import EmbeddedImages
 from scalekd.loading.views import ReplayContract
 from scalekd.pipelines.check_replay import chosen_views, drawing_problem
 from scalekd.storage import Place
@@ -82,9 +83,9 @@ def diagnose(
     found = None
     if cache is not None:
         reader = open_cache(cache)
-        images = open_dataset(data_dir, split) if data_dir is not None else None
+        images = open_images(data_dir, split) if data_dir is not None else None
         if images is None and reader.embed == "source":
-            images = embedded_image_set(reader)
+            images = EmbeddedImages.of(reader)
         found = cache_drift(reader, images, num_views)
     return Diagnosis(versions=_versions(), machine=_machine(), works=_works(), cache=found)
 

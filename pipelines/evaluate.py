@@ -27,8 +27,7 @@ from scalekd.evaluation import (
     live_answers,
     read_class_map,
 )
-from scalekd.images import open_dataset
-from scalekd.loading import worker_faults
+from scalekd.loading import open_images, worker_faults
 from scalekd.models.build import Preprocessing, build_model, preprocessing_of
 from scalekd.models.names import describe_model
 from scalekd.students import StudentSpec, resolve_student_name
@@ -119,7 +118,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     opened = _open_model(config)
 
     def views_of(split: str) -> EvaluationViews:
-        images = open_dataset(config.data_dir, split)
+        images = open_images(config.data_dir, split)
         return EvaluationViews(images, accelerator, config.batch_size, config.workers)
 
     views = views_of(config.split)

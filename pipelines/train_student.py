@@ -28,8 +28,7 @@ from scalekd.evaluation import (
     cached_answers,
     class_map_by_name,
 )
-from scalekd.images import open_dataset
-from scalekd.loading import worker_faults
+from scalekd.loading import open_images, worker_faults
 from scalekd.pipelines._notes import note
 from scalekd.storage import LocalCache, make_local_cache, open_storage
 from scalekd.students import Student, create_student
@@ -249,7 +248,7 @@ def _make_evaluator(
     if config.val_split is None or config.data_dir is None:
         return None
     try:
-        images = open_dataset(config.data_dir, config.val_split, local_cache=_local_cache(config))
+        images = open_images(config.data_dir, config.val_split, local_cache=_local_cache(config))
     except DataError as error:
         raise DataError(
             f"{error}; name the validation split with --val-split, or train without by "

@@ -39,9 +39,10 @@ class ShardLabels:
 
     def copy(self, source: str, target: str) -> None:
         """Give one sample what another's members say."""
-        for column in (self.stated, self.in_json, self.in_text, self.problems):
+        columns: Any = self.stated, self.in_json, self.in_text, self.problems
+        for column in columns:
             if source in column:
-                column[target] = column[source]  # type: ignore[index]
+                column[target] = column[source]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What an image set contains and does not take: counted by reason, the first of each named."""
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 
@@ -46,7 +47,7 @@ def shown(name: str, *, quote: bool = True) -> str:
     return text if len(text) <= _MAX_NAME else f"{text[: _MAX_NAME - 1]}…"
 
 
-def listed(names: Iterable[str], limit: int = 5) -> str:
+def listed(names: Iterable[str], limit: int = 5, *, quote: bool = True) -> str:
     """The first few of some names, for messages."""
-    first = [shown(name) for name in names][: limit + 1]
+    first = [shown(name, quote=quote) for name in itertools.islice(names, limit + 1)]
     return ", ".join(first[:limit]) + (", …" if len(first) > limit else "")

@@ -34,7 +34,7 @@ def members(file: BinaryIO, name: str, left_out: LeftOut) -> Iterator[Member]:
             with tarfile.open(fileobj=stream, mode="r:") as archive:
                 while (member := archive.next()) is not None:
                     yield archive, member
-                    archive.members.clear()  # tarfile would keep them all
+                    cast(Any, archive).members.clear()  # tarfile would keep them all
                 end = archive.offset
             if start and end == start:
                 left_out.add("files after the end of an archive", f"{name} from byte {start:,} on")

@@ -156,8 +156,8 @@ class ImageDataset(ABC):
         """The samples at ``positions``, in that order."""
         return replace(self, **{name: getattr(self, name)[positions] for name in self._columns})
 
-    def with_fingerprint(self, fingerprint: str, limit: int) -> Self | None:
-        """The first ``limit`` samples, in the order that has this fingerprint.
+    def with_fingerprint(self, fingerprint: str, limit: int | None) -> Self | None:
+        """The first ``limit`` samples, or all, in the order that has this fingerprint.
 
         Caches written before samples sorted by class were mixed hold them in the order of the
         source.

@@ -1,323 +1,24 @@
-"""Batches of replayed views with the teacher's targets for them.
-
-Workers read targets a block at a time, check each image and each view against the cache, and
-write a batch once, into shared memory, in the small types the codecs store. Everything that
-costs arithmetic on features happens later, on the training device.
-"""
+"""Batches of replayed views with the teacher's targets for them, an epoch after another."""
 
 import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Sampler
 
 from scalekd.cache import CacheReader, JoinedReader
-from scalekd.cache.webdataset.form import Embed
-from scalekd.cache.webdataset.reader import IMAGE
-from scalekd.errors import CacheMismatch, ScaleKDError, UsageError
-from scalekd.images.samples import ImageDataset, Sample
-from scalekd.loading._workers import as_is, empty_batch, prepare_worker, relayed, start_method
-from scalekd.loading.blocks import BlockReader, gather
-from scalekd.loading.fresh import draw_fresh_view, fresh_pass
-from scalekd.loading.order import BUFFER_BLOCKS, LANES_PER_RANK, EpochOrder, Indices
-from scalekd.loading.views import Pixels, ReplayContract, found_samples, replay_view
-from scalekd.storage.in_flight import Ahead
-from scalekd.views import decode_view, unpack_view
-
-CHECKED_BATCHES = 4
-"""Batches of an epoch's start of which every view is checked, whatever the student's size."""
-
-CHECK_ONE_IN = 100
-"""Of later batches, one view in this many; all of them where the check costs no second drawing."""
+from scalekd.errors import UsageError
+from scalekd.images import ImageDataset
+from scalekd.loading._workers import as_is, prepare_worker, relayed, start_method
+from scalekd.loading.cached_views import Batch, BatchRequest, CachedViews
+from scalekd.loading.order import BUFFER_BLOCKS, LANES_PER_RANK, EpochOrder
 
 _BATCHES_AHEAD = 2
 """Of a worker, for which targets and images of remote stores are fetched."""
 
-_MAX_WAITING_IMAGES = 4096  # a guard: no more than those of the batches ahead are ever wanted
 
-Batch = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class _Request:
-    """One batch, as the sampler asks for it.
-
-    Attributes:
-        epoch: Number of the epoch.
-        pass_index: Pass to read.
-        number: Of the batch in its epoch.
-        samples: Of the batch.
-        next_samples: Of the batches that the same worker is going to make next.
-    """
-
-    epoch: int
-    pass_index: int
-    number: int
-    samples: Indices
-    next_samples: Indices
-
-
-def embedded_images(reader: CacheReader | JoinedReader, view_size: tuple[int, int]) -> Embed:
-    """What the student's views are made from: images in the cache, views in it, or neither.
-
-    Views that the cache holds are the pixels the teacher saw, at that size alone. For another size
-    views are drawn from the images, and never from views: those were resized once already.
-    """
-    if reader.embed == "view" and view_size != reader.identity.views.view_size:
-        return "none"
-    return reader.embed
-
-
-def _why_images(reader: CacheReader | JoinedReader, view_size: tuple[int, int]) -> str:
-    if reader.embed == "view":
-        height, width = reader.identity.views.view_size
-        if view_size == (height, width):
-            return (
-                f"{reader.place}: holds the views of {len(reader.passes)} passes, and further"
-                " epochs draw theirs from the images; pass --data-dir, or train as many epochs"
-            )
-        return (
-            f"{reader.place}: holds views of {height} x {width} pixels, and the student takes"
-            f" {view_size[0]} x {view_size[1]}; pass --data-dir, so that views of that size are"
-            f" drawn from the images, or --img-size {height}"
-        )
-    return (
-        f"--data-dir is missing: {reader.place} holds targets, and the images stay where they are"
-    )
-
-
-def _named(label: int, class_names: tuple[str, ...] | None) -> str:
-    """A label for messages."""
-    if label < 0:
-        return "no class"
-    if class_names is None or label >= len(class_names):
-        return f"class {label}"
-    return f"class {label} ({class_names[label]!r})"
-
-
-class CachedViews(Dataset[Batch]):
-    """Views of a cache, a batch at a time.
-
-    Args:
-        reader: The cache.
-        images: The image set; every sample of the cache must be in it. Not needed, and not
-            looked at, where the cache holds the images, or the views at the student's size.
-        view_size: Height and width for the student; the teacher's when ``None``.
-        groups: Groups of target arrays to read, such as ``("stage4", "logits")``.
-        allowed_drift: See :class:`~scalekd.loading.views.ReplayContract`.
-        teacher_pixels: Also give each view as the teacher saw it, where the student's size differs.
-        fresh_views: Draw the views of epochs beyond the cache's passes. No target is read for any.
-        kept_blocks: Blocks a worker keeps in memory.
-
-    Raises:
-        CacheMismatch: The image set lacks samples of the cache or labels them otherwise, or the
-            witnesses differ.
-        UsageError: The image set is needed.
-    """
-
-    def __init__(
-        self,
-        reader: CacheReader | JoinedReader,
-        images: ImageDataset | None,
-        *,
-        view_size: tuple[int, int] | None = None,
-        groups: tuple[str, ...] = (),
-        allowed_drift: float = 0.0,
-        teacher_pixels: bool = False,
-        fresh_views: bool = False,
-        kept_blocks: int = LANES_PER_RANK * BUFFER_BLOCKS,
-    ) -> None:
-        views = reader.identity.views
-        self.reader = reader
-        self.images = images
-        self.view_size = view_size or views.view_size
-        self.teacher_pixels = teacher_pixels and self.view_size != views.view_size
-        self.embedded = embedded_images(reader, self.view_size)
-        self.fresh_views = fresh_views
-        draws_images = self.embedded == "none" or (fresh_views and self.embedded == "view")
-        if draws_images and images is None:
-            raise UsageError(_why_images(reader, self.view_size))
-        if fresh_views and groups:
-            raise ValueError("fresh views have no cached targets")
-        self.contract = ReplayContract.of(reader, allowed_drift=allowed_drift)
-        self.targets = [
-            array.name for array in reader.layout.views if array.name.split("/")[0] in groups
-        ]
-        reader.require(*groups)
-        self._columns = [
-            array.name for array in reader.layout.views if array.name.startswith("view/")
-        ]
-        self._positions = (
-            found_samples(images, reader) if images is not None and draws_images else None
-        )
-        self.drift = self._check_witnesses()
-        self._check_labels()  # after the images: another data set has other labels as well
-        if self.drift == 0:
-            # The machine redraws exactly, so a view that differs is a fault, whatever was allowed.
-            self.contract = replace(self.contract, allowed_drift=0.0)
-        names = [*self.targets, *self._columns, "pixel_hash"]
-        names += [IMAGE] if self.embedded != "none" else []
-        self._blocks = BlockReader(reader, names, kept_blocks=kept_blocks)
-        self._samples: Ahead[int, Sample] = Ahead(self._read_sample, _MAX_WAITING_IMAGES)
-
-    def _check_witnesses(self) -> float:
-        """Redraw the witnesses; the first samples of the cache."""
-        if self.embedded == "view":
-            return 0.0  # nothing is drawn: the views' own pixels are read
-        pixels = self.reader.witnesses
-        found = self._first_samples(len(pixels))
-        for row, sample in enumerate(found):
-            self.contract.check_source(sample, int(self.reader.samples.source_hashes[row]))
-        return self.contract.check_witnesses(found, list(pixels))
-
-    def _check_labels(self) -> None:
-        """Labels of batches are the cache's, so images labelled anew would not be learnt."""
-        if self.images is None or self._positions is None:
-            return
-        samples, here = self.reader.samples, self.images.labels[self._positions]
-        # An image without a label says nothing against the cache's.
-        changed = np.flatnonzero((here != samples.labels) & (here >= 0))
-        if not len(changed):
-            return
-        first = int(changed[0])
-        ours = _named(int(here[first]), self.images.class_names)
-        theirs = _named(int(samples.labels[first]), self.reader.identity.data.class_names)
-        raise CacheMismatch(
-            f"{self.images.place} labels {len(changed):,} of the {len(samples):,} samples of the"
-            f" cache otherwise, such as {samples.key(first)!r}: {ours} here, {theirs} in the cache."
-            " The student would train on the cache's labels; write the cache again, or restore"
-            " the labels (class folders are numbered in order of name, those without images left"
-            " out)"
-        )
-
-    def __len__(self) -> int:
-        return len(self.reader.samples)
-
-    def __getitems__(self, request: _Request) -> Batch | ScaleKDError:
-        """One batch; an error is returned, not raised, so that it reaches the user as it is."""
-        try:
-            return self._batch(request)
-        except ScaleKDError as error:
-            if get_worker_info() is None:
-                raise
-            return error
-
-    def _batch(self, request: _Request) -> Batch:
-        height, width = self.view_size
-        count = len(request.samples)
-        pixels = empty_batch((count, height, width, 3), torch.uint8)
-        filled = pixels.numpy()
-        labels = torch.from_numpy(self.reader.samples.labels[request.samples].astype(np.int64))
-        batch = {"label": labels}
-        self._want(request)
-        fresh = self._fresh_pass(request)
-        rows: list[tuple[dict[str, np.ndarray[Any, Any]], int]] = [({}, 0)] * count
-        if fresh is None or self.embedded == "source":
-            index = request.pass_index
-            rows = [self._blocks.find(index, int(sample)) for sample in request.samples]
-        seen = None
-        if self.teacher_pixels:
-            seen = empty_batch((count, *self.contract.view_size, 3), torch.uint8)
-            batch["teacher_pixels"] = seen.permute(0, 3, 1, 2)
-        for place, (sample, (block, row)) in enumerate(zip(request.samples, rows, strict=True)):
-            checked: Pixels | None
-            if fresh is not None:
-                filled[place], checked = draw_fresh_view(
-                    self._sample(int(sample), block, row),
-                    self.contract,
-                    pass_index=fresh,
-                    view_size=self.view_size,
-                )
-            else:
-                every = request.number < CHECKED_BATCHES or int(sample) % CHECK_ONE_IN == 0
-                filled[place], checked = self._replay(
-                    int(sample), block, row, check=every or self.teacher_pixels
-                )
-            if seen is not None:
-                seen.numpy()[place] = checked
-        batch["pixels"] = pixels.permute(0, 3, 1, 2)
-        for name in self.targets:
-            first = rows[0][0][name]
-            tensor = empty_batch((count, *first.shape[1:]), _torch_type(first.dtype))
-            gather(rows, name, tensor.numpy())
-            batch[name.replace("/", ".")] = tensor
-        return batch
-
-    def _replay(
-        self, index: int, block: Mapping[str, np.ndarray[Any, Any]], row: int, *, check: bool
-    ) -> tuple[Pixels, Pixels | None]:
-        """The student's pixels, and, where they were checked, those the teacher saw."""
-        if self.embedded == "view":
-            pixels = self._stored_view(index, block, row)
-            return pixels, pixels
-        sample = self._sample(index, block, row)
-        columns = {name.removeprefix("view/"): block[name] for name in self._columns}
-        params = unpack_view(columns, row, self.contract.policy)
-        pixels = replay_view(sample, params, self.contract.policy, view_size=self.view_size)
-        if self.view_size == self.contract.view_size:
-            seen = pixels
-        elif check:
-            seen = replay_view(
-                sample, params, self.contract.policy, view_size=self.contract.view_size
-            )
-        else:
-            return pixels, None
-        self.contract.check_pixels(sample, seen, int(block["pixel_hash"][row]))
-        return pixels, seen
-
-    def _fresh_pass(self, request: _Request) -> int | None:
-        return fresh_pass(self.reader.passes, request.epoch) if self.fresh_views else None
-
-    def _sample(self, index: int, block: Mapping[str, np.ndarray[Any, Any]], row: int) -> Sample:
-        """The encoded image that a view is drawn from, and no other one."""
-        if self.embedded == "source":
-            sample = self._of(index, block[IMAGE][row])
-        else:
-            sample = self._samples.take(index)
-        self.contract.check_source(sample, int(self.reader.samples.source_hashes[index]))
-        return sample
-
-    def _stored_view(
-        self, index: int, block: Mapping[str, np.ndarray[Any, Any]], row: int
-    ) -> Pixels:
-        """Pixels that the cache holds, held against their hash."""
-        sample = self._of(index, block[IMAGE][row])
-        pixels = decode_view(sample.image, key=sample.key, view_size=self.view_size)
-        self.contract.check_pixels(sample, pixels, int(block["pixel_hash"][row]))
-        return pixels
-
-    def _of(self, index: int, image: bytes) -> Sample:
-        samples = self.reader.samples
-        return Sample(samples.key(index), image, int(samples.labels[index]))
-
-    def _first_samples(self, count: int) -> list[Sample]:
-        """The first samples of the cache, from the image set or the cache itself."""
-        if self.images is not None and self._positions is not None:
-            return list(self.images.read_many([int(p) for p in self._positions[:count]]))
-        pass_index = self.reader.passes[0]
-        images = (self.reader.read_rows(pass_index, row, 1, [IMAGE]) for row in range(count))
-        return [self._of(row, found[IMAGE][0]) for row, found in enumerate(images)]
-
-    def _want(self, request: _Request) -> None:
-        """Begin to fetch what this batch and the next ones need over a network."""
-        for samples in (request.samples, request.next_samples):
-            numbers = [int(sample) for sample in samples]
-            if self._fresh_pass(request) is None or self.embedded == "source":
-                self._blocks.want(request.pass_index, numbers)
-            if self._positions is not None and self.images is not None and self.images.is_remote:
-                self._samples.want(numbers)
-
-    def _read_sample(self, index: int) -> Sample:
-        if self.images is None or self._positions is None:
-            raise UsageError(_why_images(self.reader, self.view_size))
-        return self.images[int(self._positions[index])]
-
-
-class _Requests(Sampler[_Request]):
+class _Requests(Sampler[BatchRequest]):
     """Feeds the loader the batches of whatever epoch comes next."""
 
     def __init__(self, order: EpochOrder, passes: tuple[int, ...], num_workers: int) -> None:
@@ -327,7 +28,7 @@ class _Requests(Sampler[_Request]):
         self.epoch = 0
         self.start = 0
 
-    def __iter__(self) -> Iterator[_Request]:
+    def __iter__(self) -> Iterator[BatchRequest]:
         """Workers take batches in turn, so a worker's next is that many batches further on."""
         epoch, start, step = self.epoch, self.start, max(1, self.num_workers)
         pass_index = self.passes[epoch % len(self.passes)]
@@ -338,7 +39,7 @@ class _Requests(Sampler[_Request]):
             if not seen:
                 return
             ahead = [np.empty(0, np.int64), *seen[step::step][:_BATCHES_AHEAD]]
-            yield _Request(epoch, pass_index, number, seen.pop(0), np.concatenate(ahead))
+            yield BatchRequest(epoch, pass_index, number, seen.pop(0), np.concatenate(ahead))
 
     def __len__(self) -> int:
         return max(0, self.order.num_batches - self.start)
@@ -452,7 +153,3 @@ class CachedViewLoader:
         """
         self._requests.epoch, self._requests.start = epoch, start_batch
         yield from relayed(self._loader)
-
-
-def _torch_type(dtype: np.dtype[Any]) -> torch.dtype:
-    return torch.from_numpy(np.empty(0, dtype)).dtype

@@ -100,7 +100,7 @@ def _walk(top: Path, prefix: str) -> Listing:
                         " folders; they may contain one another, remove some"
                     )
                 waiting.append((entry.path, path, above | {identity}))
-    return Listing(files, skipped)
+    return Listing(files, sorted(skipped, key=lambda entry: entry[1]))
 
 
 def _identity(folder: Path) -> tuple[int, int]:

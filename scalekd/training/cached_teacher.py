@@ -18,9 +18,9 @@ from scalekd.distillation import (
     build_objective,
 )
 from scalekd.errors import DataError, UsageError
-from scalekd.images import ImageDataset, open_dataset
-from scalekd.loading import CachedViewLoader
-from scalekd.loading.loader import embedded_images
+from scalekd.images import ImageDataset
+from scalekd.loading import CachedViewLoader, open_images
+from scalekd.loading.cached_views import embedded_images
 from scalekd.storage import LocalCache, LocalStorage, Place, open_storage
 from scalekd.students import Student
 from scalekd.teachers import Tail, TeacherSpec, load_tail
@@ -235,7 +235,7 @@ class CachedTeacher:
                 f"--data-dir is missing: {self.reader.place} holds targets, and the images stay"
                 " where they are"
             )
-        return open_dataset(str(self._data_dir), self._split, local_cache=self._local_cache)
+        return open_images(str(self._data_dir), self._split, local_cache=self._local_cache)
 
     def _tail(self) -> Tail:
         reader = self._features

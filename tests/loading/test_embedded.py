@@ -12,8 +12,8 @@ from scalekd.cache import open_cache
 from scalekd.cache.webdataset.reader import IMAGE
 from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
 from scalekd.images import ImageDataset, open_dataset
-from scalekd.images.embedded import embedded_image_set
-from scalekd.loading import CachedViewLoader
+from scalekd.loading import CachedViewLoader, open_images
+from scalekd.loading.embedded import EmbeddedImages
 from scalekd.pipelines.convert_cache import ConvertConfig, convert_cache
 from scalekd.views import encode_view
 
@@ -81,14 +81,14 @@ def test_at_another_size_views_are_drawn_from_images_and_never_from_views(
 def test_the_embedded_image_set_is_the_image_set(
     caches: dict[str, Path], tiny_images: Path
 ) -> None:
-    there, here = open_dataset(str(tiny_images)), open_dataset(str(caches["source"]))
+    there, here = open_dataset(str(tiny_images)), open_images(str(caches["source"]))
     assert here.fingerprint == there.fingerprint
     assert here.class_names == there.class_names
     for number in (0, 23, 24, 69):
         assert here[number] == there[number]
     for form in ("none", "view"):
         with pytest.raises(UsageError, match="no encoded images"):
-            embedded_image_set(open_cache(caches[form]))
+            EmbeddedImages.of(open_cache(caches[form]))
 
 
 def test_swapped_images_and_edited_views_are_noticed(

@@ -20,7 +20,7 @@ from scalekd.cache.manifest import Manifest, ShardRecord, canonical
 from scalekd.cache.store import CommittingStore, open_array
 from scalekd.errors import CacheCorrupt, CacheMismatch, EnvironmentFault, UsageError
 from scalekd.images import ImageDataset, open_dataset
-from scalekd.loading import CachedViewLoader
+from scalekd.loading import CachedViewLoader, cached_views
 from scalekd.loading import views as data_views
 from scalekd.loading.order import EpochOrder
 
@@ -194,6 +194,50 @@ def test_a_student_of_another_size_is_checked_at_the_teachers(
     _flip_one_bit(monkeypatch, when=lambda size: size == (32, 32))
     with pytest.raises(CacheMismatch, match="redraws a view of sample"):
         next(loader.epoch(0))
+
+
+def test_later_batches_at_another_size_check_other_views_every_epoch(
+    recorded: Any, images: ImageDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cached_views, "CHECKED_BATCHES", 0)
+    monkeypatch.setattr(cached_views, "CHECK_ONE_IN", 4)
+    loader = CachedViewLoader(open_cache(recorded.root), images, batch_size=10, view_size=(64, 64))
+    checked: list[str] = []
+    monkeypatch.setattr(
+        data_views.ReplayContract,
+        "check_pixels",
+        lambda self, sample, pixels, expected: checked.append(sample.key),
+    )
+    epochs = []
+    for epoch in range(0, 12, 2):  # of one pass
+        checked.clear()
+        list(loader.epoch(epoch))
+        epochs.append(frozenset(checked))
+    # Of 70 views a quarter; fewer than 3 or more than 35 in one epoch of ten thousand.
+    assert all(3 <= len(keys) <= 35 for keys in epochs)
+    assert len(set(epochs)) == len(epochs)
+    assert len(frozenset().union(*epochs)) > 40  # 58 expected; the same quarter would be 18
+
+
+def test_a_wrong_view_of_a_later_batch_stops_training_at_another_size(
+    recorded: Any, images: ImageDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cached_views, "CHECKED_BATCHES", 0)
+    monkeypatch.setattr(cached_views, "CHECK_ONE_IN", 10)
+    loader = CachedViewLoader(open_cache(recorded.root), images, batch_size=10, view_size=(64, 64))
+    _flip_one_bit(monkeypatch, when=lambda size: size == (32, 32))
+    with pytest.raises(CacheMismatch, match="redraws a view of sample"):
+        list(loader.epoch(0))
+
+
+def test_one_view_in_a_hundred_is_chosen_by_sample_and_epoch() -> None:
+    counts = [
+        sum(cached_views.is_checked(sample, epoch) for sample in range(10_000))
+        for epoch in range(5)
+    ]
+    assert all(60 <= count <= 140 for count in counts)  # 100 expected, four deviations are 40
+    ever = {s for e in range(5) for s in range(10_000) if cached_views.is_checked(s, e)}
+    assert len(ever) > 400  # 490 expected; the same hundred in every epoch would be 100
 
 
 def test_a_live_teacher_gets_its_own_pixels_beside_a_student_of_another_size(

@@ -14,15 +14,15 @@ TIMEOUT_SECONDS = 180
 SCRIPT = """
 import time
 from scalekd.cli.main import main
-from scalekd.loading import loader
+from scalekd.loading.cached_views import CachedViews
 
-make = loader.CachedViews._batch
+make = CachedViews._batch
 
 def slow(self, rows):
     time.sleep(1)
     return make(self, rows)
 
-loader.CachedViews._batch = slow
+CachedViews._batch = slow
 main()
 """
 
