@@ -1,8 +1,8 @@
 """Images that are ranges of bytes in files: of a folder, of tar shards, of a cache."""
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from scalekd.errors import DataError
@@ -47,11 +47,13 @@ class StoredImages(ImageDataset):
         if not self.is_remote:
             yield from (self._read([position]) for position in positions)
             return
-        requests: list[tuple[list[int], Future[bytes]]] = [
-            (run, submit(self._read, run)) for run in self._runs(positions)
-        ]
-        for run, request in requests:
-            data, start = request.result(), int(self.offsets[run[0]])
+        runs = list(self._runs(positions))
+        # One request needs no thread, and may be made in one of the threads that others wait for.
+        requests: list[Callable[[], bytes]] = [partial(self._read, run) for run in runs]
+        if len(runs) > 1:
+            requests = [submit(request).result for request in requests]
+        for run, request in zip(runs, requests, strict=True):
+            data, start = request(), int(self.offsets[run[0]])
             for position in run:
                 first = int(self.offsets[position]) - start
                 yield data[first : first + int(self.sizes[position])]

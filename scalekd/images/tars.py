@@ -201,7 +201,8 @@ def _index(
     name, shard = storage.locate(file.path), _Shard()
     extents: dict[str, tuple[int, int]] = {}  # of images, by the member's name
     links: list[tarfile.TarInfo] = []
-    keys: dict[str, str] = {}  # of samples, with the name of their first member
+    first: dict[str, str] = {}  # member of each key that is no image
+    dotted: set[str] = set()  # keys whose images have a second dot, which are counted as such
     with storage.open(file.path, version=file.version) as opened:
         for archive, member in members(opened, name, shard.left_out):
             if member.isdir():
@@ -221,9 +222,9 @@ def _index(
                 shard.left_out.add("files without an extension", member.name)
             elif extension.rpartition(".")[2] in IMAGE_EXTENSIONS:
                 shard.left_out.add(_DOTTED, member.name)
-                keys.pop(key, None)
+                dotted.add(key)
             else:
-                keys.setdefault(key, member.name)
+                first.setdefault(key, member.name)
                 if labels.wants(extension):
                     fits = member.size <= MAX_LABEL_BYTES
                     data = content(archive, member) if fits else b""
@@ -231,9 +232,9 @@ def _index(
                     labels.read(extension, data, key, shard.labels, where)
     for link in links:
         shard.follow(name, link, extents, extensions, labels)
-    for key, first in keys.items():
-        if key not in shard.images:
-            shard.left_out.add("samples without an image", first)
+    for key, name_of_first in first.items():
+        if key not in shard.images and key not in dotted:
+            shard.left_out.add("samples without an image", name_of_first)
     if shard.num_members and not shard.images:
         found = "".join(f"; {line}" for line in shard.left_out.lines("it"))
         raise DataError(f"{name}: no image in it ({', '.join(extensions)}){found}")
