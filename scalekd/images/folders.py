@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 
 from scalekd.errors import DataError
-from scalekd.images.left_out import LeftOut, listed, shown
+from scalekd.images.left_out import LeftOut, shown
 from scalekd.images.order import mixed
 from scalekd.images.samples import (
     IMAGE_EXTENSIONS,
@@ -17,6 +17,7 @@ from scalekd.images.samples import (
 )
 from scalekd.images.stored import StoredImages
 from scalekd.storage import Storage, StoredFile
+from scalekd.text import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class FolderImages(StoredImages):
             _check_classes(others, set(), place)
             if images:
                 notes.append(
-                    f"{shown(place, quote=False)}: has images and no class folders, so its"
+                    f"{printable(place)}: has images and no class folders, so its"
                     f" {len(images):,} images have no labels (--labels none)"
                 )
         notes += left_out.lines(place)
@@ -112,7 +113,7 @@ def _check_classes(others: dict[str, list[str]], classes: set[str], place: str) 
         paths = others[empty[0]]
         raise DataError(
             f"{place}: the class folder {shown(empty[0])} has no image that can be read, only"
-            f" {len(paths):,} other files such as {listed(paths, 1)} (read are"
+            f" {len(paths):,} other files such as {shown(paths[0])} (read are"
             f" {', '.join(IMAGE_EXTENSIONS)}); convert them, or move the folder elsewhere"
         )
 

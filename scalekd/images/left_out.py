@@ -4,6 +4,8 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable
 
+from scalekd.text import printable
+
 _MAX_NAME = 120
 
 
@@ -38,16 +40,15 @@ class LeftOut:
             f"{count:,} {reason} (first: {shown(self._first[reason])})"
             for reason, count in self._counts.items()
         )
-        return (f"{shown(place, quote=False)}: left out {'; '.join(kinds)}",)
+        return (f"{printable(place)}: left out {'; '.join(kinds)}",)
 
 
-def shown(name: str, *, quote: bool = True) -> str:
-    """A name for messages: bounded, with control characters escaped."""
-    text = repr(name) if quote or not name.isprintable() else name
-    return text if len(text) <= _MAX_NAME else f"{text[: _MAX_NAME - 1]}…"
+def shown(name: str) -> str:
+    """A name in quotation marks for messages: printable and bounded."""
+    return f"'{printable(name, limit=_MAX_NAME)}'"
 
 
-def listed(names: Iterable[str], limit: int = 5, *, quote: bool = True) -> str:
+def listed(names: Iterable[str], limit: int = 5) -> str:
     """The first few of some names, for messages."""
-    first = [shown(name, quote=quote) for name in itertools.islice(names, limit + 1)]
+    first = [printable(name, limit=_MAX_NAME) for name in itertools.islice(names, limit + 1)]
     return ", ".join(first[:limit]) + (", …" if len(first) > limit else "")

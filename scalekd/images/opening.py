@@ -105,7 +105,7 @@ def _nothing_there(
         )
     return (
         f"{storage.place} has neither {split}-*.tar nor a folder {split}/ (it holds"
-        f" {listed(names, quote=False)}){advice}"
+        f" {listed(names)}){advice}"
     )
 
 

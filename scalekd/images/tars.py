@@ -25,6 +25,7 @@ from scalekd.images.samples import (
 from scalekd.images.stored import StoredImages
 from scalekd.storage import NotStored, Storage, StoredFile
 from scalekd.storage.in_flight import REQUESTS_IN_FLIGHT, submit
+from scalekd.text import printable
 
 _CLASS_FILES = ("classes.txt", "classnames.txt")
 _MAX_CLASS_FILE_BYTES = 16 << 20
@@ -228,7 +229,7 @@ def _index(
                 if labels.wants(extension):
                     fits = member.size <= MAX_LABEL_BYTES
                     data = content(archive, member) if fits else b""
-                    where = f"{name}: {shown(member.name, quote=False)}"
+                    where = f"{name}: {printable(member.name)}"
                     labels.read(extension, data, key, shard.labels, where)
     for link in links:
         shard.follow(name, link, extents, extensions, labels)
