@@ -7,7 +7,6 @@ shards of its own. Running the same command again finishes what is missing.
 """
 
 import importlib.metadata
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,6 +40,7 @@ from scalekd.loading.drawing import DrawnViews
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._calibrate import calibrate
 from scalekd.pipelines._identity import wanted_identity
+from scalekd.pipelines._notes import note
 from scalekd.pipelines._preflight import load_checked_teacher, preflight, tidy_and_check_space
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._same_pixels import check_pixels
@@ -129,8 +129,8 @@ def _cache_teacher(config: CacheTeacherConfig, around: Surroundings | None) -> C
         return everyone.together(lambda: work() if state.is_main_process else None)
 
     images, policy = everyone.together(lambda: preflight(config))
-    for note in images.notes if state.is_main_process else ():
-        print(f"note: {note}", file=sys.stderr)
+    for line in images.notes if state.is_main_process else ():
+        note(line)
     teacher = everyone.together(lambda: load_checked_teacher(config).to(state.device))
     if config.overwrite:
         on_main(lambda: remove_cache(config.output))
