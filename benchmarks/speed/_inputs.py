@@ -74,6 +74,52 @@ def photographs(settings: Settings) -> ImageDataset:
     return open_dataset(str(folder))
 
 
+def begin_cache(
+    root: Path,
+    *,
+    num_samples: int,
+    view_size: tuple[int, int],
+    codec: FeatureCodec,
+    logits: LogitCodec,
+    witnesses: np.ndarray[Any, Any],
+    max_key_bytes: int,
+    fingerprint: str = "0" * 64,
+    batch_size: int = 64,
+    shard_size: int | None = None,
+) -> tuple[Plan, Layout]:
+    """Plan, tables and array metadata of a cache of one pass; see :func:`write_cache`."""
+    shard_size = shard_size or default_shard_size(num_samples)
+    path, digest = save_arrays(root, "witnesses", {"pixels": witnesses})
+    identity = Identity(
+        teacher=_teacher(codec.shape, view_size, logits.num_classes).model_dump(mode="json"),
+        precision="fp32",
+        batch_size=batch_size,
+        request={"stages": [4], "logits": "full", "codec": codec.name},
+        stages={"4": stage_info(codec, stored.save_codec(root, codec, "stage4"))},
+        logits=stored.save_codec(root, logits, "logits"),
+        tail=None,
+        tail_digest=None,
+        views=ViewsInfo(
+            policy=ViewPolicy.parse(POLICY).to_config(),
+            view_size=view_size,
+            seed=0,
+            environment=pixel_environment(),
+            witnesses=path,
+            witnesses_digest=digest,
+        ),
+        data=DataInfo(
+            fingerprint=fingerprint, num_samples=num_samples, max_key_bytes=max_key_bytes
+        ),
+        skip_corrupt=False,
+        shard_size=shard_size,
+        block_size=default_block_size(shard_size),
+    )
+    plan = commit_plan(root, Plan.of(identity, Provenance(software={})))
+    layout: Layout = CacheCodecs.load(root, identity).layout(identity)
+    begin(root, plan, layout, 1)
+    return plan, layout
+
+
 def write_cache(
     root: Path,
     *,
@@ -101,35 +147,18 @@ def write_cache(
         max_key_bytes: Of the keys.
         fingerprint: Of the image set.
     """
-    shard_size = default_shard_size(num_samples)
-    path, digest = save_arrays(root, "witnesses", {"pixels": witnesses})
-    identity = Identity(
-        teacher=_teacher(codec.shape, view_size, logits.num_classes).model_dump(mode="json"),
-        precision="fp32",
-        batch_size=64,
-        request={"stages": [4], "logits": "full", "codec": codec.name},
-        stages={"4": stage_info(codec, stored.save_codec(root, codec, "stage4"))},
-        logits=stored.save_codec(root, logits, "logits"),
-        tail=None,
-        tail_digest=None,
-        views=ViewsInfo(
-            policy=ViewPolicy.parse(POLICY).to_config(),
-            view_size=view_size,
-            seed=0,
-            environment=pixel_environment(),
-            witnesses=path,
-            witnesses_digest=digest,
-        ),
-        data=DataInfo(
-            fingerprint=fingerprint, num_samples=num_samples, max_key_bytes=max_key_bytes
-        ),
-        skip_corrupt=False,
-        shard_size=shard_size,
-        block_size=default_block_size(shard_size),
+    plan, layout = begin_cache(
+        root,
+        num_samples=num_samples,
+        view_size=view_size,
+        codec=codec,
+        logits=logits,
+        witnesses=witnesses,
+        max_key_bytes=max_key_bytes,
+        fingerprint=fingerprint,
     )
-    plan = commit_plan(root, Plan.of(identity, Provenance(software={})))
-    layout: Layout = CacheCodecs.load(root, identity).layout(identity)
-    begin(root, plan, layout, 1)
+    identity = plan.identity
+    shard_size = identity.shard_size
     with CacheWriter(root, plan, layout) as writer:
         for shard in range(identity.num_shards):
             first, count = shard * shard_size, identity.rows_of(shard)

@@ -9,10 +9,10 @@ from scalekd.shapes import FeatureShape
 # Gains are powers of two in eighths: sixteenths save 0.001 bit a value (docs/LOG.md).
 GAIN_STEPS = 8
 # Gains and their inverses stay within float32's normal numbers.
-_MAX_OCTAVES = 120
+MAX_OCTAVES = 120
 # In the frequency view a token close to its view's mean counts as much as any, but following it
 # down without end would cost the other coefficients of its view all their bits.
-_FREQUENCY_FLOOR = 0.25
+FREQUENCY_FLOOR = 0.25
 
 
 def gain_logs(features: np.ndarray, shape: FeatureShape, metric: Metric, gain: Gain) -> np.ndarray:
@@ -29,7 +29,7 @@ def gain_logs(features: np.ndarray, shape: FeatureShape, metric: Metric, gain: G
         lengths[:, :first] = _lengths(features[:, :first])
         distances = _lengths(patches - patches.mean(axis=1, keepdims=True))
         typical = np.sqrt(np.square(distances).mean(axis=1, keepdims=True))
-        lengths[:, first:] = np.maximum(distances, _FREQUENCY_FLOOR * typical)
+        lengths[:, first:] = np.maximum(distances, FREQUENCY_FLOOR * typical)
     else:
         lengths = _lengths(features)
     if gain == "view":
@@ -40,7 +40,7 @@ def gain_logs(features: np.ndarray, shape: FeatureShape, metric: Metric, gain: G
 
 def quantise_gains(logs: np.ndarray, reference: float) -> np.ndarray:
     """Stored gains, int16 ``(view, gain)``; a zero token gets the reference gain."""
-    octaves = np.clip(np.where(np.isfinite(logs), logs, reference), -_MAX_OCTAVES, _MAX_OCTAVES)
+    octaves = np.clip(np.where(np.isfinite(logs), logs, reference), -MAX_OCTAVES, MAX_OCTAVES)
     return np.asarray(np.rint((octaves - reference) * GAIN_STEPS).astype(np.int16))
 
 

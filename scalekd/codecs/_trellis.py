@@ -21,6 +21,8 @@ The rows of a block are cut into ``STEPS`` slabs; row ``i`` of every slab forms 
 start in state 0, and all operations run over whole slabs.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -31,14 +33,27 @@ _DOUBLINGS = 7  # 2**7 == STEPS
 _STATES = 8
 
 
-def _machine() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Predecessor, parity and coset of the two branches into each state.
+class Machine(NamedTuple):
+    """The code: what the two branches into each state are, uint8 ``(state, branch)``.
+
+    Attributes:
+        predecessor: State that the branch comes from.
+        coset: Points that the branch quantises to, ``1/2 + coset`` modulo 4.
+        back: ``predecessor + 8 * coset``, flattened.
+    """
+
+    predecessor: np.ndarray
+    coset: np.ndarray
+    back: np.ndarray
+
+
+def _machine() -> Machine:
+    """The branches of Ungerboeck's code.
 
     A state is the registers (r1, r2, r3) of the code in observer form, r1 first; r1 chooses the
     quantiser.
     """
     predecessor = np.zeros((_STATES, 2), np.uint8)
-    parity = np.zeros((_STATES, 2), np.uint8)
     coset = np.zeros((_STATES, 2), np.uint8)
     count = [0] * _STATES
     for state in range(_STATES):
@@ -48,16 +63,14 @@ def _machine() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             branch = count[following]
             count[following] += 1
             predecessor[following, branch] = state
-            parity[following, branch] = bit
             # Points modulo 4: 1/2 + coset. Quantiser 0: k even 0, k odd 2. Quantiser 1: -1/2 is
             # coset 3 (k even), -5/2 is coset 1 (k odd).
             coset[following, branch] = (0, 2, 3, 1)[2 * r1 + bit]
-    return predecessor, parity, coset
+    back = (predecessor + _STATES * coset).reshape(-1).astype(np.uint8)
+    return Machine(predecessor, coset, back)
 
 
-_PREDECESSOR, _PARITY, _COSET = _machine()
-# By (state, branch) flattened: predecessor and coset packed as state + 8 * coset.
-_BACK = (_PREDECESSOR + _STATES * _COSET).reshape(-1).astype(np.uint8)
+MACHINE = _machine()
 
 
 def encode(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -98,7 +111,8 @@ def encode(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
         np.square(distance, out=distance)
         distance *= 16 * weights[step]
         for state in range(_STATES):
-            (from_first, from_second), (by_first, by_second) = _PREDECESSOR[state], _COSET[state]
+            from_first, from_second = MACHINE.predecessor[state]
+            by_first, by_second = MACHINE.coset[state]
             np.add(cost[from_first], distance[by_first], out=first[state])
             np.add(cost[from_second], distance[by_second], out=second[state])
         np.less(second, first, out=chosen)
@@ -115,7 +129,7 @@ def encode(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     indices = np.empty((STEPS, width), np.int32)
     for step in range(STEPS - 1, -1, -1):
         branch = (decisions[step] >> state_now) & 1
-        back = np.take(_BACK, 2 * state_now + branch)
+        back = np.take(MACHINE.back, 2 * state_now + branch)
         coset = back >> 3
         # The point nearest to the value in this coset, then its index under its quantiser.
         offset = coset + np.float32(0.5)

@@ -38,6 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scalekd.codecs.encoder import FeatureEncoder
 from scalekd.errors import CacheCorrupt, DataError, UsageError
 from scalekd.shapes import FeatureShape
 
@@ -347,6 +348,15 @@ class FeatureCodec(Codec):
         product has another number of rows, and may round otherwise.
         """
         return 1
+
+    def encoder(self, num_views: int) -> FeatureEncoder | None:
+        """A new device encoder on the CPU; ``None`` where the codec has none.
+
+        Args:
+            num_views: Views a batch, at most; smaller batches are padded to it.
+        """
+        del num_views
+        return None
 
     @abstractmethod
     def decoder(self, *, compute_dtype: torch.dtype = torch.float32) -> FeatureDecoder:

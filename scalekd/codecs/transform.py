@@ -18,6 +18,7 @@ import torch
 from scalekd.codecs import _analysis, _fit, _quantiser
 from scalekd.codecs._checks import check_config
 from scalekd.codecs._decoder import TransformDecoder
+from scalekd.codecs._device_encoder import TransformEncoder
 from scalekd.codecs._spatial import radial_bands
 from scalekd.codecs._tables import TransformTables, tables_from
 from scalekd.codecs.base import (
@@ -27,6 +28,7 @@ from scalekd.codecs.base import (
     JsonDict,
     PlaneSpec,
 )
+from scalekd.codecs.encoder import FeatureEncoder
 from scalekd.codecs.options import TransformOptions
 from scalekd.shapes import FeatureShape
 
@@ -117,6 +119,9 @@ class TransformCodec(FeatureCodec):
             return self._encode_block(features, gains)
         indices = _quantiser.quantise(values, tables.groups, self._groups_of, tables.num_trellis)
         return indices.astype(np.int16), gains
+
+    def encoder(self, num_views: int) -> FeatureEncoder:
+        return TransformEncoder(self.shape, self.transform_tables, num_views, _LARGEST)
 
     def decoder(self, *, compute_dtype: torch.dtype = torch.float32) -> FeatureDecoder:
         return TransformDecoder(self.shape, self.transform_tables, compute_dtype)

@@ -1,0 +1,178 @@
+"""Does the teacher ever wait for the coders? A teacher and coders that only sleep.
+
+The shipped pipeline caches views that were drawn before. Its teacher sleeps as long as a GPU would
+take, its feature codec as long as a core would take for a Swin-L view of both stages, so that
+cores, the interpreter's lock and arithmetic cost nothing and scheduling is all that is left. All
+times are stretched, so that what this machine really does (pipeline, files) weighs less.
+"""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.speed import _inputs
+from benchmarks.speed._measure import Settings
+from scalekd.cache.targets import CacheCodecs
+from scalekd.cache.writer import CacheWriter
+from scalekd.codecs import FullLogitCodec, create_logit_codec
+from scalekd.codecs.plain import Float16Codec
+from scalekd.loading.drawing import DrawnBatch, DrawRequest
+from scalekd.pipelines._cache_config import CacheTeacherConfig
+from scalekd.pipelines._progress import ProgressReport
+from scalekd.pipelines._write_shards import write_claimed
+from scalekd.shapes import FeatureShape
+from scalekd.teachers import TeacherConfig, TeacherOutput
+from scalekd.views import ViewParams, ViewPolicy
+
+_SHAPE = FeatureShape((2, 2), 8)
+_CLASSES = 10
+_POLICY = ViewPolicy.parse(_inputs.POLICY)
+_TEACHER_VIEWS_PER_SECOND = 1300.0
+_CODING_SECONDS = 0.01204  # Swin-L's two stages on one core of the machine of docs/LOG.md
+_CORE_THREADS = 16
+_SHARD_SIZE = 4096
+_BATCH_SIZES = (128, 256)
+
+
+class SleepingTeacher(nn.Module):
+    """Sleeps, then gives the same features for every view."""
+
+    mean: Tensor
+
+    def __init__(self, stretch: float) -> None:
+        super().__init__()
+        self._seconds = stretch / _TEACHER_VIEWS_PER_SECOND
+        self.register_buffer("mean", torch.zeros(1))
+        generator = torch.Generator().manual_seed(0)
+        self._features = torch.randn(_SHAPE.num_tokens, _SHAPE.num_channels, generator=generator)
+        self._logits = torch.randn(_CLASSES, generator=generator)
+
+    def forward(self, pixels: Tensor) -> TeacherOutput:
+        time.sleep(self._seconds * len(pixels))
+        features = self._features.expand(len(pixels), -1, -1)
+        return TeacherOutput({4: features}, self._logits.expand(len(pixels), -1))
+
+
+class SleepingCodec(Float16Codec):
+    """Sleeps, then encodes as float16."""
+
+    stretch = 1.0
+
+    def encode(self, features: np.ndarray) -> dict[str, np.ndarray]:
+        time.sleep(_CODING_SECONDS * self.stretch * len(features))
+        return super().encode(features)
+
+
+class _Views:
+    """Stands for views that were drawn before; nothing is decoded."""
+
+    class images:
+        is_remote = False
+
+    def __getitems__(self, request: DrawRequest) -> DrawnBatch:
+        count = len(request.samples)
+        params = ViewParams(
+            crop=(0, 0, 8, 8),
+            center=None,
+            flip=False,
+            operations=(),
+            erase=None,
+            noise_seed=0,
+            interpolation="bicubic",
+            mean=_POLICY.mean,
+            std=_POLICY.std,
+        )
+        return DrawnBatch(
+            request=request,
+            keys=tuple(f"{position:09d}" for position in request.samples),
+            labels=np.zeros(count, np.int32),
+            source_hashes=np.zeros(count, np.uint64),
+            params=(params,) * count,
+            pixel_hashes=np.zeros(count, np.uint64),
+            pixels=torch.zeros((count, 3, 8, 8), dtype=torch.uint8),
+            skipped=(),
+        )
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    stretch, num_shards = (4.0, 1) if settings.quick else (10.0, 2)
+    return {
+        "teacher_views_per_second": _TEACHER_VIEWS_PER_SECOND,
+        "coding_ms_per_view": 1e3 * _CODING_SECONDS,
+        "threads": _CORE_THREADS,
+        "stretch": stretch,
+        "views": num_shards * _SHARD_SIZE,
+        "rows": [
+            measure(settings.work / f"scheduling-{size}", size, num_shards * _SHARD_SIZE, stretch)
+            for size in _BATCH_SIZES
+        ],
+    }
+
+
+def measure(
+    root: Path,
+    batch_size: int,
+    num_views: int,
+    stretch: float,
+    *,
+    num_threads: int = _CORE_THREADS,
+    shard_size: int = _SHARD_SIZE,
+) -> dict[str, float]:
+    """Seconds of the bare teacher and of the pipeline, at one batch size."""
+    shutil.rmtree(root, ignore_errors=True)
+    teacher = SleepingTeacher(stretch)
+    pixels = torch.zeros((batch_size, 3, 8, 8), dtype=torch.uint8)
+    num_batches = num_views // batch_size
+    started = time.perf_counter()
+    for _ in range(max(1, num_batches // 4)):
+        teacher(pixels)
+    bare = (time.perf_counter() - started) / max(1, num_batches // 4) * num_batches
+    codec = SleepingCodec(_SHAPE)
+    codec.stretch = stretch
+    logits = create_logit_codec("full", _CLASSES)
+    plan, layout = _inputs.begin_cache(
+        root,
+        num_samples=num_views,
+        view_size=(8, 8),
+        codec=codec,
+        logits=logits,
+        witnesses=np.zeros((8, 8, 8, 3), np.uint8),
+        max_key_bytes=9,
+        batch_size=batch_size,
+        shard_size=shard_size,
+    )
+    config = CacheTeacherConfig(
+        teacher=TeacherConfig(model="made-up"), data_dir="", output=root, workers=0
+    )
+    if not isinstance(logits, FullLogitCodec):
+        raise TypeError(f"{type(logits)} is no full logit codec")
+    shards = [(0, shard) for shard in range(num_views // shard_size)]
+    with (
+        CacheWriter(root, plan, layout, num_threads=num_threads) as writer,
+        ProgressReport("", num_views, enabled=False) as progress,
+    ):
+        started = time.perf_counter()
+        num_written = write_claimed(
+            config,
+            writer,
+            CacheCodecs({4: codec}, logits),
+            teacher,  # type: ignore[arg-type]
+            _Views(),  # type: ignore[arg-type]
+            shards,
+            progress,
+        )
+        cached = time.perf_counter() - started
+    if num_written != len(shards):
+        raise RuntimeError(f"{num_written} shards were written, not {len(shards)}")
+    shutil.rmtree(root)
+    return {
+        "batch_size": batch_size,
+        "bare_seconds": bare,
+        "seconds": cached,
+        "over_bare": cached / bare,
+    }
