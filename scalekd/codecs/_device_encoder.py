@@ -84,7 +84,7 @@ class TransformEncoder(FeatureEncoder):
             parts = [
                 self._encode(chunk.float(), more)
                 for chunk, more in zip(
-                    features.split(self._chunk), extra.split(self._chunk), strict=True
+                    torch.split(features, self._chunk), torch.split(extra, self._chunk), strict=True
                 )
             ]
         coefficients, gains, finite, more_octaves = (
@@ -151,7 +151,7 @@ class TransformEncoder(FeatureEncoder):
     def _components(self, rows: Tensor) -> Tensor:
         """Transform over the channels, band by band: ``(coefficient by band, view)``."""
         parts = []
-        for band, part in enumerate(rows.split(self._rows)):
+        for band, part in enumerate(torch.split(rows, self._rows)):
             product = torch.matmul(self.get_buffer(f"basis_{band}"), part.transpose(1, 2))
             parts.append(product.view(-1, rows.shape[1]))
         return torch.cat(parts)
@@ -173,4 +173,5 @@ class TransformEncoder(FeatureEncoder):
 
 def _lengths(features: Tensor) -> Tensor:
     """Length of each token, float64 ``(view, token)``; finite where the token is."""
-    return torch.linalg.vector_norm(features, dim=-1, dtype=torch.float64)
+    lengths: Tensor = torch.linalg.vector_norm(features, dim=-1, dtype=torch.float64)
+    return lengths

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, attr-defined"
 # ruff: noqa: ANN001, ANN202 (a kernel has no Python types)
 """The trellis search as one Triton kernel: a thread follows a lane, its eight costs in registers.
 

@@ -50,7 +50,7 @@ class FeatureEncoder(nn.Module, ABC):
 
 def settled(encoder: FeatureEncoder, features: Tensor) -> Encoding:
     """Encode until every view fits its planes; waits for the device."""
-    encoding = encoder(features)
+    encoding: Encoding = encoder(features)
     octaves = encoding.octaves
     while bool(encoding.octaves.any()):
         encoding = encoder(features, octaves)
