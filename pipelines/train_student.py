@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
@@ -51,10 +50,13 @@ from scalekd.training import (
     student_facts,
     synchronise_batch_norm,
 )
-from scalekd.training.checkpoint import STUDENT_FILE
+from scalekd.training.checkpoint import STUDENT_FILE, check_file, read_state
+from scalekd.training.plain_yaml import load_plain
 from scalekd.training.precision import AUTOCAST_DTYPES, choose_precision
 from scalekd.training.trackers import check_trackers
 
+_MAX_FRONT_MATTER = 64 << 10
+_MAX_LICENCE = 200
 _SOFTWARE = ("scalekd", "torch", "timm", "accelerate", "numpy", "pillow")
 
 
@@ -205,7 +207,7 @@ def _initial_weights(path: str | None) -> Path | None:
     checkpoint = find_run_checkpoint(folder)
     if checkpoint is None:
         raise UsageError(f"--initial-checkpoint {path}: neither a file nor a training run")
-    return checkpoint / STUDENT_FILE
+    return check_file(checkpoint, read_state(checkpoint), STUDENT_FILE)
 
 
 def _make_targets(
@@ -299,9 +301,10 @@ def _licence_told_by(data_dir: str | None) -> str | None:
         return None
     card = Path(data_dir) / "README.md"
     try:
-        opening, block, *_ = card.read_text(encoding="utf-8").split("---\n", 2)
-        metadata = yaml.safe_load(block) if not opening.strip() else None
-    except (OSError, ValueError, yaml.YAMLError):
+        with card.open("rb") as file:
+            opening, block, *_ = file.read(_MAX_FRONT_MATTER).decode().split("---\n", 2)
+        metadata = load_plain(block) if not opening.strip() else None
+    except (OSError, ValueError):
         return None
     licence = metadata.get("license") if isinstance(metadata, dict) else None
-    return licence if isinstance(licence, str) else None
+    return licence if isinstance(licence, str) and len(licence) <= _MAX_LICENCE else None

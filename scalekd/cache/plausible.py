@@ -8,7 +8,7 @@ long after the cache was opened. Every such number is bounded and compared with 
 import math
 from typing import TYPE_CHECKING
 
-from scalekd.models.build import check_bounded
+from scalekd.models.arguments import check_bounded
 from scalekd.shapes import FeatureShape
 from scalekd.teachers import TeacherSpec
 

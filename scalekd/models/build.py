@@ -1,10 +1,8 @@
 """Building a timm model from a name, with its weights, for teachers and students alike."""
 
 import contextlib
-import inspect
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,24 +14,23 @@ from torch import Tensor, nn
 
 from scalekd.errors import EnvironmentFault, UsageError
 from scalekd.models import architectures as _registered  # noqa: F401  (names for timm)
+from scalekd.models.arguments import MAX_TEXT, check_model_kwargs, constructor_arguments
 from scalekd.models.hub import cached_only_when_unreachable
 from scalekd.models.names import ModelSource, nearest_names, unreachable_weights
-from scalekd.models.weights import describe_mismatch, load_exactly, matches, read_state_dict
-
-# Arguments of timm's factory that have flags of their own here, or that would change what kind of
-# object comes back; a model's own constructor takes none of them except the last three.
-_RESERVED_KWARGS = frozenset(
-    {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"}
-    | {"pretrained_model_args", "checkpoint_path", "cache_dir", "features_only", "feature_cfg"}
-    | {"feature_cls", "out_indices", "scriptable", "exportable", "no_jit", "pruned", "use_naflex"}
-    | {"device", "dtype", "in_chans"}
+from scalekd.models.weights import (
+    describe_mismatch,
+    load_exactly,
+    matches,
+    only_tensors_unpickled,
+    read_state_dict,
+    weights_in,
 )
-# Far above any published backbone (40 blocks, 4096 channels, 21,841 classes, 1,024 px); they bound
-# the Python objects and the time that a hostile configuration can ask for.
-_MAX_INTEGER = 1 << 16
-_MAX_BLOCKS = 256
-_MAX_LIST = 64
-_MAX_TEXT = 64
+
+# Beyond any timm model (the largest registers about 5,000 modules), and small enough that building
+# one without memory ends within seconds.
+_MAX_REGISTERED = 60_000
+_MAX_BYTES = 1 << 40
+_MAX_COMPUTED_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -44,63 +41,6 @@ class Preprocessing:
     std: tuple[float, float, float]
     interpolation: str
     crop_pct: float
-
-
-def check_model_kwargs(kwargs: Mapping[str, Any]) -> None:
-    """Refuse arguments that are not plain data or not the model's own.
-
-    Raises:
-        ValueError: Says which argument, and what is allowed.
-    """
-    for name, value in kwargs.items():
-        if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):
-            raise ValueError(f"{name!r} is not the name of a model argument")
-        if name in _RESERVED_KWARGS:
-            raise ValueError(f"{name!r} cannot be set through model arguments")
-        if not is_plain(value):
-            raise ValueError(
-                f"model argument {name}={value!r} must be null, a boolean, a finite number, "
-                "a string, or a list of these"
-            )
-
-
-def check_bounded(value: object, name: str = "") -> None:
-    """Refuse numbers, lists and texts that no backbone has, in arguments from an untrusted file.
-
-    Args:
-        value: Arguments by name, or the value of one.
-        name: Of the argument, for the message.
-
-    Raises:
-        ValueError: A value is beyond the bounds.
-    """
-    if isinstance(value, Mapping):
-        if len(value) > _MAX_LIST:
-            raise ValueError(f"{len(value)} arguments are more than {_MAX_LIST}")
-        for key, item in value.items():
-            check_bounded(item, str(key))
-    elif isinstance(value, list | tuple):
-        if len(value) > _MAX_LIST:
-            raise ValueError(f"{name} has {len(value)} entries, more than {_MAX_LIST}")
-        for item in value:
-            check_bounded(item, name)
-        if "depth" in name and sum(n for n in value if isinstance(n, int)) > _MAX_BLOCKS:
-            raise ValueError(f"{name}={value} makes more than {_MAX_BLOCKS} blocks")
-    elif isinstance(value, str) and len(value) > _MAX_TEXT:
-        raise ValueError(f"{name} is a text of {len(value)} characters, more than {_MAX_TEXT}")
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        limit = _MAX_BLOCKS if "depth" in name else _MAX_INTEGER
-        if not -limit <= value <= limit:
-            raise ValueError(f"{name}={str(value)[:40]} is beyond {limit}")
-
-
-def is_plain(value: object) -> bool:
-    """Whether a value is a JSON scalar or a list of such values."""
-    if isinstance(value, list | tuple):
-        return all(is_plain(item) for item in value)
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return value is None or isinstance(value, bool | int | str)
 
 
 def build_model(
@@ -135,6 +75,8 @@ def build_model(
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
+        if checkpoint is None and pretrained and source.folder is not None:
+            checkpoint = weights_in(source.folder)
         if checkpoint is None:
             create = _create_pretrained if pretrained else _create_random
             return create(source, kwargs)
@@ -148,30 +90,17 @@ def build_model(
 
 def preprocessing_of(model: nn.Module) -> Preprocessing:
     """What timm records about the pixels a model was trained on."""
-    config = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
-    mean, std = (tuple(float(v) for v in config[key]) for key in ("mean", "std"))
+    try:
+        config = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
+        mean, std = (tuple(float(v) for v in config[key]) for key in ("mean", "std"))
+        crop_pct = float(config["crop_pct"])
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        raise UsageError(
+            f"the model's configuration describes no usable preprocessing: {_first_line(error)}"
+        ) from error
     if len(mean) != 3 or len(std) != 3:
         raise UsageError(f"the model wants {len(mean)} colour channels; scalekd feeds it RGB")
-    return Preprocessing(mean, std, str(config["interpolation"]), float(config["crop_pct"]))
-
-
-def constructor_arguments(model_class: type[nn.Module]) -> list[str]:
-    """Names of the arguments a model class takes, its bases' included when it passes them on."""
-    names: dict[str, None] = {}
-    for base in model_class.__mro__:
-        if "__init__" not in vars(base):
-            continue
-        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
-        names.update(
-            {
-                p.name: None
-                for p in parameters
-                if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-            }
-        )
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    return [name for name in names if name != "self" and name not in _RESERVED_KWARGS]
+    return Preprocessing(mean, std, str(config["interpolation"]), crop_pct)
 
 
 def _create_random(source: ModelSource, kwargs: dict[str, Any]) -> nn.Module:
@@ -179,9 +108,8 @@ def _create_random(source: ModelSource, kwargs: dict[str, Any]) -> nn.Module:
 
 
 def _create_pretrained(source: ModelSource, kwargs: dict[str, Any]) -> nn.Module:
-    on_disk = source.name.startswith("local-dir:")
     try:
-        with contextlib.nullcontext() if on_disk else cached_only_when_unreachable():
+        with cached_only_when_unreachable():
             return _create(source, kwargs, pretrained=True)
     except (UsageError, EnvironmentFault):
         raise
@@ -197,10 +125,21 @@ def _create_pretrained(source: ModelSource, kwargs: dict[str, Any]) -> nn.Module
 def _create(source: ModelSource, kwargs: dict[str, Any], **factory: Any) -> nn.Module:
     """``timm.create_model``, with the constructor's refusals turned into usage errors."""
     try:
-        model: nn.Module = timm.create_model(source.name, **factory, **kwargs)
+        with only_tensors_unpickled():
+            model: nn.Module = timm.create_model(source.name, **factory, **kwargs)
     except TypeError as error:
         raise UsageError(_unexpected_argument(source, kwargs, error)) from error
-    except (AssertionError, ValueError, KeyError, IndexError, ZeroDivisionError) as error:
+    except (
+        AssertionError,
+        AttributeError,
+        ValueError,
+        KeyError,
+        IndexError,
+        ArithmeticError,
+        MemoryError,
+        NotImplementedError,
+        RecursionError,
+    ) as error:
         raise UsageError(
             f"{source.label} cannot be built with {_shown(kwargs)}: "
             f"{_first_line(error) or type(error).__name__}"
@@ -265,10 +204,84 @@ def create_on_meta(architecture: str, kwargs: Mapping[str, Any]) -> nn.Module:
     """Build a model without memory, from plain data alone and never with weights.
 
     Raises:
-        UsageError: timm does not know the architecture, or it refuses the arguments.
+        UsageError: timm does not know the architecture, it refuses the arguments, or they ask for
+            more than any model has.
     """
-    check_model_kwargs(kwargs)
-    if not timm.is_model(architecture):
-        raise UsageError(f"timm has no model {architecture!r}")
+    try:
+        check_model_kwargs(kwargs)
+    except ValueError as error:
+        raise UsageError(f"{architecture[:MAX_TEXT]}: {error}") from error
+    if not re.fullmatch(r"[A-Za-z0-9_]{1,100}", architecture) or not timm.is_model(architecture):
+        raise UsageError(f"timm has no model {architecture[:MAX_TEXT]!r}")
     source = ModelSource(architecture, architecture, architecture)
-    return _create(source, dict(kwargs), pretrained=False, device="meta")
+    try:
+        with torch.device("meta"), _bounded_construction():
+            return _create(source, dict(kwargs), pretrained=False, device="meta")
+    except RuntimeError as error:  # a tensor of an impossible size
+        raise UsageError(
+            f"{architecture} cannot be built with {_shown(kwargs)}: {_first_line(error)}"
+        ) from error
+
+
+def build_described(
+    architecture: str, kwargs: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]
+) -> nn.Module:
+    """Build a model that a document describes, with random weights.
+
+    The document may come from someone else: the arguments must be the constructor's own, and the
+    tensors that the model would have must be those of the weights at hand, before memory is taken.
+
+    Args:
+        architecture: timm's entry point, without tag.
+        kwargs: Arguments of the constructor.
+        shapes: Name and shape of each tensor of the weights.
+
+    Raises:
+        UsageError: The description is no model of this timm, or not that of the weights.
+    """
+    empty = create_on_meta(architecture, kwargs)
+    known = constructor_arguments(type(empty))
+    for name in kwargs:
+        if name not in known:
+            raise UsageError(f"{architecture} has no argument {name!r}")
+    found = {name: torch.empty(tuple(shape), device="meta") for name, shape in shapes.items()}
+    differences = describe_mismatch(empty.state_dict(), found)
+    if differences:
+        raise UsageError(f"the weights are not those of {architecture}: {differences}")
+    stored = empty.state_dict()
+    computed = sum(
+        buffer.numel() * buffer.element_size()
+        for name, buffer in empty.named_buffers()
+        if name not in stored
+    )
+    if computed > _MAX_COMPUTED_BYTES:
+        raise UsageError(f"{architecture} would compute tables of {computed:,} bytes")
+    return _create(ModelSource(architecture, architecture, architecture), dict(kwargs))
+
+
+@contextlib.contextmanager
+def _bounded_construction() -> Iterator[None]:
+    """Raise ValueError once more is registered than any model has, whatever the arguments."""
+    registered = 0
+    num_bytes = 0
+
+    def count(module: nn.Module, name: str, value: Any) -> None:
+        nonlocal registered, num_bytes
+        del module, name
+        registered += 1
+        if isinstance(value, Tensor):
+            num_bytes += value.numel() * value.element_size()
+        if registered > _MAX_REGISTERED or num_bytes > _MAX_BYTES:
+            raise ValueError("the arguments ask for more layers or values than any model has")
+
+    hooks = torch.nn.modules.module
+    handles = [
+        hooks.register_module_module_registration_hook(count),
+        hooks.register_module_parameter_registration_hook(count),
+        hooks.register_module_buffer_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -5,16 +5,17 @@ Teachers and students share the grammar: a short alias, an architecture, ``archi
 """
 
 import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scalekd.errors import DataError, EnvironmentFault, UsageError
+from scalekd.models.arguments import check_model_kwargs
 from scalekd.models.hub import cached_only_when_unreachable
 
 _NUM_SUGGESTIONS = 5
+_MAX_CONFIG_BYTES = 32 << 20  # names and descriptions of 21,841 classes take 3 MB
 _LOCAL, _HUB = "local-dir", "hf-hub"
 
 
@@ -28,6 +29,7 @@ class ModelSource:
         architecture: timm's entry point, without tag.
         pretrained_cfg: timm's description of the weights: preprocessing, classes, licence.
         model_args: Constructor arguments stored beside the weights of a folder or repository.
+        folder: Folder on disk that the configuration was read from, if any.
     """
 
     name: str
@@ -35,6 +37,7 @@ class ModelSource:
     architecture: str
     pretrained_cfg: Mapping[str, Any] = field(default_factory=dict)
     model_args: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
 
 
 def nearest_names(name: str, candidates: list[str]) -> list[str]:
@@ -121,7 +124,12 @@ def describe_model(name: str) -> ModelSource:
     if not is_model(architecture):
         raise UsageError(f"{name} holds the architecture {architecture!r}, unknown to this timm")
     label = Path(rest).name if prefix == _LOCAL else name
-    return ModelSource(name, label, architecture, dict(cfg), dict(model_args))
+    try:
+        check_model_kwargs(model_args)
+    except ValueError as error:
+        raise DataError(f"{name}: its config.json cannot be used: {error}") from error
+    folder = Path(rest) if prefix == _LOCAL else None
+    return ModelSource(name, label, architecture, dict(cfg), dict(model_args), folder)
 
 
 def _exported_folder(path: str) -> Path:
@@ -141,11 +149,13 @@ def _read_folder(path: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
     from timm.models._hub import load_model_config_from_path
 
     try:
+        if (size := (Path(path) / "config.json").stat().st_size) > _MAX_CONFIG_BYTES:
+            raise ValueError(f"{size:,} bytes")
         cfg, architecture, model_args = load_model_config_from_path(path)
         return dict(cfg), str(architecture), dict(model_args)
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
-            f"{Path(path) / 'config.json'} is not a timm model configuration: {error!r}"
+            f"{Path(path) / 'config.json'} is not a timm model configuration: {repr(error)[:200]}"
         ) from error
 
 

@@ -4,12 +4,15 @@ A checkpoint is safetensors, or a PyTorch file read with ``weights_only=True``. 
 shapes must be the model's; what differs is listed on both sides.
 """
 
+import contextlib
+import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -18,6 +21,17 @@ from scalekd.errors import DataError, UsageError
 # Tables that models compute from their own configuration; old checkpoints stored them.
 _COMPUTED_BUFFERS = ("relative_position_index", "relative_coords_table", "attn_mask")
 _MAX_LISTED = 6
+# In the order of timm's own preference.
+_WEIGHTS_NAMES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+)
 
 
 class _Ignored:
@@ -85,6 +99,47 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not tensors:
         raise DataError(f"--checkpoint {path} holds no named tensors")
     return {name: value for name, value in tensors.items() if not _is_computed(name)}
+
+
+def weights_in(folder: Path) -> Path:
+    """The file of weights in a folder that timm exported.
+
+    Raises:
+        DataError: There is none.
+    """
+    for name in _WEIGHTS_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    for ending in (".safetensors", ".pth", ".pth.tar", ".bin"):
+        for path in sorted(folder.glob(f"*{ending}")):
+            return path
+    raise DataError(f"{folder}: has no file of weights, such as {_WEIGHTS_NAMES[0]}")
+
+
+@contextlib.contextmanager
+def only_tensors_unpickled() -> Iterator[None]:
+    """Make every ``torch.load`` of the block read tensors only, whatever the library asks for."""
+    forced = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
+    before = {name: os.environ.get(name) for name in forced}
+    os.environ.update(forced)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in the header of a safetensors file; no tensor is read.
+
+    Raises:
+        SafetensorError: The file is damaged.
+    """
+    with safe_open(path, framework="pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def load_plain_tensors(path: Path) -> Any:

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from scalekd.models.build import check_model_kwargs
+from scalekd.models.arguments import check_model_kwargs
 from scalekd.shapes import FeatureShape
 
 

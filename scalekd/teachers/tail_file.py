@@ -20,7 +20,7 @@ from timm.models import is_model_in_modules
 from torch import Tensor
 
 from scalekd.errors import CacheCorrupt, EnvironmentFault, ScaleKDError
-from scalekd.models.build import check_bounded, constructor_arguments
+from scalekd.models.arguments import check_bounded, constructor_arguments
 from scalekd.models.weights import describe_mismatch
 from scalekd.teachers.families import FAMILIES
 from scalekd.teachers.tail import Tail, TailConfig

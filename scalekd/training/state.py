@@ -25,6 +25,9 @@ from scalekd.training.random_state import random_state, restore_random_state
 # Lookahead count their steps there) belongs to the optimiser's state.
 _CONFIGURED = ("lr", "initial_lr", "lr_scale", "weight_decay")
 
+# What loading another program's, or a damaged, state raises.
+_DAMAGED = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError)
+
 _WRAPPER_PREFIXES = ("_orig_mod.", "module.")
 
 
@@ -100,24 +103,33 @@ class TrainingState:
         ]
         try:
             self._optimizer.load_state_dict(checkpoint.training["optimizer"])
-        except (ValueError, KeyError) as error:
+        except _DAMAGED as error:
             raise DataError(
                 f"the checkpoint's optimiser is not that of this run: {error}"
             ) from error
         for group, values in zip(self._optimizer.param_groups, configured, strict=True):
             group.update(values)
-        if self._accelerator.scaler is not None and checkpoint.training["scaler"]:
-            self._accelerator.scaler.load_state_dict(checkpoint.training["scaler"])
-        states = checkpoint.training["random_states"]
+        try:
+            notes += self._restore_generators(checkpoint.training)
+        except _DAMAGED as error:
+            raise DataError(
+                f"the checkpoint's random states or gradient scaler are damaged: {error!r}"
+            ) from error
+        return notes
+
+    def _restore_generators(self, training: Mapping[str, Any]) -> list[str]:
+        """Put scaler and random states back; returns what could not be."""
+        if self._accelerator.scaler is not None and training["scaler"]:
+            self._accelerator.scaler.load_state_dict(training["scaler"])
+        states = training["random_states"]
         if len(states) == self._accelerator.num_processes:
             restore_random_state(states[self._accelerator.process_index])
-        else:
-            notes.append(
-                f"the run had {len(states)} processes and has {self._accelerator.num_processes} "
-                "now: random states start anew and the rest of this epoch comes in another order, "
-                "so the weights will not be those of an uninterrupted run"
-            )
-        return notes
+            return []
+        return [
+            f"the run had {len(states)} processes and has {self._accelerator.num_processes} "
+            "now: random states start anew and the rest of this epoch comes in another order, "
+            "so the weights will not be those of an uninterrupted run"
+        ]
 
     def _load(self, target: nn.Module, checkpoint: Checkpoint, name: str) -> None:
         try:

@@ -1,19 +1,30 @@
 """What a checkpoint's weights are: enough to evaluate or export them with no other file."""
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from scalekd.errors import DataError, UsageError
+from scalekd.models.build import build_described
+from scalekd.models.weights import stored_shapes
 from scalekd.students import StudentSpec
-from scalekd.training.checkpoint import EMA_FILE, STATE_FILE, STUDENT_FILE, find_run_checkpoint
+from scalekd.training.checkpoint import (
+    EMA_FILE,
+    STUDENT_FILE,
+    check_file,
+    find_run_checkpoint,
+    read_state,
+)
+
+_MAX_PIXELS = 4096
+_MAX_NAMES = 100_000
+_MAX_NAME = 500
 
 
 class TrainedStudent:
@@ -53,32 +64,55 @@ def load_trained_student(run: Path, *, use_ema: bool = False) -> TrainedStudent:
     checkpoint = find_run_checkpoint(run)
     if checkpoint is None:
         raise UsageError(f"{run}: neither a training run with a checkpoint, nor a checkpoint")
-    weights = checkpoint / (EMA_FILE if use_ema else STUDENT_FILE)
-    if not weights.is_file():
+    name = EMA_FILE if use_ema else STUDENT_FILE
+    if use_ema and not (checkpoint / name).is_file():
         raise UsageError(
             f"{checkpoint}: has no averaged weights; train with --model-ema, or leave --use-ema out"
         )
+    state = read_state(checkpoint)
+    weights = check_file(checkpoint, state, name)
     try:
-        state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-        spec = StudentSpec.model_validate(state["student"])
-        model = build_student_model(spec)
+        spec = _checked_spec(state)
+        model = build_described(
+            spec.architecture,
+            {"num_classes": spec.num_classes, **spec.model_kwargs},
+            stored_shapes(weights),
+        )
         model.load_state_dict(load_file(weights))
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ValidationError) as error:
-        raise DataError(
-            f"{checkpoint}: the student cannot be read ({type(error).__name__}: {error})"
-        ) from error
-    return TrainedStudent(checkpoint, spec, state, model.eval())
+        return TrainedStudent(checkpoint, spec, state, model.eval())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))[:200]
+        reason = f"student.{where}: {first['msg']}"
+    except (UsageError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    raise DataError(f"{checkpoint}: the student cannot be read ({' '.join(reason.split())[:600]})")
+
+
+def _checked_spec(state: Mapping[str, Any]) -> StudentSpec:
+    """The description of a student that may come from someone else.
+
+    Raises:
+        ValidationError: A field is missing or of another type.
+        ValueError: A value is one that no student has.
+    """
+    spec = StudentSpec.model_validate(state.get("student"))
+    if not all(1 <= pixels <= _MAX_PIXELS for pixels in spec.img_size):
+        raise ValueError(f"an image size of {spec.img_size}, beyond {_MAX_PIXELS} pixels")
+    numbers = (*spec.mean, *spec.std, spec.crop_pct)
+    if not all(math.isfinite(n) for n in numbers) or min(*spec.std, spec.crop_pct) <= 0:
+        raise ValueError("mean, std and crop_pct must be finite, std and crop_pct positive")
+    names = state.get("class_names")
+    if names is not None and (
+        not isinstance(names, list)
+        or len(names) > _MAX_NAMES
+        or not all(isinstance(name, str) and len(name) <= _MAX_NAME for name in names)
+    ):
+        raise ValueError(f"class_names is not a list of at most {_MAX_NAMES:,} short names")
+    return spec
 
 
 def student_facts(spec: StudentSpec, class_names: Sequence[str] | None) -> dict[str, Any]:
     """What a run keeps with its checkpoints about the student; `load_trained_student` reads it."""
     names = None if class_names is None else list(class_names)
     return {"student": spec.model_dump(mode="json"), "class_names": names}
-
-
-def build_student_model(spec: StudentSpec) -> nn.Module:
-    """The bare timm model with random weights."""
-    model: nn.Module = timm.create_model(
-        spec.architecture, pretrained=False, num_classes=spec.num_classes, **spec.model_kwargs
-    )
-    return model

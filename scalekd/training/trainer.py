@@ -25,7 +25,7 @@ from scalekd.distributed import (
     TrainingDiverged,
     TrainingInterrupted,
 )
-from scalekd.errors import CacheMismatch, UsageError
+from scalekd.errors import CacheMismatch, DataError, UsageError
 from scalekd.training.checkpoint import (
     Checkpoint,
     Position,
@@ -225,10 +225,14 @@ class Trainer:
         if was and now and was != now:
             notes.append(f"cache_id was {was!r} and is now {now!r}")
         self._position = checkpoint.position
-        meters = checkpoint.training["meters"]
-        self._epoch_means.merge(meters["epoch"])
-        self._metric_by_epoch = {int(e): value for e, value in meters["metric_by_epoch"].items()}
-        self._last_row = dict(meters["last_row"])
+        try:
+            meters = checkpoint.training["meters"]
+            self._epoch_means.merge(meters["epoch"])
+            by_epoch = meters["metric_by_epoch"].items()
+            self._metric_by_epoch = {int(epoch): float(value) for epoch, value in by_epoch}
+            self._last_row = {str(name): float(x) for name, x in meters["last_row"].items()}
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise DataError(f"{path}: the checkpoint's means are damaged: {error!r}") from error
         where = (
             f"{path}: resuming at epoch {self._position.epoch + 1}, update "
             f"{self._position.num_updates}, after {self._position.samples_viewed:,} views"
