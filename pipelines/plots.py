@@ -1,6 +1,7 @@
 """Pictures of runs, made from the rows of their summaries."""
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -26,26 +27,36 @@ def runs_svg(runs: Mapping[str, Sequence[Epochs]]) -> str:
         figure, (left, right) = plt.subplots(
             1, 2, figsize=(10, 4.2), sharex=True, layout="constrained"
         )
-        for number, (name, group) in enumerate(runs.items()):
-            _band(left, name, group, "train_task_loss", f"C{number}")
-            _band(right, name, group, "eval_top1", f"C{number}")
-        left.set(xlabel="epoch", ylabel="label loss, as weighted", yscale="log")
+        for number, group in enumerate(runs.values()):
+            _band(left, group, "train_task_loss", f"C{number}")
+            _band(right, group, "eval_top1", f"C{number}")
+        left.set(xlabel="epoch", ylabel="label loss, as weighted")
+        losses = [row.get("train_task_loss", 0) for g in runs.values() for run in g for row in run]
+        if max(losses, default=0) > 0:
+            left.set(yscale="log")
         right.set(xlabel="epoch", ylabel="validation top-1, %")
         for axes in (left, right):
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(alpha=0.3)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        handles, labels = left.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
-        figure.savefig(text, format="svg", metadata={"Date": None})
+        handles, _ = left.get_legend_handles_labels()
+        # A name is text: `$` starts no formula, and a leading `_` does not hide it.
+        legend = figure.legend(
+            handles, list(runs), loc="outside lower center", ncols=2, frameon=False
+        )
+        for label in legend.get_texts():
+            label.set_parse_math(False)
+        with warnings.catch_warnings():  # a letter that the font lacks, or a loss of zero
+            warnings.simplefilter("ignore", UserWarning)
+            figure.savefig(text, format="svg", metadata={"Date": None})
         plt.close(figure)
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
-def _band(axes: Axes, name: str, group: Sequence[Epochs], column: str, colour: str) -> None:
+def _band(axes: Axes, group: Sequence[Epochs], column: str, colour: str) -> None:
     curves = [[row for row in epochs if column in row] for epochs in group]
     shared = min(map(len, curves))  # of seeds, one may still be running
     epochs = [row["epoch"] + 1 for row in curves[0][:shared]]
     values = np.array([[row[column] for row in curve[:shared]] for curve in curves])
-    axes.plot(epochs, values.mean(axis=0), color=colour, marker="o", markersize=3, label=name)
+    axes.plot(epochs, values.mean(axis=0), color=colour, marker="o", markersize=3, label=colour)
     axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15)

@@ -5,7 +5,6 @@
 Runs that differ only in their seed make one row, with mean and standard deviation.
 """
 
-import csv
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -17,10 +16,10 @@ from pydantic import BaseModel
 from scalekd.errors import DataError, UsageError
 from scalekd.pipelines.plots import runs_svg
 from scalekd.storage.files import explained
-from scalekd.text import html
-from scalekd.training.checkpoint import STATE_FILE, find_run_checkpoint
+from scalekd.text import MAX_CELL, html, one_line
+from scalekd.training.checkpoint import find_run_checkpoint, read_state
 from scalekd.training.config import TrainConfig
-from scalekd.training.logs import replace_text
+from scalekd.training.logs import read_summary, replace_text
 from scalekd.training.run_folder import ARGS_FILE
 
 _SUMMARY = "summary.csv"
@@ -125,33 +124,21 @@ class _Run:
         dumped = self.config.model_dump(mode="json")
         self.settings = {k: v for k, v in dumped.items() if k not in _ABOUT_THE_LAUNCH}
         path = folder / _SUMMARY
-        try:
-            with path.open(newline="", encoding="utf-8") as file:
-                self.epochs = [
-                    {name: float(value) for name, value in row.items() if value}
-                    for row in csv.DictReader(file)
-                ]
-            last = self.epochs[-1]
-            self.samples_viewed = int(last["samples_viewed"])
-            self.train_loss = last["train_loss"]
-            self.seconds = sum(row["seconds"] for row in self.epochs)
-        except FileNotFoundError:
-            raise DataError(
-                f"{folder}: the run has not finished an epoch (no {_SUMMARY})"
-            ) from None
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise DataError(f"{path}: not the summary of a run ({error!r})") from None
+        if not path.is_file():
+            raise DataError(f"{folder}: the run has not finished an epoch (no {_SUMMARY})")
+        self.epochs = read_summary(path)
+        last = self.epochs[-1]
+        self.samples_viewed = int(last["samples_viewed"])
+        self.train_loss = last["train_loss"]
+        self.seconds = sum(row["seconds"] for row in self.epochs)
 
     def teacher(self) -> str | None:
         """As its checkpoint says; none for a run without."""
         checkpoint = find_run_checkpoint(self.folder)
         if checkpoint is None or self.config.objective == "none":
             return None
-        try:
-            state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-            return str(state["teacher"]) if state.get("teacher") else None
-        except (OSError, ValueError, AttributeError) as error:
-            raise DataError(f"{checkpoint / STATE_FILE}: cannot be read ({error})") from error
+        teacher = read_state(checkpoint).get("teacher")
+        return str(teacher) if teacher else None
 
     def column(self, name: str) -> list[float]:
         return [row[name] for row in self.epochs if name in row]
@@ -183,7 +170,7 @@ def _names(groups: Sequence[Sequence[_Run]]) -> list[str]:
         names = [f"{group[0].config.objective} ({group[0].folder.name})" for group in groups]
     if len(set(names)) < len(names):
         names = [f"{group[0].config.objective} ({group[0].folder})" for group in groups]
-    return names
+    return [one_line(name, limit=MAX_CELL) for name in names]
 
 
 def _row(name: str, group: Sequence[_Run]) -> ReportRow:

@@ -73,7 +73,8 @@ def train_student(config: TrainConfig) -> TrainResult:
     accelerator = make_accelerator(config)
     set_seed(config.seed)  # every process builds the same student and projectors
     source = _open_source(config)
-    student = _make_student(config, source)
+    notes: list[str] = []
+    student = _make_student(config, source, notes)
     if config.sync_bn:
         synchronise_batch_norm(student, accelerator)
     module = source.module(
@@ -109,6 +110,7 @@ def train_student(config: TrainConfig) -> TrainResult:
         targets=targets,
         evaluate=evaluator,
         facts=_facts(config, source, student),
+        notes=notes,
     )
     result = trainer.fit()
     accelerator.end_training()
@@ -175,21 +177,27 @@ def _local_cache(config: TrainConfig) -> LocalCache | None:
     return make_local_cache(config.local_cache, config.local_cache_size)
 
 
-def _make_student(config: TrainConfig, source: CachedTeacher) -> Student:
+def _make_student(config: TrainConfig, source: CachedTeacher, notes: list[str]) -> Student:
     kwargs = dict(config.model_kwargs)
     if config.drop_path is not None:
         kwargs["drop_path_rate"] = config.drop_path
+    weights, class_names = _initial_weights(config.initial_checkpoint)
+    own = None if source.class_names is None else tuple(source.class_names)
+    known = class_names is not None and own is not None
     student = create_student(
         config.model,
         num_classes=source.num_classes,
         img_size=config.img_size or source.view_size,
         pretrained=config.pretrained,
-        checkpoint=_initial_weights(config.initial_checkpoint),
+        checkpoint=weights,
         model_kwargs=kwargs,
         mean=config.mean,
         std=config.std,
         crop_pct=config.crop_pct,
         interpolation=config.interpolation,
+        # By name where both sides have names, otherwise by number.
+        new_head=class_names != own if known else None,
+        notes=notes,
     )
     if config.grad_checkpointing:
         student.model.set_grad_checkpointing(True)  # type: ignore[operator]
@@ -197,17 +205,20 @@ def _make_student(config: TrainConfig, source: CachedTeacher) -> Student:
     return student
 
 
-def _initial_weights(path: str | None) -> Path | None:
-    """A file of weights, or the student of another run given by its folder."""
+def _initial_weights(path: str | None) -> tuple[Path | None, tuple[str, ...] | None]:
+    """A file of weights, or the student of another run with the names of its classes."""
     if path is None:
-        return None
+        return None, None
     folder = Path(path)
     if not folder.is_dir():
-        return folder
+        return folder, None
     checkpoint = find_run_checkpoint(folder)
     if checkpoint is None:
         raise UsageError(f"--initial-checkpoint {path}: neither a file nor a training run")
-    return check_file(checkpoint, read_state(checkpoint), STUDENT_FILE)
+    state = read_state(checkpoint)
+    names = state.get("class_names")
+    names = tuple(names) if isinstance(names, list) else None
+    return check_file(checkpoint, state, STUDENT_FILE), names
 
 
 def _make_targets(

@@ -4,16 +4,16 @@ Everything on it is read from the checkpoint and, for the curves, from the run's
 what the run did not record is not on the card, but for licences, of which it says that.
 """
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import ModelCardData
 from matplotlib.figure import Figure
 
 from scalekd.text import MAX_CELL, markdown, markdown_code, markdown_fence, printable
+from scalekd.training.logs import read_summary
+from scalekd.training.plain_yaml import dump_plain
 from scalekd.training.trained import TrainedStudent
 
 _CURVES_FILE = "curves.png"
@@ -39,14 +39,19 @@ _OF_THE_MACHINE = frozenset(
 
 
 def write_model_card(student: TrainedStudent, folder: Path) -> None:
-    """Write ``README.md`` of a Hugging Face repository, and its picture of the curves."""
-    rows = _summary(student.checkpoint.parent / "summary.csv")
+    """Write ``README.md`` of a Hugging Face repository, and its picture of the curves.
+
+    Raises:
+        DataError: The run's ``summary.csv`` is damaged.
+    """
+    summary = student.checkpoint.parent / "summary.csv"
+    rows = read_summary(summary) if summary.is_file() else []
     if rows:
         _plot(rows, folder / _CURVES_FILE)
     (folder / "README.md").write_text(model_card(student, rows), encoding="utf-8")
 
 
-def model_card(student: TrainedStudent, rows: Sequence[Mapping[str, str]] = ()) -> str:
+def model_card(student: TrainedStudent, rows: Sequence[Mapping[str, float]] = ()) -> str:
     """The text of the card, with its metadata block.
 
     Args:
@@ -84,30 +89,30 @@ def model_card(student: TrainedStudent, rows: Sequence[Mapping[str, str]] = ()) 
     return "\n".join(lines)
 
 
-def _curves(rows: Sequence[Mapping[str, str]]) -> list[str]:
+def _curves(rows: Sequence[Mapping[str, float]]) -> list[str]:
     if not rows:
         return []
     columns = {"epoch": "epoch", "samples_viewed": "views", "train_loss": "training loss"}
     columns |= {"eval_top1": "top-1, %", "ema_eval_top1": "top-1 of the averaged weights, %"}
-    shown = [name for name in columns if any(row.get(name) for row in rows)]
+    shown = [name for name in columns if any(name in row for row in rows)]
     chosen = sorted({round(i * (len(rows) - 1) / (_NUM_ROWS - 1)) for i in range(_NUM_ROWS)})
     return [
         *("", "## Curves", "", f"![Training loss and top-1 by epoch]({_CURVES_FILE})", ""),
         "| " + " | ".join(columns[name] for name in shown) + " |",
         "| " + " | ".join("---" for _ in shown) + " |",
         *(
-            "| " + " | ".join(_cell(name, rows[number].get(name, "")) for name in shown) + " |"
+            "| " + " | ".join(_cell(name, rows[number].get(name)) for name in shown) + " |"
             for number in chosen
         ),
     ]
 
 
-def _cell(column: str, text: str) -> str:
-    if not text:
+def _cell(column: str, value: float | None) -> str:
+    if value is None:
         return ""
     if column == "epoch":
-        return str(int(text) + 1)
-    return f"{float(text):,.0f}" if column == "samples_viewed" else f"{float(text):.4g}"
+        return str(int(value) + 1)
+    return f"{value:,.0f}" if column == "samples_viewed" else f"{value:.4g}"
 
 
 def _settings(state: Mapping[str, Any]) -> list[str]:
@@ -115,20 +120,13 @@ def _settings(state: Mapping[str, Any]) -> list[str]:
     if not settings:
         return []
     kept = {name: value for name, value in settings.items() if name not in _OF_THE_MACHINE}
-    text = yaml.safe_dump(kept, sort_keys=False).rstrip()
+    text = dump_plain(kept).rstrip()
     shown = [printable(line) for line in text.splitlines()[:_MAX_SETTINGS]]
     fence = markdown_fence(text)
     return ["", "## Settings", "", f"{fence}yaml", *shown, fence]
 
 
-def _summary(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def _plot(rows: Sequence[Mapping[str, str]], path: Path) -> None:
+def _plot(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for axes, columns in (
@@ -136,9 +134,7 @@ def _plot(rows: Sequence[Mapping[str, str]], path: Path) -> None:
         (right, {"eval_top1": "top-1, %", "ema_eval_top1": "top-1 of the averaged weights, %"}),
     ):
         for column, label in columns.items():
-            points = [
-                (int(row["epoch"]) + 1, float(row[column])) for row in rows if row.get(column)
-            ]
+            points = [(int(row["epoch"]) + 1, row[column]) for row in rows if column in row]
             if points:
                 axes.plot(*zip(*points, strict=True), marker=".", label=label)
                 axes.legend(frameon=False)

@@ -31,6 +31,7 @@ from scalekd.models.weights import (
 _MAX_REGISTERED = 60_000
 _MAX_BYTES = 1 << 40
 _MAX_COMPUTED_BYTES = 2 << 30
+_MAX_FACTOR = 16  # position tables of larger images, half precision in the file
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,14 @@ def build_model(
     checkpoint: str | Path | None,
     model_kwargs: Mapping[str, Any],
     seed: int | None = None,
+    new_head: bool | None = False,
+    notes: list[str] | None = None,
 ) -> nn.Module:
     """Create the model on the CPU with the weights asked for.
 
-    A checkpoint with other names or
-    shapes than the model's is offered to timm's own conversion of that architecture's released
-    files (layouts of the original authors, position tables of another image size), which is
-    strict.
+    A checkpoint with other names or shapes than the model's is offered to timm's own conversion of
+    that architecture's released files (layouts of the original authors, position tables of another
+    image size), which is strict.
 
     Args:
         source: The model, from :func:`scalekd.models.names.describe_model`.
@@ -65,6 +67,9 @@ def build_model(
         model_kwargs: Arguments of the model's constructor, over those stored with the model.
         seed: For weights that stay random, leaving torch's generator untouched; by default they
             come from that generator.
+        new_head: Whether the classifier of a checkpoint is left out and stays random; ``None``
+            does so where the checkpoint has another number of classes.
+        notes: Receives a sentence where the classifier is left out.
 
     Raises:
         UsageError: The constructor refuses an argument, or the weights do not fit.
@@ -81,11 +86,60 @@ def build_model(
             create = _create_pretrained if pretrained else _create_random
             return create(source, kwargs)
         state = read_state_dict(checkpoint)
+        if source.folder is not None:
+            _check_memory(source, kwargs, state, checkpoint)
         model = _create_random(source, kwargs)
+        if new_head is not False:
+            left_out = _leave_head_out(model, state, always=bool(new_head))
+            if left_out and notes is not None:
+                notes.append(
+                    f"{checkpoint}: its classifier was trained on other classes and is left out "
+                    f"({left_out}); the student's starts from random values"
+                )
         if not matches(model, state):
             return _convert(source, kwargs, model, state, checkpoint)
     load_exactly(model, state)
     return model
+
+
+def _leave_head_out(model: nn.Module, state: dict[str, Tensor], *, always: bool) -> str:
+    """Replace the classifier in ``state`` by the model's own, where classes differ in number.
+
+    Returns:
+        What was replaced, such as ``4 classes in the file, 7 in the model``; empty for nothing.
+    """
+    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    own = model.state_dict()
+    said = ""
+    for name in (names,) if isinstance(names, str) else names:
+        weight = f"{name}.weight"
+        if weight not in own or weight not in state:
+            continue
+        was, now = len(state[weight]), len(own[weight])
+        if always or was != now:
+            said = f"{was:,} classes in the file, {now:,} in the model"
+            for tensor in (weight, f"{name}.bias"):
+                state.pop(tensor, None)
+                if tensor in own:
+                    state[tensor] = own[tensor]
+    return said
+
+
+def _check_memory(
+    source: ModelSource,
+    kwargs: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    checkpoint: str | Path,
+) -> None:
+    """Refuse a folder whose configuration describes a far larger model than its weights."""
+    empty = create_on_meta(source.architecture, kwargs)
+    needed = sum(t.numel() * t.element_size() for t in (*empty.parameters(), *empty.buffers()))
+    stored = sum(t.numel() * t.element_size() for t in state.values())
+    if needed > _MAX_FACTOR * stored + _MAX_COMPUTED_BYTES:
+        raise UsageError(
+            f"{source.label}: its configuration describes a model of {needed:,} bytes, and "
+            f"{checkpoint} holds {stored:,}"
+        )
 
 
 def preprocessing_of(model: nn.Module) -> Preprocessing:

@@ -124,6 +124,8 @@ def describe_model(name: str) -> ModelSource:
     if not is_model(architecture):
         raise UsageError(f"{name} holds the architecture {architecture!r}, unknown to this timm")
     label = Path(rest).name if prefix == _LOCAL else name
+    if model_args.get("in_chans") == 3:  # timm writes it out; scalekd feeds nothing but RGB
+        del model_args["in_chans"]
     try:
         check_model_kwargs(model_args)
     except ValueError as error:

@@ -64,6 +64,8 @@ def create_student(
     std: tuple[float, float, float] | None = None,
     crop_pct: float | None = None,
     interpolation: str | None = None,
+    new_head: bool | None = None,
+    notes: list[str] | None = None,
 ) -> Student:
     """Create a student on the CPU, in training mode.
 
@@ -82,6 +84,9 @@ def create_student(
         crop_pct: Share of the shorter side that its evaluation crop keeps, when not timm's.
         interpolation: Resize filter of its evaluation, when not timm's; one of
             `scalekd.views.Interpolation`.
+        new_head: Whether the classifier of the weights is left out and stays random; by default
+            where the weights have another number of classes.
+        notes: Receives a sentence where the classifier is left out.
 
     Raises:
         UsageError: Unknown model, an argument or image size it does not take, weights that do not
@@ -102,7 +107,14 @@ def create_student(
     kwargs = {**source.model_args, **(model_kwargs or {}), "num_classes": num_classes}
     if size is not None and (source.pretrained_cfg.get("fixed_input_size") or "img_size" in kwargs):
         kwargs["img_size"] = size
-    built = build_model(source, pretrained=pretrained, checkpoint=checkpoint, model_kwargs=kwargs)
+    built = build_model(
+        source,
+        pretrained=pretrained,
+        checkpoint=checkpoint,
+        model_kwargs=kwargs,
+        new_head=new_head,
+        notes=notes,
+    )
     if size is None:
         size = _square(kwargs.get("img_size")) or (int(own_size[1]), int(own_size[2]))
     levels = find_levels(built.eval(), source.label, size)

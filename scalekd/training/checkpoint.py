@@ -38,6 +38,7 @@ STATE_FILE = "state.json"
 _TEMPORARY = ".writing"
 _MAX_STATE_BYTES = 32 << 20  # class names of ImageNet-21k take 1 MB
 _MAX_COUNT = 2**62
+_MAX_DEPTH = 20
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,8 @@ def read_state(folder: Path) -> dict[str, Any]:
         state = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(state, dict):
             raise ValueError(f"{STATE_FILE} is not a JSON object")
+        if _is_deep(state):
+            raise ValueError(f"{STATE_FILE} is nested deeper than {_MAX_DEPTH} levels")
         version = state.get("format_version")
         if version != FORMAT_VERSION:
             raise DataError(
@@ -249,6 +252,16 @@ def _readable(folder: Path) -> Iterator[None]:
             f"{folder}: the checkpoint cannot be read ({type(error).__name__}: {reason}); choose "
             "another one of the run, such as RUN/checkpoint-N"
         ) from error
+
+
+def _is_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        inner = [x for x in level if isinstance(x, dict | list)]
+        level = [y for x in inner for y in (x.values() if isinstance(x, dict) else x)]
+        if not level:
+            return False
+    return True
 
 
 def _digest(path: Path) -> dict[str, Any]:

@@ -183,7 +183,7 @@ def _number(row: Mapping[str, str], name: str, path: Path) -> float:
         value = math.nan
     if not abs(value) <= _MAX_VALUE or (name == "epoch" and not (0 <= value == int(value))):
         shown = text if len(text) <= 40 else f"{text[:40]}…"
-        raise DataError(f"{path}: {name} is {shown!r}, which is not a number of a run's summary")
+        raise DataError(f"{path}: not the summary of a run: {name} is {shown!r}")
     return value
 
 

@@ -1,11 +1,12 @@
 """What a checkpoint's weights are: enough to evaluate or export them with no other file."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -23,8 +24,7 @@ from scalekd.training.checkpoint import (
 )
 
 _MAX_PIXELS = 4096
-_MAX_NAMES = 100_000
-_MAX_NAME = 500
+_MAX_SETTINGS = 256_000
 
 
 class TrainedStudent:
@@ -72,7 +72,7 @@ def load_trained_student(run: Path, *, use_ema: bool = False) -> TrainedStudent:
     state = read_state(checkpoint)
     weights = check_file(checkpoint, state, name)
     try:
-        spec = _checked_spec(state)
+        spec = _Facts.model_validate(state).student
         model = build_described(
             spec.architecture,
             {"num_classes": spec.num_classes, **spec.model_kwargs},
@@ -83,33 +83,50 @@ def load_trained_student(run: Path, *, use_ema: bool = False) -> TrainedStudent:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))[:200]
-        reason = f"student.{where}: {first['msg']}"
+        reason = f"{where}: {first['msg']}"
     except (UsageError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = f"{type(error).__name__}: {error}"
     raise DataError(f"{checkpoint}: the student cannot be read ({' '.join(reason.split())[:600]})")
 
 
-def _checked_spec(state: Mapping[str, Any]) -> StudentSpec:
-    """The description of a student that may come from someone else.
+_Text = Annotated[str, Field(max_length=10_000)]
+_Name = Annotated[str, Field(max_length=500)]
 
-    Raises:
-        ValidationError: A field is missing or of another type.
-        ValueError: A value is one that no student has.
-    """
-    spec = StudentSpec.model_validate(state.get("student"))
-    if not all(1 <= pixels <= _MAX_PIXELS for pixels in spec.img_size):
-        raise ValueError(f"an image size of {spec.img_size}, beyond {_MAX_PIXELS} pixels")
-    numbers = (*spec.mean, *spec.std, spec.crop_pct)
-    if not all(math.isfinite(n) for n in numbers) or min(*spec.std, spec.crop_pct) <= 0:
-        raise ValueError("mean, std and crop_pct must be finite, std and crop_pct positive")
-    names = state.get("class_names")
-    if names is not None and (
-        not isinstance(names, list)
-        or len(names) > _MAX_NAMES
-        or not all(isinstance(name, str) and len(name) <= _MAX_NAME for name in names)
-    ):
-        raise ValueError(f"class_names is not a list of at most {_MAX_NAMES:,} short names")
-    return spec
+
+class _Facts(BaseModel):
+    """What a checkpoint's ``state.json``, which may come from someone else, says of its run."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    student: StudentSpec
+    class_names: Annotated[list[_Name], Field(max_length=100_000)] | None = None
+    objective: _Text | None = None
+    teacher: _Text | None = None
+    teacher_weights_sha256: _Text | None = None
+    teacher_licence: _Text | None = None
+    teacher_note: _Text | None = None
+    cache_id: _Text | None = None
+    data_fingerprint: _Text | None = None
+    data_licence: _Text | None = None
+    logits_of: Annotated[list[_Name], Field(max_length=1000)] = []
+    software: Annotated[dict[_Name, _Text], Field(max_length=1000)] = {}
+    metrics: Annotated[dict[_Name, float], Field(max_length=1000)] = {}
+    settings: dict[_Name, Any] = {}
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        spec = self.student
+        if not all(1 <= pixels <= _MAX_PIXELS for pixels in spec.img_size):
+            raise ValueError(f"an image size of {spec.img_size}, beyond {_MAX_PIXELS} pixels")
+        numbers = (*spec.mean, *spec.std, spec.crop_pct)
+        if not all(map(math.isfinite, numbers)) or min(*spec.std, spec.crop_pct) <= 0:
+            raise ValueError("mean, std and crop_pct must be finite, std and crop_pct positive")
+        if len(json.dumps(self.settings)) > _MAX_SETTINGS:
+            raise ValueError(f"settings of more than {_MAX_SETTINGS:,} characters")
+        recipe = self.settings.get("recipe")
+        if recipe is not None and (not isinstance(recipe, str) or "\0" in recipe):
+            raise ValueError("settings.recipe is not a name")
+        return self
 
 
 def student_facts(spec: StudentSpec, class_names: Sequence[str] | None) -> dict[str, Any]:

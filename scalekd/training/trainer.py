@@ -7,7 +7,7 @@ updates, signals are obeyed there, and a resumed run starts there.
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -92,6 +92,7 @@ class Trainer:
         targets: Makes a batch's targets, on the device.
         evaluate: Called on the student, and on its average, at the end of epochs.
         facts: JSON kept with every checkpoint: what the weights are, for `scalekd.export`.
+        notes: Sentences to show before the first update.
 
     Raises:
         UsageError: The optimiser, schedule or run folder cannot be had as configured.
@@ -107,6 +108,7 @@ class Trainer:
         targets: nn.Module,
         evaluate: Evaluate | None = None,
         facts: Mapping[str, Any] | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         self.config = config
         self._accelerator = accelerator
@@ -114,6 +116,7 @@ class Trainer:
         self._loader = loader
         self._evaluate = evaluate
         self._facts = dict(facts or {})
+        self._notes = tuple(notes)
         self._run = RunFolder(Path(config.output))
         self._stop = StopRequest()
         self._trackers = Trackers(accelerator, Path(config.output))
@@ -204,7 +207,7 @@ class Trainer:
         if path is not None:
             notes = [*notes, *self._resume(path)]
             self._copy_again(path)
-        for note in notes:
+        for note in (*self._notes, *notes):
             progress.say(note)
         if main:
             self._run.step_log.keep_until(self._position.num_updates)

@@ -4,10 +4,12 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from scalekd.cli.main import main
+from scalekd.errors import DataError
 from scalekd.pipelines.report import report
 from scalekd.training.config import TrainConfig
 from scalekd.training.logs import EpochSummary
@@ -109,7 +111,7 @@ def test_the_same_runs_give_the_same_page(tmp_path: Path) -> None:
         (None, 2, "neither a training run nor a folder of runs"),
         ("", 3, "not the summary of a run"),
         ("epoch,samples_viewed\n0,many\n", 3, "not the summary of a run"),
-        ("epoch,samples_viewed,seconds\n0,10,1\n", 3, "KeyError('train_loss')"),
+        ("epoch,samples_viewed,seconds\n0,10,1\n", 3, "has no train_loss"),
     ],
 )
 def test_what_is_no_run_is_one_line_and_a_code(
@@ -144,3 +146,88 @@ def test_the_folder_of_the_page_is_made(tmp_path: Path) -> None:
     run = _write_run(tmp_path / "run", [1.0, 2.0])
     report([run], tmp_path / "new/folder/page.html")
     assert (tmp_path / "new/folder/page.html").is_file()
+
+
+SUMMARY = "epoch,train_loss,train_task_loss,samples_viewed,seconds\n0,1,1,100,1\n"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "$\\frac{$",
+        "$x$",
+        "_hidden",
+        "<script>",
+        "\x1b[31mred",
+        "\u202eevil",
+        "模型",
+        "x" * 5000,
+        "a\nb",
+    ],
+)
+def test_any_name_fits_the_page(tmp_path: Path, name: str) -> None:
+    one = _write_run(tmp_path / "one", [50.0])
+    two = _write_run(tmp_path / "two", [60.0])
+    config = TrainConfig(model=name, objective="kd", output="o", lr=0.1, workers=0)
+    (two / "args.yaml").write_text(config.to_yaml())
+    result = report([one, two], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    picture = re.search(r"<svg.*</svg>", page, re.DOTALL)
+    assert picture
+    ElementTree.fromstring(picture[0])
+    assert "<script" not in page
+    assert "\x1b" not in page
+    assert all(len(row.name) <= 200 for row in result.rows)
+    # The legend shows both, whatever their names.
+    assert picture[0].count("kd, model=") == 2 or picture[0].count("kd (") == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        SUMMARY.replace("0,1,1,100,1", "0,1,1,inf,1"),
+        SUMMARY.replace("0,1,1,100,1", "0,nan,1,100,1"),
+        SUMMARY.replace("0,1,1,100,1", f"0,{'1' * 200_000},1,100,1"),
+        SUMMARY.replace("0,1,1,100,1", "0,1,1,1e300,1"),
+        SUMMARY.replace("epoch,", "").replace("0,", "", 1),
+        SUMMARY.replace("0,1,1,100,1", ""),
+        SUMMARY + "\0,\0\n",
+        "",
+    ],
+)
+def test_a_damaged_summary_is_one_line(tmp_path: Path, text: str) -> None:
+    run = _write_run(tmp_path / "run", [50.0])
+    (run / "summary.csv").write_text(text)
+    with pytest.raises(DataError, match=r"summary\.csv: ") as caught:
+        report([run], tmp_path / "report.html")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "row",
+    ["0,1,0,100,1", "0,0,-1,100,1", "0,1e29,1e29,100,1", "9007199254740993,1,1,100,1", "0,1,,1,1"],
+)
+def test_odd_but_possible_rows_make_a_page(tmp_path: Path, row: str) -> None:
+    runs = [_write_run(tmp_path / str(number), None, seed=number) for number in range(2)]
+    (runs[0] / "summary.csv").write_text(SUMMARY.replace("0,1,1,100,1", row))
+    assert len(report(runs, tmp_path / "report.html").rows) == 1
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "a: &a [*a]", "\x00", "[]", "model: 1", "x: 1"])
+def test_damaged_settings_are_one_line(tmp_path: Path, text: str) -> None:
+    run = _write_run(tmp_path / "run", [50.0])
+    (run / "args.yaml").write_text(text)
+    with pytest.raises(DataError, match=r"args\.yaml") as caught:
+        report([run], tmp_path / "report.html")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "{}", "\x00", '{"format_version": 2}'])
+def test_a_damaged_checkpoint_is_one_line(tmp_path: Path, text: str) -> None:
+    run = _write_run(tmp_path / "run", [50.0])
+    (run / "last").mkdir()
+    (run / "last/state.json").write_text(text)
+    with pytest.raises(DataError, match="last: ") as caught:
+        report([run], tmp_path / "report.html")
+    assert "\n" not in str(caught.value)

@@ -247,6 +247,24 @@ def test_another_runs_weights_start_a_new_run(options: dict[str, Any], tmp_path:
     )
 
 
+def test_weights_for_other_classes_leave_the_head_new(
+    options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = train_student(TrainConfig.from_mapping({**options, "objective": "none", "epochs": 1}))
+    same = {**options, "output": str(tmp_path / "same"), "objective": "none", "epochs": 1}
+    train_student(TrainConfig.from_mapping({**same, "initial_checkpoint": first.output}))
+    assert "left out" not in capsys.readouterr().err
+    for folder in Path(first.output).glob("*/state.json"):
+        state = json.loads(folder.read_text())
+        state["class_names"] = ["cat", "dog", "bird"]
+        del state["digest"]
+        folder.write_text(json.dumps(state))
+    others = {**same, "output": str(tmp_path / "others")}
+    train_student(TrainConfig.from_mapping({**others, "initial_checkpoint": first.output}))
+    said = capsys.readouterr().err
+    assert "its classifier was trained on other classes and is left out" in said
+
+
 def test_the_walk_from_training_to_an_exported_backbone(
     options: dict[str, Any], tmp_path: Path, image_folder: Path
 ) -> None:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from scalekd.errors import DataError, UsageError
+from scalekd.export.timm import export_student
 from scalekd.models.build import build_described, create_on_meta
 from scalekd.training import Trainer, load_trained_student
 from scalekd.training import checkpoint as module
@@ -176,3 +177,52 @@ def test_tables_that_are_computed_count_too() -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
     with pytest.raises(UsageError, match="would compute tables of"):
         build_described("swin_tiny_patch4_window7_224", kwargs, shapes)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"settings": []},
+        {"settings": {"recipe": 5}},
+        {"settings": {"a": "x" * 300_000}},
+        {"settings": {"a": json.loads("[" * 30 + "]" * 30)}},
+        {"software": "1.0"},
+        {"software": {"scalekd": ["1"]}},
+        {"metrics": {"eval_top1": "many"}},
+        {"metrics": {"eval_top1": float("nan")}},
+        {"logits_of": 3},
+        {"teacher": {"a": 1}},
+        {"teacher": "x" * 20_000},
+        {"objective": ["kd"]},
+    ],
+)
+def test_facts_of_a_document_are_checked(run: Path, facts: dict[str, Any]) -> None:
+    forge(run, lambda state: state.update(facts))
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        load_trained_student(run)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000 + len(str(run))
+
+
+def test_a_card_shows_hostile_text_as_text(run: Path, tmp_path: Path) -> None:
+    hostile = "x | y\n---\nlicense: mit\n<script>$\\frac{$\x1b[31m"
+    facts = {
+        "objective": "kd",
+        "teacher": hostile,
+        "teacher_note": hostile,
+        "data_licence": hostile,
+    }
+    forge(run, lambda state: state.update(facts, settings={"recipe": hostile, "a": hostile}))
+    export_student(load_trained_student(run), tmp_path / "card", export_format="hf")
+    card = (tmp_path / "card/README.md").read_text()
+    assert "<script>$" not in card.partition("## Settings")[0]
+    assert "license: mit" not in card.splitlines()
+    assert "\x1b" not in card
+
+
+@pytest.mark.parametrize("content", [b"epoch\n\xff", b"", b"epoch,train_loss\n0,inf\n"])
+def test_a_card_of_a_damaged_summary_is_one_line(run: Path, tmp_path: Path, content: bytes) -> None:
+    (run / "summary.csv").write_bytes(content)
+    with pytest.raises(DataError, match=r"summary\.csv"):
+        export_student(load_trained_student(run), tmp_path / "card", export_format="hf")
+    assert not (tmp_path / "card").exists()
