@@ -31,8 +31,7 @@ def runs_svg(runs: Mapping[str, Sequence[Epochs]]) -> str:
             _band(left, group, "train_task_loss", f"C{number}")
             _band(right, group, "eval_top1", f"C{number}")
         left.set(xlabel="epoch", ylabel="label loss, as weighted")
-        losses = [row.get("train_task_loss", 0) for g in runs.values() for run in g for row in run]
-        if max(losses, default=0) > 0:
+        if any((line.get_ydata() > 0).any() for line in left.get_lines()):
             left.set(yscale="log")
         right.set(xlabel="epoch", ylabel="validation top-1, %")
         for axes in (left, right):

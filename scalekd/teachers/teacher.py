@@ -8,9 +8,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from scalekd.errors import UsageError
+from scalekd.models.arguments import constructor_arguments
 from scalekd.models.build import (
     build_model,
-    constructor_arguments,
     create_on_meta,
     preprocessing_of,
 )
