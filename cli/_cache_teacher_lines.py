@@ -26,6 +26,11 @@ def result_lines(result: "CacheTeacherResult") -> list[str]:
     ]
     if result.total_bytes is not None and result.bytes_per_view is not None:
         lines.append(f"{size(result.total_bytes)}, {size(result.bytes_per_view)} a view")
+    if result.teacher_top1 is not None:
+        lines.append(
+            f"the teacher's top-1 on {result.num_labelled_views:,} labelled views is"
+            f" {result.teacher_top1:.2f} %"
+        )
     if result.skipped:
         lines.append(f"{result.skipped} corrupt images left out; `scalekd cache info` names them")
     return lines

@@ -24,6 +24,16 @@ from scalekd.cli._output import emit
 @click.option(
     "--model-kwargs", multiple=True, type=KeyValue(), help="Argument of the model; repeat."
 )
+@click.option(
+    "--teacher-classes",
+    type=click.Path(path_type=Path),
+    help="With --name: file with the names of another teacher's classes, one a line.",
+)
+@click.option(
+    "--class-map",
+    help="With --name: another teacher's class of each label: auto, by name; none, by number; or a "
+    "file, one number or name a line.  [default: auto]",
+)
 @click.option("--pretrained/--no-pretrained", default=True, help="Of another teacher.")
 @click.option("--licence", help="With --name: licence of another teacher's weights.")
 @click.option("--note", help="With --name: free text to keep in the manifest.")

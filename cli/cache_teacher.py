@@ -1,5 +1,6 @@
 """``scalekd cache-teacher``."""
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -31,7 +32,23 @@ from scalekd.cli._output import echo, emit
 @click.option(
     "--stages", default="3,4", show_default=True, type=Stages(), help="3,4, final or none."
 )
-@click.option("--logits", default="full", show_default=True, help="full, topk:K or none.")
+@click.option(
+    "--logits",
+    help="full, topk:K or none.  [default: full of a teacher with a classifier, else none]",
+)
+@click.option(
+    "--teacher-classes",
+    type=click.Path(path_type=Path),
+    help="File with the names of the teacher's classes, one a line, in the order of its logits."
+    "  [default: as its config.json or timm lists them]",
+)
+@click.option(
+    "--class-map",
+    default="auto",
+    show_default=True,
+    help="The teacher's class of each label: auto, by name; none, by number; or a file, one number "
+    "or name a line.",
+)
 @click.option(
     "--codec",
     default=None,
@@ -84,6 +101,7 @@ def command(*, as_json: bool, dry_run: bool, **options: Any) -> None:
 
     The same command finishes a cache that was interrupted.
     """
+    from scalekd.models.classes import read_class_names
     from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher
     from scalekd.pipelines.estimate import estimate_cache
     from scalekd.teachers import TeacherConfig, resolve_model_name
@@ -95,6 +113,7 @@ def command(*, as_json: bool, dry_run: bool, **options: Any) -> None:
         model_kwargs=dict(options.pop("model_kwargs")),
         pretrained=options.pop("pretrained"),
         img_size=options.pop("img_size"),
+        class_names=read_class_names(options.pop("teacher_classes")),
     )
     given = {name: value for name, value in options.items() if value is not None}
     config = checked(CacheTeacherConfig, teacher=teacher, **given)

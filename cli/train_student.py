@@ -52,6 +52,11 @@ _SECTIONS: tuple[_Decorator, ...] = (
     _option("--img-size", kind=int, help="Student's image size.  [default: the teacher's]"),
     _option("--num-classes", kind=int, help="Classes, when neither teacher nor data tell."),
     _option(
+        "--class-map",
+        help="The teacher's class of each label: auto, as the cache says or by name; none, by "
+        "number; or a file, one number or name a line.  [default: auto]",
+    ),
+    _option(
         "--model-kwargs", kind=KeyValue(), multiple=True, help="Argument of the model; repeat."
     ),
     _option("--mean", kind=_Numbers(), help="Mean of RGB in 0..1 for the student.  [default: own]"),

@@ -25,7 +25,10 @@ class CacheTeacherConfig(BaseModel):
         work_folder: Where files are written that are to be sent to a URL.
         passes: Views of every sample.
         stages: Stages whose features are kept.
-        logits: ``full``, ``topk:K`` or ``none``.
+        logits: ``full``, ``topk:K`` or ``none``; when ``None``, ``full`` of a teacher that has a
+            classifier, and ``none`` of another.
+        class_map: The teacher's class of each label: ``auto``, by name; ``none``, by number; or a
+            file, see `scalekd.models.classes.read_class_map`.
         codec: Codec of the features.
         aug: View policy; see :class:`scalekd.views.ViewPolicy`.
         interpolation: Filter of every resize and geometric operation of the views.
@@ -56,7 +59,8 @@ class CacheTeacherConfig(BaseModel):
     work_folder: Path | None = None
     passes: int = Field(default=1, ge=1, le=9999)
     stages: tuple[Literal[3, 4], ...] = (3, 4)
-    logits: str = "full"
+    logits: str | None = None
+    class_map: str = "auto"
     codec: str = DEFAULT_FEATURE_CODEC
     aug: str = "crop-flip"
     interpolation: Interpolation = "bicubic"

@@ -18,8 +18,9 @@ from scalekd.cache.targets import save_arrays, save_codec, save_table, stage_inf
 from scalekd.codecs import FeatureCodec, create_logit_codec, fit_codec, measure_errors, parse_codec
 from scalekd.errors import DataError
 from scalekd.images.samples import ImageDataset
-from scalekd.loading.drawing import DrawnViews, DrawRequest, drawing_loader
+from scalekd.loading.drawing import DrawnBatch, DrawnViews, DrawRequest, drawing_loader
 from scalekd.pipelines._cache_config import CacheTeacherConfig
+from scalekd.pipelines._classes import TeacherAnswers
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._same_pixels import draw_witnesses
 from scalekd.pipelines._write_shards import run_teacher
@@ -50,6 +51,7 @@ def calibrate(
     teacher: Teacher,
     images: ImageDataset,
     policy: ViewPolicy,
+    answers: TeacherAnswers | None = None,
     *,
     keep_tail: bool = True,
 ) -> Calibration:
@@ -64,9 +66,10 @@ def calibrate(
     keep_tail = keep_tail or bool(config.stages)
     drawn = DrawnViews(images, policy, config.seed, teacher.spec.img_size, config.skip_corrupt)
     witnesses = draw_witnesses(drawn, at_most=NUM_WITNESSES)
-    made = _fit(config, teacher, drawn) if keep_tail else {}
+    answers = answers or TeacherAnswers(None)
+    made = _fit(config, teacher, drawn, answers) if keep_tail else {}
     logits = None
-    if config.logits != "none" and teacher.spec.num_classes is not None:
+    if config.logits not in (None, "none") and teacher.spec.num_classes is not None:
         logit_codec = create_logit_codec(config.logits, teacher.spec.num_classes)
         logits = save_codec(config.folder, logit_codec, "logits")
     return Calibration(
@@ -91,7 +94,7 @@ def num_calibration_views(config: CacheTeacherConfig, teacher: Teacher, num_imag
 
 
 def _fit(
-    config: CacheTeacherConfig, teacher: Teacher, drawn: DrawnViews
+    config: CacheTeacherConfig, teacher: Teacher, drawn: DrawnViews, answers: TeacherAnswers
 ) -> dict[int, tuple[StageInfo, dict[str, Any]]]:
     """Fit prefix tokens and codecs; the errors are those on views held out of the fit."""
     request, stages = parse_codec(config.codec), teacher.spec.stages
@@ -111,9 +114,11 @@ def _fit(
         held_out = _Features(folder / "held-out", config.stages, num_prefix_tokens)
         parts = [(fit_on, ~is_held_out), (held_out, is_held_out)]
         for features, of in parts if config.stages else parts[:1]:
-            for pixels in _pixels(config, drawn, positions[of]):
-                features.add(run_teacher(teacher, pixels, config.precision).features)
-                progress.advance(len(pixels))
+            for batch in _batches(config, drawn, positions[of]):
+                output = run_teacher(teacher, batch.pixels, config.precision)
+                features.add(output.features)
+                answers.add(output.logits, batch.labels)
+                progress.advance(len(batch.keys))
         if not fit_on.num_views:
             raise DataError(f"{drawn.images.place}: every image of the calibration is corrupt")
         teacher.calibrate_prefix(fit_on.entering)
@@ -137,16 +142,16 @@ def _save_tail(config: CacheTeacherConfig, teacher: Teacher) -> tuple[str, FileD
         return save_table(config.folder, "tail", path.read_bytes())
 
 
-def _pixels(
+def _batches(
     config: CacheTeacherConfig, drawn: DrawnViews, positions: np.ndarray[Any, Any]
-) -> Iterator[Tensor]:
+) -> Iterator[DrawnBatch]:
     requests = [
         DrawRequest(0, 0, tuple(int(p) for p in positions[start : start + config.batch_size]))
         for start in range(0, len(positions), config.batch_size)
     ]
     for batch in drawing_loader(drawn, requests, num_workers=config.workers):
         if batch.keys:  # else every image of it was corrupt
-            yield batch.pixels
+            yield batch
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The identity of the cache that a job asks for."""
 
-from scalekd.cache.manifest import DataInfo, Identity, ViewsInfo
+from scalekd.cache.manifest import ClassMap, DataInfo, Identity, ViewsInfo
 from scalekd.codecs import parse_codec
 from scalekd.images.samples import ImageDataset
 from scalekd.pipelines._cache_config import CacheTeacherConfig
@@ -19,6 +19,7 @@ def wanted_identity(
     made: Calibration | Identity,
     *,
     environment: dict[str, str] | None = None,
+    class_map: ClassMap | None = None,
 ) -> Identity:
     """The identity of the cache asked for; files of tables come from ``made``.
 
@@ -66,6 +67,7 @@ def wanted_identity(
         skip_corrupt=config.skip_corrupt,
         shard_size=shard_size,
         block_size=config.block_size or default_block_size(shard_size),
+        class_map=class_map,
     )
 
 

@@ -9,26 +9,31 @@ from scalekd.cache.layout import MANIFEST_FILE, RECORDS_FOLDER, Layout
 from scalekd.cache.manifest import Plan
 from scalekd.cache.planning import check_form, read_plan
 from scalekd.cache.selection import refuse_part
-from scalekd.codecs import check_logit_codec, create_logit_codec, parse_codec
+from scalekd.codecs import check_logit_codec, parse_codec
 from scalekd.errors import EnvironmentFault, UsageError
 from scalekd.images import ImageDataset
 from scalekd.loading import open_images
+from scalekd.models.classes import Classes, classes_of_data
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._identity import default_shard_size
 from scalekd.storage import LocalStorage, Storage, make_local_cache, open_storage
 from scalekd.storage.files import TEMPORARY_SUFFIX, remove_abandoned
-from scalekd.teachers import Teacher, load_teacher, resolve_model_name
+from scalekd.teachers import resolve_model_name
 from scalekd.views import ViewPolicy
 
 _LEAST_COMPRESSED = {"float16": 0.8, "int8": 0.7, "int16": 0.05}  # of a plane's bytes, by type
 
 
-def preflight(config: CacheTeacherConfig) -> tuple[ImageDataset, ViewPolicy]:
-    """Find every avoidable error that costs nothing to find."""
+def preflight(config: CacheTeacherConfig) -> tuple[ImageDataset, ViewPolicy, Classes]:
+    """Find every avoidable error that costs nothing to find.
+
+    Returns:
+        The images to take, the views' policy, and the classes of the whole image set.
+    """
     resolve_model_name(config.teacher.model)
     policy = ViewPolicy.parse(config.aug, interpolation=config.interpolation)
     parse_codec(config.codec)
-    if config.logits != "none":
+    if config.logits is not None and config.logits != "none":
         check_logit_codec(config.logits)
     if config.embed != "none" and config.format != "webdataset":
         raise UsageError(f"--embed {config.embed}: only tars hold images; pass --format webdataset")
@@ -48,10 +53,11 @@ def preflight(config: CacheTeacherConfig) -> tuple[ImageDataset, ViewPolicy]:
     if plan is not None:
         fingerprint = plan.identity.data.fingerprint
         images = images.with_fingerprint(fingerprint, config.limit) or images
+    classes = classes_of_data(images.place, images.class_names, images.labels)
     images = images.limited(config.limit)
     shard_size = config.shard_size or default_shard_size(len(images))
     _check_shards(config.shards, -(-len(images) // shard_size))
-    return images, policy
+    return images, policy, classes
 
 
 def _check_writable(place: Storage) -> None:
@@ -101,15 +107,3 @@ def tidy_and_check_space(config: CacheTeacherConfig, plan: Plan, layout: Layout)
             f" {at_least / 1e9:,.1f} GB; free space, or choose fewer passes, --stages final or"
             " another --codec"
         )
-
-
-def load_checked_teacher(config: CacheTeacherConfig) -> Teacher:
-    teacher = load_teacher(config.teacher)
-    if config.logits != "none":
-        if teacher.spec.num_classes is None:
-            raise UsageError(
-                f"{teacher.spec.model} has no classification head, so it gives no logits; pass"
-                " --logits none, or a --checkpoint with a head"
-            )
-        create_logit_codec(config.logits, teacher.spec.num_classes)
-    return teacher

@@ -126,6 +126,8 @@ class TeacherAgain:
             mean=cached.mean,
             std=cached.std,
             tail_blocks=cached.tail_blocks,
+            class_names=cached.class_names,
+            keep_head=True,
         )
 
     @cached_property
@@ -142,7 +144,7 @@ class TeacherAgain:
         different = [
             f"{name} is {there[name]} in the cache, {here[name]} here"
             for name in here
-            if here[name] != there[name] and name not in ABOUT_ORIGIN
+            if name not in ABOUT_ORIGIN and here[name] != there[name]
         ]
         if different:
             raise CacheMismatch(f"{config.cache}: another teacher: {'; '.join(different)}")

@@ -27,6 +27,7 @@ from scalekd.loading.drawing import (
     shard_requests,
 )
 from scalekd.pipelines._cache_config import CacheTeacherConfig
+from scalekd.pipelines._classes import TeacherAnswers
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.teachers import Teacher
 from scalekd.threads import one_blas_thread
@@ -95,6 +96,7 @@ def write_claimed(
     drawn: DrawnViews,
     shards: Iterable[tuple[int, int]],
     progress: ProgressReport,
+    answers: TeacherAnswers | None = None,
 ) -> int:
     """Draw, run the teacher, code and commit, shard by shard; returns the number committed.
 
@@ -123,6 +125,8 @@ def write_claimed(
             if codecs.stages or codecs.logits:  # otherwise only the views are kept
                 output = run_teacher(teacher, batch.pixels, config.precision)
             shard.add(batch, output)
+            if answers is not None:
+                answers.add(output.logits, batch.labels)
         shard.skipped.extend(batch.skipped)
         if request.last:
             shard.commit_behind()

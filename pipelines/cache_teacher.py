@@ -37,17 +37,25 @@ from scalekd.errors import CacheMismatch, EnvironmentFault
 from scalekd.images.samples import ImageDataset
 from scalekd.loading import worker_faults
 from scalekd.loading.drawing import DrawnViews
+from scalekd.models.classes import ClassMatch
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._calibrate import calibrate
+from scalekd.pipelines._classes import (
+    TeacherAnswers,
+    match_labels,
+    note_on_labels,
+    stored_map,
+    with_logits,
+)
 from scalekd.pipelines._identity import wanted_identity
 from scalekd.pipelines._notes import note
-from scalekd.pipelines._preflight import load_checked_teacher, preflight, tidy_and_check_space
+from scalekd.pipelines._preflight import preflight, tidy_and_check_space
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._same_pixels import check_pixels
 from scalekd.pipelines._signals import terminable
 from scalekd.pipelines._write_shards import num_coding_threads, write_claimed
 from scalekd.storage import LocalStorage, Storage, is_remote, open_storage
-from scalekd.teachers import ABOUT_ORIGIN, Teacher
+from scalekd.teachers import ABOUT_ORIGIN, Teacher, load_teacher
 from scalekd.views import ViewPolicy
 
 __all__ = ["CacheTeacherConfig", "CacheTeacherResult", "cache_teacher"]
@@ -61,6 +69,7 @@ class CacheTeacherResult(BaseModel):
     """What a run did: counts, bytes, seconds. Shards and views are those of all processes.
 
     ``shards_elsewhere`` names the shards that other jobs were still writing, and those jobs.
+    ``teacher_top1`` is in percent of the labelled views that were written now.
     """
 
     output: str
@@ -80,6 +89,8 @@ class CacheTeacherResult(BaseModel):
     data_wait_share: float
     total_bytes: int | None
     bytes_per_view: float | None
+    teacher_top1: float | None = None
+    num_labelled_views: int = 0
 
 
 class Surroundings(Protocol):
@@ -128,13 +139,23 @@ def _cache_teacher(config: CacheTeacherConfig, around: Surroundings | None) -> C
         """Run on the main process alone; all go on together, or fail together."""
         return everyone.together(lambda: work() if state.is_main_process else None)
 
-    images, policy = everyone.together(lambda: preflight(config))
-    for line in images.notes if state.is_main_process else ():
-        note(line)
-    teacher = everyone.together(lambda: load_checked_teacher(config).to(state.device))
+    def tell(line: str) -> None:
+        if line and state.is_main_process:
+            note(line)
+
+    images, policy, data = everyone.together(lambda: preflight(config))
+    for line in images.notes:
+        tell(line)
+    tell(note_on_labels(images))
+    teacher = everyone.together(lambda: load_teacher(config.teacher).to(state.device))
+    config, line = everyone.together(lambda: with_logits(config, teacher))
+    tell(line)
+    existing = None if config.overwrite else everyone.together(lambda: read_plan(config.output))
+    match = everyone.together(lambda: match_labels(config, teacher, data, existing))
+    tell((match.note if match is not None else None) or "")
     if config.overwrite:
         on_main(lambda: remove_cache(config.output))
-    on_main(lambda: _prepare(config, teacher, images, policy, around))
+    on_main(lambda: _prepare(config, teacher, images, policy, match, around))
     plan, codecs = everyone.together(lambda: _join(config, teacher, images, policy))
     config = config.model_copy(
         update={"passes": max(config.passes, committed_passes(config.output, plan))}
@@ -146,6 +167,7 @@ def _cache_teacher(config: CacheTeacherConfig, around: Surroundings | None) -> C
         place = open_storage(config.output)
         begin(config.work_folder, plan, layout, config.passes)
     approve = around.check_shard if around else None
+    answers = TeacherAnswers(match)
     threads = num_coding_threads()
     with CacheWriter(
         config.folder, plan, layout, num_threads=threads, approve=approve, place=place
@@ -154,11 +176,16 @@ def _cache_teacher(config: CacheTeacherConfig, around: Surroundings | None) -> C
         drawn = _drawn_views(config, teacher, images, policy)
         with ProgressReport("caching", work.num_views, enabled=state.is_main_process) as progress:
             num_written = everyone.together(
-                lambda: _write_shards(config, writer, codecs, teacher, drawn, work.shards, progress)
+                lambda: _write_shards(
+                    config, writer, codecs, teacher, drawn, work.shards, progress, answers
+                )
             )
         elsewhere = writer.elsewhere()
     counts = everyone.collect((num_written, work.num_found, progress.done, elsewhere))
     num_views = sum(views for _, _, views, _ in counts)
+    answers = sum(everyone.collect(answers), TeacherAnswers(match))
+    if teacher.spec.weights_source != "random":
+        tell(answers.warning())
     manifest = on_main(lambda: finish(config.output, plan, layout, config.passes))
     return CacheTeacherResult(
         output=str(config.output),
@@ -178,6 +205,8 @@ def _cache_teacher(config: CacheTeacherConfig, around: Surroundings | None) -> C
         data_wait_share=progress.data_wait_share,
         total_bytes=manifest.total_bytes if manifest else None,
         bytes_per_view=manifest.total_bytes / max(1, manifest.num_views) if manifest else None,
+        teacher_top1=answers.top1,
+        num_labelled_views=answers.num_labelled,
     )
 
 
@@ -186,6 +215,7 @@ def _prepare(
     teacher: Teacher,
     images: ImageDataset,
     policy: ViewPolicy,
+    match: ClassMatch | None,
     around: Surroundings | None,
 ) -> None:
     """Calibrate and begin the cache, unless it was begun before, and then for this very job."""
@@ -194,7 +224,11 @@ def _prepare(
         if around is not None:  # before the teacher is asked for calibration
             around.check_plan(wanted_identity(config, teacher, images, policy, around.identity))
             around.check_pixels(_drawn_views(config, teacher, images, policy))
-        calibration = calibrate(config, teacher, images, policy, keep_tail=around is None)
+        answers = TeacherAnswers(match)
+        keep_tail = around is None
+        calibration = calibrate(config, teacher, images, policy, answers, keep_tail=keep_tail)
+        if teacher.spec.weights_source != "random" and (warning := answers.warning()):
+            note(warning)  # before the hours that the teacher takes
         identity = wanted_identity(
             config,
             teacher,
@@ -202,6 +236,7 @@ def _prepare(
             policy,
             calibration,
             environment=around.identity.views.environment if around else None,
+            class_map=stored_map(config, match),
         )
         if around is not None:
             around.check_plan(identity)
@@ -272,15 +307,25 @@ def _check_same_job(
     policy: ViewPolicy,
     plan: Plan,
 ) -> None:
-    wanted = wanted_identity(config, teacher, images, policy, plan.identity)
-    if wanted.teacher["weights_sha256"] == plan.identity.teacher["weights_sha256"]:
+    committed = plan.identity
+    wanted = wanted_identity(
+        config, teacher, images, policy, committed, class_map=committed.class_map
+    )
+    if wanted.teacher["weights_sha256"] == committed.teacher["weights_sha256"]:
         # The same weights by another name, such as that of a folder of this machine.
-        origin = {name: plan.identity.teacher[name] for name in ABOUT_ORIGIN}
-        wanted = wanted.model_copy(update={"teacher": wanted.teacher | origin})
+        origin = {n: v for n, v in committed.teacher.items() if n in ABOUT_ORIGIN}
+        own = {n: v for n, v in wanted.teacher.items() if n not in ABOUT_ORIGIN}
+        wanted = wanted.model_copy(update={"teacher": own | origin})
     if wanted != plan.identity:
         raise CacheMismatch(
             f"{config.output} was begun for something else: {differences(plan.identity, wanted)}."
             " Give the same options to finish it, choose another --output, or pass --overwrite"
+        )
+    names = config.teacher.class_names
+    if names is not None and list(names) != committed.teacher.get("class_names"):
+        raise CacheMismatch(
+            f"--teacher-classes: {config.output} was begun with other names of the teacher's"
+            " classes; leave the option out, choose another --output, or pass --overwrite"
         )
     for option in ("licence", "note"):
         asked, stands = getattr(config, option), getattr(plan.provenance, option)
@@ -325,6 +370,7 @@ def _write_shards(
     drawn: DrawnViews,
     shards: Sequence[tuple[int, int]],
     progress: ProgressReport,
+    answers: TeacherAnswers,
 ) -> int:
     """Write those shards that nobody else writes; returns how many these were.
 
@@ -332,6 +378,6 @@ def _write_shards(
     """
     with worker_faults():
         return sum(
-            write_claimed(config, writer, codecs, teacher, drawn, shards, progress)
+            write_claimed(config, writer, codecs, teacher, drawn, shards, progress, answers)
             for _ in range(2)
         )

@@ -15,15 +15,17 @@ import torch
 from accelerate import PartialState
 from pydantic import BaseModel, Field
 
+from scalekd.cache.planning import read_plan
 from scalekd.codecs import create_logit_codec, fit_codec, parse_codec
 from scalekd.errors import DataError
 from scalekd.loading.drawing import DrawnViews, DrawRequest
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._calibrate import num_calibration_views
-from scalekd.pipelines._preflight import load_checked_teacher, preflight
+from scalekd.pipelines._classes import match_labels, with_logits
+from scalekd.pipelines._preflight import preflight
 from scalekd.pipelines._write_shards import num_coding_threads, run_teacher
 from scalekd.storage import open_storage
-from scalekd.teachers import Teacher
+from scalekd.teachers import Teacher, load_teacher
 from scalekd.threads import one_thread
 
 _PROBE_VIEWS = 64
@@ -179,9 +181,11 @@ def estimate_cache(config: CacheTeacherConfig) -> CacheEstimate:
     Raises:
         ScaleKDError: Whatever would stop the real run before its first shard.
     """
-    images, policy = preflight(config)
+    images, policy, data = preflight(config)
     state = PartialState(cpu=not torch.accelerator.is_available())
-    teacher = load_checked_teacher(config).to(state.device)
+    teacher = load_teacher(config.teacher).to(state.device)
+    config, _ = with_logits(config, teacher)
+    match_labels(config, teacher, data, None if config.overwrite else read_plan(config.output))
     drawn = DrawnViews(
         images, policy, config.seed, teacher.spec.img_size, config.skip_corrupt, embed=config.embed
     )

@@ -21,17 +21,18 @@ from scalekd.evaluation import (
     EvaluationViews,
     Evaluator,
     cached_answers,
-    class_map_by_name,
     evaluate_neighbours,
-    imagenet_class_names,
     live_answers,
-    read_class_map,
 )
+from scalekd.images import ImageDataset
 from scalekd.loading import open_images, worker_faults
 from scalekd.models.build import Preprocessing, build_model, preprocessing_of
-from scalekd.models.names import describe_model
+from scalekd.models.classes import Classes, ClassMatch, classes_of_data, match_classes
+from scalekd.models.names import ModelSource, describe_model
+from scalekd.pipelines._notes import note
 from scalekd.students import StudentSpec, resolve_student_name
-from scalekd.teachers import TeacherConfig, load_teacher
+from scalekd.teachers import TeacherConfig, TeacherSpec, load_teacher, match_teacher
+from scalekd.teachers.heads import class_names_of, why_no_classifier
 from scalekd.training import find_run_checkpoint, load_trained_student
 from scalekd.training.config import default_workers
 from scalekd.training.precision import choose_precision
@@ -53,7 +54,7 @@ class EvaluateConfig:
         crop_pct: Share of the resized side that is kept, when not the model's own.
         interpolation: Resize filter of the images, when not the model's own.
         class_map: ``auto`` finds the model's class of each label by name where both have names;
-            ``none`` goes by number; otherwise a file, see `scalekd.evaluation.read_class_map`.
+            ``none`` goes by number; otherwise a file, see `scalekd.models.classes.read_class_map`.
         teacher: Name of a teacher that is asked too, for the agreement with it.
         teacher_checkpoint: Its weights on disk.
         teacher_pretrained: Take its published weights; random ones otherwise.
@@ -94,8 +95,9 @@ class _Opened(NamedTuple):
     model: nn.Module
     view: EvaluationConfig
     name: str
-    class_names: Sequence[str] | None
+    classes: Classes
     samples_viewed: int | None
+    goes_by_number: bool = False  # where names do not tell: a run's own numbers, or random weights
 
 
 @worker_faults()
@@ -123,9 +125,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
     views = views_of(config.split)
     gallery = None if config.knn_split is None else views_of(config.knn_split)
-    class_map = _class_map(config.class_map, views, opened)
+    data = _classes_of_data(views.images)
+    match = _match(config, data, opened)
+    if match.note is not None and accelerator.is_main_process:
+        note(match.note)
     evaluator = Evaluator(
-        views, opened.view, class_map=class_map, answers=_answers(config, views, class_map)
+        views, opened.view, class_map=match.indices, answers=_answers(config, views, data)
     )
     model = opened.model.to(accelerator.device)
     found: dict[str, Any] = {
@@ -135,7 +140,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "img_size": list(opened.view.img_size),
         "crop_pct": opened.view.crop_pct,
         "interpolation": opened.view.policy.interpolation,
-        "num_classes_evaluated": None if class_map is None else len(class_map),
+        "num_classes_evaluated": None if match.indices is None else len(match.indices),
         **evaluator.evaluate(model).metrics(),
     }
     if gallery is not None:
@@ -164,7 +169,9 @@ def _open_model(config: EvaluateConfig) -> _Opened:
         student = load_trained_student(run, use_ema=config.use_ema)
         view = _view(config, student.spec, student.spec.img_size)
         viewed = student.state.get("samples_viewed")
-        return _Opened(student.model, view, str(student.checkpoint), student.class_names, viewed)
+        name = str(student.checkpoint)
+        classes = Classes(name, student.spec.num_classes, student.class_names)
+        return _Opened(student.model, view, name, classes, viewed, student.class_names is None)
     if (run / "args.yaml").is_file():
         raise UsageError(f"{run}: this training run has written no checkpoint yet")
     if config.use_ema:
@@ -187,8 +194,18 @@ def _open_model(config: EvaluateConfig) -> _Opened:
     recorded = preprocessing_of(model)
     native = source.pretrained_cfg.get("input_size") or (3, 224, 224)
     view = _view(config, recorded, (int(native[1]), int(native[2])))
-    names = source.pretrained_cfg.get("label_names")
-    return _Opened(model.eval(), view, source.label, names, None)
+    classes = _classes_of(source, int(model.num_classes), config)  # type: ignore[arg-type]
+    is_random = not config.pretrained and config.checkpoint is None
+    return _Opened(model.eval(), view, source.label, classes, None, is_random)
+
+
+def _classes_of(source: ModelSource, num_classes: int, config: EvaluateConfig) -> Classes:
+    published = config.pretrained and config.checkpoint is None
+    reason = why_no_classifier(source, num_classes, reads_published=published, named=False)
+    if reason is not None:
+        raise UsageError(f"{source.label} has no classes to evaluate: {reason}")
+    names = class_names_of(source, num_classes, published=published, given=None)
+    return Classes(source.label, num_classes, names)
 
 
 def _view(
@@ -207,32 +224,51 @@ def _view(
         raise UsageError(f"{config.model}: {error}; choose one with --interpolation") from error
 
 
-def _class_map(request: str, views: EvaluationViews, opened: _Opened) -> list[int] | None:
-    if request == "none":
+def _match(config: EvaluateConfig, data: Classes, opened: _Opened) -> ClassMatch:
+    try:
+        return match_classes(data, opened.classes, config.class_map)
+    except DataError:
+        if config.class_map != "auto" or not opened.goes_by_number:
+            raise
+        return match_classes(data, opened.classes, "none")
+
+
+def _match_teacher(
+    config: EvaluateConfig,
+    data: Classes,
+    spec: TeacherSpec,
+    stored: Sequence[int] | str | None = None,
+) -> ClassMatch:
+    """By name where possible; ``--class-map FILE`` is the model's, and the teacher's otherwise."""
+    if config.class_map == "none":
+        return match_teacher(data, spec, "none")
+    try:
+        return match_teacher(data, spec, stored=stored)
+    except DataError:
+        if config.class_map == "auto":
+            raise
+        return match_teacher(data, spec, config.class_map)
+
+
+def _gallery_classes(views: EvaluationViews, gallery: EvaluationViews) -> Sequence[int] | None:
+    ours, theirs = _classes_of_data(views.images), _classes_of_data(gallery.images)
+    if ours.names is None or theirs.names is None:
         return None
-    images = views.images
-    names = opened.class_names or imagenet_class_names(opened.model, images.class_names)
-    if request == "auto":
-        return class_map_by_name(images.class_names, names, place=images.place)
-    return read_class_map(Path(request), names)
+    return match_classes(ours, theirs).indices
 
 
-def _gallery_classes(views: EvaluationViews, gallery: EvaluationViews) -> list[int] | None:
-    return class_map_by_name(
-        views.images.class_names,
-        gallery.images.class_names,
-        place=views.images.place,
-        owner=gallery.images.place,
-    )
+def _classes_of_data(images: ImageDataset) -> Classes:
+    return classes_of_data(images.place, images.class_names, images.labels)
 
 
-def _answers(
-    config: EvaluateConfig, views: EvaluationViews, class_map: list[int] | None
-) -> Answers | None:
+def _answers(config: EvaluateConfig, views: EvaluationViews, data: Classes) -> Answers | None:
     if config.teacher_cache is not None:
         if config.teacher is not None:
             raise UsageError("--teacher and --teacher-cache: one or the other")
-        return cached_answers(open_cache(config.teacher_cache), views.images, class_map=class_map)
+        reader = open_cache(config.teacher_cache)
+        spec = TeacherSpec.model_validate(reader.identity.teacher)
+        match = _match_teacher(config, data, spec, reader.identity.class_map)
+        return cached_answers(reader, views.images, class_map=match.indices)
     if config.teacher is None:
         if config.teacher_checkpoint is not None:
             raise UsageError("--teacher-checkpoint needs --teacher, the name of its model")
@@ -244,4 +280,8 @@ def _answers(
             pretrained=config.teacher_pretrained,
         )
     )
-    return live_answers(teacher.to(views.accelerator.device), views, class_map=class_map)
+    if teacher.no_classifier is not None:
+        raise UsageError(f"--teacher {config.teacher}: gives no answers: {teacher.no_classifier}")
+    match = _match_teacher(config, data, teacher.spec)
+    device = views.accelerator.device
+    return live_answers(teacher.to(device), views, class_map=match.indices)

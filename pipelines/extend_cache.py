@@ -22,6 +22,7 @@ from scalekd.cache.planning import read_plan
 from scalekd.codecs import DEFAULT_FEATURE_CODEC, parse_codec
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.loading.drawing import DrawnViews
+from scalekd.models.classes import read_class_names
 from scalekd.pipelines._cache_config import DEFAULT_LOCAL_CACHE_BYTES, CacheTeacherConfig
 from scalekd.pipelines._same_job import SameJob, TeacherAgain
 from scalekd.pipelines._same_pixels import check_pixels
@@ -45,6 +46,8 @@ class ExtendConfig(BaseModel):
         model: Another teacher; without ``name``, the name of the cache's teacher here.
         checkpoint: The teacher's weights on disk.
         model_kwargs: Arguments of the model.
+        teacher_classes: File with the names of another teacher's classes.
+        class_map: The other teacher's class of each label; see `CacheTeacherConfig`.
         pretrained: Read the published weights of another teacher.
         licence: Of another teacher's weights.
         note: Free text for the extension's manifest.
@@ -67,6 +70,8 @@ class ExtendConfig(BaseModel):
     model: str | None = None
     checkpoint: str | None = None
     model_kwargs: dict[str, Any] = {}
+    teacher_classes: Path | None = None
+    class_map: str | None = None
     pretrained: bool = True
     licence: str | None = None
     note: str | None = None
@@ -98,11 +103,16 @@ def extend_cache(config: ExtendConfig) -> CacheTeacherResult:
     if standing is not None:
         _refuse_changes(config, standing.identity)
         job = _again(config, standing.identity, folder)
+        if config.teacher_classes is not None:  # compared with those of the plan
+            names = read_class_names(config.teacher_classes)
+            teacher = job.teacher.model_copy(update={"class_names": names})
+            job = job.model_copy(update={"teacher": teacher})
     else:
         job = _new_extension(config, base.identity, folder)
     job = job.model_copy(
         update={
             "passes": passes,
+            "class_map": config.class_map or "auto",
             "shards": config.shards,
             "licence": config.licence,
             "note": config.note,
@@ -162,12 +172,12 @@ class ViewsOf:
 
 
 def _more_passes(config: ExtendConfig, base: CacheReader) -> CacheTeacherConfig:
-    only_named = ("stages", "logits", "codec", "licence", "note")
+    only_named = ("stages", "logits", "codec", "teacher_classes", "class_map", "licence", "note")
     given = [name for name in only_named if getattr(config, name) is not None]
     if given:
         raise UsageError(
-            f"--{given[0]}: a cache keeps the targets it was begun with; give --name to add others"
-            " beside them"
+            f"--{given[0].replace('_', '-')}: a cache keeps the targets it was begun with; give"
+            " --name to add others beside them"
         )
     if config.passes is None:
         raise UsageError("nothing to add: give --passes, or --name with --model or --stages")
@@ -231,12 +241,13 @@ def _new_extension(config: ExtendConfig, base: Identity, output: Path) -> CacheT
             pretrained=config.pretrained,
             model_kwargs=config.model_kwargs,
             img_size=base.views.view_size,
+            class_names=read_class_names(config.teacher_classes),
         )
     return again.stage_one(output).model_copy(
         update={
             "teacher": teacher,
             "stages": config.stages or (),
-            "logits": config.logits or ("full" if config.model else "none"),
+            "logits": config.logits or (None if config.model else "none"),
             "codec": config.codec or DEFAULT_FEATURE_CODEC,
             "embed": "none",  # the cache around it holds the images
         }

@@ -8,7 +8,7 @@ same command with ``--resume auto`` goes on from the last checkpoint, to the bit
 """
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
-from scalekd.cache import JoinedTargets, open_cache
+from scalekd.cache import CacheReader, JoinedTargets, open_cache
 from scalekd.distillation import Objective
 from scalekd.errors import CacheMismatch, DataError, UsageError
 from scalekd.evaluation import (
@@ -25,16 +25,18 @@ from scalekd.evaluation import (
     EvaluationViews,
     Evaluator,
     cached_answers,
-    class_map_by_name,
 )
 from scalekd.loading import open_images, worker_faults
+from scalekd.models.classes import Classes, ClassMatch, classes_of_data, match_classes
 from scalekd.pipelines._notes import note
 from scalekd.storage import LocalCache, make_local_cache, open_storage
 from scalekd.students import Student, create_student
 from scalekd.teachers import (
     Teacher,
     TeacherConfig,
+    TeacherSpec,
     load_teacher,
+    match_teacher,
     teacher_named_by_cache,
 )
 from scalekd.training import (
@@ -84,6 +86,9 @@ def train_student(config: TrainConfig) -> TrainResult:
         channels_last=config.channels_last,
         tail_checkpointing=config.tail_checkpointing,
     )
+    if accelerator.is_main_process and module.objective.needs_logits:
+        for line in source.notes:
+            note(line)
     targets = _make_targets(config, source, module.objective)
     num_passes, num_epochs = len(source.reader.passes), planned_epochs(config)
     repeats = num_epochs > num_passes and not source.reader.policy.deterministic
@@ -170,6 +175,7 @@ def _open_source(config: TrainConfig) -> CachedTeacher:
         num_classes=config.num_classes,
         targets=config.targets,
         logits_from=config.logits_from,
+        class_map=config.class_map,
     )
 
 
@@ -226,9 +232,16 @@ def _make_targets(
 ) -> JoinedTargets | NoTargets | OnlineTargets:
     if config.online and (objective.needs_features or objective.needs_logits):
         return OnlineTargets(
-            _live_teacher(config, source), amp_dtype=AUTOCAST_DTYPES[choose_precision(config.amp)]
+            _live_teacher(config, source),
+            amp_dtype=AUTOCAST_DTYPES[choose_precision(config.amp)],
+            classes=_class_of_live_teacher(source) if objective.needs_logits else None,
         )
     return source.targets(objective)
+
+
+def _class_of_live_teacher(source: CachedTeacher) -> tuple[int, ...] | None:
+    """Its class of each class of the student; it is the teacher whose features count."""
+    return source.class_indices().get(source.chosen.features)
 
 
 def _live_teacher(config: TrainConfig, source: CachedTeacher) -> Teacher:
@@ -243,6 +256,8 @@ def _live_teacher(config: TrainConfig, source: CachedTeacher) -> Teacher:
             mean=spec.mean,
             std=spec.std,
             tail_blocks=spec.tail_blocks,
+            class_names=spec.class_names,
+            keep_head=True,
         )
     )
     if teacher.spec.weights_sha256 != spec.weights_sha256:
@@ -267,12 +282,18 @@ def _make_evaluator(
             f"{error}; name the validation split with --val-split, or train without by "
             "--val-split none"
         ) from error
+    data = classes_of_data(images.place, images.class_names, images.labels)
     # A validation folder may lack a class of the training set: its labels would be shifted.
-    class_map = class_map_by_name(images.class_names, source.class_names, place=images.place)
+    class_map = None
+    if data.names is not None and source.class_names is not None:
+        trained = Classes("the student", source.num_classes, source.class_names)
+        advice = "remove what is of no class of the training set, or evaluate by --val-split none"
+        class_map = match_classes(data, trained, advice=advice).indices
     answers = None
     if config.val_cache is not None:
-        validated = open_storage(config.val_cache, local_cache=_local_cache(config))
-        answers = cached_answers(open_cache(validated), images, class_map=class_map)
+        validated = open_cache(open_storage(config.val_cache, local_cache=_local_cache(config)))
+        answer_map = _teacher_class_map(config, source, validated, data, class_map)
+        answers = cached_answers(validated, images, class_map=answer_map)
     try:
         view = EvaluationConfig.of(student.spec)
     except UsageError as error:
@@ -285,6 +306,25 @@ def _make_evaluator(
         class_map=class_map,
         answers=answers,
     )
+
+
+def _teacher_class_map(
+    config: TrainConfig,
+    source: CachedTeacher,
+    validated: CacheReader,
+    data: Classes,
+    class_map: Sequence[int] | None,
+) -> Sequence[int] | None:
+    """Class of the teacher of ``--val-cache`` of each label of the validation split."""
+    identity = validated.identity
+    spec = TeacherSpec.model_validate(identity.teacher)
+    trained = next(iter(source.matches.values()))
+    if spec.weights_sha256 == source.spec.weights_sha256 and isinstance(trained, ClassMatch):
+        # Validation labels are the student's classes, which were matched with this teacher's.
+        if trained.indices is None or class_map is None:
+            return class_map if trained.indices is None else trained.indices
+        return [trained.indices[label] for label in class_map]
+    return match_teacher(data, spec, config.class_map, stored=identity.class_map).indices
 
 
 def _facts(config: TrainConfig, source: CachedTeacher, student: Student) -> Mapping[str, Any]:

@@ -56,8 +56,19 @@ class ChosenTargets:
         extensions = {name: found for name, found in self.caches.items() if name != BASE}
         return JoinedReader(self.base, extensions) if extensions else self.base
 
-    def decoder(self, *, features: bool, logits: bool) -> JoinedTargets:
-        """Decodes a loader's batches.
+    def decoder(
+        self,
+        *,
+        features: bool,
+        logits: bool,
+        classes: Mapping[str, Sequence[int] | None] | None = None,
+    ) -> JoinedTargets:
+        """Decode a loader's batches.
+
+        Args:
+            features: Decode features.
+            logits: Decode logits.
+            classes: For each cache that gives logits, see `TargetDecoder`.
 
         Raises:
             UsageError: One of the caches does not hold what is asked of it.
@@ -71,6 +82,7 @@ class ChosenTargets:
                     features=features and owner == self.features,
                     logits=logits and owner in self.logits,
                     owner="" if owner == BASE else owner,
+                    classes=(classes or {}).get(owner),
                 )
                 for owner in sorted(owners)
             ]

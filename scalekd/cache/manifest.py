@@ -15,9 +15,11 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     TypeAdapter,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -122,6 +124,14 @@ class ViewsInfo(CacheDocument):
         return self
 
 
+ClassMap = (
+    Literal["number"]
+    | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=1 << 20)]
+)
+"""The teacher's class of each label, where they are numbered differently; ``"number"``: labels are
+the teacher's classes by number, as the maker of the cache asked for."""
+
+
 class Request(CacheDocument):
     """What stage one was asked to keep, as its options spell it."""
 
@@ -148,6 +158,32 @@ class Identity(CacheDocument):
     skip_corrupt: bool
     shard_size: int = Field(ge=1, le=1 << 24)
     block_size: int = Field(ge=1, le=_MAX_BLOCK_VIEWS)
+    class_map: ClassMap | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_default_class_map(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the class map out where there is none, as documents of older versions do."""
+        document: dict[str, Any] = handler(self)
+        if self.class_map is None:
+            document.pop("class_map", None)
+        return document
+
+    @model_validator(mode="after")
+    def _maps_to_classes(self) -> Self:
+        if isinstance(self.class_map, tuple):
+            num_classes = self.teacher.get("num_classes") or 0
+            if len(set(self.class_map)) != len(self.class_map) or (
+                max(self.class_map, default=0) >= num_classes
+            ):
+                raise ValueError(
+                    f"class_map repeats a class or names one beyond the teacher's {num_classes:,}"
+                )
+            names = self.data.class_names
+            if names is not None and len(names) != len(self.class_map):
+                raise ValueError(
+                    f"class_map has {len(self.class_map):,} entries for {len(names):,} classes"
+                )
+        return self
 
     @field_validator("teacher")
     @classmethod

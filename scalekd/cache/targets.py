@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import safetensors.numpy
+import torch
 from torch import Tensor, nn
 
 from scalekd.cache.files import FileDigest, digest, read_checked
@@ -23,7 +24,14 @@ from scalekd.codecs import (
     LogitCodec,
     logit_codec_from_config,
 )
-from scalekd.distillation import FullLogits, LogitTargets, MeanLogits, Targets, TopKLogits
+from scalekd.distillation import (
+    FullLogits,
+    LogitTargets,
+    MeanLogits,
+    Targets,
+    TopKLogits,
+    select_classes,
+)
 from scalekd.errors import UsageError
 from scalekd.storage import Place, Storage, open_storage
 from scalekd.views import ViewPolicy, view_columns
@@ -134,15 +142,27 @@ class TargetDecoder(nn.Module):
         features: Decode the final stage's features; the batch must hold its planes.
         logits: Decode logits.
         owner: Extension whose arrays these are; empty for the cache itself.
+        classes: The teacher's class of each class of the decoded logits; all of the teacher's
+            in its own order when ``None``.
 
     Raises:
         UsageError: The cache does not hold what is asked for.
     """
 
+    classes: Tensor | None
+
     def __init__(
-        self, codecs: CacheCodecs, *, features: bool, logits: bool, owner: str = ""
+        self,
+        codecs: CacheCodecs,
+        *,
+        features: bool,
+        logits: bool,
+        owner: str = "",
+        classes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        selected = None if classes is None else torch.tensor(list(classes))
+        self.register_buffer("classes", selected, persistent=False)
         self._owner = f"{owner}{SEPARATOR}" if owner else ""
         if features and 4 not in codecs.stages:
             raise UsageError(
@@ -182,9 +202,12 @@ class TargetDecoder(nn.Module):
         if self.logits is None:
             return None
         decoded = self.logits(_group(batch, f"{self._owner}logits"))
+        logits: FullLogits | TopKLogits
         if "logits" in decoded:
-            return FullLogits(decoded["logits"])
-        return TopKLogits(**decoded, num_classes=self._num_classes)
+            logits = FullLogits(decoded["logits"])
+        else:
+            logits = TopKLogits(**decoded, num_classes=self._num_classes)
+        return logits if self.classes is None else select_classes(logits, self.classes)
 
 
 class JoinedTargets(nn.Module):

@@ -24,8 +24,10 @@ from scalekd.distillation.targets import (
     FullLogits,
     LogitTargets,
     MeanLogits,
+    SelectedClasses,
     Targets,
     TopKLogits,
+    select_classes,
 )
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "PlainObjective",
     "ScaleKDConfig",
     "ScaleKDObjective",
+    "SelectedClasses",
     "StageConfig",
     "StudentLevel",
     "Targets",
@@ -55,6 +58,7 @@ __all__ = [
     "default_num_heads",
     "frequency_loss",
     "kd_loss",
+    "select_classes",
     "soft_cross_entropy",
     "spatial_loss",
     "topk_kd_loss",

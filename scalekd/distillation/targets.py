@@ -75,6 +75,50 @@ class TopKLogits:
 
 
 @dataclass(frozen=True)
+class SelectedClasses:
+    """The likeliest classes of `TopKLogits`, over some of the teacher's classes only.
+
+    Exact among the kept classes that are selected; the others get equal shares, as in
+    `TopKLogits`. Where none of the kept classes is selected, all selected ones are equally likely.
+
+    Attributes:
+        source: Of all of the teacher's classes.
+        classes: The teacher's class of each of these classes.
+    """
+
+    source: TopKLogits
+    classes: Int64[Tensor, " cls"]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def probabilities(self, temperature: float = 1.0) -> Float[Tensor, "batch cls"]:
+        """`TopKLogits.probabilities` of the selected classes, normalised again."""
+        selected = self.source.probabilities(temperature)[:, self.classes]
+        total = selected.sum(dim=-1, keepdim=True)
+        even = torch.full_like(selected, 1 / self.num_classes)
+        return torch.where(total > 0, selected / total, even)
+
+
+def select_classes(
+    logits: FullLogits | TopKLogits, classes: Int64[Tensor, " cls"]
+) -> "FullLogits | SelectedClasses":
+    """The teacher's answer over some of its classes, in a given order.
+
+    Of full logits these are the scores of those classes, whose softmax is the teacher's
+    distribution given that one of them is right.
+
+    Args:
+        logits: Of all of the teacher's classes.
+        classes: The teacher's class of each class of the result, on the device of the logits.
+    """
+    if isinstance(logits, FullLogits):
+        return FullLogits(logits.logits[:, classes])
+    return SelectedClasses(logits, classes)
+
+
+@dataclass(frozen=True)
 class MeanLogits:
     """What several teachers say of the same views: the mean of their softened probabilities.
 
@@ -85,7 +129,7 @@ class MeanLogits:
         teachers: At least one; all over the same classes.
     """
 
-    teachers: tuple[FullLogits | TopKLogits, ...]
+    teachers: tuple[FullLogits | TopKLogits | SelectedClasses, ...]
 
     def __post_init__(self) -> None:
         classes = [teacher.num_classes for teacher in self.teachers]
@@ -102,7 +146,7 @@ class MeanLogits:
         return torch.stack(found).mean(dim=0)
 
 
-LogitTargets = FullLogits | TopKLogits | MeanLogits
+LogitTargets = FullLogits | TopKLogits | SelectedClasses | MeanLogits
 
 
 @dataclass(frozen=True)

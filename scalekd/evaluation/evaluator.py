@@ -49,7 +49,7 @@ class Evaluator:
         views: The image set, and how it is divided and read.
         config: Pixels that the models want.
         class_map: For a subset of the model's classes: the model's class of each label. Other
-            classes are not in the running; see `scalekd.evaluation.classes`.
+            classes are not in the running; see `scalekd.models.classes`.
         answers: The teacher's class of every sample, numbered like the labels; -1 where this
             process has no share in the sample.
 

@@ -7,6 +7,7 @@ Example:
     ((7, 7), 768)
 """
 
+from scalekd.teachers.heads import match_teacher
 from scalekd.teachers.names import ALIASES, resolve_model_name, teacher_named_by_cache
 from scalekd.teachers.spec import ABOUT_ORIGIN, TeacherConfig, TeacherSpec
 from scalekd.teachers.tail import Tail, TailConfig
@@ -26,6 +27,7 @@ __all__ = [
     "load_tail",
     "load_tail_bytes",
     "load_teacher",
+    "match_teacher",
     "resolve_model_name",
     "save_tail",
     "teacher_named_by_cache",

@@ -1,11 +1,24 @@
 """What a teacher is asked to be, and what it turned out to be."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from scalekd.models.arguments import check_model_kwargs
+from scalekd.models.classes import MAX_CLASSES, MAX_NAME_LENGTH, Classes
 from scalekd.shapes import FeatureShape
+
+ClassNames = Annotated[
+    tuple[Annotated[str, Field(max_length=MAX_NAME_LENGTH)], ...], Field(max_length=MAX_CLASSES)
+]
 
 
 class TeacherConfig(BaseModel):
@@ -21,6 +34,8 @@ class TeacherConfig(BaseModel):
         mean: Mean of RGB in 0..1 when not the model's own.
         std: Standard deviation of RGB in 0..1 when not the model's own.
         tail_blocks: Blocks of a ViT that count as its final stage. Stage 3 is what enters them.
+        class_names: Name of each class, when the model's own description does not give them.
+        keep_head: Keep a head that is no classifier, as the maker of an older cache did.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -33,6 +48,8 @@ class TeacherConfig(BaseModel):
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     tail_blocks: int = Field(default=2, ge=1)
+    class_names: ClassNames | None = None
+    keep_head: bool = False
 
     @field_validator("img_size", mode="before")
     @classmethod
@@ -46,8 +63,9 @@ class TeacherConfig(BaseModel):
         return value
 
 
-ABOUT_ORIGIN = frozenset({"model", "weights_source", "licence"})
-"""Fields of a :class:`TeacherSpec` that decide no byte of a target: where its weights came from."""
+ABOUT_ORIGIN = frozenset({"model", "weights_source", "licence", "class_names"})
+"""Fields of a :class:`TeacherSpec` that decide no byte of a target: where its weights came from,
+and what its classes are called."""
 
 
 class TeacherSpec(BaseModel):
@@ -65,10 +83,11 @@ class TeacherSpec(BaseModel):
         interpolation: timm's name of the resize filter it was trained with.
         crop_pct: Share of the shorter side that its evaluation crop keeps.
         stages: Shape of the features of stage 3 and stage 4.
-        num_classes: Width of the logits; none for a teacher without a head.
+        num_classes: Width of the logits; ``None`` for a teacher without a classifier.
         licence: Licence of the published weights, as timm records it.
         model_kwargs: All constructor arguments over timm's defaults for the architecture.
         tail_blocks: Blocks in the tail of a ViT.
+        class_names: Name of each class of the logits; left out of documents where unknown.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -88,6 +107,28 @@ class TeacherSpec(BaseModel):
     licence: str | None
     model_kwargs: dict[str, Any]
     tail_blocks: int = Field(ge=1)
+    class_names: ClassNames | None = None
+
+    @property
+    def classes(self) -> Classes:
+        """Its classes, for comparisons; none at all without a classifier."""
+        return Classes(f"the teacher {self.model}", self.num_classes or 0, self.class_names)
+
+    @model_validator(mode="after")
+    def _names_every_class(self) -> Self:
+        if self.class_names is not None and len(self.class_names) != (self.num_classes or 0):
+            raise ValueError(
+                f"{len(self.class_names)} class names for {self.num_classes or 0} classes"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unknown_names(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the names out where unknown: documents of older versions do not have the field."""
+        document: dict[str, Any] = handler(self)
+        if self.class_names is None:
+            document.pop("class_names", None)
+        return document
 
     @field_validator("model_kwargs")
     @classmethod

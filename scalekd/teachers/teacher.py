@@ -17,10 +17,12 @@ from scalekd.models.build import (
 from scalekd.models.names import ModelSource, describe_model
 from scalekd.teachers._weights_hash import weights_sha256
 from scalekd.teachers.families import Family, family_of
+from scalekd.teachers.heads import class_names_of, why_no_classifier
 from scalekd.teachers.names import resolve_model_name
 from scalekd.teachers.spec import TeacherConfig, TeacherSpec
 from scalekd.teachers.tail import Tail, TailConfig
 
+_USUAL_CLASSES = 1000  # of an architecture that timm describes no weights of
 _RANDOM_SEED = 0  # random teachers are the same on every process and at every resume
 
 
@@ -43,15 +45,24 @@ class Teacher(nn.Module):
     Attributes:
         spec: What it is, for manifests.
         model: The timm model.
+        no_classifier: Why it gives no logits, as a clause; ``None`` where it gives them.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: nn.Module, spec: TeacherSpec, family: Family) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: TeacherSpec,
+        family: Family,
+        *,
+        no_classifier: str | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.spec = spec
+        self.no_classifier = no_classifier
         self.family = family
         self.prefix_tokens: Tensor | None = None
         for name, value in (("mean", spec.mean), ("std", spec.std)):
@@ -165,6 +176,9 @@ def load_teacher(config: TeacherConfig) -> Teacher:
     kwargs = {**source.model_args, **config.model_kwargs}
     if config.img_size is not None:
         kwargs["img_size"] = config.img_size
+    no_classifier = _why_no_classifier(config, source, kwargs)
+    if no_classifier is not None and not config.keep_head:
+        kwargs["num_classes"] = 0
     model = build_model(
         source,
         pretrained=config.pretrained,
@@ -179,7 +193,22 @@ def load_teacher(config: TeacherConfig) -> Teacher:
         raise UsageError(f"{source.label}: {error}") from error
     img_size = _image_size(model)
     _check_image_size(source.label, family.size_multiple(model), img_size)
-    return Teacher(model, _spec(config, source, model, family, kwargs, img_size), family)
+    spec = _spec(config, source, model, family, kwargs, img_size)
+    return Teacher(model, spec, family, no_classifier=None if spec.num_classes else no_classifier)
+
+
+def _why_no_classifier(
+    config: TeacherConfig, source: ModelSource, kwargs: dict[str, Any]
+) -> str | None:
+    asked = kwargs.get("num_classes")
+    if asked is None:
+        asked = source.pretrained_cfg.get("num_classes", _USUAL_CLASSES)
+    return why_no_classifier(
+        source,
+        int(asked),
+        reads_published=config.pretrained and config.checkpoint is None,
+        named=config.class_names is not None,
+    )
 
 
 def _spec(
@@ -203,6 +232,16 @@ def _spec(
         weights = "checkpoint"
     else:
         weights = "pretrained" if config.pretrained else "random"
+    num_classes = int(model.num_classes)  # type: ignore[arg-type]
+    names = None
+    if num_classes:
+        names = class_names_of(
+            source, num_classes, published=weights == "pretrained", given=config.class_names
+        )
+    elif config.class_names is not None:
+        raise UsageError(
+            f"--teacher-classes: {source.label} gives no logits to name the classes of"
+        )
     return TeacherSpec(
         model=source.label,
         architecture=source.architecture,
@@ -215,10 +254,11 @@ def _spec(
         interpolation=own.interpolation,
         crop_pct=own.crop_pct,
         stages=family.stages(model, config.tail_blocks),
-        num_classes=int(model.num_classes) or None,  # type: ignore[arg-type]
+        num_classes=num_classes or None,
         licence=source.pretrained_cfg.get("license") if weights == "pretrained" else None,
         model_kwargs=model_kwargs,
         tail_blocks=config.tail_blocks,
+        class_names=names,
     )
 
 

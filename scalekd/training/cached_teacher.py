@@ -17,13 +17,14 @@ from scalekd.distillation import (
     Targets,
     build_objective,
 )
-from scalekd.errors import DataError, UsageError
+from scalekd.errors import DataError, ScaleKDError, UsageError
 from scalekd.images import ImageDataset
 from scalekd.loading import CachedViewLoader, open_images
 from scalekd.loading.cached_views import embedded_images
+from scalekd.models.classes import Classes, ClassMatch, classes_of_data
 from scalekd.storage import LocalCache, LocalStorage, Place, open_storage
 from scalekd.students import Student
-from scalekd.teachers import Tail, TeacherSpec, load_tail
+from scalekd.teachers import Tail, TeacherSpec, load_tail, match_teacher
 from scalekd.training.module import DistillationModule
 from scalekd.training.targets import NoTargets
 
@@ -51,16 +52,19 @@ class CachedTeacher:
             another size.
         split: Which of them.
         local_cache: Keeps copies of what is read from remote places.
-        num_classes: Of the student; by default the teacher's, or, of a teacher without a head,
-            those of the data set.
+        num_classes: Of the student; by default those of the data set.
         targets: Extension of the cache that gives features, tail and, if it has any, logits.
         logits_from: Extensions that give logits, or ``base``; several teachers are averaged.
+        class_map: The teacher's class of each label: ``auto``, as the cache says, or by name;
+            ``none``, by number; or a file, see `scalekd.models.classes.read_class_map`.
 
     Attributes:
         chosen: The opened cache and extensions.
         reader: What views and targets are read from.
         images: The image set; ``None`` where the cache's own images do.
-        class_names: Name of each class where the cache tells, or else the images do.
+        class_names: Name of each class of the student, where known.
+        matches: For each cache that gives logits, how its labels are classes of its teacher; or
+            the error to raise when logits are read.
         spec: The teacher whose features count, as its cache describes it.
         num_classes: Of the student.
 
@@ -81,6 +85,7 @@ class CachedTeacher:
         num_classes: int | None = None,
         targets: str | None = None,
         logits_from: Sequence[str] = (),
+        class_map: str = "auto",
     ) -> None:
         storage = open_storage(cache, local_cache=local_cache)
         self.chosen = ChosenTargets.open(storage, targets=targets, logits_from=logits_from)
@@ -91,18 +96,16 @@ class CachedTeacher:
         # Batches take their labels from the cache, so names and numbers are its own; the loader
         # compares those of the images.
         samples = self.reader.samples
-        self.class_names = self.reader.identity.data.class_names
-        of_images = 0
-        if self.images is not None:
-            self.class_names = self.class_names or self.images.class_names
-            of_images = self.images.num_classes
+        data = self._data_classes()
+        self.matches = {
+            name: self._match(data, self.chosen.caches[name], class_map)
+            for name in self.chosen.logits
+        }
+        match = next((m for m in self.matches.values() if isinstance(m, ClassMatch)), None)
+        self.class_names = (match.names if match is not None else None) or data.names
+        classes = match.count if match is not None else data.count
+        self.num_classes = num_classes or classes or self.spec.num_classes or 0
         largest = int(samples.labels.max(initial=-1))
-        # The teacher's classes are the student's wherever its logits are learnt from.
-        said = [teacher.num_classes for teacher in self.logit_teachers]
-        # A part of a cache may lack classes that the images have.
-        of_data = len(self.class_names or ()) or max(of_images, largest + 1)
-        found = (num_classes, *said, self.spec.num_classes, of_data)
-        self.num_classes = next((number for number in found if number), 0)
         unlabelled = np.flatnonzero(samples.labels < 0)
         if len(unlabelled):
             raise DataError(
@@ -115,6 +118,44 @@ class CachedTeacher:
                 f"{self.reader.place}: labels run up to {largest}, and the student "
                 f"has classes 0 to {self.num_classes - 1} (see --num-classes)"
             )
+
+    def _data_classes(self) -> Classes:
+        """Classes of the labels: those that the cache names, or else those that the images have."""
+        names, labels = self.reader.identity.data.class_names, self.reader.samples.labels
+        owner = str(self.reader.place)
+        if names is None and self.images is not None:
+            # A part of a cache may lack classes that the images have.
+            names, labels = self.images.class_names, np.append(labels, self.images.labels)
+        return classes_of_data(owner, names, labels)
+
+    def _match(self, data: Classes, cache: CacheReader, request: str) -> ClassMatch | ScaleKDError:
+        spec, holds_logits = _spec(cache), cache.identity.logits is not None
+        alone = ClassMatch(None, data.count, data.names)
+        if spec.num_classes is None:
+            return alone
+        try:
+            return match_teacher(data, spec, request, stored=cache.identity.class_map)
+        except (DataError, UsageError) as error:
+            return error if holds_logits else alone
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know about the classes, a line each."""
+        found = [m.note for m in self.matches.values() if isinstance(m, ClassMatch)]
+        return [note for note in dict.fromkeys(found) if note]
+
+    def class_indices(self) -> dict[str, tuple[int, ...] | None]:
+        """The teacher's class of each class of the student, for each cache that gives logits.
+
+        Raises:
+            DataError, UsageError: Classes cannot be matched.
+        """
+        indices: dict[str, tuple[int, ...] | None] = {}
+        for name, match in self.matches.items():
+            if not isinstance(match, ClassMatch):
+                raise match
+            indices[name] = match.indices
+        return indices
 
     @property
     def logit_teachers(self) -> list[TeacherSpec]:
@@ -175,14 +216,8 @@ class CachedTeacher:
             teacher_stages=self.spec.stages,
             tail=tail,
         )
-        for teacher in self.logit_teachers if built.needs_logits else ():
-            if teacher.num_classes != student.spec.num_classes:
-                raise UsageError(
-                    f"the KD loss compares classes one by one, and the teacher {teacher.model} has "
-                    f"{teacher.num_classes} of them where the student has "
-                    f"{student.spec.num_classes}; train without it "
-                    "(--distillation kd=false), or with the teacher's classes"
-                )
+        if built.needs_logits:
+            self._check_classes(student)
         return DistillationModule(
             student,
             built,
@@ -190,6 +225,18 @@ class CachedTeacher:
             std=student.spec.std,
             channels_last=channels_last,
         )
+
+    def _check_classes(self, student: Student) -> None:
+        self.class_indices()
+        for name, match in self.matches.items():
+            if isinstance(match, ClassMatch) and match.count != student.spec.num_classes:
+                teacher = _spec(self.chosen.caches[name])
+                raise UsageError(
+                    f"the KD loss compares classes one by one: {match.count:,} classes are matched"
+                    f" with those of the teacher {teacher.model}, and the student has"
+                    f" {student.spec.num_classes:,}; leave out --num-classes, or train without it"
+                    " (--distillation kd=false)"
+                )
 
     def targets(self, objective: Objective) -> JoinedTargets | NoTargets:
         """A module that decodes, on the device, what an objective reads of the cache.
@@ -199,7 +246,11 @@ class CachedTeacher:
         """
         if not objective.needs_features and not objective.needs_logits:
             return NoTargets()
-        return self.chosen.decoder(features=objective.needs_features, logits=objective.needs_logits)
+        return self.chosen.decoder(
+            features=objective.needs_features,
+            logits=objective.needs_logits,
+            classes=self.class_indices() if objective.needs_logits else None,
+        )
 
     def loader(self, student: Student, targets: TargetSource, **options: Any) -> CachedViewLoader:
         """Epochs of batches at the student's image size, with the arrays that targets need.

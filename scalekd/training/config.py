@@ -57,6 +57,7 @@ class TrainConfig(BaseModel):
     local_cache_size: Size = 100 * 10**9
     img_size: Positive | None = None
     num_classes: Positive | None = None
+    class_map: str = "auto"
     model_kwargs: dict[str, Any] = {}
     mean: Mean | None = None
     std: tuple[Deviation, Deviation, Deviation] | None = None

@@ -14,7 +14,14 @@ from jaxtyping import Float, Int64, UInt8
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
-from scalekd.distillation import FullLogits, LogitTargets, MeanLogits, Objective, Targets
+from scalekd.distillation import (
+    FullLogits,
+    LogitTargets,
+    MeanLogits,
+    Objective,
+    SelectedClasses,
+    Targets,
+)
 from scalekd.errors import UsageError
 from scalekd.students import Student
 
@@ -106,7 +113,7 @@ def likeliest_class(logits: LogitTargets) -> Int64[Tensor, " batch"]:
     """The teacher's answer, or that of several teachers together."""
     if isinstance(logits, FullLogits):
         return logits.logits.argmax(dim=1)
-    if isinstance(logits, MeanLogits):
+    if isinstance(logits, MeanLogits | SelectedClasses):
         return logits.probabilities().argmax(dim=1)
     best = logits.log_probs.argmax(dim=1, keepdim=True)
     return logits.indices.gather(1, best).squeeze(1)

@@ -35,6 +35,7 @@ _BUSY = (errno.EACCES, errno.EAGAIN)
 _FIXED_ON_RESUME = (
     "model",
     "num_classes",
+    "class_map",
     "img_size",
     "model_kwargs",
     "objective",

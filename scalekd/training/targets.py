@@ -4,13 +4,13 @@ A target source is a module called with the batch on the device; what it returns
 record in every case, so that the objective cannot tell a cached run from an online one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from scalekd.distillation import FullLogits, Targets
+from scalekd.distillation import FullLogits, Targets, select_classes
 from scalekd.teachers import Teacher
 
 Batch = Mapping[str, Tensor]
@@ -32,12 +32,23 @@ class OnlineTargets(nn.Module):
     Args:
         teacher: Frozen; normalises uint8 pixels as it was trained with.
         amp_dtype: Autocast type of its forward, or None for full precision.
+        classes: The teacher's class of each class of the targets; all of the teacher's in its own
+            order when ``None``.
     """
 
+    classes: Tensor | None
     groups: tuple[str, ...] = ()
 
-    def __init__(self, teacher: Teacher, *, amp_dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        teacher: Teacher,
+        *,
+        amp_dtype: torch.dtype | None = None,
+        classes: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
+        selected = None if classes is None else torch.tensor(list(classes))
+        self.register_buffer("classes", selected, persistent=False)
         self.teacher = teacher
         self.amp_dtype = amp_dtype
         self._num_prefix_tokens = teacher.spec.stages[4].num_prefix_tokens
@@ -52,5 +63,8 @@ class OnlineTargets(nn.Module):
         with cast:
             output = self.teacher(pixels)
         features = output.features[4][:, self._num_prefix_tokens :].float()
-        logits = None if output.logits is None else FullLogits(output.logits.float())
-        return Targets(features=features, logits=logits)
+        if output.logits is None:
+            return Targets(features=features)
+        logits = FullLogits(output.logits.float())
+        selected = logits if self.classes is None else select_classes(logits, self.classes)
+        return Targets(features=features, logits=selected)

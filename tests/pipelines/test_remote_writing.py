@@ -117,7 +117,7 @@ def test_no_permission_is_found_before_the_teacher_is_loaded(
 ) -> None:
     from scalekd.pipelines import cache_teacher as stage_one
 
-    monkeypatch.setattr(stage_one, "load_checked_teacher", lambda config: pytest.fail("loaded"))
+    monkeypatch.setattr(stage_one, "load_teacher", lambda config: pytest.fail("loaded"))
     body = b"<Error><Code>ExpiredToken</Code></Error>"
     s3.fail("status", status=status, body=body, method="PUT", times=None)
     with pytest.raises(EnvironmentFault, match="refuses the credentials"):

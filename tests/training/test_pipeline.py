@@ -345,7 +345,7 @@ def test_evaluate_measures_a_subset_of_the_classes(
     assert (mapped["top1"], mapped["num_samples"]) == (100, 5)  # of one class, the first is right
     (tmp_path / "short.txt").write_text("2\n1\n")
     config = EvaluateConfig(str(tmp_path / "run"), str(image_folder), workers=0)
-    with pytest.raises(UsageError, match=r"has 2 lines and .* has label 2"):
+    with pytest.raises(UsageError, match=r"has 2 entries and .* has 3 classes"):
         evaluate(dataclasses.replace(config, class_map=tmp_path / "short.txt"))
 
 

@@ -1,0 +1,137 @@
+"""The teacher's classes and the labels' in a caching job: matched, and what the teacher answers."""
+
+from typing import Any
+
+import numpy as np
+
+from scalekd.cache.manifest import ClassMap, Plan
+from scalekd.codecs import create_logit_codec
+from scalekd.errors import CacheMismatch, UsageError
+from scalekd.images import ImageDataset
+from scalekd.models.classes import Classes, ClassMatch
+from scalekd.pipelines._cache_config import CacheTeacherConfig
+from scalekd.teachers import Teacher, match_teacher
+
+_LEAST_VIEWS = 32  # a share of fewer says nothing
+_NUM_DEVIATIONS = 3.0  # an answer drawn at random is above chance by so many in 1 of 700 caches
+
+
+def with_logits(config: CacheTeacherConfig, teacher: Teacher) -> tuple[CacheTeacherConfig, str]:
+    """Choose what logits are kept where the options do not say.
+
+    Returns:
+        The configuration with ``logits`` set, and a note, empty if there is nothing to say.
+
+    Raises:
+        UsageError: Logits are asked for and the teacher has no classifier, or fewer classes.
+    """
+    num_classes = teacher.spec.num_classes
+    if config.logits is None:
+        if num_classes is not None:
+            return config.model_copy(update={"logits": "full"}), ""
+        note = (
+            f"{teacher.spec.model} gives no logits: {teacher.no_classifier}; features alone are"
+            " cached (--logits none)"
+        )
+        return config.model_copy(update={"logits": "none"}), note
+    if config.logits != "none":
+        if num_classes is None:
+            raise UsageError(
+                f"--logits {config.logits}: {teacher.spec.model} gives none, since"
+                f" {teacher.no_classifier}; pass --logits none, or a --checkpoint with a classifier"
+            )
+        create_logit_codec(config.logits, num_classes)
+    return config, ""
+
+
+def match_labels(
+    config: CacheTeacherConfig, teacher: Teacher, data: Classes, plan: Plan | None
+) -> ClassMatch | None:
+    """Find the teacher's class of each label, as the existing plan says where there is one.
+
+    Returns:
+        The match; ``None`` where no logits are kept, so that no classes meet.
+
+    Raises:
+        DataError, UsageError: Classes cannot be matched.
+        CacheMismatch: Another map is asked for than that of the plan.
+    """
+    if config.logits in (None, "none"):
+        return None
+    stored = plan.identity.class_map if plan is not None else None
+    match = match_teacher(data, teacher.spec, config.class_map, stored=stored)
+    if plan is not None and config.class_map != "auto" and stored_map(config, match) != stored:
+        raise CacheMismatch(
+            f"--class-map {config.class_map}: {config.output} was begun with other classes; leave"
+            " the option out to go on with it, choose another --output, or pass --overwrite"
+        )
+    return match
+
+
+def stored_map(config: CacheTeacherConfig, match: ClassMatch | None) -> ClassMap | None:
+    """What the plan of a new cache keeps of a match."""
+    if match is None or match.count == 0:
+        return None
+    return "number" if config.class_map == "none" else match.indices
+
+
+def note_on_labels(images: ImageDataset) -> str:
+    """Say how many samples have no label, and what that means; empty if all have one."""
+    missing = np.flatnonzero(images.labels < 0)
+    if not len(missing):
+        return ""
+    which = "no sample has a label"
+    if len(missing) < len(images):
+        first = images.key(int(missing[0]))
+        which = f"{len(missing):,} of {len(images):,} samples have no label, the first {first!r}"
+    return (
+        f"{images.place}: {which}; they are cached like the others, and a student cannot learn a"
+        " task loss from them"
+    )
+
+
+class TeacherAnswers:
+    """Counts how often the teacher's likeliest class is the label.
+
+    Args:
+        match: How labels are classes of the teacher; ``None`` where they are not compared.
+    """
+
+    def __init__(self, match: ClassMatch | None) -> None:
+        self._match = match
+        self.num_right = self.num_labelled = 0
+
+    def add(self, logits: np.ndarray[Any, Any] | None, labels: np.ndarray[Any, Any]) -> None:
+        """Count a batch: ``(view, class)`` scores, and a label or -1 for each view."""
+        if logits is None or self._match is None:
+            return
+        known = labels >= 0
+        scores = logits if self._match.indices is None else logits[:, list(self._match.indices)]
+        self.num_right += int((scores.argmax(axis=1) == labels)[known].sum())
+        self.num_labelled += int(known.sum())
+
+    def __add__(self, other: "TeacherAnswers") -> "TeacherAnswers":
+        both = TeacherAnswers(self._match)
+        both.num_right = self.num_right + other.num_right
+        both.num_labelled = self.num_labelled + other.num_labelled
+        return both
+
+    @property
+    def top1(self) -> float | None:
+        """Percent right; ``None`` where nothing was compared."""
+        return 100 * self.num_right / self.num_labelled if self.num_labelled else None
+
+    def warning(self) -> str:
+        """A sentence where the answers are no better than guesses; empty otherwise."""
+        if self._match is None or self.num_labelled < _LEAST_VIEWS or self._match.count < 2:
+            return ""
+        chance = 1 / self._match.count
+        deviation = (chance * (1 - chance) / self.num_labelled) ** 0.5
+        limit = chance + _NUM_DEVIATIONS * deviation
+        if self.num_right > limit * self.num_labelled:
+            return ""
+        return (
+            f"the teacher's top-1 on {self.num_labelled:,} labelled views is {self.top1:.1f} %, no"
+            f" better than chance with {self._match.count:,} classes: are the labels its classes?"
+            " See --class-map and --teacher-classes"
+        )
