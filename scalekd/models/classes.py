@@ -240,7 +240,8 @@ def _lemmas() -> Mapping[str, str]:
     described: dict[str, str] = {}
     for subset in ("imagenet-22k", "imagenet-21k-goog", "imagenet-1k"):  # none holds all others
         info = ImageNetInfo(subset)
-        described |= {name: info.label_name_to_description(name) for name in info.label_names()}
+        names: list[str] = info.label_names()  # type: ignore[no-untyped-call]
+        described |= {name: info.label_name_to_description(name) for name in names}
     return described
 
 
