@@ -7,7 +7,6 @@ import numpy as np
 from scalekd.cache.manifest import ClassMap, Plan
 from scalekd.codecs import create_logit_codec
 from scalekd.errors import CacheMismatch, UsageError
-from scalekd.images import ImageDataset
 from scalekd.models.classes import Classes, ClassMatch
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.teachers import Teacher, match_teacher
@@ -73,21 +72,6 @@ def stored_map(config: CacheTeacherConfig, match: ClassMatch | None) -> ClassMap
     if match is None or match.count == 0:
         return None
     return "number" if config.class_map == "none" else match.indices
-
-
-def note_on_labels(images: ImageDataset) -> str:
-    """Say how many samples have no label, and what that means; empty if all have one."""
-    missing = np.flatnonzero(images.labels < 0)
-    if not len(missing):
-        return ""
-    which = "no sample has a label"
-    if len(missing) < len(images):
-        first = images.key(int(missing[0]))
-        which = f"{len(missing):,} of {len(images):,} samples have no label, the first {first!r}"
-    return (
-        f"{images.place}: {which}; they are cached like the others, and a student cannot learn a"
-        " task loss from them"
-    )
 
 
 class TeacherAnswers:

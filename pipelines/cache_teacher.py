@@ -43,7 +43,6 @@ from scalekd.pipelines._calibrate import calibrate
 from scalekd.pipelines._classes import (
     TeacherAnswers,
     match_labels,
-    note_on_labels,
     stored_map,
     with_logits,
 )
@@ -146,7 +145,6 @@ def _cache_teacher(config: CacheTeacherConfig, around: Surroundings | None) -> C
     images, policy, data = everyone.together(lambda: preflight(config))
     for line in images.notes:
         tell(line)
-    tell(note_on_labels(images))
     teacher = everyone.together(lambda: load_teacher(config.teacher).to(state.device))
     config, line = everyone.together(lambda: with_logits(config, teacher))
     tell(line)
