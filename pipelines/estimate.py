@@ -235,7 +235,7 @@ def _probe(config: CacheTeacherConfig, teacher: Teacher, drawn: DrawnViews) -> P
             started = time.perf_counter()
             for codec, features in codecs:
                 target_bytes += sum(map(len, codec.pack(codec.encode(features)).values()))
-            if output.logits is not None and config.logits != "none":
+            if output.logits is not None and config.logits and config.logits != "none":
                 logits = create_logit_codec(config.logits, output.logits.shape[1])
                 packed = logits.pack(logits.encode(output.logits))
                 target_bytes += sum(map(len, packed.values()))
