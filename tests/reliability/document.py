@@ -66,10 +66,10 @@ def _fuzzing() -> str:
     for kind in kinds:
         found = result["by_kind"].get(f"{kind}, found by digest", nothing)
         sealed = result["by_kind"].get(f"{kind}, sealed", nothing)
-        lines.append(
-            f"| {kind} | {found['refused']:,} of {sum(found.values()):,} |"
-            f" {sealed['refused']:,} | {sealed['accepted']:,} |"
+        by_digest = (
+            f"{found['refused']:,} of {sum(found.values()):,}" if any(found.values()) else "–"
         )
+        lines.append(f"| {kind} | {by_digest} | {sealed['refused']:,} | {sealed['accepted']:,} |")
     lines += [
         "",
         f"{result['mutations']:,} mutations in {result['seconds']:.0f} s on one core:"

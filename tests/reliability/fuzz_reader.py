@@ -8,6 +8,10 @@ their digests. For the other half all digests are made to agree, so that the mut
 past them to the parsers and decoders, as a hostile author of a cache would have it. After some
 changes of the plan all other documents are made anew to fit it.
 
+A share of the mutations changes meaning: a number, text, list or null in a document of a whole
+cache, with an extension, in tars, or a part; every hash is made anew, and the cache is trained on,
+verified, listed, fetched or converted.
+
 Mutations run in forked children with a limit on their address space; a crash is seen by the parent,
 which names the mutation and goes on behind it. ``--only N`` runs one and shows its traceback.
 """
@@ -35,10 +39,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from scalekd.errors import ScaleKDError
 from tests.reliability.document import write_documentation
-from tests.reliability.fuzz_cases import NAMES, Subject, mutate_and_read
+from tests.reliability.fuzz_cases import CACHES, NAMES, Subject, mutate_and_read
+from tests.reliability.semantic import whole_caches
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "fuzz_reader.json"
+SEMANTIC_SHARE = 0.3
 _BATCH = 2_000
 _MEMORY_BYTES = 1 << 30  # a child may map so much more than it starts with
 _SLOW_SECONDS = 20
@@ -71,19 +78,46 @@ class Outcomes:
         self.peak_growth_bytes = max(self.peak_growth_bytes, other.peak_growth_bytes)
 
 
+class Subjects:
+    """Caches that are changed: some file by file, some as wholes (:mod:`semantic`)."""
+
+    def __init__(self, folder: Path, *, share: float) -> None:
+        self.by_file = [Subject(cache, folder) for cache in NAMES]
+        self.wholes = whole_caches(CACHES, folder) if share else []
+        self._share = share
+
+    def mutate_and_read(self, rng: random.Random) -> tuple[str, str]:
+        """One mutation: what was changed, and what came of it."""
+        if not self.wholes or rng.random() >= self._share:
+            return mutate_and_read(rng.choice(self.by_file), rng)
+        whole = rng.choice(self.wholes)
+        kind, changed = whole.mutate(rng)
+        if not changed:
+            return kind, "unchanged"
+        try:
+            whole.meet(changed, rng)
+        except ScaleKDError as error:
+            return f"{kind}, sealed", type(error).__name__
+        return f"{kind}, sealed", "accepted"
+
+    def restore(self) -> None:
+        """Put back what a process that died had changed."""
+        for subject in (*self.by_file, *self.wholes):
+            subject.write(subject.files)
+
+
 def run_batch(
-    subjects: list[Subject], seed: int, first: int, last: int, progress: mmap.mmap
+    subjects: Subjects, seed: int, first: int, last: int, progress: mmap.mmap
 ) -> Outcomes:
     """Mutations ``first`` to ``last``, in this process; ``progress`` holds the one at work."""
     found, before = Outcomes(), _resident_bytes()
     for number in range(first, last):
         progress[:8] = number.to_bytes(8, "little")
         rng = random.Random(f"{seed}:{number}")
-        subject = subjects[rng.randrange(len(subjects))]
         start = time.perf_counter()
         signal.setitimer(signal.ITIMER_REAL, _SLOW_SECONDS)
         try:
-            label, outcome = mutate_and_read(subject, rng)
+            label, outcome = subjects.mutate_and_read(rng)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -163,13 +197,16 @@ def _forked(work: Callable[[], Outcomes]) -> tuple[Outcomes | None, int]:
     return Outcomes(**fields), 0
 
 
-def fuzz(num_mutations: int, *, seed: int = 0, quiet: bool = True) -> dict[str, Any]:
+def fuzz(
+    num_mutations: int, *, seed: int = 0, quiet: bool = True, share: float = SEMANTIC_SHARE
+) -> dict[str, Any]:
     """Run the mutations and say what came of them.
 
     Args:
         num_mutations: How many.
         seed: The same seed makes the same mutations.
         quiet: Print no progress.
+        share: Share of mutations that change the meaning of a whole cache.
 
     Returns:
         The content of ``results/fuzz_reader.json``; ``failures`` must be empty.
@@ -179,7 +216,7 @@ def fuzz(num_mutations: int, *, seed: int = 0, quiet: bool = True) -> dict[str, 
     shared = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
     start, total, first = time.perf_counter(), Outcomes(), 0
     with tempfile.TemporaryDirectory(dir=shared, prefix="fuzz-reader-") as name:
-        subjects = [Subject(cache, Path(name)) for cache in NAMES]
+        subjects = Subjects(Path(name), share=share)
         progress = mmap.mmap(-1, 8)
         while first < num_mutations:
             last = min(first + _BATCH, num_mutations)
@@ -190,8 +227,7 @@ def fuzz(num_mutations: int, *, seed: int = 0, quiet: bool = True) -> dict[str, 
                 found = Outcomes(
                     failures=[{"mutation": at, "error": f"the process ended with {status}"}]
                 )
-                for subject in subjects:
-                    subject.write(subject.files)
+                subjects.restore()
                 last = at + 1
             total.add(found)
             first = last
@@ -205,6 +241,7 @@ def fuzz(num_mutations: int, *, seed: int = 0, quiet: bool = True) -> dict[str, 
     return {
         "mutations": num_mutations,
         "seed": seed,
+        "semantic_share": share,
         "seconds": round(seconds, 1),
         "mutations_per_second": round(num_mutations / seconds),
         "refused": refused,
@@ -235,26 +272,29 @@ def fuzz(num_mutations: int, *, seed: int = 0, quiet: bool = True) -> dict[str, 
     }
 
 
-def run_one(number: int, seed: int) -> None:
+def run_one(number: int, seed: int, share: float) -> None:
     """One mutation in this process, for a debugger."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        subjects = [Subject(cache, Path(name)) for cache in NAMES]
+        subjects = Subjects(Path(name), share=share)
         rng = random.Random(f"{seed}:{number}")
-        print(mutate_and_read(subjects[rng.randrange(len(subjects))], rng))
+        print(subjects.mutate_and_read(rng))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mutations", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--share", type=float, default=SEMANTIC_SHARE, help="of mutations of meaning; 0 to 1"
+    )
     parser.add_argument("--only", type=int, help="run this mutation alone, here")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     if arguments.only is not None:
-        run_one(arguments.only, arguments.seed)
+        run_one(arguments.only, arguments.seed, arguments.share)
         return
-    result = fuzz(arguments.mutations, seed=arguments.seed, quiet=False)
+    result = fuzz(arguments.mutations, seed=arguments.seed, quiet=False, share=arguments.share)
     arguments.output.write_text(json.dumps(result, indent=2) + "\n")
     write_documentation()
     print(json.dumps({k: v for k, v in result.items() if k != "by_kind"}, indent=2))

@@ -189,6 +189,16 @@ def _near(rng: random.Random, value: Any) -> Any:
     return rng.choice(([], {}, [value], {"": value}))
 
 
+def odd_value(rng: random.Random, value: Any) -> Any:
+    """Another value for a leaf of a document: near the old one, of its type, or of another."""
+    action = rng.random()
+    if action < 0.4:
+        return _near(rng, value)
+    if action < 0.7 and isinstance(value, int | float) and not isinstance(value, bool):
+        return rng.choice(_NUMBERS)
+    return rng.choice(_ODD_VALUES)
+
+
 def canonical(document: Any) -> bytes:
     """The bytes that a cache writes of a document."""
     return json.dumps(document, sort_keys=True, indent=2).encode() + b"\n"

@@ -11,11 +11,19 @@ from tests.reliability import fuzz_reader as fuzzer
 
 
 def test_mutated_caches_are_read_or_refused_in_our_own_words() -> None:
-    result = fuzzer.fuzz(600, seed=7)
+    result = fuzzer.fuzz(600, seed=7, share=0.0)
     assert result["failures"] == []
     assert result["refused"] > 400
     assert result["accepted"] > 20
     assert result["peak_growth_megabytes"] < 500
+
+
+def test_whole_caches_of_another_meaning_are_read_or_refused_in_our_own_words() -> None:
+    result = fuzzer.fuzz(200, seed=7, share=1.0)
+    assert result["failures"] == []
+    assert result["refused"] > 60
+    assert result["accepted"] > 20
+    assert result["peak_growth_megabytes"] < 700
 
 
 def test_the_fuzzer_notices_what_it_looks_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,5 +47,5 @@ def test_the_fuzzer_notices_what_it_looks_for(monkeypatch: pytest.MonkeyPatch) -
             return planted(*arguments) if os.getpid() != parent else sound(*arguments)  # type: ignore[operator]
 
         monkeypatch.setattr(reader, "decode_chunk", later)
-        result = fuzzer.fuzz(12, seed=1)
+        result = fuzzer.fuzz(12, seed=1, share=0.0)
         assert word in str(result["failures"])
