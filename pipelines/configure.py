@@ -65,6 +65,12 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
+def recipe_about(name: str) -> dict[str, Any]:
+    """What a shipped recipe says of itself: teacher, views, published figures, departures."""
+    about: dict[str, Any] = read_yaml_mapping(RECIPES / f"{name}.yaml")[ABOUT]
+    return about
+
+
 def departures_from_recipe(name: str, config: TrainConfig, *, world_size: int) -> list[str]:
     """In what a run is not the published pair, though it takes its recipe; one sentence each.
 
@@ -79,7 +85,7 @@ def departures_from_recipe(name: str, config: TrainConfig, *, world_size: int) -
     path = RECIPES / f"{name}.yaml"
     if not path.is_file():
         return []  # a file of the user's own
-    about, published = read_yaml_mapping(path)[ABOUT], train_config(name, {"output": ""})
+    about, published = recipe_about(name), train_config(name, {"output": ""})
     manifest = read_manifest(open_storage(config.cache)) if config.cache else None
     found = []
     if about["reference"] is None:
@@ -124,12 +130,15 @@ def departures_from_recipe(name: str, config: TrainConfig, *, world_size: int) -
 
 
 def describe_recipe(name: str) -> dict[str, Any]:
-    """Teacher, student, epochs, batch, rate and the paper's top-1 of a shipped recipe."""
-    about = read_yaml_mapping(RECIPES / f"{name}.yaml")[ABOUT]
+    """Describe a shipped recipe: its ``_about``, batch, rate, and gain over training alone."""
+    about = recipe_about(name)
     config = train_config(name, {"output": ""})
+    top1, alone = about["top1"], about["top1_alone"]
     return {
         "name": name,
         **about,
+        "teacher_model": resolve_model_name(about["teacher"])[0],
+        "gain": None if top1 is None or alone is None else round(top1 - alone, 2),
         "batch": config.batch_size * config.grad_accum_steps * about["processes"],
         "opt": config.opt,
         "lr": config.lr,

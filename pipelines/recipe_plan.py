@@ -1,0 +1,233 @@
+"""From a recipe's name to the two commands that follow it, and what they cost.
+
+scalekd recipes swin_l-resnet50d --gpus 8
+"""
+
+import shlex
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from scalekd.errors import UsageError
+from scalekd.pipelines.configure import describe_recipe, recipe_names, train_config
+from scalekd.training import TrainConfig
+
+IMAGENET_SAMPLES = 1_281_167
+_WIDTH = 78
+
+
+class RecipePlanConfig(BaseModel):
+    """What is to be planned.
+
+    Attributes:
+        name: A shipped recipe.
+        gpus: Processes of both commands, one a GPU.
+        passes: Views of every image in the cache.
+        online: Draw fresh views in every epoch, with a live teacher.
+        baseline: Train the student alone, on the recipe's views.
+        tflops: TFLOP/s that each GPU is assumed to sustain.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    gpus: int = Field(default=8, ge=1)
+    passes: int = Field(default=8, ge=1, le=9999)
+    online: bool = False
+    baseline: bool = False
+    tflops: float = Field(default=100.0, gt=0)
+
+
+class RecipeCost(BaseModel):
+    """Arithmetic of both commands on ImageNet-1K, and hours at the assumed rate."""
+
+    cache_exaflop: float
+    train_exaflop: float
+    cache_hours: float
+    train_hours: float
+
+
+class RecipePlan(BaseModel):
+    """A recipe, its commands as argument lists, and their cost."""
+
+    recipe: dict[str, Any]
+    config: RecipePlanConfig
+    cache_command: list[str]
+    train_command: list[str]
+    notes: list[str]
+    cost: RecipeCost
+
+    @property
+    def departures(self) -> list[str]:
+        """In what the run is not the reference's; a baseline has no teacher to differ in."""
+        return [*([] if self.config.baseline else self.recipe["departures"]), *self.notes]
+
+    def lines(self) -> list[str]:
+        """For people; at most 80 columns, commands ready to paste."""
+        recipe, config, cost = self.recipe, self.config, self.cost
+        side, commit = recipe["teacher_img_size"], recipe["reference"]
+        origin = f"the authors' code, commit {commit}" if commit else "made here, not released"
+        facts = {
+            "teacher": [recipe["teacher_model"], f"at {side} x {side} px"],
+            "student": [recipe["student"]],
+            "top-1": [_figures(recipe)],
+            "from": [origin],
+            "departs": [line for text in self.departures for line in _broken(text)],
+            "cost": [
+                f"{cost.cache_exaflop:.2g} EFLOP to cache, {cost.train_exaflop:.2g} to train:"
+                f" {cost.cache_hours:.1f} and {cost.train_hours:.1f} hours",
+                f"on {_gpus(config.gpus)} of {config.tflops:g} sustained TFLOP/s (--tflops)",
+            ],
+        }
+        lines = [recipe["name"]]
+        for name, texts in facts.items():
+            for index, text in enumerate(texts):
+                lines.append(f"  {name if index == 0 else '':<9}{text}")
+        lines += ["", "# IMAGENET is a folder with train/CLASS and val/CLASS."]
+        return [*lines, *_wrapped(self.cache_command), "", *_wrapped(self.train_command)]
+
+
+def plan_recipe(config: RecipePlanConfig) -> RecipePlan:
+    """Commands and cost of a recipe.
+
+    Raises:
+        UsageError: No such recipe, options that exclude each other, or a number of GPUs that the
+            published batch cannot be divided by.
+    """
+    if config.name not in recipe_names():
+        # A file of the user's own has neither a teacher nor published figures.
+        train_config(config.name, {"model": "", "output": ""})
+        raise UsageError(f"{config.name}: is no shipped recipe, so there is nothing to plan from")
+    recipe = describe_recipe(config.name)
+    published = train_config(config.name, {"output": ""})
+    return RecipePlan(
+        recipe=recipe,
+        config=config,
+        cache_command=_cache_command(config, recipe, published),
+        train_command=_train_command(config, recipe, published),
+        notes=_notes(config, recipe, published),
+        cost=_cost(config, recipe),
+    )
+
+
+def _cache_command(
+    config: RecipePlanConfig, recipe: dict[str, Any], published: TrainConfig
+) -> list[str]:
+    kept = not (config.online or config.baseline)
+    logits = "full" if kept and published.distillation.kd else "none"
+    passes = 1 if config.online else config.passes
+    command = [*_launcher(config.gpus), "cache-teacher", "--model", recipe["teacher"]]
+    command += ["--img-size", str(recipe["teacher_img_size"])]
+    command += ["--data-dir", "IMAGENET", "--aug", recipe["augmentation"]]
+    if recipe["interpolation"] != "bicubic":
+        command += ["--interpolation", recipe["interpolation"]]
+    command += ["--stages", "final" if kept else "none", "--logits", logits]
+    return [*command, "--passes", str(passes), "--output", _cache_name(config, recipe)]
+
+
+def _train_command(
+    config: RecipePlanConfig, recipe: dict[str, Any], published: TrainConfig
+) -> list[str]:
+    command = [*_launcher(config.gpus), "train-student", "--recipe", recipe["name"]]
+    command += ["--cache", _cache_name(config, recipe), "--data-dir", "IMAGENET"]
+    batch, accumulated = published.batch_size, published.grad_accum_steps
+    total = recipe["batch"]
+    if total % config.gpus:
+        raise UsageError(
+            f"--gpus {config.gpus}: {recipe['name']} makes an update of {total} views; give a"
+            " number of GPUs that divides it"
+        )
+    if config.gpus > recipe["processes"] or recipe["processes"] % config.gpus:
+        batch, accumulated = total // config.gpus, 1
+        command += ["--batch-size", str(batch)]
+    else:
+        accumulated *= recipe["processes"] // config.gpus
+    if accumulated != published.grad_accum_steps:
+        command += ["--grad-accum-steps", str(accumulated)]
+    if config.baseline:
+        command += ["--objective", "none"]
+    if config.online:
+        command.append("--online")
+    run = f"{recipe['name']}-{'alone' if config.baseline else 'run'}"
+    return [*command, "--output", run]
+
+
+def _notes(config: RecipePlanConfig, recipe: dict[str, Any], published: TrainConfig) -> list[str]:
+    """What follows from these options alone."""
+    notes = []
+    reused = recipe["epochs"] / config.passes
+    if not config.online and reused > 1:
+        notes.append(
+            f"every view is trained on {reused:.3g} times (reference: fresh views; --online)"
+        )
+    seen = published.batch_size * config.gpus
+    has_batch_norm = not recipe["student"].startswith("mixer")
+    if published.sync_bn and has_batch_norm and seen < recipe["batch"]:
+        where = _gpus(config.gpus)
+        notes.append(f"batch norm sees {seen} views on {where} (reference: {recipe['batch']})")
+    return notes
+
+
+def _gpus(count: int) -> str:
+    return f"{count} GPU" if count == 1 else f"{count} GPUs"
+
+
+def _launcher(gpus: int) -> list[str]:
+    if gpus == 1:
+        return ["scalekd"]
+    return ["torchrun", "--standalone", "--nproc-per-node", str(gpus), "-m", "scalekd"]
+
+
+def _cache_name(config: RecipePlanConfig, recipe: dict[str, Any]) -> str:
+    kind = "-views" if config.online or config.baseline else ""
+    return f"{recipe['name']}-cache{kind}"
+
+
+def _cost(config: RecipePlanConfig, recipe: dict[str, Any]) -> RecipeCost:
+    """Teacher forwards of the cache; steps of the student, and forwards of a live teacher."""
+    gflop = recipe["gflop"]
+    cached = 0 if config.online or config.baseline else config.passes
+    step = gflop["student"] if config.baseline else gflop["step"]
+    if config.online and not config.baseline:
+        step += gflop["teacher"]
+    views = IMAGENET_SAMPLES / 1e9
+    cache, train = gflop["teacher"] * cached * views, step * recipe["epochs"] * views
+    per_hour = config.gpus * config.tflops * 3600 / 1e6
+    return RecipeCost(
+        cache_exaflop=cache,
+        train_exaflop=train,
+        cache_hours=cache / per_hour,
+        train_hours=train / per_hour,
+    )
+
+
+def _figures(recipe: dict[str, Any]) -> str:
+    if recipe["top1"] is None:
+        return "not published"
+    text = f"{recipe['top1']:.2f} % as published"
+    if recipe["gain"] is None:
+        return text
+    return f"{text}, {recipe['top1_alone']:.2f} % when trained alone, gain {recipe['gain']:.2f}"
+
+
+def _broken(departure: str) -> list[str]:
+    """What is done here, and on a line of its own what the reference does."""
+    first, _, rest = departure.partition(" (reference: ")
+    return [first, f"(reference: {rest}"] if rest else [first]
+
+
+def _wrapped(command: list[str]) -> list[str]:
+    """A command over several lines, each option with its value on one of them."""
+    words: list[str] = []
+    for word in map(shlex.quote, command):
+        if words and words[-1].startswith("--") and not word.startswith("-"):
+            words[-1] += f" {word}"
+        else:
+            words.append(word)
+    lines = [""]
+    for word in words:
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > _WIDTH - 2:
+            lines.append(f"    {word}")
+        else:
+            lines[-1] += f" {word}" if lines[-1] else word
+    return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
