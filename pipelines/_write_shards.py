@@ -3,13 +3,13 @@
 import itertools
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from scalekd.cache.records import has_record
@@ -29,32 +29,28 @@ from scalekd.loading.drawing import (
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._classes import TeacherAnswers
 from scalekd.pipelines._progress import ProgressReport
+from scalekd.pipelines._teacher_stream import (
+    EncoderName,
+    Planes,
+    TeacherArrays,
+    TeacherStream,
+    as_array,
+    default_encoder,
+    teacher_outputs,
+)
 from scalekd.teachers import Teacher
 from scalekd.threads import one_blas_thread
 from scalekd.views import ViewParams, ViewPolicy, pack_views
 
-Planes = dict[str, np.ndarray[Any, Any]]
 _MOST_THREADS = 16
 # Enough that a call's overhead is small, and so few that a batch keeps many threads busy and the
 # last batch of a run is coded soon.
 _LEAST_TASK_VIEWS = 8
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class TeacherArrays:
-    """A teacher's output on the host, float32."""
-
-    features: dict[int, np.ndarray[Any, Any]]
-    logits: np.ndarray[Any, Any] | None
 
 
 def run_teacher(teacher: Teacher, pixels: Tensor, precision: str) -> TeacherArrays:
-    """One forward in the precision asked for."""
-    device = teacher.mean.device
-    autocast = torch.autocast(device.type, _AUTOCAST.get(precision), enabled=precision in _AUTOCAST)
-    with torch.inference_mode(), autocast:
-        output = teacher(pixels.to(device, non_blocking=True))
+    """One forward in the precision asked for; float32 arrays on the host."""
+    output = teacher_outputs(teacher, pixels.to(teacher.mean.device), precision)
     logits = None if output.logits is None else output.logits.float().cpu().numpy()
     return TeacherArrays(
         {stage: found.float().cpu().numpy() for stage, found in output.features.items()}, logits
@@ -97,46 +93,92 @@ def write_claimed(
     shards: Iterable[tuple[int, int]],
     progress: ProgressReport,
     answers: TeacherAnswers | None = None,
+    *,
+    encoder: EncoderName | None = None,
 ) -> int:
     """Draw, run the teacher, code and commit, shard by shard; returns the number committed.
 
     Threads code behind the teacher, and a shard is committed while the next is drawn.
+
+    Args:
+        config: The job.
+        writer: Of the cache.
+        codecs: Of the cache.
+        teacher: On its device.
+        drawn: Draws views.
+        shards: ``(pass, shard)`` pairs.
+        progress: Told of every batch.
+        answers: Counts how often the teacher answers with the label.
+        encoder: Who encodes features; what suits the device when ``None``.
     """
     missing = [pair for pair in shards if not has_record(writer.place, *pair)]
     if not missing:
         return 0
+    stream = TeacherStream(
+        teacher,
+        codecs,
+        config.precision,
+        writer.plan.identity.batch_size,
+        encoder or default_encoder(teacher.mean.device),
+        lambda pixels: run_teacher(teacher, pixels, config.precision),
+    )
     requests = _claimed_requests(writer, missing)
     batches = drawing_loader(drawn, requests, num_workers=config.workers)
-    shard: _OpenShard | None = None
-    num_committed = 0
+    shards_in_order = _Shards(writer, codecs)
+    started: deque[tuple[DrawnBatch, Callable[[], TeacherArrays]]] = deque()
     while True:
         waiting = time.monotonic()
         batch = next(batches, None)
         progress.waited_seconds += time.monotonic() - waiting
+        if batch is not None:
+            writer.in_flight.enter(len(batch.keys))
+            started.append((batch, stream.start(batch.pixels) if batch.keys else _nothing))
+        while started and (batch is None or len(started) > stream.num_behind):
+            done, wait = started.popleft()
+            output = wait()
+            shards_in_order.add(done, output)
+            if answers is not None and output.logits is not None:
+                answers.add(as_array(output.logits), done.labels)
+            progress.advance(len(done.keys))
         if batch is None:
             writer.settle()
-            return num_committed
-        request = batch.request
-        if shard is None:
-            shard = _OpenShard(writer, codecs, request)
+            return shards_in_order.num_committed
+
+
+def _nothing() -> TeacherArrays:
+    return TeacherArrays({}, None)
+
+
+class _Shards:
+    """Opens a shard with its first batch, and commits it behind its last."""
+
+    def __init__(self, writer: CacheWriter, codecs: CacheCodecs) -> None:
+        self._writer = writer
+        self._codecs = codecs
+        self._open: _OpenShard | None = None
+        self.num_committed = 0
+
+    def add(self, batch: DrawnBatch, output: TeacherArrays) -> None:
+        """Take the next batch."""
+        if self._open is None:
+            self._open = _OpenShard(self._writer, self._codecs, batch.request)
         if batch.keys:
-            writer.in_flight.enter(len(batch.keys))
-            output = TeacherArrays({}, None)
-            if codecs.stages or codecs.logits:  # otherwise only the views are kept
-                output = run_teacher(teacher, batch.pixels, config.precision)
-            shard.add(batch, output)
-            if answers is not None:
-                answers.add(output.logits, batch.labels)
-        shard.skipped.extend(batch.skipped)
-        if request.last:
-            shard.commit_behind()
-            shard = None
-            num_committed += 1
-        progress.advance(len(batch.keys))
+            self._open.add(batch, output)
+        self._open.skipped.extend(batch.skipped)
+        if batch.request.last:
+            self._open.commit_behind()
+            self._open = None
+            self.num_committed += 1
 
 
-def _encoded(codec: FeatureCodec | LogitCodec, values: np.ndarray[Any, Any], prefix: str) -> Planes:
-    return {f"{prefix}/{name}": plane for name, plane in codec.encode(values).items()}
+def _encoded(
+    codec: FeatureCodec | LogitCodec, values: np.ndarray[Any, Any] | Tensor, prefix: str
+) -> Planes:
+    return {f"{prefix}/{name}": plane for name, plane in codec.encode(as_array(values)).items()}
+
+
+def _from_device(planes: Callable[[], Planes], prefix: str) -> Planes:
+    return {f"{prefix}/{name}": plane for name, plane in planes().items()}
 
 
 @dataclass(frozen=True)
@@ -184,8 +226,9 @@ class _OpenShard:
 
     def add(self, batch: DrawnBatch, output: TeacherArrays) -> None:
         """Queue the coding of a batch; blocks that are full are written once they are coded."""
-        pieces = self._pieces(len(batch.keys))
-        for encode, start, stop in self._tasks(output):
+        num_views = len(batch.keys)
+        pieces = self._pieces(num_views)
+        for encode, start, stop in self._tasks(output, num_views):
             self._queue(batch.keys, encode, start, stop, pieces)
         images = batch.images or itertools.repeat(None)
         drawn = map(
@@ -222,9 +265,14 @@ class _OpenShard:
                 self._block, row = None, 0
         return pieces
 
-    def _tasks(self, output: TeacherArrays) -> Iterator[tuple[Callable[[], Planes], int, int]]:
+    def _tasks(
+        self, output: TeacherArrays, num_views: int
+    ) -> Iterator[tuple[Callable[[], Planes], int, int]]:
         """What makes the planes of views ``start`` to ``stop`` of a batch, task by task."""
         for stage, codec in self._codecs.stages.items():
+            if stage in output.planes:
+                yield partial(_from_device, output.planes[stage], f"stage{stage}"), 0, num_views
+                continue
             features = output.features[stage]
             step = codec.views_at_once * -(-_LEAST_TASK_VIEWS // codec.views_at_once)
             for start in range(0, len(features), step):

@@ -23,7 +23,8 @@ from scalekd.loading.embedded import EmbeddedImages
 from scalekd.loading.views import DrawnView, draw_view, replay_view
 from scalekd.pipelines._same_job import SameJob, TeacherAgain
 from scalekd.pipelines._signals import terminable
-from scalekd.pipelines._write_shards import TeacherArrays, run_teacher
+from scalekd.pipelines._teacher_stream import TeacherArrays
+from scalekd.pipelines._write_shards import run_teacher
 from scalekd.teachers import Teacher, load_tail_bytes
 from scalekd.views import pixel_hash, unpack_view
 

@@ -19,7 +19,7 @@ from benchmarks.accuracy.grid import AUG, REGIME, SHORT, TEACHER_PX, Regime, Run
 from scalekd.cache import open_cache
 from scalekd.loading.views import pixel_hash
 from scalekd.pipelines import _calibrate, _write_shards
-from scalekd.pipelines._write_shards import TeacherArrays
+from scalekd.pipelines._teacher_stream import TeacherArrays
 from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher
 from scalekd.teachers import Teacher, TeacherConfig
 from scalekd.training.precision import choose_precision

@@ -1,0 +1,228 @@
+"""The teacher's batches, on their way through an accelerator.
+
+On an accelerator nothing waits: pixels are copied from pinned memory, features are coded where they
+are, and integers come back on a stream of their own while the next batch is computed. The caller
+takes a batch's result once it has started the next (:attr:`TeacherStream.num_behind`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scalekd.cache.targets import CacheCodecs
+from scalekd.codecs.encoder import Encoding, FeatureEncoder, settled
+from scalekd.errors import DataError
+from scalekd.teachers import Teacher, TeacherOutput
+
+Planes = dict[str, np.ndarray[Any, Any]]
+EncoderName = Literal["numpy", "torch"]
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class TeacherArrays:
+    """A teacher's output on the host.
+
+    Attributes:
+        features: By stage, ``(view, token, channel)``: float32 arrays, or tensors in the type that
+            the model gave.
+        logits: ``(view, class)``, likewise.
+        planes: By stage that was encoded on the device: makes its planes, or raises ``DataError``.
+    """
+
+    features: dict[int, np.ndarray[Any, Any]] | dict[int, Tensor]
+    logits: np.ndarray[Any, Any] | Tensor | None
+    planes: dict[int, Callable[[], Planes]] = field(default_factory=dict)
+
+
+def default_encoder(device: torch.device) -> EncoderName:
+    """``torch`` on GPUs, which encode faster than all cores; ``numpy`` elsewhere.
+
+    NumPy's encoder takes a half to three quarters of torch's time on a CPU.
+    """
+    return "torch" if device.type == "cuda" else "numpy"
+
+
+def teacher_outputs(teacher: Teacher, pixels: Tensor, precision: str) -> TeacherOutput:
+    """One forward in the precision asked for; ``pixels`` are on the teacher's device."""
+    device = teacher.mean.device
+    autocast = torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)
+    with torch.inference_mode(), autocast:
+        output: TeacherOutput = teacher(pixels)
+    return output
+
+
+def as_array(values: np.ndarray[Any, Any] | Tensor) -> np.ndarray[Any, Any]:
+    """Float32 on the host."""
+    return values.float().numpy() if isinstance(values, Tensor) else values
+
+
+class TeacherStream:
+    """Runs the teacher and the device encoders.
+
+    Args:
+        teacher: Where it computes decides how: see the module.
+        codecs: Of the cache.
+        precision: Of the teacher's arithmetic.
+        batch_size: Views a batch, at most.
+        encoder: Who encodes features.
+        run: Gives a batch's output on the host, where the teacher is on a CPU.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        codecs: CacheCodecs,
+        precision: str,
+        batch_size: int,
+        encoder: EncoderName,
+        run: Callable[[Tensor], TeacherArrays],
+    ) -> None:
+        self._teacher = teacher
+        self._precision = precision
+        self._run = run
+        self._device = teacher.mean.device
+        self._stages = tuple(codecs.stages)
+        self._keeps_logits = codecs.logits is not None
+        self._encoders: dict[int, FeatureEncoder] = {}
+        if encoder == "torch":
+            made = {stage: codec.encoder(batch_size) for stage, codec in codecs.stages.items()}
+            self._encoders = {s: e.to(self._device) for s, e in made.items() if e is not None}
+        self._is_asynchronous = self._device.type == "cuda"
+        if self._is_asynchronous:
+            self._copying_in = torch.cuda.Stream(self._device)
+            self._copying_out = torch.cuda.Stream(self._device)
+
+    @property
+    def num_behind(self) -> int:
+        """Batches to start before the result of the first is asked for."""
+        return int(self._is_asynchronous)
+
+    def start(self, pixels: Tensor) -> Callable[[], TeacherArrays]:
+        """Begin a batch.
+
+        Args:
+            pixels: uint8 ``(view, 3, height, width)`` on the host, free to be reused at once.
+
+        Returns:
+            What waits for the batch and gives its output.
+        """
+        if not self._stages and not self._keeps_logits:  # only the views are kept
+            return partial(TeacherArrays, {}, None)
+        if self._is_asynchronous:
+            return self._start_on_device(pixels)
+        output = self._run(pixels)
+        if not self._encoders:
+            return lambda: output
+        return partial(self._encoded_on_host, output)
+
+    def _encoded_on_host(self, output: TeacherArrays) -> TeacherArrays:
+        features = dict(output.features)
+        planes = {}
+        for stage, encoder in self._encoders.items():
+            if stage in features:
+                values = features.pop(stage)
+                tensor = torch.as_tensor(values)
+                with torch.inference_mode():
+                    encoding = settled(encoder, tensor)
+                host = {name: plane.numpy() for name, plane in encoding.planes.items()}
+                planes[stage] = partial(_checked, host, encoding.finite)
+        return TeacherArrays(features, output.logits, planes)  # type: ignore[arg-type]
+
+    def _start_on_device(self, pixels: Tensor) -> Callable[[], TeacherArrays]:
+        computing = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(self._copying_in):
+            on_device = _pinned_copy(pixels).to(self._device, non_blocking=True)
+        computing.wait_stream(self._copying_in)
+        on_device.record_stream(computing)
+        output = teacher_outputs(self._teacher, on_device, self._precision)
+        features = {stage: output.features[stage] for stage in self._stages}
+        with torch.inference_mode():
+            encodings = {s: encoder(features[s]) for s, encoder in self._encoders.items()}
+        plain = {s: found for s, found in features.items() if s not in encodings}
+        logits = output.logits
+        self._copying_out.wait_stream(computing)
+        with torch.cuda.stream(self._copying_out), torch.inference_mode():
+            batch = _Batch(
+                features={s: features[s] for s in encodings},
+                encodings={s: _encoding_to_host(found) for s, found in encodings.items()},
+                plain={stage: _to_host(found) for stage, found in plain.items()},
+                logits=None if logits is None else _to_host(logits),
+                arrived=torch.cuda.Event(blocking=True),
+            )
+            batch.arrived.record()
+        for tensor in (on_device, *features.values()):
+            tensor.record_stream(self._copying_out)
+        for encoding in encodings.values():
+            for tensor in (*encoding.planes.values(), encoding.finite, encoding.octaves):
+                tensor.record_stream(self._copying_out)
+        if logits is not None:
+            logits.record_stream(self._copying_out)
+        return partial(self._finish, batch)
+
+    def _finish(self, batch: "_Batch") -> TeacherArrays:
+        batch.arrived.synchronize()
+        planes = {}
+        for stage, encoding in batch.encodings.items():
+            if encoding.octaves.any():  # next to never: views that outgrow 16 bits
+                with torch.inference_mode():
+                    again = settled(self._encoders[stage], batch.features[stage])
+                host = {name: plane.cpu().numpy() for name, plane in again.planes.items()}
+            else:
+                host = {name: plane.numpy() for name, plane in encoding.planes.items()}
+            planes[stage] = partial(_checked, host, encoding.finite)
+        return TeacherArrays(batch.plain, batch.logits, planes)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A batch on its way to the host.
+
+    Attributes:
+        features: On the device, of stages that were encoded there.
+        encodings: On the host once ``arrived``.
+        plain: Features of the other stages, likewise.
+        logits: Likewise.
+        arrived: Recorded after the copies.
+    """
+
+    features: dict[int, Tensor]
+    encodings: dict[int, Encoding]
+    plain: dict[int, Tensor]
+    logits: Tensor | None
+    arrived: torch.cuda.Event
+
+
+def _checked(planes: Planes, finite: Tensor) -> Planes:
+    if not finite.all():
+        view, token = (int(i) for i in (~finite).nonzero()[0])
+        raise DataError(
+            f"features of view {view} hold NaN or infinity at token {token}; the teacher overflowed"
+            " or its weights are damaged"
+        )
+    return planes
+
+
+def _pinned_copy(pixels: Tensor) -> Tensor:
+    """Pixels in pinned memory, laid out as they are."""
+    pinned = torch.empty_like(pixels, pin_memory=True)
+    return pinned.copy_(pixels)
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """Begin a copy to pinned memory on the current stream."""
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
+def _encoding_to_host(encoding: Encoding) -> Encoding:
+    return Encoding(
+        {name: _to_host(plane) for name, plane in encoding.planes.items()},
+        _to_host(encoding.finite),
+        _to_host(encoding.octaves),
+    )
