@@ -5,7 +5,7 @@ are, and integers come back on a stream of their own while the next batch is com
 takes a batch's result once it has started the next (:attr:`TeacherStream.num_behind`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -26,7 +26,15 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class TeacherArrays:
-    """A teacher's output on the host.
+    """A teacher's output on the host, float32."""
+
+    features: dict[int, np.ndarray[Any, Any]]
+    logits: np.ndarray[Any, Any] | None
+
+
+@dataclass(frozen=True)
+class HostBatch:
+    """A batch's targets on the host.
 
     Attributes:
         features: By stage, ``(view, token, channel)``: float32 arrays, or tensors in the type that
@@ -35,9 +43,9 @@ class TeacherArrays:
         planes: By stage that was encoded on the device: makes its planes, or raises ``DataError``.
     """
 
-    features: dict[int, np.ndarray[Any, Any]] | dict[int, Tensor]
-    logits: np.ndarray[Any, Any] | Tensor | None
-    planes: dict[int, Callable[[], Planes]] = field(default_factory=dict)
+    features: Mapping[int, np.ndarray[Any, Any] | Tensor] = field(default_factory=dict)
+    logits: np.ndarray[Any, Any] | Tensor | None = None
+    planes: Mapping[int, Callable[[], Planes]] = field(default_factory=dict)
 
 
 def default_encoder(device: torch.device) -> EncoderName:
@@ -95,15 +103,15 @@ class TeacherStream:
             self._encoders = {s: e.to(self._device) for s, e in made.items() if e is not None}
         self._is_asynchronous = self._device.type == "cuda"
         if self._is_asynchronous:
-            self._copying_in = torch.cuda.Stream(self._device)
-            self._copying_out = torch.cuda.Stream(self._device)
+            self._copying_in = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            self._copying_out = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
     @property
     def num_behind(self) -> int:
         """Batches to start before the result of the first is asked for."""
         return int(self._is_asynchronous)
 
-    def start(self, pixels: Tensor) -> Callable[[], TeacherArrays]:
+    def start(self, pixels: Tensor) -> Callable[[], HostBatch]:
         """Begin a batch.
 
         Args:
@@ -113,15 +121,15 @@ class TeacherStream:
             What waits for the batch and gives its output.
         """
         if not self._stages and not self._keeps_logits:  # only the views are kept
-            return partial(TeacherArrays, {}, None)
+            return HostBatch
         if self._is_asynchronous:
             return self._start_on_device(pixels)
         output = self._run(pixels)
         if not self._encoders:
-            return lambda: output
+            return partial(HostBatch, output.features, output.logits)
         return partial(self._encoded_on_host, output)
 
-    def _encoded_on_host(self, output: TeacherArrays) -> TeacherArrays:
+    def _encoded_on_host(self, output: TeacherArrays) -> HostBatch:
         features = dict(output.features)
         planes = {}
         for stage, encoder in self._encoders.items():
@@ -132,9 +140,9 @@ class TeacherStream:
                     encoding = settled(encoder, tensor)
                 host = {name: plane.numpy() for name, plane in encoding.planes.items()}
                 planes[stage] = partial(_checked, host, encoding.finite)
-        return TeacherArrays(features, output.logits, planes)  # type: ignore[arg-type]
+        return HostBatch(features, output.logits, planes)
 
-    def _start_on_device(self, pixels: Tensor) -> Callable[[], TeacherArrays]:
+    def _start_on_device(self, pixels: Tensor) -> Callable[[], HostBatch]:
         computing = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._copying_in):
             on_device = _pinned_copy(pixels).to(self._device, non_blocking=True)
@@ -153,7 +161,7 @@ class TeacherStream:
                 encodings={s: _encoding_to_host(found) for s, found in encodings.items()},
                 plain={stage: _to_host(found) for stage, found in plain.items()},
                 logits=None if logits is None else _to_host(logits),
-                arrived=torch.cuda.Event(blocking=True),
+                arrived=torch.cuda.Event(blocking=True),  # type: ignore[no-untyped-call]
             )
             batch.arrived.record()
         for tensor in (on_device, *features.values()):
@@ -165,7 +173,7 @@ class TeacherStream:
             logits.record_stream(self._copying_out)
         return partial(self._finish, batch)
 
-    def _finish(self, batch: "_Batch") -> TeacherArrays:
+    def _finish(self, batch: "_Batch") -> HostBatch:
         batch.arrived.synchronize()
         planes = {}
         for stage, encoding in batch.encodings.items():
@@ -176,7 +184,7 @@ class TeacherStream:
             else:
                 host = {name: plane.numpy() for name, plane in encoding.planes.items()}
             planes[stage] = partial(_checked, host, encoding.finite)
-        return TeacherArrays(batch.plain, batch.logits, planes)
+        return HostBatch(batch.plain, batch.logits, planes)
 
 
 @dataclass(frozen=True)

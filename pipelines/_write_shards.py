@@ -31,6 +31,7 @@ from scalekd.pipelines._classes import TeacherAnswers
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._teacher_stream import (
     EncoderName,
+    HostBatch,
     Planes,
     TeacherArrays,
     TeacherStream,
@@ -125,14 +126,14 @@ def write_claimed(
     requests = _claimed_requests(writer, missing)
     batches = drawing_loader(drawn, requests, num_workers=config.workers)
     shards_in_order = _Shards(writer, codecs)
-    started: deque[tuple[DrawnBatch, Callable[[], TeacherArrays]]] = deque()
+    started: deque[tuple[DrawnBatch, Callable[[], HostBatch]]] = deque()
     while True:
         waiting = time.monotonic()
         batch = next(batches, None)
         progress.waited_seconds += time.monotonic() - waiting
         if batch is not None:
             writer.in_flight.enter(len(batch.keys))
-            started.append((batch, stream.start(batch.pixels) if batch.keys else _nothing))
+            started.append((batch, stream.start(batch.pixels) if batch.keys else HostBatch))
         while started and (batch is None or len(started) > stream.num_behind):
             done, wait = started.popleft()
             output = wait()
@@ -145,10 +146,6 @@ def write_claimed(
             return shards_in_order.num_committed
 
 
-def _nothing() -> TeacherArrays:
-    return TeacherArrays({}, None)
-
-
 class _Shards:
     """Opens a shard with its first batch, and commits it behind its last."""
 
@@ -158,7 +155,7 @@ class _Shards:
         self._open: _OpenShard | None = None
         self.num_committed = 0
 
-    def add(self, batch: DrawnBatch, output: TeacherArrays) -> None:
+    def add(self, batch: DrawnBatch, output: HostBatch) -> None:
         """Take the next batch."""
         if self._open is None:
             self._open = _OpenShard(self._writer, self._codecs, batch.request)
@@ -224,7 +221,7 @@ class _OpenShard:
         self._drawn: list[_Drawn] = []
         self.skipped: list[str] = []
 
-    def add(self, batch: DrawnBatch, output: TeacherArrays) -> None:
+    def add(self, batch: DrawnBatch, output: HostBatch) -> None:
         """Queue the coding of a batch; blocks that are full are written once they are coded."""
         num_views = len(batch.keys)
         pieces = self._pieces(num_views)
@@ -266,7 +263,7 @@ class _OpenShard:
         return pieces
 
     def _tasks(
-        self, output: TeacherArrays, num_views: int
+        self, output: HostBatch, num_views: int
     ) -> Iterator[tuple[Callable[[], Planes], int, int]]:
         """What makes the planes of views ``start`` to ``stop`` of a batch, task by task."""
         for stage, codec in self._codecs.stages.items():
