@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import nn
 
 from scalekd.cache import open_cache
+from scalekd.distributed import process_faults
 from scalekd.errors import DataError, UsageError
 from scalekd.evaluation import (
     Answers,
@@ -34,8 +32,8 @@ from scalekd.students import StudentSpec, resolve_student_name
 from scalekd.teachers import TeacherConfig, TeacherSpec, load_teacher, match_teacher
 from scalekd.teachers.heads import class_names_of, why_no_classifier
 from scalekd.training import find_run_checkpoint, load_trained_student
+from scalekd.training.accelerator import make_accelerator
 from scalekd.training.config import default_workers
-from scalekd.training.precision import choose_precision
 from scalekd.views import Interpolation
 
 
@@ -101,6 +99,7 @@ class _Opened(NamedTuple):
 
 
 @worker_faults()
+@process_faults()
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Metrics of the model, with what was measured.
 
@@ -109,14 +108,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         DataError: No such split, a corrupt image, or labels that do not fit.
         CacheMismatch: The cache of answers is one of other images.
     """
-    AcceleratorState._reset_state()  # Accelerate keeps a process's first precision otherwise
-    try:
-        accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),  # see make_accelerator
-            mixed_precision=choose_precision(config.amp),
-        )
-    except ValueError as error:
-        raise UsageError(f"--amp {config.amp}: {error}") from error
+    accelerator = make_accelerator(config.amp)
     opened = _open_model(config)
 
     def views_of(split: str) -> EvaluationViews:

@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from scalekd.cache import CacheReader, JoinedTargets, open_cache
 from scalekd.distillation import Objective
+from scalekd.distributed import process_faults
 from scalekd.errors import CacheMismatch, DataError, UsageError
 from scalekd.evaluation import (
     EvaluationConfig,
@@ -52,6 +51,7 @@ from scalekd.training import (
     student_facts,
     synchronise_batch_norm,
 )
+from scalekd.training.accelerator import make_accelerator
 from scalekd.training.checkpoint import STUDENT_FILE, check_file, read_state
 from scalekd.training.plain_yaml import load_plain
 from scalekd.training.precision import AUTOCAST_DTYPES, choose_precision
@@ -63,6 +63,7 @@ _SOFTWARE = ("scalekd", "torch", "timm", "accelerate", "numpy", "pillow")
 
 
 @worker_faults()
+@process_faults()
 def train_student(config: TrainConfig) -> TrainResult:
     """Train as configured, or go on with the run in ``config.output``.
 
@@ -72,10 +73,13 @@ def train_student(config: TrainConfig) -> TrainResult:
     Raises:
         ScaleKDError: See `Trainer.fit`, and every part's own errors.
     """
-    accelerator = make_accelerator(config)
+    check_trackers(config.log_with)
+    notes: list[str] = []
+    accelerator = make_accelerator(
+        config.amp, log_with=config.log_with, output=config.output, note=notes.append
+    )
     set_seed(config.seed)  # every process builds the same student and projectors
     source = _open_source(config)
-    notes: list[str] = []
     student = _make_student(config, source, notes)
     if config.sync_bn:
         synchronise_batch_norm(student, accelerator)
@@ -120,29 +124,6 @@ def train_student(config: TrainConfig) -> TrainResult:
     result = trainer.fit()
     accelerator.end_training()
     return result
-
-
-def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Processes, device and precision of a run.
-
-    Raises:
-        UsageError: The machine cannot compute in the precision, or a tracker is not there.
-    """
-    check_trackers(config.log_with)
-    # Accelerate keeps the first precision of a process for good; the next run may want another.
-    AcceleratorState._reset_state()
-    try:
-        return Accelerator(
-            # Accelerate starts gloo for processes on CPUs only when told that CPUs are meant;
-            # otherwise each would train alone.
-            cpu=not torch.accelerator.is_available(),
-            mixed_precision=choose_precision(config.amp),
-            log_with=list(config.log_with) or None,
-            project_dir=config.output,
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-        )
-    except ValueError as error:
-        raise UsageError(f"--amp {config.amp}: {error}") from error
 
 
 def _reused_views(num_epochs: int, num_passes: int, *, fresh: bool) -> str:

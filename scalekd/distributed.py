@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from scalekd.errors import ScaleKDError
+from scalekd.errors import EnvironmentFault, ScaleKDError
 
 T = TypeVar("T")
 
@@ -30,6 +30,25 @@ class TrainingInterrupted(ScaleKDError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+@contextmanager
+def process_faults() -> Iterator[None]:
+    """Say in one line that another process of the run ended while this one exchanged data with it.
+
+    Raises:
+        EnvironmentFault: The connection to another process is lost.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # gloo has no class of its own
+        text = " ".join(str(error).split())
+        if not isinstance(error, dist.DistError) and "gloo" not in text.lower():
+            raise
+        raise EnvironmentFault(
+            "another process of the run was killed or lost its connection, and this one stops; see "
+            f"its output for the reason, then run the same command again ({text[:200]})"
+        ) from error
 
 
 class Coordinator:

@@ -160,6 +160,13 @@ def build_scheduler(
     Raises:
         UsageError: The schedule does not fit into the number of epochs.
     """
+    within = config.sched != "none" and not config.warmup_prefix
+    if within and config.warmup_epochs and config.warmup_epochs >= config.epochs:
+        raise UsageError(
+            f"--warmup-epochs {config.warmup_epochs:g}: the warm-up would not end within "
+            f"--epochs {config.epochs}, and the rate would never reach --lr; give fewer, or "
+            "train them beforehand with --warmup-prefix"
+        )
     arguments = scheduler_kwargs(config)
     try:
         scheduler, num_epochs = create_scheduler_v2(

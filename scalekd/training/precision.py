@@ -15,22 +15,29 @@ AUTOCAST_DTYPES: dict[Precision, torch.dtype | None] = {
 }
 
 
-def choose_precision(requested: Literal["auto", "bf16", "fp16", "no"]) -> Precision:
+def choose_precision(
+    requested: Literal["auto", "bf16", "fp16", "no"], *, cpu: bool = False
+) -> Precision:
     """``auto`` is bfloat16 where the device multiplies it natively, otherwise full precision.
 
     A CPU without AMX or AVX512-BF16 emulates it: there it was measured eight times slower than
     full precision, while CPUs that have it are several times faster.
 
+    Args:
+        requested: Value of ``--amp``.
+        cpu: Compute on the CPU even where there is an accelerator.
+
     Raises:
         UsageError: Half precision on a CPU, where Accelerate computes in full precision in silence.
     """
-    if requested == "fp16" and not torch.accelerator.is_available():
+    accelerated = torch.accelerator.is_available() and not cpu
+    if requested == "fp16" and not accelerated:
         raise UsageError(
             "--amp fp16: needs an accelerator, and this machine has none; take bf16 or no"
         )
     if requested != "auto":
         return requested
-    if torch.accelerator.is_available():
+    if accelerated:
         kind = torch.accelerator.current_accelerator().type  # type: ignore[union-attr]
         if kind == "cuda":
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"

@@ -24,6 +24,7 @@ from scalekd.distributed import (
     StopRequest,
     TrainingDiverged,
     TrainingInterrupted,
+    process_faults,
 )
 from scalekd.errors import CacheMismatch, DataError, UsageError
 from scalekd.training.checkpoint import (
@@ -162,6 +163,7 @@ class Trainer:
 
     # -- the run -------------------------------------------------------------------------------
 
+    @process_faults()
     def fit(self) -> TrainResult:
         """Train to the last epoch.
 
@@ -391,7 +393,15 @@ class Trainer:
         }
         with torch.no_grad():
             targets = self._targets(on_device)
-        output: StepOutput = self._model(on_device["pixels"], on_device["label"], targets)
+        try:
+            output: StepOutput = self._model(on_device["pixels"], on_device["label"], targets)
+        except ValueError as error:
+            if not str(error).startswith("Expected more than 1 value per channel"):
+                raise
+            raise UsageError(
+                f"--batch-size {len(batch['label'])}: batch normalisation of a map of 1 x 1 needs "
+                "two views in a batch; give a larger --batch-size or --img-size"
+            ) from error
         return output
 
     def _clip_gradients(self) -> Tensor:

@@ -166,3 +166,48 @@ def test_the_command_line_trains_is_preempted_and_resumes(
     code, out, err = finish(launch(*resumed[:-1], f"--epochs={epochs + 1}", processes=1))
     assert code == 0, err
     assert "the run had 2 processes and has 1 now" in " ".join(err.split())
+
+
+def alone(rank: int, port: int, command: list[str]) -> subprocess.Popen[str]:
+    """One process of two without a launcher, so that its own exit code and output are seen."""
+    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    return subprocess.Popen(
+        [sys.executable, *command],
+        env={**os.environ, **place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_other_within_seconds(
+    cache: Path, image_folder: Path, tmp_path: Path, victim: int
+) -> None:
+    run = tmp_path / "run"
+    command = [
+        *("-m", "scalekd", "train-student", f"--cache={cache}", f"--data-dir={image_folder}"),
+        *("--model=test_resnet", "--epochs=2000", "--batch-size=8", "--workers=0", "--amp=no"),
+        *("--objective=kd", "--val-split=none", f"--output={run}"),
+    ]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [alone(rank, port, command) for rank in (0, 1)]
+    try:
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while find_checkpoint(run / "last") is None and time.monotonic() < deadline:
+            assert all(process.poll() is None for process in processes)
+            time.sleep(0.05)
+        processes[victim].kill()
+        survivor = processes[1 - victim]
+        _, err = survivor.communicate(timeout=60)
+        assert survivor.returncode == 5, err
+        assert "Traceback" not in err
+        assert err.count("scalekd: error") == 1
+        assert "another process of the run was killed" in err.splitlines()[-1]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
