@@ -250,7 +250,7 @@ def test_the_student_is_that_of_the_reference(built: Built) -> None:
 
 
 def test_weight_decay_agrees_with_the_reference(built: Built) -> None:
-    _, config, reference, whole = built
+    name, config, reference, whole = built
     student = whole.model
     groups = parameter_groups(
         student,
@@ -271,7 +271,8 @@ def test_weight_decay_agrees_with_the_reference(built: Built) -> None:
     num_checked = 0
     for path, parameter in student.named_parameters():
         if path in ("pos_embed", "cls_token") and f".{path}" not in keys and free["norms"]:
-            continue  # timm's own exemption of the EVA-02 student's two
+            assert "and class token do not decay (reference: they do)" in departures(name)
+            continue
         is_bias = path.endswith("bias")
         exempt = (
             (free["norms"] and id(parameter) in of_norms)
@@ -313,6 +314,13 @@ def test_without_the_recipes_arguments_another_map_is_classified(model: str) -> 
         if isinstance(part, nn.LayerNorm):
             nn.init.normal_(part.weight)
     assert not classifies_level4(student)
+
+
+def test_the_page_of_departures_has_those_of_every_recipe() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "departures.md").read_text().casefold()
+    for name in recipe_names():
+        for text in recipe_about(name)["departures"]:
+            assert text.partition(" (reference: ")[0].casefold() in page
 
 
 def test_published_figures() -> None:
