@@ -37,7 +37,8 @@ def with_logits(config: CacheTeacherConfig, teacher: Teacher) -> tuple[CacheTeac
         if num_classes is None:
             raise UsageError(
                 f"--logits {config.logits}: {teacher.spec.model} gives none, since"
-                f" {teacher.no_classifier}; pass --logits none, or a --checkpoint with a classifier"
+                f" {teacher.no_classifier}; pass --logits none, or give the weights of a classifier"
+                " (--checkpoint) and the names of its classes (--teacher-classes)"
             )
         create_logit_codec(config.logits, num_classes)
     return config, ""

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from scalekd.cache.manifest import Identity
 from scalekd.cache.webdataset.form import read_form
-from scalekd.errors import CacheMismatch, UsageError
+from scalekd.errors import CacheMismatch, UsageError, rewording
 from scalekd.images import ImageDataset
 from scalekd.loading import open_images
 from scalekd.loading.drawing import DrawnViews
@@ -139,7 +139,8 @@ class TeacherAgain:
             CacheMismatch: It is another one.
         """
         cached, config = TeacherSpec.model_validate(self._identity.teacher), self._config
-        teacher = load_teacher(self.teacher_config)
+        with rewording({", or --no-pretrained for random ones": "", " and --img-size": ""}):
+            teacher = load_teacher(self.teacher_config)
         here, there = teacher.spec.model_dump(mode="json"), cached.model_dump(mode="json")
         different = [
             f"{name} is {there[name]} in the cache, {here[name]} here"

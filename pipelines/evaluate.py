@@ -12,7 +12,7 @@ from torch import nn
 
 from scalekd.cache import open_cache
 from scalekd.distributed import process_faults
-from scalekd.errors import DataError, UsageError
+from scalekd.errors import DataError, UsageError, rewording
 from scalekd.evaluation import (
     Answers,
     EvaluationConfig,
@@ -29,7 +29,13 @@ from scalekd.models.classes import Classes, ClassMatch, classes_of_data, match_c
 from scalekd.models.names import ModelSource, describe_model
 from scalekd.pipelines._notes import note
 from scalekd.students import StudentSpec, resolve_student_name
-from scalekd.teachers import TeacherConfig, TeacherSpec, load_teacher, match_teacher
+from scalekd.teachers import (
+    LIVE_TEACHER_ADVICE,
+    TeacherConfig,
+    TeacherSpec,
+    load_teacher,
+    match_teacher,
+)
 from scalekd.teachers.heads import class_names_of, why_no_classifier
 from scalekd.training import find_run_checkpoint, load_trained_student
 from scalekd.training.accelerator import make_accelerator
@@ -176,13 +182,14 @@ def _open_model(config: EvaluateConfig) -> _Opened:
     kwargs = dict(source.model_args)
     if size is not None and source.pretrained_cfg.get("fixed_input_size"):
         kwargs["img_size"] = size
-    model = build_model(
-        source,
-        pretrained=config.pretrained,
-        checkpoint=config.checkpoint,
-        model_kwargs=kwargs,
-        seed=0,  # random weights are the same in every process
-    )
+    with rewording({"Classes, image size and widths are set with --model-kwargs and": "See"}):
+        model = build_model(
+            source,
+            pretrained=config.pretrained,
+            checkpoint=config.checkpoint,
+            model_kwargs=kwargs,
+            seed=0,  # random weights are the same in every process
+        )
     recorded = preprocessing_of(model)
     native = source.pretrained_cfg.get("input_size") or (3, 224, 224)
     view = _view(config, recorded, (int(native[1]), int(native[2])))
@@ -246,7 +253,8 @@ def _gallery_classes(views: EvaluationViews, gallery: EvaluationViews) -> Sequen
     ours, theirs = _classes_of_data(views.images), _classes_of_data(gallery.images)
     if ours.names is None or theirs.names is None:
         return None
-    return match_classes(ours, theirs).indices
+    advice = "leave out --knn-split, or go by numbers with --class-map none"
+    return match_classes(ours, theirs, advice=advice).indices
 
 
 def _classes_of_data(images: ImageDataset) -> Classes:
@@ -265,13 +273,13 @@ def _answers(config: EvaluateConfig, views: EvaluationViews, data: Classes) -> A
         if config.teacher_checkpoint is not None:
             raise UsageError("--teacher-checkpoint needs --teacher, the name of its model")
         return None
-    teacher = load_teacher(
-        TeacherConfig(
-            model=config.teacher,
-            checkpoint=config.teacher_checkpoint,
-            pretrained=config.teacher_pretrained,
-        )
+    asked = TeacherConfig(
+        model=config.teacher,
+        checkpoint=config.teacher_checkpoint,
+        pretrained=config.teacher_pretrained,
     )
+    with rewording({"--no-pretrained": "--no-teacher-pretrained", **LIVE_TEACHER_ADVICE}):
+        teacher = load_teacher(asked)
     if teacher.no_classifier is not None:
         raise UsageError(f"--teacher {config.teacher}: gives no answers: {teacher.no_classifier}")
     match = _match_teacher(config, data, teacher.spec)

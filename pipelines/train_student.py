@@ -18,7 +18,7 @@ from accelerate.utils import set_seed
 from scalekd.cache import CacheReader, JoinedTargets, open_cache
 from scalekd.distillation import Objective
 from scalekd.distributed import process_faults
-from scalekd.errors import CacheMismatch, DataError, UsageError
+from scalekd.errors import CacheMismatch, DataError, UsageError, rewording
 from scalekd.evaluation import (
     EvaluationConfig,
     EvaluationViews,
@@ -31,6 +31,7 @@ from scalekd.pipelines._notes import note
 from scalekd.storage import LocalCache, make_local_cache, open_storage
 from scalekd.students import Student, create_student
 from scalekd.teachers import (
+    LIVE_TEACHER_ADVICE,
     Teacher,
     TeacherConfig,
     TeacherSpec,
@@ -227,20 +228,20 @@ def _class_of_live_teacher(source: CachedTeacher) -> tuple[int, ...] | None:
 
 def _live_teacher(config: TrainConfig, source: CachedTeacher) -> Teacher:
     spec = source.spec
-    teacher = load_teacher(
-        TeacherConfig(
-            model=config.teacher or teacher_named_by_cache(spec.model, option="--teacher"),
-            checkpoint=config.teacher_checkpoint,
-            pretrained=spec.weights_source != "random",
-            model_kwargs={**spec.model_kwargs, "num_classes": spec.num_classes or 0},
-            img_size=spec.img_size,
-            mean=spec.mean,
-            std=spec.std,
-            tail_blocks=spec.tail_blocks,
-            class_names=spec.class_names,
-            keep_head=True,
-        )
+    asked = TeacherConfig(
+        model=config.teacher or teacher_named_by_cache(spec.model, option="--teacher"),
+        checkpoint=config.teacher_checkpoint,
+        pretrained=spec.weights_source != "random",
+        model_kwargs={**spec.model_kwargs, "num_classes": spec.num_classes or 0},
+        img_size=spec.img_size,
+        mean=spec.mean,
+        std=spec.std,
+        tail_blocks=spec.tail_blocks,
+        class_names=spec.class_names,
+        keep_head=True,
     )
+    with rewording(LIVE_TEACHER_ADVICE):
+        teacher = load_teacher(asked)
     if teacher.spec.weights_sha256 != spec.weights_sha256:
         raise CacheMismatch(
             f"{source.reader.place}: was made by {spec.model} with weights "

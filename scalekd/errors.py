@@ -4,7 +4,9 @@ A message says where, what was found, what was expected, and what to do; the com
 prints it as one line and exits with ``exit_code``.
 """
 
+import contextlib
 import errno
+from collections.abc import Iterator, Mapping
 
 from scalekd.text import one_line
 
@@ -34,6 +36,24 @@ class ScaleKDError(Exception):
 
     def __str__(self) -> str:
         return one_line(super().__str__())  # it may quote a document or a server
+
+
+@contextlib.contextmanager
+def rewording(changes: Mapping[str, str]) -> Iterator[None]:
+    """Replace parts of the messages of errors: advice that the command at hand does not have.
+
+    Args:
+        changes: Each part with what takes its place.
+    """
+    try:
+        yield
+    except ScaleKDError as error:
+        message = reworded = str(error)
+        for part, instead in changes.items():
+            reworded = reworded.replace(part, instead)
+        if reworded == message:
+            raise
+        raise type(error)(reworded) from error
 
 
 class UsageError(ScaleKDError):

@@ -167,11 +167,13 @@ class TargetDecoder(nn.Module):
         if features and 4 not in codecs.stages:
             raise UsageError(
                 "this cache holds no final-stage features, which --objective scalekd needs;"
-                " write one with --stages final or 3,4, or train with --objective kd"
+                " write one by cache-teacher --stages final or 3,4, or train with --objective kd"
             )
         if logits and codecs.logits is None:
             raise UsageError(
-                "this cache holds no logits, which the KD loss needs; write one with --logits full"
+                "this cache holds no logits, which the KD loss needs; write one by cache-teacher"
+                " --logits full with a teacher that has a classifier, or train with"
+                " --distillation kd=false"
             )
         self._prefix = codecs.stages[4].shape.num_prefix_tokens if features else 0
         self.features = codecs.stages[4].decoder() if features else None

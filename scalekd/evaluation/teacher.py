@@ -68,7 +68,8 @@ def cached_answers(
     if not reader.policy.deterministic:
         raise UsageError(
             f"{reader.place}: holds random views ({reader.policy}), and an answer on a crop is not "
-            "the teacher's answer on the image; write a cache of the split with --aug center"
+            "the teacher's answer on the image; write a cache of the split by cache-teacher --aug"
+            " center"
         )
     fingerprint = reader.identity.data.fingerprint
     if images.fingerprint != fingerprint:

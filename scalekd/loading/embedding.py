@@ -10,11 +10,16 @@ from torch.utils.data import Dataset, get_worker_info
 from scalekd.cache import CacheReader
 from scalekd.cache.webdataset.form import Embed
 from scalekd.cache.webdataset.reader import IMAGE
-from scalekd.errors import ScaleKDError, UsageError
+from scalekd.errors import ScaleKDError, UsageError, rewording
 from scalekd.images.samples import ImageDataset, Sample
 from scalekd.loading._workers import in_workers
-from scalekd.loading.views import ReplayContract, found_samples, replay_view
+from scalekd.loading.views import PIXEL_ADVICE, ReplayContract, found_samples, replay_view
 from scalekd.views import encode_view, unpack_view
+
+_EMBED_ADVICE = (
+    "Install the versions of the cache, or embed the encoded files with --embed source, which need"
+    " no pixels"
+)
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,8 @@ class ImagesToEmbed(Dataset[BlockImages]):
         columns = {name.removeprefix("view/"): rows[name] for name in self._columns}
         params = unpack_view(columns, row, contract.policy)
         pixels = replay_view(sample, params, contract.policy, view_size=contract.view_size)
-        contract.check_pixels(sample, pixels, int(rows["pixel_hash"][row]))
+        with rewording({PIXEL_ADVICE: _EMBED_ADVICE}):
+            contract.check_pixels(sample, pixels, int(rows["pixel_hash"][row]))
         return encode_view(pixels)
 
 

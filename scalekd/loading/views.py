@@ -25,7 +25,7 @@ from scalekd.views import (
 )
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-_ADVICE = (
+PIXEL_ADVICE = (
     "The student would train on pixels that the teacher never saw. Install the versions of the"
     " cache, or accept the drift with --allow-pixel-drift X (mean difference in levels of 255)"
 )
@@ -150,7 +150,7 @@ class ReplayContract:
         raise CacheMismatch(
             f"this machine redraws a view of sample {sample.key} differently (pixel hash"
             f" {expected_hash:016x} in the cache, {found:016x} here; {self._versions()})."
-            f" {_ADVICE}"
+            f" {PIXEL_ADVICE}"
         )
 
     def check_witnesses(self, samples: Sequence[Sample], pixels: Sequence[Pixels]) -> float:
@@ -180,7 +180,7 @@ class ReplayContract:
         if drift > self.allowed_drift:
             raise CacheMismatch(
                 f"this machine redraws the cache's {len(samples)} witness views with a mean"
-                f" difference of up to {drift:.3g}/255 ({self._versions()}). {_ADVICE}"
+                f" difference of up to {drift:.3g}/255 ({self._versions()}). {PIXEL_ADVICE}"
             )
         return drift
 

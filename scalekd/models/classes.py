@@ -134,7 +134,7 @@ def match_classes(
 
 def _by_number(data: Classes, model: Classes) -> ClassMatch:
     if data.count > model.count:
-        raise DataError(f"--class-map none: {data}, {model}, which is fewer")
+        raise DataError(f"classes cannot be matched by number: {data}, {model}, which is fewer")
     names = model.names if data.count < model.count else data.names or model.names
     return ClassMatch(None, model.count, names)
 

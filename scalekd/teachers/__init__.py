@@ -8,7 +8,12 @@ Example:
 """
 
 from scalekd.teachers.heads import match_teacher
-from scalekd.teachers.names import ALIASES, resolve_model_name, teacher_named_by_cache
+from scalekd.teachers.names import (
+    ALIASES,
+    LIVE_TEACHER_ADVICE,
+    resolve_model_name,
+    teacher_named_by_cache,
+)
 from scalekd.teachers.spec import ABOUT_ORIGIN, TeacherConfig, TeacherSpec
 from scalekd.teachers.tail import Tail, TailConfig
 from scalekd.teachers.tail_file import inspect_tail, load_tail, load_tail_bytes, save_tail
@@ -17,6 +22,7 @@ from scalekd.teachers.teacher import Teacher, TeacherOutput, load_teacher
 __all__ = [
     "ABOUT_ORIGIN",
     "ALIASES",
+    "LIVE_TEACHER_ADVICE",
     "Tail",
     "TailConfig",
     "Teacher",

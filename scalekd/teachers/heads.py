@@ -53,7 +53,7 @@ def why_no_classifier(
     ):
         return (
             f"its head is a projection into an embedding of {num_outputs} dimensions, not a"
-            " classifier (--teacher-classes FILE names the classes where it is one)"
+            " classifier"
         )
     return None
 
@@ -93,7 +93,7 @@ def class_names_of(
     if len(names) != num_classes:
         raise DataError(
             f"{source.label}: label_names of its config.json has {len(names):,} names, and the"
-            f" model {num_classes:,} classes; correct it, or give --teacher-classes FILE"
+            f" model {num_classes:,} classes; correct it"
         )
     return tuple(names)
 

@@ -46,6 +46,15 @@ ALIASES: dict[str, str] = {
 }
 
 
+LIVE_TEACHER_ADVICE = {
+    ", or --no-pretrained for random ones": "",
+    ". Classes, image size and widths are set with --model-kwargs and --img-size": "",
+    "--checkpoint": "--teacher-checkpoint",
+}
+"""What messages about a teacher's weights say of the options of a command that has a teacher beside
+its own model; for :func:`scalekd.errors.rewording`."""
+
+
 def resolve_model_name(name: str) -> tuple[str, str | None]:
     """Expand what the user typed into the name of one timm model.
 

@@ -294,8 +294,8 @@ class CachedTeacher:
         if identity.tail is None:
             raise UsageError(
                 f"{reader.place}: holds no teacher tail, which stage 3 of the scalekd "
-                "objective passes through; write the cache again (any --stages keeps it now), "
-                "or give --distillation tpp=false"
+                "objective passes through; write the cache again by cache-teacher, which keeps it "
+                "with any --stages, or give --distillation tpp=false"
             )
         content = reader.file(identity.tail, identity.tail_digest)  # checks its bytes
         if isinstance(storage, LocalStorage):
