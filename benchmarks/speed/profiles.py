@@ -20,7 +20,7 @@ _RULES = (
     ("entropy coding", r"pcodec|numcodecs|_decode_(blosc|zstd|pcodec)"),
     ("transform codec, encoding", r"codecs/(_quantiser|_trellis|_analysis|_fit|transform)\.py"),
     ("transform codec, decoding", r"codecs/_decoder\.py"),
-    ("image decode and drawing", r"PIL/|views/_(decode|render|draw|operations|components)"),
+    ("image decode and drawing", r"PIL/|views/_(decode|view|crop|flip|rand|jitter|erase|policy)"),
     ("reading images", r"data/samples\.py"),
     ("indexing the image set", r"data/index\.py|tarfile\.py"),
     ("optimiser", r"torch/optim|timm/optim"),

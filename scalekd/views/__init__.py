@@ -11,25 +11,34 @@ that the student sees the very pixels the teacher saw, and ``pixel_hash`` proves
     pixels = render(image, view, view_size=(224, 224))
 """
 
-from scalekd.views._columns import pack_views, unpack_view, view_columns
-from scalekd.views._components import POLICY_GRAMMAR, CenterCrop, RandAugment, RandomCrop
+from scalekd.views._component import Component, Interpolation
+from scalekd.views._crop import CenterCrop, CropBox, Middle, RandomCrop
 from scalekd.views._decode import decode_image
-from scalekd.views._draw import draw
-from scalekd.views._environment import pixel_environment
+from scalekd.views._erase import Erase, EraseBox
+from scalekd.views._flip import Flip, Mirror
+from scalekd.views._jitter import Adjustment, ColorJitter
 from scalekd.views._lossless import decode_view, encode_view
-from scalekd.views._operations import OPERATIONS
-from scalekd.views._params import CropBox, EraseBox, Interpolation, Operation, ViewParams
-from scalekd.views._policy import ViewPolicy
-from scalekd.views._render import mean_difference, pixel_hash, render
+from scalekd.views._pixels import mean_difference, pixel_environment, pixel_hash
+from scalekd.views._policy import COMPONENTS, POLICY_GRAMMAR, ViewPolicy
+from scalekd.views._rand import OPERATIONS, Operation, RandAugment
 from scalekd.views._resize import pillow_name
+from scalekd.views._view import ViewParams, draw, pack_views, render, unpack_view, view_columns
 
 __all__ = [
+    "COMPONENTS",
     "OPERATIONS",
     "POLICY_GRAMMAR",
+    "Adjustment",
     "CenterCrop",
+    "ColorJitter",
+    "Component",
     "CropBox",
+    "Erase",
     "EraseBox",
+    "Flip",
     "Interpolation",
+    "Middle",
+    "Mirror",
     "Operation",
     "RandAugment",
     "RandomCrop",

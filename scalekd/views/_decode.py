@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from scalekd.errors import DataError
-from scalekd.views._params import MAX_PIXELS, MAX_SIDE
+from scalekd.views._component import MAX_PIXELS, MAX_SIDE
 
 # Others are left out because nobody trains on them and some, such as EPS, run programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")

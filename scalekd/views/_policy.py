@@ -1,20 +1,30 @@
 """What views are drawn from: a short text that people type, and its JSON form in a manifest."""
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
-from scalekd.views._components import (
-    POLICY_GRAMMAR,
-    PRESETS,
-    CenterCrop,
-    RandAugment,
-    RandomCrop,
-    parse_component,
-    plain,
+from scalekd.views._component import Component, Interpolation, Triple, quoted
+from scalekd.views._crop import CenterCrop, RandomCrop
+from scalekd.views._erase import Erase
+from scalekd.views._flip import Flip
+from scalekd.views._jitter import ColorJitter
+from scalekd.views._rand import RandAugment
+
+GEOMETRIES: tuple[type[RandomCrop | CenterCrop], ...] = (RandomCrop, CenterCrop)
+COMPONENTS: tuple[type[Component], ...] = (Flip, RandAugment, ColorJitter, Erase)
+"""In the order in which they apply; a new component is one more line here."""
+
+PRESETS = {"crop-flip": "crop+flip"}
+POLICY_GRAMMAR = "\n".join(
+    (
+        "A view policy is one geometry, then any of the others, joined by '+':",
+        *(kind.grammar for kind in (*GEOMETRIES, *COMPONENTS)),
+        "or a preset: crop-flip (= crop+flip), center.",
+    )
 )
-from scalekd.views._params import Interpolation, Triple
 
 # Names the draws, the rendering and their arguments. A change to any of them that moves a pixel
 # or a stored number needs the next number here.
@@ -23,15 +33,18 @@ IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
 
+Kind = TypeVar("Kind", bound=Component)
+
+
 @dataclass(frozen=True)
 class ViewPolicy:
-    """The distribution of views. Components apply in the order crop, flip, rand, erase.
+    """The distribution of views.
 
     Attributes:
         geometry: Where the view is cut from.
-        flip: Probability of mirroring.
-        rand: Colour and shape operations, or None.
-        erase: Probability of erasing a box.
+        components: What happens to it then, at most one of a kind. They apply in the order of
+            ``COMPONENTS``, whatever order they are given in; those that never do anything are
+            left out.
         interpolation: Filter of every resize and geometric operation.
         mean: RGB mean in 0..1: fill colour, and mean of the erasing noise.
         std: RGB standard deviation in 0..1 of the erasing noise.
@@ -41,17 +54,19 @@ class ViewPolicy:
     """
 
     geometry: RandomCrop | CenterCrop = field(default_factory=RandomCrop)
-    flip: float = 0.0
-    rand: RandAugment | None = None
-    erase: float = 0.0
+    components: tuple[Component, ...] = ()
     interpolation: Interpolation = "bicubic"
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        for name, probability in (("flip", self.flip), ("erase", self.erase)):
-            if not 0 <= probability <= 1:
-                raise UsageError(f"{name}:{probability}: needs a probability in 0..1")
+        kinds = [type(component) for component in self.components]
+        for kind in kinds:
+            if kinds.count(kind) > 1:
+                raise UsageError(f"the policy sets {kind.name} twice")
+        ordered = sorted(self.components, key=lambda component: COMPONENTS.index(type(component)))
+        active = tuple(component for component in ordered if not component.idle)
+        object.__setattr__(self, "components", active)
         if self.interpolation not in get_args(Interpolation):
             names = " or ".join(get_args(Interpolation))
             raise UsageError(f"interpolation {self.interpolation!r}: views use {names}")
@@ -61,11 +76,18 @@ class ViewPolicy:
             raise UsageError(f"view policy: std {self.std} needs three numbers in (0, 1]")
 
     @property
+    def parts(self) -> tuple[Component, ...]:
+        """The geometry and the components."""
+        return (self.geometry, *self.components)
+
+    @property
     def deterministic(self) -> bool:
-        """Every pass draws the same view of a sample."""
-        random_crop = isinstance(self.geometry, RandomCrop)
-        applied = self.rand is not None and self.rand.probability > 0
-        return not random_crop and self.flip in (0, 1) and not applied and not self.erase
+        """Whether every pass draws the same view of a sample."""
+        return all(part.deterministic for part in self.parts)
+
+    def component(self, kind: type[Kind]) -> Kind | None:
+        """Give the component of a kind, such as ``RandAugment``; ``None`` without one."""
+        return next((part for part in self.components if isinstance(part, kind)), None)
 
     @classmethod
     def parse(
@@ -81,31 +103,31 @@ class ViewPolicy:
         Args:
             text: Components in any order, at most one of a kind; see ``POLICY_GRAMMAR``.
             interpolation: Filter of every resize and geometric operation.
-            mean: Usually the teacher's normalisation mean.
-            std: Usually the teacher's normalisation deviation.
+            mean: RGB mean in 0..1.
+            std: RGB standard deviation in 0..1.
 
         Raises:
             UsageError: ``text`` is no policy; the message lists the grammar.
         """
-        fields: dict[str, Any] = {}
-        for component in PRESETS.get(text.strip(), text).split("+"):
-            field, value = parse_component(component.strip(), text)
-            if field in fields:
-                raise UsageError(f"view policy {text!r} sets the {field} twice\n{POLICY_GRAMMAR}")
-            fields[field] = value
-        if "geometry" not in fields:
-            raise UsageError(f"view policy {text!r} needs crop or center\n{POLICY_GRAMMAR}")
-        return cls(**fields, interpolation=interpolation, mean=mean, std=std)
+        try:
+            parts = [_parse(part.strip()) for part in PRESETS.get(text.strip(), text).split("+")]
+            geometries = [part for part in parts if isinstance(part, GEOMETRIES)]
+            if len(geometries) != 1:
+                raise UsageError(
+                    "sets the geometry twice" if geometries else "needs crop or center"
+                )
+            return cls(
+                geometry=geometries[0],
+                components=tuple(part for part in parts if not isinstance(part, GEOMETRIES)),
+                interpolation=interpolation,
+                mean=mean,
+                std=std,
+            )
+        except UsageError as error:
+            raise UsageError(f"view policy {quoted(text)}: {error}\n{POLICY_GRAMMAR}") from None
 
     def __str__(self) -> str:
-        parts = [str(self.geometry)]
-        if self.flip:
-            parts.append("flip" if self.flip == 0.5 else f"flip:{plain(self.flip)}")
-        if self.rand is not None:
-            parts.append(str(self.rand))
-        if self.erase:
-            parts.append(f"erase:{plain(self.erase)}")
-        return "+".join(parts)
+        return "+".join(map(str, self.parts))
 
     def to_config(self) -> dict[str, Any]:
         """JSON form, for a manifest; ``from_config`` gives back an equal policy."""
@@ -144,6 +166,19 @@ class ViewPolicy:
             )
         except (ValueError, TypeError, UsageError) as error:
             raise CacheCorrupt(f"the view policy in the manifest cannot be read: {error}") from None
+
+
+def _parse(text: str) -> Component:
+    for kind in (*GEOMETRIES, *COMPONENTS):
+        if text == kind.name:
+            return kind.parse(None)
+        if text.startswith(kind.name + kind.separator):
+            return kind.parse(text[len(kind.name) + 1 :])
+    name = text.partition(":")[0]
+    names = [kind.name for kind in (*GEOMETRIES, *COMPONENTS)]
+    close = difflib.get_close_matches(name, [*names, *PRESETS])
+    hint = f"; the nearest is {' or '.join(close)}" if close else ""
+    raise UsageError(f"no component {quoted(name)}{hint}")
 
 
 def _triple(values: Any) -> Triple:

@@ -1,7 +1,8 @@
-"""Random numbers for views: the same on every machine, in any order, for ever.
+"""Random numbers for views: the same on every machine, in any order, permanently.
 
-Each (seed, sample key, pass) has a stream of its own: a 128-bit BLAKE2b hash of the three is the
-key of a Philox counter generator. Nothing else enters, so a view depends on no order, worker,
+Each (seed, sample key, pass) has a stream of its own, and each component later than the first four
+has another: a 128-bit BLAKE2b hash of the three, salted with the component's name, is the key of a
+Philox counter generator. Nothing else enters, so a view depends on no order, worker,
 rank or world size.
 
 NumPy promises that a bit generator's raw 64-bit output never changes (NEP 19), but makes no such
@@ -26,7 +27,9 @@ _NOISE_KEY = int.from_bytes(b"erasenoi", "little")  # keeps noise apart from eve
 _QUANTILES = 2**16  # a normal number is one of this many equally likely quantiles, up to ±4.3
 
 
-def view_words(seed: int, key: str, pass_index: int, count: int) -> list[int]:
+def view_words(
+    seed: int, key: str, pass_index: int, count: int, *, component: str = ""
+) -> list[int]:
     """The first ``count`` raw 64-bit words of a view's stream.
 
     Args:
@@ -34,6 +37,8 @@ def view_words(seed: int, key: str, pass_index: int, count: int) -> list[int]:
         key: The sample's key.
         pass_index: Which pass over the samples, from 0.
         count: How many words.
+        component: Name of the component that has this stream to itself, at most 16 bytes; empty
+            for the stream that crop, flip, erase and rand share.
 
     Raises:
         UsageError: ``seed`` or ``pass_index`` is out of range.
@@ -43,7 +48,7 @@ def view_words(seed: int, key: str, pass_index: int, count: int) -> list[int]:
     # Two numbers of fixed length come first, so no two triples spell the same bytes. Keys made
     # from file names may hold surrogate escapes, which plain UTF-8 refuses.
     text = struct.pack("<QQ", seed, pass_index) + key.encode("utf-8", "surrogatepass")
-    digest = blake2b(text, digest_size=16, person=_PERSON).digest()
+    digest = blake2b(text, digest_size=16, person=_PERSON, salt=component.encode()).digest()
     return _philox(*struct.unpack("<QQ", digest)).random_raw(count).tolist()  # type: ignore[no-any-return]
 
 
@@ -55,6 +60,11 @@ def noise_words(noise_seed: int, count: int) -> NDArray[np.uint16]:
 
 def _philox(low: int, high: int) -> np.random.Philox:
     return np.random.Philox(key=np.array([low, high], dtype=np.uint64))
+
+
+def half_precision(value: float) -> float:
+    """Round to float16, so that a draw uses the very number that is stored."""
+    return float(struct.unpack("<e", struct.pack("<e", value))[0])
 
 
 def uniform(word: int, low: float = 0.0, high: float = 1.0) -> float:

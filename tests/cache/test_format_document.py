@@ -5,10 +5,13 @@ Everything above the line *Comparison* knows the document and no line of scalekd
 
 import ast
 import hashlib
+import io
+import itertools
 import json
 import math
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -18,7 +21,7 @@ import pytest
 import safetensors.numpy
 import xxhash
 import zarr
-from PIL import Image
+from PIL import Image, ImageEnhance
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
@@ -126,6 +129,9 @@ class DocumentReader:
             option = re.search(r"(?:^|-)n(\d+)", components["rand"])
             count = int(option[1]) if option else 2
             found |= {"operations": ("uint8", (count,)), "arguments": ("float16", (count,))}
+        if "jitter" in components:
+            found["jitter"] = ("float16", (len(_strengths(components["jitter"])),))
+            found["jitter_order"] = ("uint8", ())
         if float(components.get("erase", 0)) > 0:
             found |= {"erase": ("uint16", (4,)), "noise_seed": ("uint32", ())}
         return {f"view/{n}": (np.dtype(dtype), (), after) for n, (dtype, after) in found.items()}
@@ -259,6 +265,11 @@ class DocumentReader:
             for number, argument in pairs:
                 if number:
                     image = _operate(image, int(number), float(argument), filter_, fill)
+        if "view/jitter" in rows:
+            names, factors = _strengths(components["jitter"]), rows["view/jitter"][row].tolist()
+            orders = list(itertools.permutations(zip(names, factors, strict=True)))
+            for name, factor in orders[rows["view/jitter_order"][row]]:
+                image = _adjust(image, name, factor)
         pixels = np.array(image)
         if "view/erase" in rows and rows["view/erase"][row].any():
             box = [int(v) for v in rows["view/erase"][row]]
@@ -347,6 +358,26 @@ def _operate(image: Image.Image, number: int, a: float, filter_: Any, fill: Any)
     else:
         found = image.point([min(255, i + int(a)) if i < 128 else i for i in range(256)] * 3)
     return found
+
+
+def _strengths(text: str) -> list[str]:
+    """Adjustments that the text of jitter gives a strength, in the order of the document."""
+    numbers = [float(part) for part in text.split("-")]
+    numbers = numbers * 3 if len(numbers) == 1 else numbers
+    names = ("brightness", "contrast", "saturation", "hue")
+    return [name for name, strength in zip(names, numbers, strict=False) if strength]
+
+
+def _adjust(image: Image.Image, name: str, factor: float) -> Image.Image:
+    if name == "brightness":
+        return ImageEnhance.Brightness(image).enhance(factor)
+    if name == "contrast":
+        return ImageEnhance.Contrast(image).enhance(factor)
+    if name == "saturation":
+        return ImageEnhance.Color(image).enhance(factor)
+    hsv = np.array(image.convert("HSV"))
+    hsv[..., 0] = (hsv[..., 0].astype(int) + int(factor * 255)) % 256
+    return Image.merge("HSV", [Image.fromarray(hsv[..., i]) for i in range(3)]).convert("RGB")
 
 
 def _erase(
@@ -446,6 +477,24 @@ def test_views_are_redrawn_to_the_stored_hashes(name: str) -> None:
             assert xxhash.xxh3_64_intdigest(pixels.tobytes()) == rows["pixel_hash"][row]
             if index == 0 and row < len(witnesses):
                 np.testing.assert_array_equal(pixels, witnesses[row])
+
+
+@pytest.mark.parametrize("jitter", ["jitter:0.4", "jitter:0.8-0-0.3-0.2"])
+def test_jittered_views_are_redrawn_to_the_stored_hashes(
+    jitter: str,
+    make_cache: Callable[..., Any],
+    image_bytes: dict[int, bytes],
+    tmp_path: Path,
+) -> None:
+    aug = f"crop+flip+rand-m9-n2-mstd0.5-inc1+{jitter}+erase:0.25"
+    assert make_cache(tmp_path / "cache", aug=aug, passes=1, stages=(4,), limit=24).complete
+    theirs = DocumentReader(tmp_path / "cache")
+    keys, rows = theirs.samples()[0], theirs.rows(0)[0]
+    assert len(set(rows["view/jitter_order"].tolist())) > 1
+    for row, key in enumerate(keys):
+        with Image.open(io.BytesIO(image_bytes[int(key[-3:])])) as image:
+            pixels = theirs.redraw(image.convert("RGB"), rows, row)
+        assert xxhash.xxh3_64_intdigest(pixels.tobytes()) == rows["pixel_hash"][row]
 
 
 @pytest.mark.parametrize("kind", ["manifest.json", "plan.json", "records/0000/000001.json"])

@@ -16,7 +16,15 @@ from scalekd.images import open_dataset
 from scalekd.loading.views import replay_view
 from scalekd.pipelines.inspect_cache import cache_info
 from scalekd.teachers import load_tail
-from scalekd.views import pixel_hash, unpack_view
+from scalekd.views import (
+    EraseBox,
+    Middle,
+    Mirror,
+    Operation,
+    ViewParams,
+    pixel_hash,
+    unpack_view,
+)
 
 FOLDER = Path(__file__).parent / "frozen" / "format1"
 IMAGES = FOLDER / "images"
@@ -41,7 +49,7 @@ def expected(root: Path) -> dict[str, Any]:
         passes.append(
             {
                 "arrays": {name: hash_of(rows) for name, rows in whole.items()},
-                "views": [repr(view) for view in views],
+                "views": [in_words(view) for view in views],
                 "pixel_hashes": [f"{value:016x}" for value in whole["pixel_hash"].tolist()],
             }
         )
@@ -54,6 +62,21 @@ def expected(root: Path) -> dict[str, Any]:
         "witnesses": hash_of(reader.witnesses),
         "passes": passes,
     }
+
+
+def in_words(view: ViewParams) -> str:
+    """Write a view as it was written when the caches were frozen."""
+    box, middle = view.geometry, None
+    if isinstance(view.geometry, Middle):
+        box, middle = None, view.geometry.fraction
+    (erased,) = view.of(EraseBox) or (None,)
+    erase = erased and "EraseBox(top={}, left={}, height={}, width={})".format(*erased[:4])
+    return (
+        f"ViewParams(crop={box}, center={middle}, flip={bool(view.of(Mirror))},"
+        f" operations={view.of(Operation)}, erase={erase},"
+        f" noise_seed={erased.noise_seed if erased else 0},"
+        f" interpolation={view.interpolation!r}, mean={view.mean}, std={view.std})"
+    )
 
 
 def hash_of(rows: np.ndarray) -> str:

@@ -20,7 +20,7 @@ from scalekd.pipelines.configure import (
 from scalekd.students import Student, create_student
 from scalekd.teachers import resolve_model_name
 from scalekd.training import TrainConfig, build_optimizer, build_scheduler, parameter_groups
-from scalekd.views import RandAugment, RandomCrop, ViewPolicy
+from scalekd.views import Erase, Flip, RandAugment, RandomCrop, ViewPolicy
 
 REFERENCE: dict[str, Any] = {
     name: settings
@@ -185,14 +185,14 @@ def test_views_agree_with_the_reference(name: str) -> None:
     policy = ViewPolicy.parse(
         recipe_about(name)["augmentation"], interpolation=recipe_about(name)["interpolation"]
     )
-    assert (policy.geometry, policy.flip) == (RandomCrop(), 0.5)
-    assert policy.erase == (reference["erase"] or 0)
+    assert (policy.geometry, policy.component(Flip)) == (RandomCrop(), Flip(0.5))
+    assert policy.component(Erase) == (Erase(reference["erase"]) if reference["erase"] else None)
     assert policy.interpolation == FILTERS[reference["train_interpolation"]]
     rand = reference["randaugment"]
     if rand is None:
-        assert policy.rand is None
+        assert policy.component(RandAugment) is None
     else:
-        assert policy.rand == RandAugment(
+        assert policy.component(RandAugment) == RandAugment(
             magnitude=round(rand["magnitude_of_10"]),
             num_operations=rand["num"],
             magnitude_std=rand["std"],

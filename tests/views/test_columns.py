@@ -16,6 +16,7 @@ from scalekd.views import (
     OPERATIONS,
     CropBox,
     EraseBox,
+    Mirror,
     Operation,
     ViewParams,
     ViewPolicy,
@@ -37,6 +38,8 @@ POLICIES = (
     "crop+rand-m9-n2-mstd0.5-inc1",
     "crop+flip+rand-m15-n16-p1-mmax30",
     "crop+erase:1",
+    "crop+jitter:0.4",
+    "center+flip+jitter:0.8-0-0.3-0.2+erase:0.5",
     str(FULL),
 )
 
@@ -96,12 +99,12 @@ def operations(draw_: st.DrawFn) -> Operation:
 
 views = st.builds(
     lambda crop, flip, operations, erase, seed: ViewParams(
-        crop=CropBox(*crop),
-        center=None,
-        flip=flip,
-        operations=tuple(operations),
-        erase=EraseBox(*erase) if erase else None,
-        noise_seed=seed if erase else 0,
+        geometry=CropBox(*crop),
+        steps=(
+            *([Mirror()] if flip else []),
+            *operations,
+            *([EraseBox(*erase, noise_seed=seed)] if erase else []),
+        ),
         interpolation=FULL.interpolation,
         mean=FULL.mean,
         std=FULL.std,
@@ -156,12 +159,8 @@ def test_damaged_rows_are_refused_or_are_views_that_pack_to_the_same_bytes(
 )
 def test_a_damaged_number_is_named(column: str, value: object, found: str) -> None:
     view = ViewParams(
-        crop=CropBox(1, 2, 3, 4),
-        center=None,
-        flip=True,
-        operations=(Operation("rotate", 4.5),),
-        erase=None,
-        noise_seed=0,
+        geometry=CropBox(1, 2, 3, 4),
+        steps=(Mirror(), Operation("rotate", 4.5)),
         interpolation=FULL.interpolation,
         mean=FULL.mean,
         std=FULL.std,

@@ -12,7 +12,18 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
 from scalekd.errors import UsageError
-from scalekd.views import OPERATIONS, ViewParams, ViewPolicy, draw
+from scalekd.views import (
+    OPERATIONS,
+    CropBox,
+    EraseBox,
+    Flip,
+    Mirror,
+    Operation,
+    RandAugment,
+    ViewParams,
+    ViewPolicy,
+    draw,
+)
 
 FULL = ViewPolicy.parse("crop+flip+rand-m9-n2-mstd0.5-inc1+erase:0.25")
 SOURCE = (375, 500)
@@ -54,16 +65,16 @@ def test_seed_key_and_pass_each_give_another_view() -> None:
             {"key": "\udce4"},  # a file name that is not UTF-8
         )
     ]
-    assert len({view.crop for view in views}) == len(views)
+    assert len({view.geometry for view in views}) == len(views)
 
 
 def test_parameters_vary() -> None:
     views = draw_many(FULL, 200)
-    assert len({view.crop for view in views}) > 195
-    assert {view.flip for view in views} == {False, True}
-    assert len({view.operations for view in views}) > 100
-    erased = [view for view in views if view.erase]
-    assert len({(view.erase, view.noise_seed) for view in erased}) == len(erased) > 20
+    assert len({view.geometry for view in views}) > 195
+    assert {view.of(Mirror) for view in views} == {(), (Mirror(),)}
+    assert len({view.of(Operation) for view in views}) > 100
+    erased = [view for view in views if view.of(EraseBox)]
+    assert len({view.of(EraseBox) for view in erased}) == len(erased) > 20
 
 
 def test_changing_one_component_leaves_the_decisions_of_the_others() -> None:
@@ -77,12 +88,13 @@ def test_changing_one_component_leaves_the_decisions_of_the_others() -> None:
         policy = ViewPolicy.parse(text)
         after = draw_many(policy, 100)
         if policy.geometry == FULL.geometry:
-            assert [view.crop for view in after] == [view.crop for view in before]
-        if policy.flip == FULL.flip:
-            assert [view.flip for view in after] == [view.flip for view in before]
-        if policy.rand == FULL.rand:
-            assert [view.operations for view in after] == [view.operations for view in before]
-        kept = [(old.erase, new.erase) for old, new in zip(before, after, strict=True) if old.erase]
+            assert [view.geometry for view in after] == [view.geometry for view in before]
+        if policy.component(Flip) == FULL.component(Flip):
+            assert [v.of(Mirror) for v in after] == [v.of(Mirror) for v in before]
+        if policy.component(RandAugment) == FULL.component(RandAugment):
+            assert [view.of(Operation) for view in after] == [view.of(Operation) for view in before]
+        boxes = [[view.of(EraseBox) for view in views] for views in (before, after)]
+        kept = [(old, new) for old, new in zip(*boxes, strict=True) if old]
         assert kept
         assert all(old == new for old, new in kept)
 
@@ -97,7 +109,7 @@ def test_crops_are_distributed_as_timm_draws_them(
         RandomResizedCropAndInterpolation.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3))
         for _ in range(1500)
     ]
-    ours = [view.crop for view in draw_many(ViewPolicy(), 1500, source) if view.crop]
+    ours = [view.geometry for view in draw_many(ViewPolicy(), 1500, source)]
     statistics = (
         lambda box: box[2] * box[3],
         lambda box: math.log(box[3] / box[2]),
@@ -116,7 +128,7 @@ def test_crops_are_distributed_as_timm_draws_them(
 
 
 def test_crops_reach_every_edge_exactly() -> None:
-    boxes = [view.crop for view in draw_many(ViewPolicy(), 500, (12, 12)) if view.crop]
+    boxes = [view.geometry for view in draw_many(ViewPolicy(), 500, (12, 12))]
     for start, length in ((0, 2), (1, 3)):
         assert min(box[start] for box in boxes) == 0
         assert max(box[start] + box[length] for box in boxes if box[length] < 9) == 12
@@ -136,14 +148,14 @@ def test_an_image_that_no_crop_fits_gives_its_middle(
     source: tuple[int, int], box: tuple[int, int, int, int]
 ) -> None:
     views = draw_many(ViewPolicy.parse("crop:1..1"), 20, source)
-    assert {view.crop for view in views} == {box}
+    assert {view.geometry for view in views} == {box}
 
 
 @pytest.mark.parametrize("source", [(1, 1), (1, 3), (2, 2), (3, 500), (65535, 7), (65535, 65535)])
 def test_crops_of_any_image_lie_inside_it(source: tuple[int, int]) -> None:
     for view in draw_many(ViewPolicy(), 50, source):
-        assert view.crop is not None
-        top, left, height, width = view.crop
+        assert isinstance(view.geometry, CropBox)
+        top, left, height, width = view.geometry
         assert top >= 0 <= left
         assert 1 <= height <= source[0] - top
         assert 1 <= width <= source[1] - left
@@ -152,12 +164,12 @@ def test_crops_of_any_image_lie_inside_it(source: tuple[int, int]) -> None:
 def test_flips_and_erasing_come_as_often_as_asked() -> None:
     views = draw_many(ViewPolicy.parse("center+flip:0.2+erase:0.7"), 2000)
     # Standard errors are 0.009 and 0.010.
-    assert 0.16 < mean(view.flip for view in views) < 0.24
-    assert 0.66 < mean(view.erase is not None for view in views) < 0.74
+    assert 0.16 < mean(len(view.of(Mirror)) for view in views) < 0.24
+    assert 0.66 < mean(len(view.of(EraseBox)) for view in views) < 0.74
     never = draw_many(ViewPolicy.parse("center"), 50)
-    assert not any(view.flip or view.erase or view.noise_seed for view in never)
+    assert not any(view.steps for view in never)
     assert all(
-        view.flip and view.erase
+        view.of(Mirror) and view.of(EraseBox)
         for view in draw_many(ViewPolicy.parse("center+flip:1+erase:1"), 50)
     )
 
@@ -181,8 +193,8 @@ def test_erased_boxes_are_distributed_as_timm_draws_them() -> None:
         timm._erase(recorder, 3, 224, 224, None)
     ours = []
     for view in draw_many(ViewPolicy.parse("center+erase:1"), 1500):
-        assert view.erase is not None
-        pixels = [edge * 224 / 65536 for edge in view.erase]
+        (box,) = view.of(EraseBox)
+        pixels = [edge * 224 / 65536 for edge in box[:4]]
         assert all(abs(edge - round(edge)) < 0.5 for edge in pixels)
         ours.append(tuple(map(round, pixels)))
     for statistic in (
@@ -198,17 +210,17 @@ def test_erased_boxes_are_distributed_as_timm_draws_them() -> None:
 
 def test_randaugment_applies_every_operation_alike_and_half_of_them() -> None:
     views = draw_many(ViewPolicy.parse("center+rand-m9-n2-mstd0.5-inc1"), 3000)
-    names = [operation.name for view in views for operation in view.operations]
+    names = [operation.name for view in views for operation in view.of(Operation)]
     assert 2800 < len(names) < 3200  # of 6000, standard error 39
     for name in OPERATIONS:
         assert 150 < names.count(name) < 250  # 200 expected, standard error 14
-    assert {len(view.operations) for view in views} == {0, 1, 2}
+    assert {len(view.of(Operation)) for view in views} == {0, 1, 2}
 
 
 def test_magnitudes_follow_timms_scale() -> None:
     drawn: dict[str, list[float]] = {}
     for view in draw_many(ViewPolicy.parse("center+rand-m9-n4-p1-mstd0.5-inc1"), 3000):
-        for name, argument in view.operations:
+        for name, argument in view.of(Operation):
             drawn.setdefault(name, []).append(argument)
     # Magnitude 9 of 10, spread 0.5, cut at 10: about 800 draws of each operation.
     for name, full in (("rotate", 30), ("shear_x", 0.3), ("shear_y", 0.3), ("translate_x", 0.45)):
@@ -232,7 +244,7 @@ def test_magnitudes_follow_timms_scale() -> None:
 def test_the_set_that_does_not_increase_and_uniform_magnitudes() -> None:
     drawn: dict[str, list[float]] = {}
     for view in draw_many(ViewPolicy.parse("center+rand-m10-n4-p1-mstd101"), 2000):
-        for name, argument in view.operations:
+        for name, argument in view.of(Operation):
             drawn.setdefault(name, []).append(argument)
     assert min(drawn["color"]) < 0.15 < 1.85 < max(drawn["color"])
     assert abs(mean(drawn["color"]) - 1) < 0.08
@@ -244,7 +256,7 @@ def test_the_set_that_does_not_increase_and_uniform_magnitudes() -> None:
 def test_a_fixed_magnitude_gives_the_same_argument_up_to_its_sign() -> None:
     drawn: dict[str, set[float]] = {}
     for view in draw_many(ViewPolicy.parse("center+rand-m5-n4-p1-inc1"), 200):
-        for name, argument in view.operations:
+        for name, argument in view.of(Operation):
             drawn.setdefault(name, set()).add(argument)
     assert drawn.pop("rotate") == {-15, 15}
     assert drawn.pop("posterize") == {2}
@@ -264,7 +276,12 @@ def test_magnitudes_beyond_ten_need_mmax() -> None:
     cut = draw_many(ViewPolicy.parse("center+rand-m20-n8-p1-inc1"), 50)
     free = draw_many(ViewPolicy.parse("center+rand-m20-n8-p1-mmax20-inc1"), 50)
     angles = [
-        {abs(argument) for view in views for name, argument in view.operations if name == "rotate"}
+        {
+            abs(argument)
+            for view in views
+            for name, argument in view.of(Operation)
+            if name == "rotate"
+        }
         for views in (cut, free)
     ]
     assert angles == [{30.0}, {60.0}]

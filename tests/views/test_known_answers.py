@@ -37,6 +37,12 @@ ANSWERS = [
     ("crop:0.3..1+rand-m12-n4-p1-mmax15", "251dfb4c00930c9b", "22b9696d17c8e182"),
     ("crop+flip+rand-m9-n2-mstd0.5-inc1+erase:0.25", "b196100c9938f039", "73463dbb64410171"),
     ("center:0.9+erase:1", "fda3d78e7250d48d", "dfa99cb18fd16332"),
+    ("crop+flip+jitter:0.4", "29d72e11b376e1a2", "132e457f5d73c8dd"),
+    (
+        "crop+flip+rand-m9-n2-mstd0.5-inc1+jitter:0.4-0.4-0.2-0.1+erase:0.25",
+        "146d89f4503f93c1",
+        "0b2e85691e5e313c",
+    ),
 ]
 
 
@@ -86,12 +92,12 @@ def test_one_view_in_full() -> None:
         view_size=(224, 224),
     )
     assert view == ViewParams(
-        crop=CropBox(top=4, left=33, height=366, width=453),
-        center=None,
-        flip=False,
-        operations=(Operation("rotate", -27.296875), Operation("equalize", 0.0)),
-        erase=EraseBox(top=48896, left=0, height=13824, width=8704),
-        noise_seed=910722369,
+        geometry=CropBox(top=4, left=33, height=366, width=453),
+        steps=(
+            Operation("rotate", -27.296875),
+            Operation("equalize", 0.0),
+            EraseBox(top=48896, left=0, height=13824, width=8704, noise_seed=910722369),
+        ),
         interpolation="bicubic",
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
@@ -116,6 +122,8 @@ def test_the_hash_of_known_bytes() -> None:
 
 def test_random_numbers_and_the_tables_made_from_them() -> None:
     assert view_words(1, "a", 2, 2) == [0xB5325B4F78137EC6, 0x7FAE6C083FA76386]
+    own = view_words(1, "a", 2, 2, component="jitter")
+    assert own == [0x96E343EA91ABD2E5, 0x2369C0A1895FDC85]
     assert noise_words(7, 6).tolist() == [41819, 10279, 53598, 63758, 34383, 1628]
     normals = np.array([normal(i << 48) for i in range(65536)], "<f8")
     assert short_sha256(normals.tobytes()) == "809d53a690a2d233"

@@ -5,8 +5,7 @@ import pytest
 from PIL import Image
 from timm.data import auto_augment
 
-from scalekd.views import OPERATIONS, Operation, ViewParams, render
-from scalekd.views._operations import check_operation
+from scalekd.views import OPERATIONS, CropBox, Operation, ViewParams, render
 
 TIMM = {
     "autocontrast": auto_augment.auto_contrast,
@@ -46,12 +45,8 @@ ARGUMENTS = {
 
 def whole_view(image: Image.Image, *operations: Operation, **changes: object) -> ViewParams:
     fields = {
-        "crop": (0, 0, image.height, image.width),
-        "center": None,
-        "flip": False,
-        "operations": operations,
-        "erase": None,
-        "noise_seed": 0,
+        "geometry": CropBox(0, 0, image.height, image.width),
+        "steps": operations,
         "interpolation": "bicubic",
         "mean": (0.485, 0.456, 0.406),
         "std": (0.229, 0.224, 0.225),
@@ -128,4 +123,4 @@ def test_numbers_in_the_cache_never_change() -> None:
 )
 def test_an_argument_out_of_range_is_refused(name: str, argument: float) -> None:
     with pytest.raises(ValueError, match=name):
-        check_operation(name, argument)
+        Operation(name, argument).check()

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
-from scalekd.views import CenterCrop, RandAugment, RandomCrop, ViewPolicy
+from scalekd.views import (
+    CenterCrop,
+    ColorJitter,
+    Erase,
+    Flip,
+    RandAugment,
+    RandomCrop,
+    ViewPolicy,
+)
 
 fractions = st.floats(0, 1)
 scales = st.lists(st.floats(0, 1, exclude_min=True), min_size=2, max_size=2).map(
@@ -23,12 +31,15 @@ rands = st.builds(
     max_magnitude=st.integers(1, 30),
     increasing=st.booleans(),
 )
+strengths = st.floats(0, 7)
+jitters = st.builds(ColorJitter, strengths, strengths, strengths, st.floats(0, 0.5))
+components = st.tuples(fractions.map(Flip), rands, jitters, fractions.map(Erase))
 policies = st.builds(
     ViewPolicy,
     geometry=scales | centers,
-    flip=fractions,
-    rand=st.none() | rands,
-    erase=fractions,
+    components=components.flatmap(
+        lambda all_: st.lists(st.sampled_from(all_), unique_by=type).map(tuple)
+    ),
     interpolation=st.sampled_from(["bicubic", "bilinear"]),
     mean=st.tuples(fractions, fractions, fractions),
 )
@@ -50,7 +61,7 @@ def test_text_gives_back_the_components(policy: ViewPolicy) -> None:
     assert str(again) == str(policy)
 
 
-@given(st.text(max_size=40) | st.from_regex(r"(crop|flip|rand|erase)[-:+.0-9a-z]*"))
+@given(st.text(max_size=40) | st.from_regex(r"(crop|flip|rand|erase|jitter)[-:+.0-9a-z]*"))
 def test_any_text_parses_or_is_a_usage_error(text: str) -> None:
     try:
         policy = ViewPolicy.parse(text)
@@ -60,21 +71,26 @@ def test_any_text_parses_or_is_a_usage_error(text: str) -> None:
 
 
 def test_every_component_is_read() -> None:
-    text = "crop:0.25..1+flip:0.3+rand-m7-n3-p0.6-mstd0.5-mmax12-inc1+erase:0.25"
+    text = "crop:0.25..1+flip:0.3+rand-m7-n3-p0.6-mstd0.5-mmax12-inc1+jitter:0.1-0-1+erase:0.25"
     policy = ViewPolicy.parse(text)
     assert policy == ViewPolicy(
         geometry=RandomCrop((0.25, 1.0)),
-        flip=0.3,
-        rand=RandAugment(7, 3, 0.6, 0.5, 12, True),
-        erase=0.25,
+        components=(
+            Flip(0.3),
+            RandAugment(7, 3, 0.6, 0.5, 12, True),
+            ColorJitter(0.1, 0.0, 1.0),
+            Erase(0.25),
+        ),
     )
     assert str(policy) == text
 
 
 def test_presets_and_defaults() -> None:
-    assert ViewPolicy.parse("crop-flip") == ViewPolicy(RandomCrop((0.08, 1.0)), flip=0.5)
+    assert ViewPolicy.parse("crop-flip") == ViewPolicy(RandomCrop((0.08, 1.0)), (Flip(0.5),))
     assert ViewPolicy.parse("center") == ViewPolicy(CenterCrop(0.875))
-    assert ViewPolicy.parse("crop+rand-inc1").rand == RandAugment(10, 2, 0.5, 0.0, 10, True)
+    assert ViewPolicy.parse("crop+rand-inc1").component(RandAugment) == (
+        RandAugment(10, 2, 0.5, 0.0, 10, True)
+    )
 
 
 def test_order_of_the_text_does_not_matter_because_the_order_of_application_is_fixed() -> None:
@@ -83,8 +99,8 @@ def test_order_of_the_text_does_not_matter_because_the_order_of_application_is_f
 
 def test_only_centre_views_without_chance_are_deterministic() -> None:
     assert ViewPolicy.parse("center").deterministic
-    assert ViewPolicy.parse("center+flip:1").deterministic
-    for text in ("crop", "center+flip", "center+rand-m9", "center+erase:0.1"):
+    assert ViewPolicy.parse("center+flip:1+rand-p0+jitter:0+erase:0").deterministic
+    for text in ("crop", "center+flip", "center+rand-m9", "center+jitter:0.1", "center+erase:0.1"):
         assert not ViewPolicy.parse(text).deterministic
 
 
@@ -96,7 +112,12 @@ def test_only_centre_views_without_chance_are_deterministic() -> None:
         ("crop+earse:0.25", "the nearest is erase"),
         ("flip", "needs crop or center"),
         ("crop+center", "sets the geometry twice"),
-        ("crop+flip+flip:0.1", "sets the flip twice"),
+        ("crop+flip+flip:0.1", "sets flip twice"),
+        ("crop+jitter:0.1+jitter:0.2", "sets jitter twice"),
+        ("crop+jiter:0.4", "the nearest is jitter"),
+        ("crop+jitter", "'' is no decimal number"),
+        ("crop+jitter:0.4-0.4", "needs 1, 3 or 4 numbers"),
+        ("crop+jitter:0.4-0.4--0.1", "'' is no decimal number"),
         ("crop:0.5", "is no range"),
         ("crop:0.5..x", "'x' is no decimal number"),
         ("crop+erase", "'' is no decimal number"),
@@ -123,6 +144,8 @@ def test_an_unreadable_text_names_the_part_and_lists_the_grammar(text: str, foun
         ("center:0", "(0, 1]"),
         ("crop+flip:1.5", "0..1"),
         ("crop+erase:2", "0..1"),
+        ("crop+jitter:8", "0..7"),
+        ("crop+jitter:0.4-0.4-0.4-0.6", "0..0.5"),
         ("crop+rand-m31", "0..30"),
         ("crop+rand-n0", "1..16"),
         ("crop+rand-n17", "1..16"),

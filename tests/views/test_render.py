@@ -13,8 +13,11 @@ from torchvision.transforms import functional
 
 from scalekd.errors import DataError
 from scalekd.views import (
+    Adjustment,
     CropBox,
     EraseBox,
+    Middle,
+    Mirror,
     Operation,
     ViewParams,
     ViewPolicy,
@@ -26,12 +29,7 @@ from scalekd.views import (
 
 Maker = Callable[[int, int], Image.Image]
 PLAIN = ViewParams(
-    crop=CropBox(10, 20, 60, 80),
-    center=None,
-    flip=False,
-    operations=(),
-    erase=None,
-    noise_seed=0,
+    geometry=CropBox(10, 20, 60, 80),
     interpolation="bicubic",
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
@@ -48,7 +46,7 @@ def test_a_crop_is_torchvisions_resized_crop(image: Image.Image) -> None:
 def test_columns_are_resized_before_rows_whatever_pillow_prefers(make_image: Maker) -> None:
     """Pillow 13 does rows first in tall images, and a bicubic pixel moves by up to 20."""
     image = make_image(300, 70)
-    view = replace(PLAIN, crop=CropBox(0, 0, 300, 70))
+    view = replace(PLAIN, geometry=CropBox(0, 0, 300, 70))
     narrow = image.resize((64, 300), Image.Resampling.BICUBIC)
     expected = np.asarray(narrow.resize((64, 64), Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(render(image, view, view_size=(64, 64)), expected)
@@ -66,9 +64,9 @@ def test_pixels_outside_the_crop_have_no_say(image: Image.Image) -> None:
 
 
 def test_a_flip_mirrors_before_the_operations(image: Image.Image) -> None:
-    flipped = render(image, replace(PLAIN, flip=True), view_size=(48, 40))
+    flipped = render(image, replace(PLAIN, steps=(Mirror(),)), view_size=(48, 40))
     np.testing.assert_array_equal(flipped, render(image, PLAIN, view_size=(48, 40))[:, ::-1])
-    moved = replace(PLAIN, flip=True, operations=(Operation("translate_x", 0.5),))
+    moved = replace(PLAIN, steps=(Mirror(), Operation("translate_x", 0.5)))
     drawn = render(image, moved, view_size=(48, 40))
     np.testing.assert_array_equal(drawn[:, :20], flipped[:, 20:])
     assert (drawn[:, 20:] == [124, 116, 104]).all()
@@ -111,15 +109,15 @@ def test_a_centre_view_takes_no_memory_out_of_proportion(
     size: tuple[int, int], fraction: float, message: str
 ) -> None:
     """A strip one pixel wide would be resized to 256 x 15 million."""
-    view = replace(PLAIN, crop=None, center=fraction)
+    view = replace(PLAIN, geometry=Middle(fraction))
     with pytest.raises(DataError, match=message):
         render(Image.new("RGB", size), view, view_size=(224, 224))
 
 
 def test_rendering_leaves_image_alone_and_gives_a_fresh_writable_array(image: Image.Image) -> None:
     before = image.tobytes()
-    whole = replace(PLAIN, crop=CropBox(0, 0, image.height, image.width))
-    for view in (whole, replace(whole, erase=EraseBox(0, 0, 9000, 9000))):
+    whole = replace(PLAIN, geometry=CropBox(0, 0, image.height, image.width))
+    for view in (whole, replace(whole, steps=(EraseBox(0, 0, 9000, 9000, 0),))):
         pixels = render(image, view, view_size=(image.height, image.width))
         assert pixels.flags.writeable
         assert pixels.flags.c_contiguous
@@ -130,7 +128,7 @@ def test_rendering_leaves_image_alone_and_gives_a_fresh_writable_array(image: Im
 
 def test_only_the_erased_box_changes(image: Image.Image) -> None:
     # 16,384 and 32,768 of 65,536: from row 16, column 32, a box of 32 rows and 16 columns.
-    view = replace(PLAIN, erase=EraseBox(16384, 32768, 32768, 16384), noise_seed=5)
+    view = replace(PLAIN, steps=(EraseBox(16384, 32768, 32768, 16384, noise_seed=5),))
     changed = render(image, view, view_size=(64, 64)) != render(image, PLAIN, view_size=(64, 64))
     rows, columns = np.nonzero(changed.any(axis=-1))
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (16, 47, 32, 47)
@@ -138,7 +136,7 @@ def test_only_the_erased_box_changes(image: Image.Image) -> None:
 
 
 def test_noise_is_a_normalised_gaussian_rounded_to_pixels(image: Image.Image) -> None:
-    view = replace(PLAIN, erase=EraseBox(0, 0, 65535, 65535), noise_seed=1)
+    view = replace(PLAIN, steps=(EraseBox(0, 0, 65535, 65535, noise_seed=1),))
     noise = render(image, view, view_size=(256, 256)).reshape(-1, 3)
     rng = np.random.default_rng(0)
     values = 255 * (np.array(view.mean) + np.array(view.std) * rng.standard_normal((65536, 3)))
@@ -157,9 +155,13 @@ def test_noise_is_a_normalised_gaussian_rounded_to_pixels(image: Image.Image) ->
 
 
 def test_another_noise_seed_gives_other_noise(image: Image.Image) -> None:
-    view = replace(PLAIN, erase=EraseBox(0, 0, 65535, 65535), noise_seed=1)
+    view = replace(PLAIN, steps=(EraseBox(0, 0, 65535, 65535, noise_seed=1),))
     first = render(image, view, view_size=(32, 32))
-    second = render(image, replace(view, noise_seed=2), view_size=(32, 32))
+    second = render(
+        image,
+        replace(view, steps=(EraseBox(0, 0, 65535, 65535, noise_seed=2),)),
+        view_size=(32, 32),
+    )
     assert (first != second).mean() > 0.95
 
 
@@ -171,11 +173,11 @@ def test_a_drawn_box_covers_whole_pixels_at_the_size_it_was_drawn_for(side: int)
         view = draw(
             policy, seed=3, key="a", pass_index=pass_index, source_size=(9, 9), view_size=size
         )
-        assert view.erase is not None
+        (box,) = view.of(EraseBox)
         black = Image.new("RGB", (9, 9))
         noisy = render(black, view, view_size=size).any(axis=-1)
         top, left, height, width = (
-            edge * whole / 65536 for edge, whole in zip(view.erase, size * 2, strict=True)
+            edge * whole / 65536 for edge, whole in zip(box[:4], size * 2, strict=True)
         )
         expected = np.zeros(size, bool)
         expected[
@@ -239,17 +241,18 @@ def test_only_rgb_images_and_possible_sizes(image: Image.Image) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"crop": None},
-        {"center": 0.5},
-        {"crop": CropBox(0, 0, 0, 5)},
-        {"crop": CropBox(-1, 0, 5, 5)},
-        {"crop": CropBox(65535, 0, 1, 5)},
-        {"crop": None, "center": 1.5},
-        {"erase": EraseBox(0, 0, 0, 0)},
-        {"erase": EraseBox(65535, 0, 2, 1)},
-        {"erase": EraseBox(0, 0, 65536, 1)},
-        {"noise_seed": 2**32},
-        {"operations": (Operation("blur"),)},
+        {"geometry": CropBox(0, 0, 0, 5)},
+        {"geometry": CropBox(-1, 0, 5, 5)},
+        {"geometry": CropBox(65535, 0, 1, 5)},
+        {"geometry": Middle(1.5)},
+        {"geometry": Middle(float("nan"))},
+        {"steps": (EraseBox(0, 0, 0, 0, 0),)},
+        {"steps": (EraseBox(65535, 0, 2, 1, 0),)},
+        {"steps": (EraseBox(0, 0, 65536, 1, 0),)},
+        {"steps": (EraseBox(0, 0, 9, 9, 2**32),)},
+        {"steps": (Operation("blur"),)},
+        {"steps": (Mirror(), Adjustment("hue", 0.6))},
+        {"steps": (Adjustment("gamma", 1.0),)},
     ],
 )
 def test_parameters_that_no_draw_gives_are_refused(change: dict[str, object]) -> None:
@@ -291,9 +294,10 @@ def test_drawing_and_cropping_need_no_torch() -> None:
 import sys
 from PIL import Image
 from scalekd.views import *
-view = draw(ViewPolicy.parse("crop+flip+rand-m9+erase:1"), seed=0, key="a", pass_index=0,
+policy = ViewPolicy.parse("crop+flip+rand-m9+jitter:1-1-1-0.5+erase:1")
+view = draw(policy, seed=0, key="a", pass_index=0,
             source_size=(9, 9), view_size=(8, 8))
-view = draw(ViewPolicy.parse("crop-flip"), seed=0, key="a", pass_index=0,
+view = draw(ViewPolicy.parse("crop+flip+jitter:1-1-1-0.5"), seed=0, key="a", pass_index=0,
             source_size=(9, 9), view_size=(8, 8))
 render(Image.new("RGB", (9, 9)), view, view_size=(8, 8))
 sys.exit("torch" in sys.modules)

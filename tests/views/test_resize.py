@@ -70,7 +70,7 @@ def test_the_filter_changes_pixels_and_nothing_that_is_drawn(text: str) -> None:
         columns = pack_views([params], policy)
         assert unpack_view(columns, 0, policy) == params
         views[name] = (params, render(image, params, view_size=(24, 20)))
-    crops = {(params.crop, params.center, params.operations) for params, _ in views.values()}
+    crops = {(params.geometry, params.steps) for params, _ in views.values()}
     assert len(crops) == 1
     pixels = [rendered for _, rendered in views.values()]
     assert not np.array_equal(pixels[0], pixels[1])

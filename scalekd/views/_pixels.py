@@ -1,8 +1,11 @@
-"""The versions that decide a view's pixels."""
+"""Pixels of views compared: their hash, their difference, and the versions that decide them."""
 
 import platform
 from importlib import metadata
 
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
 from PIL import features
 
 
@@ -27,3 +30,26 @@ def pixel_environment() -> dict[str, str]:
         "python": ".".join(platform.python_version_tuple()[:2]),
         "machine": platform.machine(),
     }
+
+
+def pixel_hash(pixels: NDArray[np.uint8]) -> int:
+    """xxh3-64 of a view's bytes, row by row, RGB; before any normalisation.
+
+    Args:
+        pixels: uint8 (height, width, 3).
+    """
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"pixels are uint8, not {pixels.dtype}")
+    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(pixels).data)
+
+
+def mean_difference(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:
+    """Mean absolute difference of two views' pixels, in steps of 1/255.
+
+    Args:
+        first: uint8 (height, width, 3).
+        second: uint8 of the same shape.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"views of {first.shape} and {second.shape} cannot be compared")
+    return float(np.abs(first.astype(np.int16) - second).mean())
