@@ -58,7 +58,7 @@ from scalekd.cli._output import echo, emit
     "--aug",
     default="crop-flip",
     show_default=True,
-    help="crop[:LO..HI] or center[:F], flip[:P], rand-…, erase:P, joined by +.",
+    help="crop[:LO..HI] or center[:F], flip[:P], rand-…, jitter:S, erase:P, joined by +.",
 )
 @click.option(
     "--interpolation",
