@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from scalekd.errors import UsageError
@@ -43,17 +42,19 @@ class EraseBox(NamedTuple):
             raise ValueError(f"a noise seed is in 0..2**32 - 1, not {noise_seed}")
 
     def apply(self, image: Image.Image, view: Style) -> Image.Image:
-        pixels: NDArray[np.uint8] = np.array(image)
-        rows, columns = pixels.shape[:2]
-        top, height = _pixels(self.top, rows), max(1, _pixels(self.height, rows))
-        left, width = _pixels(self.left, columns), max(1, _pixels(self.width, columns))
-        region = pixels[top : top + height, left : left + width]  # rounding may reach past the end
-        height, width = region.shape[:2]
+        rows, columns = image.height, image.width
+        top, left = _pixels(self.top, rows), _pixels(self.left, columns)
+        # Rounding at another size may reach past the end.
+        height = min(rows - top, max(1, _pixels(self.height, rows)))
+        width = min(columns - left, max(1, _pixels(self.width, columns)))
         words = noise_words(self.noise_seed, 3 * height * width).reshape(3, height, width)
+        noise = np.empty((height, width, 3), np.uint8)
         for channel in range(3):
-            table = noise_table(view.mean[channel], view.std[channel])
-            region[..., channel] = table[words[channel]]
-        return Image.fromarray(pixels)
+            noise[..., channel] = noise_table(view.mean[channel], view.std[channel])[words[channel]]
+        erased = image.copy()
+        if noise.size:
+            erased.paste(Image.fromarray(noise), (left, top))
+        return erased
 
 
 def _pixels(fraction: int, side: int) -> int:
