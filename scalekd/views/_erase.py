@@ -124,7 +124,7 @@ class Erase(Component):
 
     def unpack(self, row: Mapping[str, Any]) -> tuple[EraseBox, ...]:
         if any(row["erase"]):
-            return (EraseBox(*row["erase"], noise_seed=row["noise_seed"]),)
+            return (EraseBox._make([*row["erase"], row["noise_seed"]]),)
         if row["noise_seed"]:
             raise ValueError("noise without an erased box")
         return ()
