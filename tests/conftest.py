@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import shutil
+import signal
 import sys
 import tarfile
 import urllib.request
@@ -18,6 +19,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+# Tests started in the background of a script inherit an ignored SIGINT, and so would every command
+# that they start; a command at a terminal does not.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 NUM_IMAGES = 70
 NUM_CLASSES = 10

@@ -170,6 +170,7 @@ def _be_child(
 ) -> None:
     if rank == 0:
         os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a script's background
     if num_processes > 1:
         os.environ.update(
             RANK=str(rank),
