@@ -212,8 +212,31 @@ def joined(
             f"--target-key {reader.target_key}: {place} has no sample with a member of that"
             " name or with one in json; name the one that holds the label, or pass --labels none"
         )
+    return numbered(found, class_names, [key for keys, _ in shards for key in keys], place, notes)
+
+
+def numbered(
+    found: Sequence[Label],
+    class_names: tuple[str, ...] | None,
+    keys: Sequence[str],
+    place: str,
+    notes: Sequence[str] = (),
+) -> Labels:
+    """Number labels that are names, and say how many samples have none.
+
+    Args:
+        found: Label of each sample.
+        class_names: Of the set, where it lists them.
+        keys: Keys of the samples.
+        place: For messages.
+        notes: Notes to put first.
+
+    Raises:
+        DataError: A label is a name that the list of classes does not have, or labels are names
+            and numbers at once.
+    """
     numbers, class_names = _numbered(found, class_names, place)
-    return Labels(numbers, class_names, (*notes, *_about_missing(numbers, shards, place)))
+    return Labels(numbers, class_names, (*notes, *_about_missing(numbers, keys, place)))
 
 
 def _numbered(
@@ -224,10 +247,10 @@ def _numbered(
         return np.array([NO_LABEL if label is None else label for label in found], np.int32), (
             class_names
         )
-    numbered = next((label for label in found if isinstance(label, int) and label >= 0), None)
-    if numbered is not None and class_names is None:
+    number = next((label for label in found if isinstance(label, int) and label >= 0), None)
+    if number is not None and class_names is None:
         raise DataError(
-            f"{place}: some labels are numbers, such as {numbered}, and some are names, such as"
+            f"{place}: some labels are numbers, such as {number}, and some are names, such as"
             f" {shown(min(names))}; use one of the two, or list the classes in classes.txt"
         )
     if len(names) > _MAX_CLASSES:
@@ -240,8 +263,8 @@ def _numbered(
     unknown = sorted(names - number_of.keys())
     if unknown:
         raise DataError(
-            f"{place}: {len(unknown):,} labels are not among the {len(class_names):,} classes of"
-            f" classes.txt, such as {shown(unknown[0])}"
+            f"{place}: {len(unknown):,} labels are not among the {len(class_names):,} classes that"
+            f" it lists, such as {shown(unknown[0])}"
         )
     numbers = [
         NO_LABEL if label is None else number_of[label] if isinstance(label, str) else label
@@ -251,21 +274,18 @@ def _numbered(
 
 
 def _about_missing(
-    numbers: np.ndarray[Any, Any],
-    shards: Sequence[tuple[Sequence[str], ShardLabels]],
-    place: str,
+    numbers: np.ndarray[Any, Any], keys: Sequence[str], place: str
 ) -> tuple[str, ...]:
     missing = np.flatnonzero(numbers < 0)
     if not len(missing):
         return ()
     if len(missing) == len(numbers):
         return (
-            f"{place}: none of the {len(numbers):,} samples has a label (member cls, or what"
-            " --target-key names); --labels none says that this is meant",
+            f"{place}: none of the {len(numbers):,} samples has a label; if they have, name what"
+            " holds it with --target-key, otherwise --labels none says that this is meant",
         )
-    keys = [key for keys, _ in shards for key in keys]
     return (
         f"{place}: {len(missing):,} of the {len(numbers):,} samples have no label, such as"
-        f" {shown(keys[missing[0]])}; they are used where no label is needed. Name the member that"
-        " holds it with --target-key, or ignore all labels with --labels none",
+        f" {shown(keys[missing[0]])}; they take part where no label is needed. Name what holds"
+        " their labels with --target-key, or ignore all labels with --labels none",
     )

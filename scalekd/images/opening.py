@@ -1,16 +1,18 @@
 """Opening an image set: which form it has, by what lies where it is."""
 
 import fnmatch
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import webdataset.shardlists
 
 from scalekd.errors import DataError, UsageError
 from scalekd.images.folders import FolderImages
+from scalekd.images.hugging_face import PREFIX, Columns, open_hub, open_parquet, open_saved
 from scalekd.images.labels import LabelReader
 from scalekd.images.left_out import listed
+from scalekd.images.options import ImageOptions
 from scalekd.images.samples import IMAGE_EXTENSIONS, ImageDataset
 from scalekd.images.tars import TarImages
 from scalekd.storage import (
@@ -23,45 +25,41 @@ from scalekd.storage import (
 )
 from scalekd.storage.in_flight import submit
 
-LabelMode = Literal["auto", "none"]
-
 
 def open_dataset(
     data_dir: str,
     split: str = "train",
     *,
     local_cache: LocalCache | None = None,
-    labels: LabelMode = "auto",
-    input_key: str | None = None,
-    target_key: str | None = None,
+    options: ImageOptions = ImageOptions(),  # noqa: B008 (frozen)
 ) -> ImageDataset:
     """Index an image set.
 
     Args:
-        data_dir: A folder or URL, or a glob or brace pattern of ``.tar`` files.
-        split: ``train`` takes ``DIR/train-*.tar`` or the folder ``DIR/train/``; a pattern such as
-            ``train-{000000..000009}.tar`` is taken below ``data_dir``. Sub-folders with images are
-            classes, numbered in order of name. A folder with images and without sub-folders has
-            images without labels, and may also be ``data_dir`` itself.
+        data_dir: A folder or URL, a glob or brace pattern of ``.tar`` or ``.parquet`` files, or
+            ``hfds/NAME`` for a data set of the Hugging Face Hub.
+        split: ``train`` takes ``DIR/train-*.tar``, ``train-*.parquet`` or the folder
+            ``DIR/train/``; a pattern such as ``train-{000000..000009}.tar`` is taken below
+            ``data_dir``. Sub-folders with images are classes, numbered in order of name. A folder
+            with images and without sub-folders has images without labels, and may also be
+            ``data_dir`` itself.
         local_cache: Keeps the shards of a remote set.
-        labels: ``none`` ignores all labels and takes every image at any depth.
-        input_key: Extension of the images in shards; see :meth:`TarImages.open`.
-        target_key: Where labels are in shards; see :class:`LabelReader`.
+        options: Which images, labels and keys are read.
 
     Raises:
         DataError: There is nothing there, or no image; a shard or label is damaged; a key occurs
             twice.
         UsageError: The options do not fit the image set.
     """
+    if data_dir.startswith(PREFIX):
+        return open_hub(data_dir.removeprefix(PREFIX), split, _columns(options))
     location, pattern = _location_and_pattern(data_dir)
     storage = _storage(location, local_cache)
-    reader = LabelReader(target_key, labelled=labels == "auto")
     if pattern is None and _is_pattern(split):
         pattern = split
     if pattern is not None:
         place = data_dir if pattern != split else storage.locate(pattern)
-        found = _matching(storage, pattern)
-        return TarImages.open(storage, found, place, labels=reader, input_key=input_key)
+        return _open_files(storage, _matching(storage, pattern), place, options)
     split = split.strip("/").removeprefix("./")
     if isinstance(storage, LinkedStorage) and not storage.root.is_dir():
         raise DataError(f"no data at {data_dir}: there is no such folder")
@@ -74,21 +72,90 @@ def open_dataset(
         ) from None
     tars = [file for file in files if fnmatch.fnmatchcase(_base(file), f"{name}-*.tar")]
     if tars:
-        place = storage.locate(f"{split}-*.tar")
-        return TarImages.open(storage, tars, place, labels=reader, input_key=input_key)
-    for option, value in (("--input-key", input_key), ("--target-key", target_key)):
-        if value is not None:
-            raise UsageError(f"{option}: {data_dir} has no shards or tables with members to choose")
+        return _open_files(storage, tars, storage.locate(f"{split}-*.tar"), options)
+    saved = _saved(storage, split)
+    if saved is not None:
+        return open_saved(saved, _columns(options))
+    tables = _tables(storage, split, folders, files)
+    if tables:
+        return _open_files(storage, tables, f"{storage.place}, split {split}", options)
+    for option in ("input_key", "target_key", "key_column"):
+        if getattr(options, option) is not None:
+            raise UsageError(
+                f"--{option.replace('_', '-')}: {storage.place} has neither shards nor tables for"
+                f" the split {split}, so there is nothing to choose; leave the option out"
+            )
+    labelled = options.labels == "auto"
     if split == ".":
-        return FolderImages.open(storage, "", labelled=labels == "auto")
+        return FolderImages.open(storage, "", labelled=labelled)
     if name in folders:
-        return FolderImages.open(storage, split, labelled=labels == "auto")
-    if split == "train":
-        if labels == "none":
-            return FolderImages.open(storage, "", labelled=False)
-        if any(_is_image(file) for file in files) and not folders:
-            return FolderImages.open(storage, "", labelled=True)
+        return FolderImages.open(storage, split, labelled=labelled)
+    if split == "train" and (
+        not labelled or (any(_is_image(file) for file in files) and not folders)
+    ):
+        return FolderImages.open(storage, "", labelled=labelled)
     raise DataError(_nothing_there(storage, split, folders, files))
+
+
+def _open_files(
+    storage: Storage, files: Sequence[StoredFile], place: str, options: ImageOptions
+) -> ImageDataset:
+    """Open shards or tables."""
+    if not files[0].path.endswith(".parquet"):
+        if options.key_column is not None:
+            raise UsageError(f"--key-column: {place} are shards, whose keys are members' names")
+        labels = LabelReader(options.target_key, labelled=options.labels == "auto")
+        return TarImages.open(storage, files, place, labels=labels, input_key=options.input_key)
+    if not isinstance(storage, LinkedStorage):
+        raise UsageError(
+            f"{place}: tables are read from a local folder or, with --data-dir hfds/NAME, from the"
+            " Hugging Face Hub; fetch them first, or convert them to tars"
+        )
+    return open_parquet([storage.path(file.path) for file in files], place, _columns(options))
+
+
+def _columns(options: ImageOptions) -> Columns:
+    return Columns(
+        options.input_key, options.target_key, options.key_column, options.labels == "auto"
+    )
+
+
+def _saved(storage: Storage, split: str) -> Path | None:
+    """The folder of a split that ``save_to_disk`` wrote, or ``None``."""
+    if not isinstance(storage, LinkedStorage):
+        return None
+    folder, root = storage.path(split), storage.root
+    if (folder / "state.json").is_file():
+        return folder
+    if (root / "dataset_dict.json").is_file():
+        names = listed(name for name in storage.folders() if (root / name / "state.json").is_file())
+        raise DataError(f"{root}: has no split {split} (splits: {names})")
+    if split in ("train", ".") and (root / "state.json").is_file():
+        return root
+    return None
+
+
+def _tables(
+    storage: Storage, split: str, folders: Sequence[str], files: Sequence[StoredFile]
+) -> list[StoredFile]:
+    """Parquet files of a split, named as the Hub names them."""
+    parent, _, name = split.rpartition("/")
+
+    def of_split(candidates: Sequence[StoredFile]) -> list[StoredFile]:
+        pattern = rf"{re.escape(name)}(-.*)?\.parquet"
+        return [file for file in candidates if re.fullmatch(pattern, _base(file))]
+
+    found = of_split(files)
+    if not found and name in folders:
+        below = storage.files(split)
+        found = [file for file in below if file.path.endswith(".parquet")]
+    if not found and not parent and "data" in folders:
+        found = of_split(storage.files("data"))
+    if not found and split == "train":
+        others = re.compile(r"(val|valid|validation|dev|test|eval)\b", re.IGNORECASE)
+        tables = [file for file in files if file.path.endswith(".parquet")]
+        found = [file for file in tables if not others.match(_base(file))]
+    return found
 
 
 def _nothing_there(
@@ -135,7 +202,7 @@ def _is_glob(text: str) -> bool:
 
 
 def _is_pattern(text: str) -> bool:
-    return _is_glob(text) or text.endswith(".tar")
+    return _is_glob(text) or text.endswith((".tar", ".parquet"))
 
 
 def _matching(storage: Storage, pattern: str) -> list[StoredFile]:

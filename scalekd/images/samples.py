@@ -18,6 +18,7 @@ import xxhash
 
 from scalekd.errors import DataError, UsageError
 from scalekd.images.left_out import shown
+from scalekd.images.order import BLOCK_SIZE, is_sorted_by_class, mixed
 
 IMAGE_EXTENSIONS = (
     *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "bmp", "gif", "tif", "tiff"),
@@ -155,6 +156,24 @@ class ImageDataset(ABC):
     def taken(self, positions: Rows) -> Self:
         """The samples at ``positions``, in that order."""
         return replace(self, **{name: getattr(self, name)[positions] for name in self._columns})
+
+    def mixed_unless_shuffled(self) -> Self:
+        """Mix samples that are sorted by class; keep the order of those that are shuffled.
+
+        Samples without labels are mixed where that makes reading no slower.
+        """
+        if (self.labels < 0).all():
+            if self.is_remote or len(self) <= BLOCK_SIZE:
+                return self
+            why = "has no labels that would show whether it is shuffled"
+        elif is_sorted_by_class(self.labels):
+            why = "is sorted by class"
+        else:
+            return self
+        note = f"{self.place}: {why}, so its samples are taken in an order that mixes them"
+        if self.is_remote:
+            note += "; shuffle the shards if reading them in that order is slow"
+        return replace(self.taken(mixed(self.keys)), notes=(*self.notes, note))
 
     def with_fingerprint(self, fingerprint: str, limit: int | None) -> Self | None:
         """The first ``limit`` samples, or all, in the order that has this fingerprint.

@@ -5,7 +5,7 @@ import tarfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
 import numpy as np
@@ -14,7 +14,6 @@ from scalekd.errors import DataError
 from scalekd.images.labels import MAX_LABEL_BYTES, LabelReader, ShardLabels, joined
 from scalekd.images.left_out import LeftOut, shown
 from scalekd.images.members import content, members
-from scalekd.images.order import BLOCK_SIZE, is_sorted_by_class, mixed
 from scalekd.images.samples import (
     IMAGE_EXTENSIONS,
     Rows,
@@ -110,27 +109,11 @@ class TarImages(StoredImages):
             offsets=ranges[:, 1],
             ranks=np.arange(len(keys), dtype=np.int64),
         )
-        return dataset._ordered()
+        return dataset.mixed_unless_shuffled()
 
     def stored_order(self) -> Self:
         """The same samples in the order of the shards."""
         return self.taken(np.argsort(self.ranks))
-
-    def _ordered(self) -> Self:
-        """Mix samples that are sorted by class; keep the order of those that are shuffled."""
-        if (self.labels < 0).all():
-            if self.is_remote or len(self) <= BLOCK_SIZE:
-                return self
-            why = "has no labels that would show whether it is shuffled"
-        elif is_sorted_by_class(self.labels):
-            why = "is sorted by class"
-        else:
-            return self
-        note = f"{self.place}: {why}, so its samples are taken in an order that mixes them"
-        if self.is_remote:
-            note += "; shuffle the shards if reading them in that order is slow"
-        ordered = self.taken(mixed(self.keys))
-        return replace(ordered, notes=(*self.notes, note))
 
 
 @dataclass

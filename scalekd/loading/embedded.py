@@ -1,13 +1,12 @@
 """The images that a cache embeds, as an image set."""
 
-from typing import Any
-
 import numpy as np
 
 from scalekd.cache import CacheReader, open_cache
 from scalekd.cache.webdataset.form import read_form
 from scalekd.errors import UsageError
-from scalekd.images import ImageDataset, open_dataset
+from scalekd.images import ImageDataset, ImageOptions, open_dataset
+from scalekd.images.hugging_face import PREFIX
 from scalekd.images.stored import StoredImages
 from scalekd.storage import LocalCache, open_storage
 
@@ -58,7 +57,11 @@ class EmbeddedImages(StoredImages):
 
 
 def open_images(
-    data_dir: str, split: str = "train", *, local_cache: LocalCache | None = None, **options: Any
+    data_dir: str,
+    split: str = "train",
+    *,
+    local_cache: LocalCache | None = None,
+    options: ImageOptions = ImageOptions(),  # noqa: B008 (frozen)
 ) -> ImageDataset:
     """Index an image set, or the images that a cache embeds.
 
@@ -67,14 +70,14 @@ def open_images(
             split is ``train``.
         split: Which samples.
         local_cache: Keeps copies of remote files.
-        options: See :func:`scalekd.images.open_dataset`.
+        options: Which images, labels and keys are read; a cache has its own.
 
     Raises:
         DataError, UsageError: See :func:`scalekd.images.open_dataset`.
         CacheCorrupt: The cache is damaged.
     """
-    if split == "train" and not any(character in data_dir for character in "*?[{"):
+    if split == "train" and not data_dir.startswith(PREFIX) and not set(data_dir) & set("*?[{"):
         storage = open_storage(data_dir, local_cache=local_cache)
         if read_form(storage) is not None:
             return EmbeddedImages.of(open_cache(storage))
-    return open_dataset(data_dir, split, local_cache=local_cache, **options)
+    return open_dataset(data_dir, split, local_cache=local_cache, options=options)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scalekd.errors import DataError
-from scalekd.images import IMAGE_EXTENSIONS, ImageDataset, open_dataset
+from scalekd.images import IMAGE_EXTENSIONS, ImageDataset, ImageOptions, open_dataset
 from scalekd.images.tars import key_and_extension
 from scalekd.views import decode_image
 
@@ -172,7 +172,7 @@ def test_names_with_a_second_dot_are_counted_or_chosen(tmp_path: Path, write_tar
     (note,) = images.notes
     assert "2 images whose names have a second dot" in note
     assert "(first: '22.05.jpg')" in note
-    chosen = open_dataset(str(tmp_path), input_key="v2.jpg;jpg")
+    chosen = open_dataset(str(tmp_path), options=ImageOptions(input_key="v2.jpg;jpg"))
     assert keys(chosen) == ["a", "img", "v1.2/b"]
     write_tar(tmp_path / "train-0.tar", {"22.05.jpg": b"b", "22.06.jpg": b"b"})
     with pytest.raises(DataError, match=r"no image in it .*second dot.*'22\.05\.jpg'"):
@@ -183,7 +183,7 @@ def test_a_sample_with_two_images_asks_which(tmp_path: Path, write_tar: WriteTar
     write_tar(tmp_path / "train-0.tar", {"a.jpg": b"a", "a.png": b"mask", "a.cls": b"0"})
     with pytest.raises(DataError, match=r"sample 'a' has two images; .*--input-key"):
         open_dataset(str(tmp_path))
-    assert open_dataset(str(tmp_path), input_key="png")[0].image == b"mask"
+    assert open_dataset(str(tmp_path), options=ImageOptions(input_key="png"))[0].image == b"mask"
 
 
 @pytest.mark.parametrize("padding", [0, 512, 10240, 3 << 20])
