@@ -5,27 +5,33 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 
-from scalekd.images.options import ImageOptions
+from scalekd.image_options import ImageOptions
 
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def image_options(*, with_defaults: bool = True) -> _Decorator:
     """Add ``--labels``, ``--input-key``, ``--target-key`` and ``--key-column``.
 
-    The value of an option that is not given is ``None``.
+    Args:
+        with_defaults: Otherwise an option that is not given is ``None``.
     """
-    for name, field in reversed(ImageOptions.model_fields.items()):
-        kind = field.annotation
-        choices = get_args(kind) if get_origin(kind) is Literal else None
-        text = field.description or ""
-        if choices:
-            text += f"  [default: {field.default}]"
-        option = click.option(
-            f"--{name.replace('_', '-')}",
-            type=click.Choice(choices) if choices else str,
-            default=None,
-            help=text,
-        )
-        command = option(command)
-    return command
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for name, field in reversed(ImageOptions.model_fields.items()):
+            choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+            command = click.option(
+                f"--{name.replace('_', '-')}",
+                type=click.Choice(choices) if choices else str,
+                default=field.default if with_defaults else None,
+                help=(field.description or "")
+                + (f"  [default: {field.default}]" if field.default is not None else ""),
+            )(command)
+        return command
+
+    return decorate
+
+
+def taken_options(options: dict[str, Any]) -> ImageOptions:
+    """Take the options of :func:`image_options` out of a command's."""
+    return ImageOptions(**{name: options.pop(name) for name in ImageOptions.model_fields})

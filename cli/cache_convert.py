@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from scalekd.cli._image_options import image_options
 from scalekd.cli._options import NumberRange, checked, json_option, size
 from scalekd.cli._output import emit
 
@@ -23,6 +24,7 @@ from scalekd.cli._output import emit
 @click.option("--split", default="train", show_default=True, help="Name, folder or pattern.")
 @click.option("-j", "--workers", default=2, show_default=True, help="Processes that read images.")
 @click.option("--shards", type=NumberRange(), help="Do these shards only.")
+@image_options()
 @json_option
 def command(*, as_json: bool, **options: Any) -> None:
     """Write a cache in its other form: Zarr arrays, or WebDataset tars.

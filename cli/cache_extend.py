@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from scalekd.cli._cache_teacher_lines import result_lines
+from scalekd.cli._image_options import image_options
 from scalekd.cli._options import KeyValue, NumberRange, Stages, checked, json_option
 from scalekd.cli._output import emit
 
@@ -46,6 +47,7 @@ from scalekd.cli._output import emit
     help="Largest size of --local-cache; copies that were used longest ago are deleted.",
 )
 @click.option("-j", "--workers", default=2, show_default=True, help="Processes that draw views.")
+@image_options()
 @json_option
 def command(*, as_json: bool, **options: Any) -> None:
     """Add passes to a cache; or, with --name, stages or another teacher's targets.

@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from scalekd.cli._image_options import image_options
 from scalekd.cli._options import KeyValue, checked, json_option
 from scalekd.cli._output import emit
 from scalekd.errors import CacheCorrupt
@@ -27,6 +28,7 @@ from scalekd.errors import CacheCorrupt
 )
 @click.option("-j", "--workers", default=2, show_default=True, help="Processes that draw views.")
 @click.option("--remove-extra", is_flag=True, help="Delete files that nothing accounts for.")
+@image_options()
 @json_option
 def command(*, as_json: bool, **options: Any) -> None:
     """Make damaged and missing files again, to the bytes that were committed."""

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from scalekd.cli._cache_teacher_lines import result_lines
+from scalekd.cli._image_options import image_options
 from scalekd.cli._options import KeyValue, NumberRange, Stages, checked, json_option
 from scalekd.cli._output import echo, emit
 
@@ -95,6 +96,7 @@ from scalekd.cli._output import echo, emit
 @click.option("--licence", help="Of the teacher's weights.  [default: as timm records it]")
 @click.option("--note", help="Free text to keep in the manifest.")
 @click.option("--dry-run", is_flag=True, help="Say what it would cost, from a short probe.")
+@image_options()
 @json_option
 def command(*, as_json: bool, dry_run: bool, **options: Any) -> None:
     """Run a teacher once over drawn views, and keep its features and logits.

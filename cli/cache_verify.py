@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from scalekd.cli._image_options import image_options
 from scalekd.cli._options import KeyValue, checked, json_option, size
 from scalekd.cli._output import emit
 from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
@@ -25,6 +26,7 @@ from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
 @click.option(
     "--model-kwargs", multiple=True, type=KeyValue(), help="With --deep: model arguments; repeat."
 )
+@image_options()
 @json_option
 def command(cache: str, *, quick: bool, deep: int | None, as_json: bool, **options: Any) -> None:
     """Check every file of a cache against what was committed; exit code 4 names the damage."""

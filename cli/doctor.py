@@ -1,32 +1,46 @@
 """``scalekd doctor``."""
 
+from typing import Any
+
 import click
 
+from scalekd.cli._image_options import image_options, taken_options
 from scalekd.cli._options import json_option
 from scalekd.cli._output import emit
-from scalekd.errors import CacheMismatch, UsageError
+from scalekd.errors import CacheMismatch
 
 
 @click.command("doctor")
 @click.option("--cache", help="A cache to look at.")
-@click.option("--data-dir", help="The images it was made from; draws a sample of views again.")
+@click.option("--data-dir", help="An image set to check; with --cache, the one it was made from.")
 @click.option("--split", default="train", show_default=True, help="Name, folder or pattern.")
 @click.option(
     "--views", default=64, show_default=True, type=click.IntRange(min=1), help="Views to draw."
 )
+@image_options()
 @json_option
 def command(
-    *, cache: str | None, data_dir: str | None, split: str, views: int, as_json: bool
+    *,
+    cache: str | None,
+    data_dir: str | None,
+    split: str,
+    views: int,
+    as_json: bool,
+    **options: Any,
 ) -> None:
-    """Say what works here, and whether this machine redraws a cache's views to the pixel.
+    """Say what works here, what an image set holds, and whether a cache's views come out exactly.
 
     Exit code 4 when it does not.
     """
     from scalekd.pipelines.doctor import diagnose
 
-    if cache is None and data_dir is not None:
-        raise UsageError("--data-dir: the images of which cache? pass --cache")
-    found = diagnose(cache, data_dir=data_dir, split=split, num_views=views)
+    found = diagnose(
+        cache,
+        data_dir=data_dir,
+        split=split,
+        image_options=taken_options(options),
+        num_views=views,
+    )
     lines = []
     for title, facts in (
         ("versions", found.versions),
@@ -35,6 +49,9 @@ def command(
     ):
         lines.append(title)
         lines += [f"  {name:<26}{fact}" for name, fact in facts.items()]
+    if found.images is not None:
+        lines.append(f"images {found.images.place}")
+        lines += [f"  {line}" for line in found.images.lines()]
     drift = found.cache
     if drift is not None:
         lines.append(f"cache {drift.path}")

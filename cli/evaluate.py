@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from scalekd.cli._image_options import image_options, taken_options
 from scalekd.cli._options import json_option
 from scalekd.cli._output import emit
 
@@ -51,6 +52,7 @@ from scalekd.cli._output import emit
 @click.option(
     "--amp", default="no", show_default=True, type=click.Choice(["auto", "bf16", "fp16", "no"])
 )
+@image_options()
 @json_option
 def command(*, as_json: bool, **options: Any) -> None:
     """Top-1 and top-5 of MODEL: a training run, a checkpoint in it, or any timm model."""
@@ -60,7 +62,7 @@ def command(*, as_json: bool, **options: Any) -> None:
 
     if options["workers"] is None:
         del options["workers"]
-    found = evaluate(EvaluateConfig(**options))
+    found = evaluate(EvaluateConfig(image_options=taken_options(options), **options))
     if int(os.environ.get("RANK", "0")) != 0:
         return
     subset = found["num_classes_evaluated"]

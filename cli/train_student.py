@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from scalekd.cli._image_options import image_options
 from scalekd.cli._options import KeyValue, json_option
 from scalekd.cli._output import echo, emit
 
@@ -43,6 +44,7 @@ _SECTIONS: tuple[_Decorator, ...] = (
     _option("--model", help="Student: timm name, alias, hf-hub:… or local-dir:…."),
     _option("--data-dir", help="Folder, URL or pattern of the images."),
     _option("--split", help="Training split.  [default: train]"),
+    image_options(with_defaults=False),
     _option("--val-split", help="Validation split, or none.  [default: val]"),
     _option(
         "--val-cache", help="Cache of the validation split, for the agreement with its teacher."

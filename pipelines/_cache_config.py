@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from scalekd.cache.webdataset.form import Embed, WebDatasetForm
 from scalekd.codecs import DEFAULT_FEATURE_CODEC
+from scalekd.image_options import ImageOptions
 from scalekd.storage import parse_size
 from scalekd.teachers import TeacherConfig
 from scalekd.views import Interpolation
@@ -14,7 +15,7 @@ from scalekd.views import Interpolation
 DEFAULT_LOCAL_CACHE_BYTES = 100 * 10**9
 
 
-class CacheTeacherConfig(BaseModel):
+class CacheTeacherConfig(ImageOptions):
     """What ``scalekd cache-teacher`` was asked for.
 
     Attributes:

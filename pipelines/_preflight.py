@@ -49,7 +49,9 @@ def preflight(config: CacheTeacherConfig) -> tuple[ImageDataset, ViewPolicy, Cla
         )
     _check_writable(open_storage(config.output))
     kept = make_local_cache(config.local_cache, config.local_cache_size)
-    images = open_images(config.data_dir, config.split, local_cache=kept)
+    images = open_images(
+        config.data_dir, config.split, local_cache=kept, options=config.image_options
+    )
     if plan is not None:
         fingerprint = plan.identity.data.fingerprint
         images = images.with_fingerprint(fingerprint, config.limit) or images

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from scalekd.cache.manifest import Identity
 from scalekd.cache.webdataset.form import read_form
 from scalekd.errors import CacheMismatch, UsageError, rewording
+from scalekd.image_options import ImageOptions
 from scalekd.images import ImageDataset
 from scalekd.loading import open_images
 from scalekd.loading.drawing import DrawnViews
@@ -26,7 +27,7 @@ from scalekd.teachers import (
 from scalekd.views import ViewPolicy
 
 
-class SameJob(BaseModel):
+class SameJob(ImageOptions):
     """Where a cache is, and what it was made from.
 
     Attributes:
@@ -80,13 +81,15 @@ class TeacherAgain:
                 " cache was made from"
             )
         kept = make_local_cache(config.local_cache, config.local_cache_size)
-        opened = open_images(config.data_dir, config.split, local_cache=kept)
+        opened = open_images(
+            config.data_dir, config.split, local_cache=kept, options=config.image_options
+        )
         images = opened.with_fingerprint(data.fingerprint, data.num_samples)
         if images is None:
             raise CacheMismatch(
                 f"{opened.place} is not the image set of {config.cache}: {len(opened):,} samples"
                 f" here, {data.num_samples:,} there, or other keys, labels or sizes; pass the"
-                " --data-dir and --split that the cache was made with"
+                " --data-dir, --split and options of the image set that the cache was made with"
             )
         return images
 
@@ -160,6 +163,7 @@ class TeacherAgain:
             teacher=TeacherConfig(model=str(identity.teacher["model"])),
             data_dir=self._config.data_dir or "",
             split=self._config.split,
+            **dict(self._config.image_options),
             output=output,
             stages=tuple(identity.request["stages"]),
             logits=identity.request["logits"],

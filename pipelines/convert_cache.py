@@ -34,6 +34,7 @@ from scalekd.cache.transfer import SourceCache, Transfer
 from scalekd.cache.webdataset.form import Embed, WebDatasetForm, form_name
 from scalekd.cache.writer import CacheWriter
 from scalekd.errors import CacheMismatch, UsageError
+from scalekd.image_options import ImageOptions
 from scalekd.loading import open_images, worker_faults
 from scalekd.loading.embedding import BlockImages, BlockRequest, ImagesToEmbed, images_of_blocks
 from scalekd.pipelines._progress import ProgressReport
@@ -42,7 +43,7 @@ from scalekd.storage import Storage, is_remote, open_storage
 from scalekd.storage.files import remove_abandoned
 
 
-class ConvertConfig(BaseModel):
+class ConvertConfig(ImageOptions):
     """What ``scalekd cache convert`` was asked for.
 
     Attributes:
@@ -108,7 +109,9 @@ def convert_cache(config: ConvertConfig) -> ConvertResult:
         raise UsageError(
             f"--shards {first}-{last}: the cache has shards 0 to {plan.identity.num_shards - 1}"
         )
-    images = open_images(config.data_dir, config.split) if config.data_dir is not None else None
+    images = None
+    if config.data_dir is not None:
+        images = open_images(config.data_dir, config.split, options=config.image_options)
     embedding = ImagesToEmbed(reader, config.embed, images)
     layout, root = reader.codecs.in_form(form).layout(plan.identity), Path(config.output)
     _begin(root, reader, form)

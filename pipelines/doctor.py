@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from scalekd.cache import CacheReader, open_cache
 from scalekd.codecs import create_logit_codec
 from scalekd.errors import CacheMismatch
+from scalekd.image_options import ImageOptions
 from scalekd.images import ImageDataset
 from scalekd.loading import open_images
 from scalekd.loading.embedded import EmbeddedImages
@@ -58,6 +59,43 @@ class CacheDrift(BaseModel):
         return bool(self.problems) or bool(self.witness_drift)
 
 
+class ImageSet(BaseModel):
+    """What an image set holds.
+
+    Attributes:
+        place: Where it is.
+        num_samples: Images.
+        num_labelled: Images with a label.
+        num_classes: Classes.
+        notes: What was left out, and what else was decided.
+    """
+
+    place: str
+    num_samples: int
+    num_labelled: int
+    num_classes: int
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, images: ImageDataset) -> "ImageSet":
+        """Count what an image set holds."""
+        return cls(
+            place=images.place,
+            num_samples=len(images),
+            num_labelled=int((images.labels >= 0).sum()),
+            num_classes=images.num_classes,
+            notes=images.notes,
+        )
+
+    def lines(self) -> list[str]:
+        """What a person reads."""
+        counts = (
+            f"{self.num_samples:,} images, {self.num_labelled:,} of them with a label,"
+            f" {self.num_classes:,} classes"
+        )
+        return [counts, *self.notes]
+
+
 class Diagnosis(BaseModel):
     """What ``scalekd doctor`` says."""
 
@@ -65,6 +103,7 @@ class Diagnosis(BaseModel):
     machine: dict[str, str]
     works: dict[str, str]
     cache: CacheDrift | None
+    images: ImageSet | None
 
 
 def diagnose(
@@ -72,6 +111,7 @@ def diagnose(
     *,
     data_dir: str | None = None,
     split: str = "train",
+    image_options: ImageOptions = ImageOptions(),  # noqa: B008 (frozen)
     num_views: int = 64,
 ) -> Diagnosis:
     """Look at this machine and, where one is given, at a cache.
@@ -80,14 +120,18 @@ def diagnose(
         DataError: No cache or no images where they should be.
         CacheError: The cache is damaged, or the images are others.
     """
-    found = None
+    found = images = None
+    if data_dir is not None:
+        images = open_images(data_dir, split, options=image_options)
+    about_images = None if images is None else ImageSet.of(images)
     if cache is not None:
         reader = open_cache(cache)
-        images = open_images(data_dir, split) if data_dir is not None else None
         if images is None and reader.embed == "source":
             images = EmbeddedImages.of(reader)
         found = cache_drift(reader, images, num_views)
-    return Diagnosis(versions=_versions(), machine=_machine(), works=_works(), cache=found)
+    return Diagnosis(
+        versions=_versions(), machine=_machine(), works=_works(), cache=found, images=about_images
+    )
 
 
 def cache_drift(reader: CacheReader, images: ImageDataset | None, num_views: int) -> CacheDrift:

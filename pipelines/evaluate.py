@@ -22,6 +22,7 @@ from scalekd.evaluation import (
     evaluate_neighbours,
     live_answers,
 )
+from scalekd.image_options import ImageOptions
 from scalekd.images import ImageDataset
 from scalekd.loading import open_images, worker_faults
 from scalekd.models.build import Preprocessing, build_model, preprocessing_of
@@ -51,6 +52,7 @@ class EvaluateConfig:
         model: A run's folder, a checkpoint in it, or a model by name.
         data_dir: Where the images are.
         split: Which of them.
+        image_options: How they are read.
         use_ema: Take the run's averaged weights.
         checkpoint: Weights on disk, for a model by name.
         pretrained: Take published weights, for a model by name; random ones otherwise.
@@ -74,6 +76,7 @@ class EvaluateConfig:
     model: str
     data_dir: str
     split: str = "val"
+    image_options: ImageOptions = field(default_factory=ImageOptions)
     use_ema: bool = False
     checkpoint: str | None = None
     pretrained: bool = True
@@ -118,7 +121,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     opened = _open_model(config)
 
     def views_of(split: str) -> EvaluationViews:
-        images = open_images(config.data_dir, split)
+        images = open_images(config.data_dir, split, options=config.image_options)
         return EvaluationViews(images, accelerator, config.batch_size, config.workers)
 
     views = views_of(config.split)

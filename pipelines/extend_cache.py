@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from scalekd.cache import CacheReader, open_cache
 from scalekd.cache.extensions import check_fits, extension_path
@@ -21,6 +21,7 @@ from scalekd.cache.manifest import Identity
 from scalekd.cache.planning import read_plan
 from scalekd.codecs import DEFAULT_FEATURE_CODEC, parse_codec
 from scalekd.errors import CacheMismatch, UsageError
+from scalekd.image_options import ImageOptions
 from scalekd.loading.drawing import DrawnViews
 from scalekd.models.classes import read_class_names
 from scalekd.pipelines._cache_config import DEFAULT_LOCAL_CACHE_BYTES, CacheTeacherConfig
@@ -31,7 +32,7 @@ from scalekd.storage import parse_size
 from scalekd.teachers import TeacherConfig
 
 
-class ExtendConfig(BaseModel):
+class ExtendConfig(ImageOptions):
     """What ``scalekd cache extend`` was asked for; what is ``None`` is as in the cache.
 
     Attributes:
@@ -69,7 +70,7 @@ class ExtendConfig(BaseModel):
     codec: str | None = None
     model: str | None = None
     checkpoint: str | None = None
-    model_kwargs: dict[str, Any] = {}
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
     teacher_classes: Path | None = None
     class_map: str | None = None
     pretrained: bool = True
@@ -214,6 +215,7 @@ def _job(config: ExtendConfig, identity: Identity, output: Path) -> TeacherAgain
         cache=output,
         data_dir=config.data_dir,
         split=config.split,
+        **dict(config.image_options),
         model=config.model,
         checkpoint=config.checkpoint,
         model_kwargs=config.model_kwargs,

@@ -153,6 +153,7 @@ def _open_source(config: TrainConfig) -> CachedTeacher:
         config.cache,
         data_dir=config.data_dir,
         split=config.split,
+        image_options=config.image_options,
         local_cache=_local_cache(config),
         num_classes=config.num_classes,
         targets=config.targets,
@@ -258,7 +259,12 @@ def _make_evaluator(
     if config.val_split is None or config.data_dir is None:
         return None
     try:
-        images = open_images(config.data_dir, config.val_split, local_cache=_local_cache(config))
+        images = open_images(
+            config.data_dir,
+            config.val_split,
+            local_cache=_local_cache(config),
+            options=config.image_options,
+        )
     except DataError as error:
         raise DataError(
             f"{error}; name the validation split with --val-split, or train without by "

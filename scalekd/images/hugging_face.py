@@ -175,13 +175,14 @@ def open_saved(folder: Path, columns: Columns) -> HuggingFaceImages:
     """
     state = folder / "state.json"
     try:
-        if state.stat().st_size > _MAX_STATE_BYTES:
-            raise DataError(f"{state}: has more than {_MAX_STATE_BYTES:,} bytes")
+        for document in (state, folder / "dataset_info.json"):
+            if document.stat().st_size > _MAX_STATE_BYTES:
+                raise DataError(f"{document}: has more than {_MAX_STATE_BYTES:,} bytes")
         files = [entry["filename"] for entry in json.loads(state.read_bytes())["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{state}: does not list the files of a saved data set") from error
     for name in files:
-        if not isinstance(name, str) or Path(name).name != name:
+        if not isinstance(name, str) or Path(name).name != name or name == "..":
             raise DataError(f"{state}: {shown(str(name))} is not the name of a file beside it")
     with _explained(str(folder)):
         table = _library().Dataset.load_from_disk(str(folder))

@@ -8,11 +8,11 @@ from pathlib import Path
 import webdataset.shardlists
 
 from scalekd.errors import DataError, UsageError
+from scalekd.image_options import ImageOptions
 from scalekd.images.folders import FolderImages
 from scalekd.images.hugging_face import PREFIX, Columns, open_hub, open_parquet, open_saved
 from scalekd.images.labels import LabelReader
 from scalekd.images.left_out import listed
-from scalekd.images.options import ImageOptions
 from scalekd.images.samples import IMAGE_EXTENSIONS, ImageDataset
 from scalekd.images.tars import TarImages
 from scalekd.storage import (

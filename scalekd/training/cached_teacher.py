@@ -18,6 +18,7 @@ from scalekd.distillation import (
     build_objective,
 )
 from scalekd.errors import DataError, ScaleKDError, UsageError
+from scalekd.image_options import ImageOptions
 from scalekd.images import ImageDataset
 from scalekd.loading import CachedViewLoader, open_images
 from scalekd.loading.cached_views import embedded_images
@@ -51,6 +52,7 @@ class CachedTeacher:
             Needed where the cache holds no images itself, or holds views and the student takes
             another size.
         split: Which of them.
+        image_options: How they are read.
         local_cache: Keeps copies of what is read from remote places.
         num_classes: Of the student; by default those of the data set.
         targets: Extension of the cache that gives features, tail and, if it has any, logits.
@@ -81,6 +83,7 @@ class CachedTeacher:
         *,
         data_dir: str | Path | None = None,
         split: str = "train",
+        image_options: ImageOptions = ImageOptions(),  # noqa: B008 (frozen)
         local_cache: LocalCache | None = None,
         num_classes: int | None = None,
         targets: str | None = None,
@@ -91,6 +94,7 @@ class CachedTeacher:
         self.chosen = ChosenTargets.open(storage, targets=targets, logits_from=logits_from)
         self.reader = self.chosen.reader
         self._data_dir, self._split, self._local_cache = data_dir, split, local_cache
+        self._image_options = image_options
         self.images = self._open_images() if self.reader.embed == "none" else None
         self.spec = _spec(self._features)
         # Batches take their labels from the cache, so names and numbers are its own; the loader
@@ -286,7 +290,12 @@ class CachedTeacher:
                 f"--data-dir is missing: {self.reader.place} holds targets, and the images stay"
                 " where they are"
             )
-        return open_images(str(self._data_dir), self._split, local_cache=self._local_cache)
+        return open_images(
+            str(self._data_dir),
+            self._split,
+            local_cache=self._local_cache,
+            options=self._image_options,
+        )
 
     def _tail(self) -> Tail:
         reader = self._features

@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from scalekd.distillation.config import ObjectiveName, ScaleKDConfig
 from scalekd.errors import DataError, UsageError
+from scalekd.image_options import ImageOptions
 from scalekd.storage import parse_size
 from scalekd.training.plain_yaml import dump_plain, load_plain, read_text
 from scalekd.views import Interpolation
@@ -33,7 +34,7 @@ def _no(value: object) -> object:
     return "no" if value is False else value
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(ImageOptions):
     """One training run. Defaults train any student; a recipe overrides them, flags override both.
 
     Rates are per optimiser update, lengths in epochs, ``batch_size`` counts views per process
@@ -58,7 +59,7 @@ class TrainConfig(BaseModel):
     img_size: Positive | None = None
     num_classes: Positive | None = None
     class_map: str = "auto"
-    model_kwargs: dict[str, Any] = {}
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
     mean: Mean | None = None
     std: tuple[Deviation, Deviation, Deviation] | None = None
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -93,7 +94,7 @@ class TrainConfig(BaseModel):
     momentum: NonNegative = 0.9
     opt_eps: Annotated[float, Field(gt=0)] | None = None
     opt_betas: tuple[float, ...] | None = None
-    opt_args: dict[str, Any] = {}
+    opt_args: dict[str, Any] = Field(default_factory=dict)
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     clip_grad: Annotated[float, Field(gt=0)] | None = None
     clip_mode: Literal["norm", "value", "agc"] = "norm"
@@ -172,7 +173,7 @@ class TrainConfig(BaseModel):
     @property
     def objective_config(self) -> ScaleKDConfig:
         """``distillation`` with the task loss that ``smoothing`` and ``bce_loss`` choose."""
-        changes: dict[str, Any] = {}
+        changes: dict[str, Any] = Field(default_factory=dict)
         if self.smoothing:
             changes["label_smoothing"] = self.smoothing
         if self.bce_loss:
