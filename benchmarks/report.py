@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.accuracy.tables import accuracy_section
+from benchmarks.gpu.tables import gpu_section
 from benchmarks.speed.tables import speed_section
 
 _ROOT = Path(__file__).parents[1]
@@ -23,7 +24,11 @@ _HEAD = """\
 <!-- Made by `python -m benchmarks.report` from benchmarks/results; change those, not this. -->
 """
 
-_SECTIONS: tuple[Callable[[Path, Path], str], ...] = (accuracy_section, speed_section)
+_SECTIONS: tuple[Callable[[Path, Path], str], ...] = (
+    accuracy_section,
+    speed_section,
+    gpu_section,
+)
 
 
 def main() -> None:

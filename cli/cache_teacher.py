@@ -73,9 +73,24 @@ from scalekd.cli._output import echo, emit
 @click.option("--shards", type=NumberRange(), help="Do these shards only.")
 @click.option("--shard-size", type=int, help="Views a shard.  [default: by the number of samples]")
 @click.option("-b", "--batch-size", default=64, show_default=True, help="Views a forward.")
-@click.option("-j", "--workers", default=2, show_default=True, help="Processes that draw views.")
 @click.option(
-    "--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "fp16"])
+    "-j",
+    "--workers",
+    type=click.IntRange(0),
+    help="Processes that draw views.  [default: by the cores of a process on a GPU, else 2]",
+)
+@click.option(
+    "--precision",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    help="The teacher's arithmetic; auto is bf16 on GPUs that have it, fp32 elsewhere.",
+)
+@click.option(
+    "--torchcompile",
+    is_flag=False,
+    flag_value="inductor",
+    help="Compile the teacher, with this backend of torch.compile.  [default backend: inductor]",
 )
 @click.option("--skip-corrupt", is_flag=True, help="Leave corrupt images out, and count them.")
 @click.option(

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from scalekd.cache.webdataset.form import Embed, WebDatasetForm
 from scalekd.codecs import DEFAULT_FEATURE_CODEC
 from scalekd.image_options import ImageOptions
+from scalekd.pipelines._arithmetic import default_num_workers
 from scalekd.storage import parse_size
 from scalekd.teachers import TeacherConfig
 from scalekd.views import Interpolation
@@ -37,8 +38,10 @@ class CacheTeacherConfig(ImageOptions):
         limit: Take the first so many samples.
         shards: First and last shard this command is to do; all when ``None``.
         batch_size: Views a teacher forward. It decides rounding, so it is part of the cache.
-        workers: Processes that draw views.
-        precision: Of the teacher's arithmetic.
+        workers: Processes that draw views; by the cores and the device when not given.
+        precision: Of the teacher's arithmetic. ``auto`` is that of a cache that was begun, else
+            bfloat16 where the device has it and float32 elsewhere.
+        torchcompile: Backend of ``torch.compile`` for the teacher, if it is to be compiled.
         shard_size: Views a shard; chosen from the number of samples when ``None``.
         block_size: Views a block; the usual size when ``None``. What extends a cache takes its.
         skip_corrupt: Leave corrupt images out instead of stopping.
@@ -69,8 +72,9 @@ class CacheTeacherConfig(ImageOptions):
     limit: int | None = Field(default=None, ge=1)
     shards: tuple[int, int] | None = None
     batch_size: int = Field(default=64, ge=1)
-    workers: int = Field(default=2, ge=0)
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    workers: int = Field(default_factory=default_num_workers, ge=0)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    torchcompile: str | None = None
     shard_size: int | None = Field(default=None, ge=1, le=1 << 24)
     block_size: int | None = Field(default=None, ge=1, le=1 << 16)
     skip_corrupt: bool = False

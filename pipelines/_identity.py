@@ -39,7 +39,7 @@ def wanted_identity(
     shard_size = config.shard_size or default_shard_size(len(images))
     return Identity(
         teacher=teacher.spec.model_dump(mode="json"),
-        precision=config.precision,
+        precision=config.precision,  # type: ignore[arg-type]  # auto was resolved
         batch_size=config.batch_size,
         request={
             "stages": list(config.stages),

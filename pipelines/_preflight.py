@@ -5,6 +5,8 @@ import os
 import shutil
 import uuid
 
+import torch
+
 from scalekd.cache.layout import MANIFEST_FILE, RECORDS_FOLDER, Layout
 from scalekd.cache.manifest import Plan
 from scalekd.cache.planning import check_form, read_plan
@@ -14,6 +16,7 @@ from scalekd.errors import EnvironmentFault, UsageError
 from scalekd.images import ImageDataset
 from scalekd.loading import open_images
 from scalekd.models.classes import Classes, classes_of_data
+from scalekd.pipelines._arithmetic import auto_precision
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._identity import default_shard_size
 from scalekd.storage import LocalStorage, Storage, make_local_cache, open_storage
@@ -60,6 +63,15 @@ def preflight(config: CacheTeacherConfig) -> tuple[ImageDataset, ViewPolicy, Cla
     shard_size = config.shard_size or default_shard_size(len(images))
     _check_shards(config.shards, -(-len(images) // shard_size))
     return images, policy, classes
+
+
+def with_precision(config: CacheTeacherConfig, device: torch.device) -> CacheTeacherConfig:
+    """Decide what ``auto`` is: as the cache was begun, else what suits the device."""
+    if config.precision != "auto":
+        return config
+    plan = None if config.overwrite else read_plan(config.output)
+    precision = plan.identity.precision if plan else auto_precision(device)
+    return config.model_copy(update={"precision": precision})
 
 
 def _check_writable(place: Storage) -> None:

@@ -89,11 +89,12 @@ class ProgressReport:
     def advance(self, count: int) -> None:
         """Count things as done and, when it is time, say so."""
         self.done += count
+        self.total = max(self.total, self.done)  # shards of others may be taken over
         if not self.enabled:
             return
         rate = f"{self.rate:,.{0 if self.rate >= 10 else 1}f} {self.unit}/s, {self._aside()}"
         if self._live:
-            self._live.update(self._task, completed=self.done, rate=rate)
+            self._live.update(self._task, completed=self.done, total=self.total, rate=rate)
         elif time.monotonic() - self._spoken > _PLAIN_SECONDS:
             self._spoken = time.monotonic()
             left = (self.total - self.done) / max(self.rate, 1e-9)

@@ -1,7 +1,6 @@
 """Shards: views drawn, sent through the teacher, coded and committed."""
 
 import itertools
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +25,7 @@ from scalekd.loading.drawing import (
     drawing_loader,
     shard_requests,
 )
+from scalekd.pipelines._arithmetic import num_cores
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._classes import TeacherAnswers
 from scalekd.pipelines._progress import ProgressReport
@@ -64,9 +64,7 @@ def num_coding_threads() -> int:
     A core codes some hundred views a second, a GPU's teacher says more; the bytes are the same
     with any number.
     """
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(max(2, (cores or 1) // processes - 1), _MOST_THREADS)
+    return min(max(2, num_cores() - 1), _MOST_THREADS)
 
 
 def _claimed_requests(

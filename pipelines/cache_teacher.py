@@ -7,6 +7,7 @@ shards of its own. Running the same command again finishes what is missing.
 """
 
 import importlib.metadata
+import itertools
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from scalekd.images.samples import ImageDataset
 from scalekd.loading import worker_faults
 from scalekd.loading.drawing import DrawnViews
 from scalekd.models.classes import ClassMatch
+from scalekd.pipelines._arithmetic import strict_float32
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._calibrate import calibrate
 from scalekd.pipelines._classes import (
@@ -48,13 +50,14 @@ from scalekd.pipelines._classes import (
 )
 from scalekd.pipelines._identity import wanted_identity
 from scalekd.pipelines._notes import note
-from scalekd.pipelines._preflight import preflight, tidy_and_check_space
+from scalekd.pipelines._preflight import preflight, tidy_and_check_space, with_precision
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._same_pixels import check_pixels
 from scalekd.pipelines._signals import terminable
 from scalekd.pipelines._write_shards import num_coding_threads, write_claimed
 from scalekd.storage import LocalStorage, Storage, is_remote, open_storage
 from scalekd.teachers import ABOUT_ORIGIN, Teacher, load_teacher
+from scalekd.training.compilation import check_backend, compile_faults
 from scalekd.views import ViewPolicy
 
 __all__ = ["CacheTeacherConfig", "CacheTeacherResult", "cache_teacher"]
@@ -123,10 +126,13 @@ def cache_teacher(
     Raises:
         ScaleKDError: Anything a user can mend; what was committed is kept.
     """
-    if not is_remote(config.output):
-        return _cache_teacher(config, around)
-    with tempfile.TemporaryDirectory(prefix="scalekd-") as folder:
-        return _cache_teacher(config.model_copy(update={"work_folder": Path(folder)}), around)
+    if config.torchcompile:
+        check_backend(config.torchcompile)
+    with strict_float32(), compile_faults(config.torchcompile):
+        if not is_remote(config.output):
+            return _cache_teacher(config, around)
+        with tempfile.TemporaryDirectory(prefix="scalekd-") as folder:
+            return _cache_teacher(config.model_copy(update={"work_folder": Path(folder)}), around)
 
 
 def _cache_teacher(config: CacheTeacherConfig, around: Surroundings | None) -> CacheTeacherResult:
@@ -145,7 +151,10 @@ def _cache_teacher(config: CacheTeacherConfig, around: Surroundings | None) -> C
     images, policy, data = everyone.together(lambda: preflight(config))
     for line in images.notes:
         tell(line)
+    config = everyone.together(lambda: with_precision(config, state.device))
     teacher = everyone.together(lambda: load_teacher(config.teacher).to(state.device))
+    if config.torchcompile:
+        teacher.compile(backend=config.torchcompile)
     config, line = everyone.together(lambda: with_logits(config, teacher))
     tell(line)
     existing = None if config.overwrite else everyone.together(lambda: read_plan(config.output))
@@ -175,7 +184,14 @@ def _cache_teacher(config: CacheTeacherConfig, around: Surroundings | None) -> C
         with ProgressReport("caching", work.num_views, enabled=state.is_main_process) as progress:
             num_written = everyone.together(
                 lambda: _write_shards(
-                    config, writer, codecs, teacher, drawn, work.shards, progress, answers
+                    config,
+                    writer,
+                    codecs,
+                    teacher,
+                    drawn,
+                    [*work.shards, *work.others],
+                    progress,
+                    answers,
                 )
             )
         elsewhere = writer.elsewhere()
@@ -336,28 +352,44 @@ def _check_same_job(
 
 @dataclass(frozen=True)
 class _Work:
-    """Shards that were missing when this process looked, of those that are its to do."""
+    """What this process is to do.
+
+    Attributes:
+        shards: Of its own share, those that were missing when it looked.
+        others: Shards of the other processes, to take over when its own are done.
+        num_views: Of ``shards``.
+        num_found: Shards of its own share that were committed before.
+    """
 
     shards: list[tuple[int, int]]
+    others: list[tuple[int, int]]
     num_views: int
     num_found: int
 
 
 def _divide(config: CacheTeacherConfig, writer: CacheWriter, state: PartialState) -> _Work:
-    """Every process of a job takes every n-th shard, whatever is missing.
+    """A share of the shards for every process, by number, and then whatever is left of others'.
 
-    What several jobs have in common they divide by leases, when they come to it.
+    Leases see to it that each is written once; there are none where files are sent to a URL.
     """
     identity = writer.plan.identity
     first, last = config.shards or (0, identity.num_shards - 1)
-    own = range(first + state.process_index, last + 1, state.num_processes)
-    shards = [
+    every = [
         (pass_index, shard)
         for pass_index in range(config.passes)
-        for shard in writer.missing(pass_index, own)
+        for shard in range(first, last + 1)
     ]
+    own = every[state.process_index :: state.num_processes]
+    shards = [
+        (pass_index, shard)
+        for pass_index, group in itertools.groupby(own, key=lambda pair: pair[0])
+        for shard in writer.missing(pass_index, [shard for _, shard in group])
+    ]
+    others = []
+    if writer.place is writer.folder:  # from the end, which their owners come to last
+        others = [pair for pair in reversed(every) if pair not in set(own)]
     num_views = sum(identity.rows_of(shard) for _, shard in shards)
-    return _Work(shards, num_views, config.passes * len(own) - len(shards))
+    return _Work(shards, others, num_views, len(own) - len(shards))
 
 
 def _write_shards(

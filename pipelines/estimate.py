@@ -22,7 +22,7 @@ from scalekd.loading.drawing import DrawnViews, DrawRequest
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._calibrate import num_calibration_views
 from scalekd.pipelines._classes import match_labels, with_logits
-from scalekd.pipelines._preflight import preflight
+from scalekd.pipelines._preflight import preflight, with_precision
 from scalekd.pipelines._write_shards import num_coding_threads, run_teacher
 from scalekd.storage import open_storage
 from scalekd.teachers import Teacher, load_teacher
@@ -184,7 +184,7 @@ def estimate_cache(config: CacheTeacherConfig) -> CacheEstimate:
     images, policy, data = preflight(config)
     state = PartialState(cpu=not torch.accelerator.is_available())
     teacher = load_teacher(config.teacher).to(state.device)
-    config, _ = with_logits(config, teacher)
+    config, _ = with_logits(with_precision(config, state.device), teacher)
     match_labels(config, teacher, data, None if config.overwrite else read_plan(config.output))
     drawn = DrawnViews(
         images, policy, config.seed, teacher.spec.img_size, config.skip_corrupt, embed=config.embed

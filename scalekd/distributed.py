@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
 from typing import TypeVar
 
@@ -18,6 +19,9 @@ import torch.distributed as dist
 from scalekd.errors import EnvironmentFault, ScaleKDError
 
 T = TypeVar("T")
+# Processes that are done wait for the slowest, and for the one that calibrates: torch's half hour
+# would end jobs of hours.
+_LONGEST_WAIT = timedelta(days=1)
 
 
 class TrainingDiverged(ScaleKDError):
@@ -60,7 +64,8 @@ class Coordinator:
     def __init__(self, num_processes: int) -> None:
         self._group: dist.ProcessGroup | None = None
         if num_processes > 1:
-            self._group = dist.new_group(backend="gloo")  # type: ignore[assignment]
+            group = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
+            self._group = group  # type: ignore[assignment]
 
     def maximum(self, value: int) -> int:
         """The largest of the processes' values."""

@@ -22,15 +22,20 @@ def compile_parts(module: nn.Module, backend: str) -> None:
     Raises:
         UsageError: torch has no such backend.
     """
+    check_backend(backend)
+    projectors = getattr(module.objective, "projectors", nn.ModuleDict())
+    for part in (module.student, *projectors.values()):
+        part.compile(backend=backend)
+
+
+def check_backend(backend: str) -> None:
+    """Raise ``UsageError`` unless torch has this backend."""
     known = torch.compiler.list_backends(exclude_tags=None)
     if backend not in known:
         near = difflib.get_close_matches(backend, known, n=1)
         hint = f"did you mean {near[0]}? There" if near else "there"
         usual = ", ".join(["eager", "aot_eager", *torch.compiler.list_backends()])
         raise UsageError(f"--torchcompile {backend}: no such backend; {hint} are {usual}")
-    projectors = getattr(module.objective, "projectors", nn.ModuleDict())
-    for part in (module.student, *projectors.values()):
-        part.compile(backend=backend)
 
 
 @contextmanager
