@@ -5,7 +5,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -40,7 +40,7 @@ def strict_float32() -> Iterator[None]:
 
     cuDNN's convolutions use TF32 by default, and NVIDIA's containers switch it on for products.
     """
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
     try:
         for backend in backends:
@@ -63,11 +63,12 @@ def compute_environment(device: torch.device, encoder: str, compiler: str | None
     if compiler is not None:
         facts["compiler"] = compiler
     if device.type == "cuda":
+        cudnn: Any = torch.backends.cudnn
         major, minor = torch.cuda.get_device_capability(device)
         facts |= {
             "capability": f"{major}.{minor}",
             "cuda": str(torch.version.cuda or torch.version.hip),
-            "cudnn": str(torch.backends.cudnn.version()),
+            "cudnn": str(cudnn.version()),
             "tf32": _tf32(),
             "attention": _attention(),
         }
@@ -99,7 +100,7 @@ def _tf32() -> str:
 
 def _attention() -> str:
     """Backends of scaled dot product attention that are switched on; torch chooses among them."""
-    cuda = torch.backends.cuda
+    cuda: Any = torch.backends.cuda
     enabled = {
         "cudnn": cuda.cudnn_sdp_enabled(),
         "flash": cuda.flash_sdp_enabled(),
