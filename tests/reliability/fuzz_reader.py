@@ -19,6 +19,7 @@ which names the mutation and goes on behind it. ``--only N`` runs one and shows 
 import argparse
 import dataclasses
 import json
+import math
 import mmap
 import os
 import random
@@ -198,7 +199,12 @@ def _forked(work: Callable[[], Outcomes]) -> tuple[Outcomes | None, int]:
 
 
 def fuzz(
-    num_mutations: int, *, seed: int = 0, quiet: bool = True, share: float = SEMANTIC_SHARE
+    num_mutations: int,
+    *,
+    seed: int = 0,
+    quiet: bool = True,
+    share: float = SEMANTIC_SHARE,
+    minutes: float = math.inf,
 ) -> dict[str, Any]:
     """Run the mutations and say what came of them.
 
@@ -207,6 +213,7 @@ def fuzz(
         seed: The same seed makes the same mutations.
         quiet: Print no progress.
         share: Share of mutations that change the meaning of a whole cache.
+        minutes: Begin no further batch of mutations after so many minutes.
 
     Returns:
         The content of ``results/fuzz_reader.json``; ``failures`` must be empty.
@@ -218,7 +225,7 @@ def fuzz(
     with tempfile.TemporaryDirectory(dir=shared, prefix="fuzz-reader-") as name:
         subjects = Subjects(Path(name), share=share)
         progress = mmap.mmap(-1, 8)
-        while first < num_mutations:
+        while first < num_mutations and time.perf_counter() - start < 60 * minutes:
             last = min(first + _BATCH, num_mutations)
             begin, end = first, last
             found, status = _forked(lambda: run_batch(subjects, seed, begin, end, progress))  # noqa: B023
@@ -239,11 +246,11 @@ def fuzz(
     seconds = time.perf_counter() - start
     refused, accepted = sum(total.refused.values()), sum(total.accepted.values())
     return {
-        "mutations": num_mutations,
+        "mutations": first,
         "seed": seed,
         "semantic_share": share,
         "seconds": round(seconds, 1),
-        "mutations_per_second": round(num_mutations / seconds),
+        "mutations_per_second": round(first / seconds),
         "refused": refused,
         "accepted": accepted,
         "unchanged": total.unchanged,
@@ -284,6 +291,7 @@ def run_one(number: int, seed: int, share: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mutations", type=int, default=100_000)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--share", type=float, default=SEMANTIC_SHARE, help="of mutations of meaning; 0 to 1"
@@ -294,7 +302,13 @@ def main() -> None:
     if arguments.only is not None:
         run_one(arguments.only, arguments.seed, arguments.share)
         return
-    result = fuzz(arguments.mutations, seed=arguments.seed, quiet=False, share=arguments.share)
+    result = fuzz(
+        arguments.mutations,
+        seed=arguments.seed,
+        quiet=False,
+        share=arguments.share,
+        minutes=arguments.minutes,
+    )
     arguments.output.write_text(json.dumps(result, indent=2) + "\n")
     write_documentation()
     print(json.dumps({k: v for k, v in result.items() if k != "by_kind"}, indent=2))
