@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from scalekd.cache.webdataset.form import Embed, WebDatasetForm
+from scalekd.cache.forms import Embed, Form, form_named
 from scalekd.codecs import DEFAULT_FEATURE_CODEC
 from scalekd.image_options import ImageOptions
 from scalekd.pipelines._arithmetic import default_num_workers
@@ -92,6 +92,6 @@ class CacheTeacherConfig(ImageOptions):
         return self.work_folder or Path(self.output)
 
     @property
-    def form(self) -> WebDatasetForm | None:
+    def form(self) -> Form:
         """The form as the cache states it; ``None`` for the Zarr form."""
-        return WebDatasetForm(embed=self.embed) if self.format == "webdataset" else None
+        return form_named(self.format, self.embed)

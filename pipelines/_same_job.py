@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import torch
 from pydantic import BeforeValidator, ConfigDict, Field
 
+from scalekd.cache.forms import read_form
 from scalekd.cache.manifest import Identity
-from scalekd.cache.webdataset.form import read_form
 from scalekd.errors import CacheMismatch, UsageError, rewording
 from scalekd.image_options import ImageOptions
 from scalekd.images import ImageDataset
@@ -103,7 +103,7 @@ class TeacherAgain:
             views.seed,
             views.view_size,
             skip_corrupt=self._identity.skip_corrupt,
-            embed=form.embed if form else "none",
+            embed=form.embed,
         )
 
     @property
@@ -180,6 +180,6 @@ class TeacherAgain:
             shard_size=identity.shard_size,
             block_size=identity.block_size,
             skip_corrupt=identity.skip_corrupt,
-            format="webdataset" if form else "zarr",
-            embed=form.embed if form else "none",
+            format=form.name,
+            embed=form.embed,
         )

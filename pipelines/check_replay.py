@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel
 
 from scalekd.cache import CacheReader, open_cache
-from scalekd.cache.webdataset.form import read_form
+from scalekd.cache.forms import read_form
 from scalekd.codecs.measure import view_errors
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.images.samples import ImageDataset, Sample
@@ -137,8 +137,7 @@ def drawing_problem(reader: CacheReader, view: StoredView) -> tuple[DrawnView, s
 
 def check_images_named(config: SameJob) -> None:
     """Raise ``UsageError`` if views cannot be drawn again for want of images."""
-    form = read_form(config.cache)
-    if config.data_dir is None and (form is None or form.embed != "source"):
+    if config.data_dir is None and read_form(config.cache).embed != "source":
         raise UsageError(
             f"{config.cache}: --deep draws views again, and the cache holds no encoded images;"
             " pass --data-dir"

@@ -19,6 +19,7 @@ from scalekd.cache import CacheReader, open_cache
 from scalekd.cache.extensions import begun_extensions, extension_path
 from scalekd.cache.files import FileDigest
 from scalekd.cache.finishing import finish
+from scalekd.cache.forms import Embed, Form, form_named
 from scalekd.cache.planning import (
     begin,
     begin_form,
@@ -31,7 +32,6 @@ from scalekd.cache.rows import SampleRows, ViewRows
 from scalekd.cache.selection import Selection, refuse_part
 from scalekd.cache.tables import table_files
 from scalekd.cache.transfer import SourceCache, Transfer
-from scalekd.cache.webdataset.form import Embed, WebDatasetForm, form_name
 from scalekd.cache.writer import CacheWriter
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.image_options import ImageOptions
@@ -97,12 +97,12 @@ def convert_cache(config: ConvertConfig) -> ConvertResult:
         UsageError: Images are needed and not given, or the options contradict one another.
     """
     started = time.monotonic()
-    form = WebDatasetForm(embed=config.embed) if config.format == "webdataset" else None
+    form = form_named(config.format, config.embed)
     _check_options(config)
     reader = open_cache(config.source)
     refuse_part(reader.storage, "converted")
     if reader.layout.form == form:
-        raise UsageError(f"{reader.place} is in {form_name(form)} already; copy it instead")
+        raise UsageError(f"{reader.place} is in {form} already; copy it instead")
     plan, num_passes = reader.manifest.plan, reader.num_passes
     first, last = config.shards or (0, plan.identity.num_shards - 1)
     if not 0 <= first <= last < plan.identity.num_shards:
@@ -172,7 +172,7 @@ def _check_options(config: ConvertConfig) -> None:
         raise UsageError(f"{config.output}: source and destination are the same folder")
 
 
-def _begin(root: Path, reader: CacheReader, form: WebDatasetForm | None) -> None:
+def _begin(root: Path, reader: CacheReader, form: Form) -> None:
     """Write what stands before the first shard, unless another process did."""
     plan = reader.manifest.plan
     standing = read_plan(root)

@@ -246,7 +246,7 @@ def _probe(config: CacheTeacherConfig, teacher: Teacher, drawn: DrawnViews) -> P
         coding_seconds=coding_seconds / count,
         target_bytes=target_bytes / count,
         image_bytes=sum(map(len, batch.images)) / count,
-        in_tars=config.form is not None,
+        in_tars=config.format == "webdataset",
     )
 
 

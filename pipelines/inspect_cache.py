@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from scalekd.cache import CacheReader, open_cache
 from scalekd.cache.extensions import extension_names
+from scalekd.cache.forms import ZARR
 from scalekd.cache.layout import SAMPLES, Unit
 from scalekd.cache.verify import verify
 from scalekd.errors import UsageError
@@ -106,7 +107,7 @@ def cache_info(place: Place) -> CacheInfo:
         path=open_storage(place).place,
         cache_id=manifest.plan.cache_id,
         format_version=identity.format_version,
-        form="webdataset" if reader.layout.form else "zarr",
+        form=reader.layout.form.name,
         embed=reader.embed,
         teacher=identity.teacher["model"],
         weights_sha256=identity.teacher["weights_sha256"],
@@ -165,9 +166,8 @@ def _bytes_by_array(reader: CacheReader) -> dict[str, float]:
             for relative, found in record.files.items():
                 if not reader.part.has_file(relative):
                     continue
-                name = relative.split("/c/")[0].removeprefix(f"passes/{unit:0>4}/")
-                if reader.layout.form and unit != SAMPLES:
-                    name = "tars" if name.endswith(".tar") else "indexes"
+                form = ZARR if unit == SAMPLES else reader.layout.form
+                name = form.part_of(relative, unit)
                 totals[name] = totals.get(name, 0) + found.num_bytes
     return {name: total / max(1, num_views) for name, total in sorted(totals.items())}
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from scalekd.cache.finishing import finish
+from scalekd.cache.forms.webdataset.form import INFO_FILE
 from scalekd.cache.layout import MANIFEST_FILE, SAMPLES, Layout, Unit, record_path, unit_path
 from scalekd.cache.lease import Leases, remove_settled
 from scalekd.cache.manifest import Identity, ShardRecord, canonical
@@ -40,7 +41,6 @@ from scalekd.cache.selection import refuse_part
 from scalekd.cache.tables import table_files
 from scalekd.cache.targets import CacheCodecs, save_arrays
 from scalekd.cache.verify import verify
-from scalekd.cache.webdataset.form import INFO_FILE
 from scalekd.cache.writer import CacheWriter
 from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
 from scalekd.loading.drawing import drawn_samples

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from scalekd.cache.card import check_hub_limits, dataset_card
 from scalekd.cache.extensions import begun_extensions, extension_path
+from scalekd.cache.forms import read_form
 from scalekd.cache.layout import PLAN_FILE
 from scalekd.cache.selection import (
     Selection,
@@ -27,7 +28,6 @@ from scalekd.cache.selection import (
     standing_selection,
 )
 from scalekd.cache.transfer import SourceCache, Tally, Transfer
-from scalekd.cache.webdataset.form import read_form
 from scalekd.errors import EnvironmentFault, UsageError
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._signals import terminable
@@ -206,7 +206,7 @@ def _asked(config: ShareConfig, source: SourceCache, *, optional: bool) -> Selec
     if config.logits_only or config.stages is not None:
         wanted = () if config.logits_only else config.stages or ()
         targets = tuple(f"stage{stage}" for stage in wanted) + ("logits",) * bool(identity.logits)
-        if read_form(source.storage) is not None:
+        if not read_form(source.storage).separates_targets:
             raise UsageError(
                 f"{place}: is in WebDataset form, which packs all targets of a view together; take"
                 " --passes or --shards of it, or a cache in Zarr form"

@@ -5,22 +5,17 @@ from typing import Any
 
 import numpy as np
 
-from scalekd.cache.chunks import check_metadata, decode_chunk, views_first
-from scalekd.cache.files import CommittedFiles
+from scalekd.cache.files import CommittedFiles, digest
+from scalekd.cache.forms import ZarrArrays
 from scalekd.cache.layout import (
     RECORDS_FOLDER,
-    SAMPLES,
     Layout,
     Unit,
-    array_path,
-    chunk_path,
     record_path,
 )
 from scalekd.cache.manifest import Plan, ShardRecord
 from scalekd.cache.records import read_record
 from scalekd.cache.store import unit_documents
-from scalekd.cache.webdataset.reader import TarReader
-from scalekd.errors import CacheCorrupt
 from scalekd.storage import Storage
 
 
@@ -55,27 +50,21 @@ class CommittedShard:
     ) -> None:
         self.record: ShardRecord = read_record(storage, plan, layout, unit, shard)
         self._layout, self._unit, self._shard = layout, unit, shard
-        self._files = CommittedFiles(storage, dict(self.record.files))
+        # A cache that is not complete has no manifest: the plan says what its documents hold.
+        documents = unit_documents(layout, unit)
+        expected = {path: digest(content) for path, content in documents.items()}
+        self._files = CommittedFiles(storage, {**expected, **self.record.files})
 
     def rows(self, name: str, rows: range) -> np.ndarray[Any, Any]:
-        """Read rows of an array that has one chunk a shard, such as ``pixel_hash``.
+        """Read rows of an array, such as ``pixel_hash``.
 
         Raises:
             CacheCorrupt: A file is missing or is not the one committed.
         """
-        unit, shard, identity = self._unit, self._shard, self._layout.identity
-        if self._layout.form is not None and unit != SAMPLES:
-            reader = TarReader(self._files, self._layout)
-            return reader.read(int(unit), shard, self.record.num_rows, rows, [name])[name]
-        array = next(array for array in self._layout.arrays(unit) if array.name == name)
-        metadata = f"{array_path(unit, array)}/zarr.json"
-        content = unit_documents(self._layout, unit)[metadata]
-        coding = check_metadata(content, identity, array, metadata)
-        path = chunk_path(unit, array, shard)
-        try:
-            chunk = decode_chunk(
-                self._files.read(path), coding, array.dtype, array.chunks(identity)
-            )
-        except CacheCorrupt as error:
-            raise CacheCorrupt(f"{self._files.storage.locate(path)}: {error}") from None
-        return views_first(chunk, array.view_axis)[rows.start : rows.stop]
+        unit, shard, layout = self._unit, self._shard, self._layout
+        if isinstance(unit, int):
+            reader = layout.form.reader(self._files, layout)
+            return reader.read(unit, shard, self.record.num_rows, rows, [name])[name]
+        array = next(array for array in layout.samples if array.name == name)
+        start = shard * layout.identity.shard_size + rows.start
+        return ZarrArrays(self._files, layout).rows(unit, array, start, len(rows))

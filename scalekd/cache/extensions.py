@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from scalekd.cache.forms import Embed
 from scalekd.cache.layout import EXTENSIONS_FOLDER, PLAN_FILE, SAMPLES, Layout
 from scalekd.cache.manifest import Identity
 from scalekd.cache.planning import differences
 from scalekd.cache.reader import CacheReader, SampleTable, open_cache
 from scalekd.cache.targets import SEPARATOR
-from scalekd.cache.webdataset.form import Embed
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.storage import Storage
 from scalekd.views import ViewPolicy
@@ -131,7 +131,7 @@ class JoinedReader:
                 for array in reader.layout.views
                 if array.per_block
             )
-        self.layout = Layout(base.identity, base.layout.samples, tuple(views))
+        self.layout = Layout(base.identity, base.layout.samples, tuple(views), base.layout.form)
         if not self.passes:
             raise UsageError(f"{base.place}: no pass is complete in all of the targets chosen")
 

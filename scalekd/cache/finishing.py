@@ -9,7 +9,6 @@ from scalekd.cache.publish import all_recorded
 from scalekd.cache.records import read_record, record_hash
 from scalekd.cache.store import unit_documents
 from scalekd.cache.tables import table_files
-from scalekd.cache.webdataset.form import FORM_FILE, INFO_FILE, info_document
 from scalekd.errors import CacheCorrupt, CacheMismatch
 from scalekd.storage import LocalStorage, Place, Storage, open_storage
 
@@ -31,23 +30,21 @@ def finish(place: Place, plan: Plan, layout: Layout, num_passes: int) -> Manifes
     if isinstance(storage, LocalStorage):
         remove_settled(storage.root)
     manifest = manifest_of(storage, plan, layout, num_passes)
-    info = timm_info(storage, plan, layout)
-    if info is not None:
-        commit_documents(storage, {INFO_FILE: info})
+    commit_documents(storage, final_documents(storage, plan, layout))
     commit_documents(storage, {MANIFEST_FILE: canonical(manifest)})
     return manifest
 
 
-def timm_info(storage: Storage, plan: Plan, layout: Layout) -> bytes | None:
-    """``_info.json`` of a cache that holds images; it depends on pass 0 alone, and never changes.
+def final_documents(storage: Storage, plan: Plan, layout: Layout) -> dict[str, bytes]:
+    """Documents of the form that are written when all shards of pass 0 are committed.
 
     Raises:
         CacheError: A record of pass 0 is missing or damaged.
     """
-    if layout.form is None or layout.form.embed == "none":
-        return None
-    shards = range(plan.identity.num_shards)
-    return info_document({s: read_record(storage, plan, layout, 0, s).num_rows for s in shards})
+    return layout.form.final_documents(
+        lambda shard: read_record(storage, plan, layout, 0, shard).num_rows,
+        plan.identity.num_shards,
+    )
 
 
 def manifest_of(place: Place, plan: Plan, layout: Layout, num_passes: int) -> Manifest:
@@ -59,14 +56,10 @@ def manifest_of(place: Place, plan: Plan, layout: Layout, num_passes: int) -> Ma
     storage, identity = open_storage(place), plan.identity
     units: tuple[Unit, ...] = (SAMPLES, *range(num_passes))
     files = {PLAN_FILE: digest(canonical(plan)), **table_files(identity)}
-    if layout.form is not None:
-        files[FORM_FILE] = digest(canonical(layout.form))
-    info = timm_info(storage, plan, layout)
-    if info is not None:
-        files[INFO_FILE] = digest(info)
+    documents = layout.form.documents() | final_documents(storage, plan, layout)
     for unit in units:
-        documents = unit_documents(layout, unit)
-        files |= {relative: digest(content) for relative, content in documents.items()}
+        documents |= unit_documents(layout, unit)
+    files |= {relative: digest(content) for relative, content in documents.items()}
     records: dict[str, str] = {}
     samples: list[str] = []
     skipped: list[str] = []

@@ -12,15 +12,17 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from zarr.codecs import BloscCodec
 
 from scalekd.cache.manifest import Identity
-from scalekd.cache.webdataset.form import WebDatasetForm, index_path, tar_path
 from scalekd.codecs import PlaneSpec
 from scalekd.errors import CacheCorrupt
+
+if TYPE_CHECKING:
+    from scalekd.cache.forms.base import Form
 
 SAMPLES = "samples"
 PLAN_FILE = "plan.json"
@@ -149,13 +151,13 @@ class Layout:
         identity: Of the cache.
         samples: Arrays of the samples.
         views: Arrays of each pass.
-        form: Of the tars that hold the passes; ``None`` where Zarr arrays do.
+        form: How the passes are stored.
     """
 
     identity: Identity
     samples: tuple[ArraySpec, ...]
     views: tuple[ArraySpec, ...]
-    form: WebDatasetForm | None = None
+    form: "Form"
 
     def __post_init__(self) -> None:
         names = [array.name for array in self.samples + self.views]
@@ -174,12 +176,16 @@ class Layout:
 
     def zarr_arrays(self, unit: Unit) -> tuple[ArraySpec, ...]:
         """Those that are stored as Zarr arrays."""
-        return () if self.form and unit != SAMPLES else self.arrays(unit)
+        return self.samples if unit == SAMPLES else self.form.zarr_arrays(self)
 
     def unit_files(self, unit: Unit, shard: int, num_rows: int) -> list[str]:
         """Every file of one shard, in order; a shard without valid rows has none."""
-        if self.form and isinstance(unit, int):
-            return [tar_path(unit, shard), index_path(unit, shard)] if num_rows else []
+        if isinstance(unit, int):
+            return self.form.pass_files(self, unit, shard, num_rows)
+        return self.chunk_files(unit, shard, num_rows)
+
+    def chunk_files(self, unit: Unit, shard: int, num_rows: int) -> list[str]:
+        """Every file of one shard of a unit whose arrays are all Zarr arrays."""
         return [
             path
             for array in self.arrays(unit)

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from scalekd.cache.files import read_bounded
+from scalekd.cache.forms import Form, read_form
+from scalekd.cache.forms.webdataset.form import FORM_FILE, INFO_FILE
 from scalekd.cache.layout import (
     COMPANIONS,
     EXTENSIONS_FOLDER,
@@ -22,7 +24,6 @@ from scalekd.cache.manifest import MAX_JSON_BYTES, Identity, Plan, canonical, pa
 from scalekd.cache.publish import remove_remote
 from scalekd.cache.store import unit_documents
 from scalekd.cache.tables import table_files
-from scalekd.cache.webdataset.form import FORM_FILE, INFO_FILE, WebDatasetForm, form_name, read_form
 from scalekd.errors import CacheMismatch, EnvironmentFault, UsageError
 from scalekd.storage import LocalStorage, Place, Storage, open_storage
 from scalekd.storage.files import TEMPORARY_SUFFIX, explained
@@ -110,25 +111,26 @@ def remove_cache(place: Place) -> None:
                 entry.unlink(missing_ok=True)
 
 
-def begin_form(place: Place, form: WebDatasetForm | None) -> None:
+def begin_form(place: Place, form: Form) -> None:
     """Write the form of a new cache, before its plan, or make sure that a cache has this form.
 
     Raises:
         CacheMismatch: It was begun in another.
     """
     storage = open_storage(place)
-    if form is not None and not storage.exists(PLAN_FILE):
-        storage.commit(FORM_FILE, canonical(form), exclusive=True)
+    if not storage.exists(PLAN_FILE):
+        for relative, content in form.documents().items():
+            storage.commit(relative, content, exclusive=True)
     check_form(storage, form)
 
 
-def check_form(place: Place, form: WebDatasetForm | None) -> None:
+def check_form(place: Place, form: Form) -> None:
     """Raise ``CacheMismatch`` if the cache was begun in another form."""
     storage = open_storage(place)
     standing = read_form(storage)
     if standing != form:
         raise CacheMismatch(
-            f"{storage.place} was begun in {form_name(standing)}, not in {form_name(form)}; give"
+            f"{storage.place} was begun in {standing}, not in {form}; give"
             " the same --format and --embed to finish it, choose another --output, or --overwrite"
         )
 

@@ -5,8 +5,8 @@ reader holds no open file, so it may be pickled or forked into the workers of a 
 threads may read blocks of one pass at once.
 """
 
+import copy
 import threading
-from collections import OrderedDict
 from collections.abc import Iterable
 from functools import cached_property
 from itertools import pairwise
@@ -14,24 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from scalekd.cache._turns import Turns
-from scalekd.cache.chunks import (
-    FREE_EXPANSION_BYTES,
-    MAX_METADATA_BYTES,
-    Coding,
-    check_metadata,
-    decode_chunk,
-    views_first,
-)
+from scalekd.cache.chunks import FREE_EXPANSION_BYTES
 from scalekd.cache.files import CommittedFiles, FileDigest, asking_again, digest, read_checked
+from scalekd.cache.forms import Embed, ZarrArrays
 from scalekd.cache.layout import (
     MANIFEST_FILE,
     PLAN_FILE,
     SAMPLES,
-    ArraySpec,
     Unit,
-    array_path,
-    chunk_path,
     record_path,
 )
 from scalekd.cache.manifest import (
@@ -42,12 +32,11 @@ from scalekd.cache.manifest import (
     canonical,
     parse_committed,
 )
+from scalekd.cache.once import Once
 from scalekd.cache.records import read_record, record_hash, samples_hash
 from scalekd.cache.selection import Selection, check_owner, standing_selection
 from scalekd.cache.tables import check_table, load_witnesses, table_files
 from scalekd.cache.targets import CacheCodecs
-from scalekd.cache.webdataset.form import Embed, tar_path
-from scalekd.cache.webdataset.reader import TarReader
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
 from scalekd.storage import (
     LocalStorage,
@@ -63,9 +52,6 @@ Rows = np.ndarray[Any, Any]
 
 # A sample has a hash of eight bytes that does not compress, and a key of at most 4,096.
 _MAX_SAMPLES_EXPANSION = 1024
-
-# A few tens of kilobytes each; a loader is in some 32 shards at a time, each of some 8 arrays.
-_KEPT_SHARD_CHUNKS = 512
 
 
 def read_manifest(place: Place) -> Manifest:
@@ -170,38 +156,25 @@ class CacheReader:
         self.codecs = codecs
         self.layout = codecs.layout(manifest.plan.identity)
         self.policy = ViewPolicy.from_config(manifest.plan.identity.views.policy)
-        self._opened: dict[str, Coding] = {}
-        self._records: dict[tuple[Unit, int], ShardRecord] = {}
-        self._pass_in_use: Unit = SAMPLES
-        self._shard_chunks: OrderedDict[str, Rows] = OrderedDict()
-        self._lock = threading.RLock()
-        self._turns = Turns()
-        self._files = self._new_files()
+        self._open_units()
+
+    def _open_units(self) -> None:
+        self._lock = threading.Lock()
+        self._of_samples = _OpenUnit(self, SAMPLES)
+        self._of_pass = self._of_samples
 
     def __getstate__(self) -> dict[str, Any]:
-        left: dict[str, Any] = {
-            "_opened": {},
-            "_shard_chunks": OrderedDict(),
-            "_lock": None,
-            "_turns": None,
-            "_files": None,
-            "_tars": None,
-            "_records": {},
-            "_pass_in_use": SAMPLES,
-        }
-        return {**self.__dict__, **left}
+        opened = {"_lock", "_of_samples", "_of_pass"}
+        return {name: value for name, value in self.__dict__.items() if name not in opened}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._lock = threading.RLock()
-        self._turns = Turns()
-        self._files = self._new_files()
+        self._open_units()
 
     def reopened(self) -> "CacheReader":
-        """The same cache for another process: nothing opened is shared with this one."""
-        twin = CacheReader(self.storage, self.manifest, self.codecs, self.part)
-        twin.__dict__["samples"] = self.samples
-        return twin
+        """The same cache for another process: only the table of samples is shared with this one."""
+        _ = self.samples
+        return copy.copy(self)
 
     @property
     def is_remote(self) -> bool:
@@ -215,7 +188,7 @@ class CacheReader:
     @property
     def embed(self) -> Embed:
         """What images the cache holds itself."""
-        return self.layout.form.embed if self.layout.form else "none"
+        return self.layout.form.embed
 
     @property
     def num_passes(self) -> int:
@@ -266,24 +239,19 @@ class CacheReader:
 
     def record(self, unit: Unit, shard: int) -> ShardRecord:
         """The commit record of a shard, checked against the manifest."""
-        record = self._records.get((unit, shard))
-        if record is None:
-            with self._turns.of("record", (unit, shard)):
-                return self._records.get((unit, shard)) or self._fetched_record(unit, shard)
-        return record
+        return self._unit(unit).record(shard)
 
-    def _fetched_record(self, unit: Unit, shard: int) -> ShardRecord:
+    def _unit(self, unit: Unit) -> "_OpenUnit":
+        """What is kept of the samples, or of one pass at a time: memory is flat in the passes."""
+        if unit == SAMPLES:
+            return self._of_samples
         with self._lock:
-            if unit not in (SAMPLES, self._pass_in_use):
-                self._forget_pass()
-                self._pass_in_use = unit
-        record = self._read_record(unit, shard)
-        with self._lock:
-            self._records[unit, shard] = record
-            self._files.expect(record.files)
-        return record
+            if self._of_pass.unit != unit:
+                self._of_pass = _OpenUnit(self, unit)
+            return self._of_pass
 
-    def _read_record(self, unit: Unit, shard: int) -> ShardRecord:
+    def read_record(self, unit: Unit, shard: int) -> ShardRecord:
+        """As :meth:`record`, read anew."""
         path = record_path(unit, shard)
         sha256 = self.manifest.records.get(path)
 
@@ -297,20 +265,6 @@ class CacheReader:
             return record
 
         return asking_again(self.storage, path, sha256, read)
-
-    def _forget_pass(self) -> None:
-        """Let go of a pass's records and arrays, so that memory is flat in the number of passes."""
-        self._records = {key: kept for key, kept in self._records.items() if key[0] == SAMPLES}
-        self._opened = {}
-        self._shard_chunks.clear()
-        self._files = self._new_files()
-
-    def _new_files(self) -> CommittedFiles:
-        store = CommittedFiles(self.storage, dict(self.manifest.files))
-        for record in self._records.values():
-            store.expect(record.files)
-        self._tars = TarReader(store, self.layout) if self.layout.form else None
-        return store
 
     @cached_property
     def samples(self) -> SampleTable:
@@ -333,7 +287,7 @@ class CacheReader:
                     f" files up to shard {shard} have {num_stored:,}"
                 )
             for array in self.layout.samples:
-                rows = self._read(SAMPLES, array, start, record.num_rows)
+                rows = self._of_samples.arrays.rows(SAMPLES, array, start, record.num_rows)
                 parts[array.name].append(rows)
             keys, labels, hashes = (parts[name][-1] for name in ("key", "label", "source_hash"))
             try:
@@ -392,7 +346,7 @@ class CacheReader:
             first: Number of the first sample, as in :class:`SampleTable`.
             count: Number of rows; they lie in one shard.
             names: Arrays to read, such as ``stage4/codes`` or ``pixel_hash``, and
-                :data:`~scalekd.cache.webdataset.reader.IMAGE` where images are embedded.
+                :data:`~scalekd.cache.forms.IMAGE` where images are embedded.
 
         Returns:
             Array by name, view axis first.
@@ -422,13 +376,9 @@ class CacheReader:
                 " cache's table of samples"
             )
         row = first - int(starts[shard])
-        if self._tars is not None:
-            rows = range(row, row + count)
-            return self._tars.read(pass_index, shard, record.num_rows, rows, names)
-        start = shard * self.identity.shard_size + row
-        return {
-            name: self._read(pass_index, self.layout.find(name), start, count) for name in names
-        }
+        rows = range(row, row + count)
+        reader = self._unit(pass_index).reader
+        return reader.read(pass_index, shard, record.num_rows, rows, names)
 
     def image_places(self, pass_index: int, shard: int) -> tuple[str, Rows]:
         """Where the embedded images of a shard are: its tar, and ``(view, 2)`` offsets and sizes.
@@ -436,60 +386,33 @@ class CacheReader:
         Raises:
             UsageError: The cache embeds none.
         """
-        if self._tars is None or self.embed == "none":
-            raise UsageError(f"{self.place}: holds no images; pass --data-dir")
         num_rows = self.record(pass_index, shard).num_rows
-        index = self._tars.index(pass_index, shard, num_rows)
-        return tar_path(pass_index, shard), index.views[:, :2]
+        places = self._unit(pass_index).reader.image_places(pass_index, shard, num_rows)
+        if places is None or self.embed == "none":
+            raise UsageError(f"{self.place}: holds no images; pass --data-dir")
+        return places
 
-    def _read(self, unit: Unit, array: ArraySpec, start: int, count: int) -> Rows:
-        """Rows of one array, view axis first, in memory of their own."""
-        step, end = array.rows_per_chunk(self.identity), start + count
-        parts = [np.empty((0, *array.before, *array.after), array.dtype)]
-        for index in range(start // step, -(-end // step)):
-            first = index * step
-            rows = self._kept_chunk(unit, array, index)[max(start - first, 0) : end - first]
-            if count == step and rows.flags.c_contiguous and rows.flags.writeable:
-                return rows
-            parts.append(rows)
-        return np.concatenate(parts)
 
-    def _kept_chunk(self, unit: Unit, array: ArraySpec, index: int) -> Rows:
-        """A chunk. Those of a whole shard are kept: every block of the shard needs a part."""
-        if array.per_block or unit == SAMPLES:
-            return self._chunk(unit, array, index)
-        path = chunk_path(unit, array, index)
-        with self._turns.of("chunk", path):
-            with self._lock:
-                rows = self._shard_chunks.get(path)
-                if rows is not None:
-                    self._shard_chunks.move_to_end(path)
-                    return rows
-            rows = self._chunk(unit, array, index)
-            rows.flags.writeable = False
-            with self._lock:
-                self._shard_chunks[path] = rows
-                if len(self._shard_chunks) > _KEPT_SHARD_CHUNKS:
-                    self._shard_chunks.popitem(last=False)
-        return rows
+class _OpenUnit:
+    """What a reader keeps of the samples or of one pass: records, decoded arrays, indexes."""
 
-    def _chunk(self, unit: Unit, array: ArraySpec, index: int) -> Rows:
-        """One chunk, view axis first."""
-        path = f"{array_path(unit, array)}/zarr.json"
-        with self._turns.of("metadata", path):
-            coding = self._opened.get(path)
-            if coding is None:
-                content = self._files.read(path, max_bytes=MAX_METADATA_BYTES)
-                coding = check_metadata(content, self.identity, array, self.storage.locate(path))
-                self._opened[path] = coding
-        relative = chunk_path(unit, array, index)
-        data = self._files.read(relative)
-        try:
-            rows = decode_chunk(data, coding, array.dtype, array.chunks(self.identity))
-        except CacheCorrupt as error:
-            # The bytes are those committed; whoever committed them wrote no such array.
-            raise CacheCorrupt(f"{self.storage.locate(relative)}: {error}") from None
-        return views_first(rows, array.view_axis)
+    def __init__(self, reader: CacheReader, unit: Unit) -> None:
+        self.unit = unit
+        self._read = reader.read_record
+        self._records: Once[int, ShardRecord] = Once()
+        self._files = CommittedFiles(reader.storage, dict(reader.manifest.files))
+        self.arrays = ZarrArrays(self._files, reader.layout)
+        self.reader = reader.layout.form.reader(self._files, reader.layout)
+
+    def record(self, shard: int) -> ShardRecord:
+        """The commit record of a shard; its files may be read from then on."""
+
+        def read() -> ShardRecord:
+            record = self._read(self.unit, shard)
+            self._files.expect(record.files)
+            return record
+
+        return self._records.get(shard, read)
 
 
 def _as_strings(rows: Rows) -> Rows:

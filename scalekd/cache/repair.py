@@ -14,6 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import get_args
 
 from scalekd.cache.files import FileDigest, digest, digest_on_disk, read_bounded
+from scalekd.cache.forms import Embed, TarForm
+from scalekd.cache.forms.webdataset.form import FORM_FILE
 from scalekd.cache.layout import (
     MANIFEST_FILE,
     PLAN_FILE,
@@ -36,7 +38,6 @@ from scalekd.cache.reader import read_manifest
 from scalekd.cache.records import has_record, read_record, record_hash
 from scalekd.cache.store import unit_documents
 from scalekd.cache.verify import file_problem
-from scalekd.cache.webdataset.form import FORM_FILE, Embed, WebDatasetForm
 from scalekd.errors import CacheCorrupt, CacheError, DataError, UsageError
 from scalekd.storage import LocalStorage
 from scalekd.storage.files import commit_file, explained, inside
@@ -180,7 +181,7 @@ def damaged_form(root: Path, standing: Standing) -> dict[str, bytes]:
     expected = standing.manifest.files.get(FORM_FILE)
     if expected is None or is_sound(root, FORM_FILE, expected):
         return {}
-    made = (canonical(WebDatasetForm(embed=embed)) for embed in get_args(Embed))
+    made = (TarForm(embed).documents()[FORM_FILE] for embed in get_args(Embed))
     right = [content for content in made if digest(content) == expected]
     return {FORM_FILE: right[0]} if right else {}
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from scalekd.cache.forms.webdataset.form import PackedFields, WebDatasetForm
 from scalekd.cache.manifest import FORMAT_VERSION, Manifest, Plan, ShardRecord
 from scalekd.cache.selection import Selection
-from scalekd.cache.webdataset.form import PackedFields, WebDatasetForm
 from scalekd.teachers import TeacherSpec
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"

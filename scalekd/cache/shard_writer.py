@@ -10,9 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scalekd.cache.rows import Rows, ViewRows
-from scalekd.cache.webdataset.blocks import TarBlock, make_block
-from scalekd.cache.webdataset.form import index_path, tar_path
-from scalekd.cache.webdataset.packing import SOURCE_HASH, ViewPacking
 from scalekd.errors import CacheMismatch
 
 if TYPE_CHECKING:
@@ -75,7 +72,7 @@ class OpenBlock:
         if rows is None:
             raise RuntimeError("a block is written before it is sealed")
         try:
-            self._shard.write_arrays_of(self._index, self._joined(parts), rows)
+            self._shard.files.append(self._index, self._joined(parts), rows)
         except BaseException as error:
             self.fail(error)
         else:
@@ -112,10 +109,6 @@ class ShardWriter:
         self._before = writer.last_commit
         self.layout = writer.layout
         self.in_flight = writer.in_flight
-        self._tar = writer.new_tar() if writer.layout.form else None
-        self._tar_lock = threading.Lock()
-        self._tar_waiting: dict[int, TarBlock] = {}
-        self._tar_next = 0
         if not writer.claim(unit, shard):
             holder = writer.busy.get((unit, shard))
             raise CacheMismatch(
@@ -124,6 +117,7 @@ class ShardWriter:
                 + "; a shard is written once"
             )
         writer.remove_debris(unit, shard)
+        self.files = writer.begin_files(unit, shard)
 
     def open_block(self) -> OpenBlock:
         """Begin the next block."""
@@ -190,35 +184,6 @@ class ShardWriter:
 
         before.add_done_callback(then)
 
-    def write_arrays_of(self, index: int, arrays: dict[str, Rows], rows: ViewRows) -> None:
-        """Write a block's arrays, or append it to the tar after the blocks before it."""
-        identity = self.layout.identity
-        if self._tar is None:
-            start = self._shard * identity.shard_size + index * identity.block_size
-            self._write_arrays(arrays, start)
-            return
-        block = self._tar_block(arrays, rows)
-        with self._tar_lock:
-            self._tar_waiting[index] = block
-            while self._tar_next in self._tar_waiting:
-                self._tar.append(self._tar_waiting.pop(self._tar_next))
-                self._tar_next += 1
-
-    def _write_arrays(self, arrays: dict[str, Rows], start: int) -> None:
-        for name, rows in arrays.items():
-            self._writer.write(self._unit, self.layout.find(name), start, rows)
-
-    def _tar_block(self, arrays: dict[str, Rows], rows: ViewRows) -> TarBlock:
-        layout, samples = self.layout, rows.samples
-        planes = {
-            name: np.moveaxis(stored, layout.find(name).view_axis, 0)
-            for name, stored in arrays.items()
-        }
-        packed = ViewPacking(layout.views).pack(
-            {**planes, **rows.columns, SOURCE_HASH: samples.source_hashes}
-        )
-        return make_block(samples.keys, samples.labels, packed, rows.images)
-
     def commit(self, skipped: Sequence[str]) -> None:
         """Write the per-shard arrays or the tar, and the commit record, once all blocks are done.
 
@@ -227,16 +192,8 @@ class ShardWriter:
         """
         for block in self._opened:
             block.written.result()
-        layout, writer = self.layout, self._writer
-        rows = ViewRows.joined(self._blocks)
-        if self._tar is None:
-            self._write_arrays(rows.columns, self._shard * layout.identity.shard_size)
-        elif self._blocks:
-            tar, index = self._tar.close()
-            writer.store.put(tar_path(self._unit, self._shard), tar)
-            writer.store.put(index_path(self._unit, self._shard), index.to_bytes())
-        else:
-            self._tar.discard()
+        writer, rows = self._writer, ViewRows.joined(self._blocks)
+        self.files.finish(rows)
         samples_sha256 = writer.commit_samples(self._shard, rows.samples, skipped)
         if writer.approve is not None:
             hashes = rows.columns.get("pixel_hash", np.empty(0, np.uint64))

@@ -17,10 +17,8 @@ from zarr.storage import LocalStore, MemoryStore
 
 from scalekd.cache.chunks import MAX_METADATA_BYTES, check_metadata
 from scalekd.cache.files import FileDigest, digest, digest_on_disk, read_bounded
-from scalekd.cache.layout import SAMPLES, ArraySpec, Layout, Unit, array_path, group_paths
+from scalekd.cache.layout import ArraySpec, Layout, Unit, array_path, group_paths
 from scalekd.cache.manifest import Identity
-from scalekd.cache.webdataset.form import FIELDS_FILE, fields_document
-from scalekd.cache.webdataset.packing import ViewPacking
 from scalekd.codecs import quiet_zarr
 from scalekd.storage import LocalStorage
 from scalekd.storage.files import commit_file, inside
@@ -87,9 +85,9 @@ def metadata_documents(
 
 def unit_documents(layout: Layout, unit: Unit) -> dict[str, bytes]:
     """The documents that say how a unit's arrays are stored, by path inside the cache."""
-    if layout.form is not None and unit != SAMPLES:
-        return {FIELDS_FILE: fields_document(ViewPacking(layout.views).fields)}
-    return metadata_documents(layout.identity, unit, layout.arrays(unit))
+    if isinstance(unit, int):
+        return layout.form.pass_documents(layout, unit)
+    return metadata_documents(layout.identity, unit, layout.samples)
 
 
 def open_array(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from scalekd.cache.files import FileDigest, digest, read_checked
+from scalekd.cache.forms import Form, read_form
 from scalekd.cache.layout import (
     PLAN_FILE,
     TABLES_FOLDER,
@@ -18,7 +19,6 @@ from scalekd.cache.layout import (
 )
 from scalekd.cache.manifest import CodecInfo, Identity, StageInfo
 from scalekd.cache.tables import Tables, load_tables, stage_codec
-from scalekd.cache.webdataset.form import WebDatasetForm, read_form
 from scalekd.codecs import (
     FeatureCodec,
     LogitCodec,
@@ -80,14 +80,14 @@ class CacheCodecs:
     Args:
         stages: By stage number.
         logits: ``None`` for a cache without.
-        form: Of its tars; ``None`` for the Zarr form.
+        form: How its passes are stored.
     """
 
     def __init__(
         self,
         stages: dict[int, FeatureCodec],
         logits: LogitCodec | None,
-        form: WebDatasetForm | None = None,
+        form: Form,
     ) -> None:
         self.stages = stages
         self.logits = logits
@@ -114,7 +114,7 @@ class CacheCodecs:
             read_form(storage),
         )
 
-    def in_form(self, form: WebDatasetForm | None) -> "CacheCodecs":
+    def in_form(self, form: Form) -> "CacheCodecs":
         """The same codecs for a cache of another form."""
         return CacheCodecs(self.stages, self.logits, form)
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from scalekd.cache.files import FileDigest, digest, digest_of, read_bounded, read_checked
+from scalekd.cache.forms import read_form
+from scalekd.cache.forms.webdataset.form import FORM_FILE, INFO_FILE
 from scalekd.cache.layout import (
     COMPANIONS,
     MANIFEST_FILE,
@@ -46,7 +48,6 @@ from scalekd.cache.store import unit_documents
 from scalekd.cache.tables import check_table, table_files
 from scalekd.cache.targets import CacheCodecs
 from scalekd.cache.verify import file_problem
-from scalekd.cache.webdataset.form import FORM_FILE, INFO_FILE, form_name, read_form
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
 from scalekd.storage import LocalStorage, NotStored, Storage
 
@@ -129,9 +130,7 @@ def check_names(manifest: Manifest, layout: Layout, where: str) -> None:
             the plan.
     """
     tables = table_files(manifest.plan.identity)
-    known = {PLAN_FILE, INFO_FILE, *tables}
-    if layout.form is not None:
-        known.add(FORM_FILE)
+    known = {PLAN_FILE, INFO_FILE, *tables, *layout.form.documents()}
     for unit in (SAMPLES, *range(manifest.num_passes)):
         known.update(unit_documents(layout, unit))
     for path, found in manifest.files.items():
@@ -226,14 +225,15 @@ class Transfer:
                 " or new place"
             )
         form = read_form(self._source.storage)
-        if form is not None and PLAN_FILE not in self._standing:
-            target.commit(FORM_FILE, canonical(form), exclusive=True)
+        for relative, content in form.documents().items():
+            if PLAN_FILE not in self._standing:
+                target.commit(relative, content, exclusive=True)
         begun = target.commit(PLAN_FILE, canonical(plan), exclusive=True)
         standing_form = read_form(target)
         if standing_form != form:
             raise CacheMismatch(
-                f"{target.place} holds a cache in {form_name(standing_form)}, and"
-                f" {self._source.storage.place} is in {form_name(form)}; choose another place"
+                f"{target.place} holds a cache in {standing_form}, and"
+                f" {self._source.storage.place} is in {form}; choose another place"
             )
         if begun:
             return
@@ -322,8 +322,7 @@ class Transfer:
             check_names(source.manifest, layout, source.storage.locate(MANIFEST_FILE))
             found |= source.manifest.files
         else:
-            if layout.form is not None:
-                found[FORM_FILE] = canonical(layout.form)
+            found |= layout.form.documents()
             units = {unit for unit, _ in source.shards(selection)}
             for unit in units:
                 found |= unit_documents(layout, unit)

@@ -13,10 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import zarr
 
 from scalekd.cache.files import FileDigest
+from scalekd.cache.forms import ShardFiles
 from scalekd.cache.in_flight import InFlight
 from scalekd.cache.layout import SAMPLES, ArraySpec, Layout, Unit, array_path
 from scalekd.cache.lease import LeaseHolder, Leases
@@ -26,7 +26,6 @@ from scalekd.cache.records import has_record, read_record, samples_hash, write_r
 from scalekd.cache.rows import Rows, SampleRows
 from scalekd.cache.shard_writer import ShardWriter
 from scalekd.cache.store import CommittingStore, open_array, write_rows
-from scalekd.cache.webdataset.shard_file import TarShardFile
 from scalekd.errors import CacheMismatch, EnvironmentFault
 from scalekd.storage import LocalStorage, Storage
 from scalekd.storage.files import TEMPORARY_SUFFIX, explained, inside
@@ -88,7 +87,7 @@ class CacheWriter:
         self.last_commit: Future[None] | None = None
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="cache-committer")
         self._opened: dict[str, zarr.Array[Any]] = {}
-        self._tars: list[TarShardFile] = []
+        self._shard_files: list[ShardFiles] = []
 
     def __enter__(self) -> Self:
         self.leases.__enter__()
@@ -105,8 +104,8 @@ class CacheWriter:
             for block in list(self.unwritten):  # a commit that waits for them ends
                 block.set_exception(CancelledError())
             self._committer.shutdown(wait=True, cancel_futures=True)
-            for tar in self._tars:
-                tar.discard()
+            for files in self._shard_files:
+                files.discard()
         finally:
             self.leases.__exit__(kind, error, traceback)
 
@@ -177,10 +176,15 @@ class CacheWriter:
         self._open(unit)
         return ShardWriter(self, unit, shard)
 
-    def new_tar(self) -> TarShardFile:
-        """A tar for the next shard, in the cache's folder, where there is room for it."""
-        self._tars = [*self._tars[-1:], TarShardFile(self.root)]  # that of the commit, and this
-        return self._tars[-1]
+    def begin_files(self, unit: int, shard: int) -> ShardFiles:
+        """The files of the next shard; those of the one that is being committed are kept."""
+        begun = self.layout.form.shard_files(self, unit, shard)
+        self._shard_files = [*self._shard_files[-1:], begun]
+        return begun
+
+    def put(self, relative: str, data: bytes | memoryview) -> None:
+        """Commit a file of a claimed shard."""
+        self.store.put(relative, data)
 
     def commit_behind(self, shard: ShardWriter, skipped: Sequence[str]) -> None:
         """Commit a shard in the background, so that the next can begin; one at a time.
@@ -282,7 +286,7 @@ class CacheWriter:
                 for partial in target.parent.glob(f".{target.name}.*{TEMPORARY_SUFFIX}"):
                     partial.unlink(missing_ok=True)
 
-    def write(self, unit: Unit, array: ArraySpec, start: int, rows: np.ndarray[Any, Any]) -> None:
+    def write(self, unit: Unit, array: ArraySpec, start: int, rows: Rows) -> None:
         """Write rows of one array, padded to whole chunks."""
         if not rows.shape[array.view_axis]:
             return  # a shard that lost every image has no files

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from scalekd.cache.webdataset.form import Embed
+from scalekd.cache.forms import Embed
 from scalekd.errors import DataError, ScaleKDError
 from scalekd.images.samples import ImageDataset, Sample
 from scalekd.loading._workers import empty_batch, in_workers

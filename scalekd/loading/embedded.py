@@ -3,7 +3,7 @@
 import numpy as np
 
 from scalekd.cache import CacheReader, open_cache
-from scalekd.cache.webdataset.form import read_form
+from scalekd.cache.forms import ZARR, read_form
 from scalekd.errors import UsageError
 from scalekd.images import ImageDataset, ImageOptions, open_dataset
 from scalekd.images.hugging_face import PREFIX
@@ -78,6 +78,6 @@ def open_images(
     """
     if split == "train" and not data_dir.startswith(PREFIX) and not set(data_dir) & set("*?[{"):
         storage = open_storage(data_dir, local_cache=local_cache)
-        if read_form(storage) is not None:
+        if read_form(storage) != ZARR:
             return EmbeddedImages.of(open_cache(storage))
     return open_dataset(data_dir, split, local_cache=local_cache, options=options)

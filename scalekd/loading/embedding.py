@@ -8,8 +8,7 @@ import numpy as np
 from torch.utils.data import Dataset, get_worker_info
 
 from scalekd.cache import CacheReader
-from scalekd.cache.webdataset.form import Embed
-from scalekd.cache.webdataset.reader import IMAGE
+from scalekd.cache.forms import IMAGE, Embed
 from scalekd.errors import ScaleKDError, UsageError, rewording
 from scalekd.images.samples import ImageDataset, Sample
 from scalekd.loading._workers import in_workers

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from scalekd.cache import read_manifest
 from scalekd.cache.files import digest
+from scalekd.cache.forms import ZARR
 from scalekd.cache.layout import ArraySpec, Layout, chunk_path, record_path
 from scalekd.cache.manifest import (
     Identity,
@@ -224,10 +225,10 @@ def test_each_file_of_a_shard_holds_its_own_rows(manifest: Manifest) -> None:
 def test_an_array_too_large_for_a_file_is_refused(manifest: Manifest) -> None:
     huge = ArraySpec("stage4/values", np.dtype(np.float32), after=(1 << 28,), per_block=True)
     with pytest.raises(CacheCorrupt, match="one file would hold"):
-        Layout(manifest.plan.identity, samples=(), views=(huge,))
+        Layout(manifest.plan.identity, samples=(), views=(huge,), form=ZARR)
     twin = ArraySpec("label", np.dtype(np.int32))
     with pytest.raises(CacheCorrupt, match="share a name"):
-        Layout(manifest.plan.identity, samples=(twin,), views=(twin,))
+        Layout(manifest.plan.identity, samples=(twin,), views=(twin,), form=ZARR)
 
 
 # Records on disk

@@ -182,7 +182,7 @@ def _meet_chunk(
 ) -> None:
     """With a reader that has read everything before; its records are made to agree if asked to."""
     reader, parts = subject.reader, name.split("/")
-    reader._shard_chunks.clear()
+    reader._open_units()
     subject.write({name: content})
     try:
         if parts[0] == "samples":
@@ -192,7 +192,7 @@ def _meet_chunk(
         index = int(parts[parts.index("c") + 1 + array.view_axis])
         shard = index * array.rows_per_chunk(reader.identity) // reader.identity.shard_size
         reader.record(unit, shard)
-        store = reader._files
+        store = reader._of_pass._files
         before = dict(store._expected)
         if seal:
             store.expect({name: FileDigest(**entry(content))})
@@ -295,10 +295,11 @@ def _meet_samples(subject: Subject, name: str, content: bytes, seal: bool) -> No
         changed = record.model_copy(
             update={"files": {**record.files, name: FileDigest(**entry(content))}}
         )
-        twin._files.expect(changed.files)
+        twin._of_samples._files.expect(changed.files)
         start = shard * reader.identity.shard_size
         columns = {
-            a.name: twin._read("samples", a, start, record.num_rows) for a in twin.layout.samples
+            a.name: twin._of_samples.arrays.rows("samples", a, start, record.num_rows)
+            for a in twin.layout.samples
         }
         width = columns["key"].shape[1]
         keys = [
@@ -306,7 +307,8 @@ def _meet_samples(subject: Subject, name: str, content: bytes, seal: bool) -> No
             for k in columns["key"].view(f"S{width}")[:, 0].tolist()
         ]
         digest = samples_hash(keys, columns["label"], columns["source_hash"])
-        twin._records["samples", shard] = changed.model_copy(update={"samples_sha256": digest})
+        changed = changed.model_copy(update={"samples_sha256": digest})
+        twin._of_samples._records._values[shard].result = lambda record=changed: record  # type: ignore[method-assign,misc]
     samples = twin.samples
     for sample in range(len(samples)):
         samples.key(sample)

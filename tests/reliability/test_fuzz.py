@@ -6,7 +6,7 @@ import signal
 import numpy as np
 import pytest
 
-from scalekd.cache import reader
+from scalekd.cache.forms import zarr as reader
 from tests.reliability import fuzz_reader as fuzzer
 
 

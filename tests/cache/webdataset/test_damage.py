@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from scalekd.cache import open_cache
+from scalekd.cache.forms.webdataset.reader import IMAGE
 from scalekd.cache.verify import verify
-from scalekd.cache.webdataset.reader import IMAGE
 from scalekd.errors import CacheCorrupt, CacheError, CacheMismatch
 
 TAR, INDEX = "passes/0001/000001.tar", "passes/0001/000001.index.safetensors"

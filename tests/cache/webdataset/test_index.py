@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scalekd.cache.webdataset.index import ShardIndex
+from scalekd.cache.forms.webdataset.index import ShardIndex
 from scalekd.errors import CacheCorrupt
 
 SHARD = "passes/0001/000002"

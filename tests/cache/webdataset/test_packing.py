@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numcodecs import zstd
 
+from scalekd.cache.forms.webdataset.packing import SOURCE_HASH, ViewPacking
 from scalekd.cache.layout import ArraySpec
-from scalekd.cache.webdataset.packing import SOURCE_HASH, ViewPacking
 from scalekd.codecs import PlaneSpec
 from scalekd.errors import CacheCorrupt
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from scalekd.cache.webdataset.tar import (
+from scalekd.cache.forms.webdataset.tar import (
     END_OF_ARCHIVE,
     image_extension,
     key_of,

@@ -15,8 +15,8 @@ from numcodecs import zstd
 from pcodec import standalone
 
 from scalekd.cache.chunks import FREE_EXPANSION_BYTES, MAX_EXPANSION, zstd_content_size
+from scalekd.cache.forms.webdataset.form import PackedField
 from scalekd.cache.layout import ArraySpec
-from scalekd.cache.webdataset.form import PackedField
 from scalekd.codecs import PlaneSpec
 from scalekd.errors import CacheCorrupt
 

@@ -7,6 +7,7 @@ every reader, knows the form before it looks at a shard.
 import json
 from typing import Any, Literal
 
+from scalekd.cache.forms.base import Embed
 from scalekd.cache.manifest import CacheDocument, canonical, parse_committed
 from scalekd.errors import CacheCorrupt, CacheMismatch
 from scalekd.storage import NotStored, Place, StoredFileError, open_storage
@@ -17,9 +18,6 @@ INFO_FILE = "_info.json"
 FIELDS_FILE = "passes/fields.json"
 PACKED_EXTENSION = "skd"
 _MAX_FORM_BYTES = 64 << 10
-
-Embed = Literal["none", "source", "view"]
-"""What images the tars hold: none, the encoded files as they are, or the rendered views."""
 
 
 class WebDatasetForm(CacheDocument):
@@ -64,7 +62,7 @@ def fields_document(fields: tuple[PackedField, ...]) -> bytes:
     return canonical(PackedFields(fields=fields))
 
 
-def read_form(place: Place) -> WebDatasetForm | None:
+def read_form_document(place: Place) -> WebDatasetForm | None:
     """The form document of a cache; ``None`` for a cache in Zarr form.
 
     Raises:
@@ -81,11 +79,6 @@ def read_form(place: Place) -> WebDatasetForm | None:
         raise CacheCorrupt(f"{where}: the form of the cache {error.problem}") from None
     _check_version(data, where)
     return parse_committed(WebDatasetForm, data, where=where)
-
-
-def form_name(form: WebDatasetForm | None) -> str:
-    """The form of a cache for a message."""
-    return f"WebDataset form with --embed {form.embed}" if form else "Zarr form"
 
 
 def _check_version(data: bytes, where: str) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from scalekd.cache.webdataset.form import PACKED_EXTENSION
-from scalekd.cache.webdataset.tar import image_extension, member, member_stem
+from scalekd.cache.forms.webdataset.form import PACKED_EXTENSION
+from scalekd.cache.forms.webdataset.tar import image_extension, member, member_stem
 
 Rows = np.ndarray[Any, Any]
 

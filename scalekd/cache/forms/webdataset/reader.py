@@ -6,19 +6,17 @@ from typing import Any
 import numpy as np
 
 from scalekd.cache.files import CommittedFiles
+from scalekd.cache.forms.base import IMAGE, PassReader
+from scalekd.cache.forms.webdataset.form import index_path, tar_path
+from scalekd.cache.forms.webdataset.index import MAX_BYTES_PER_VIEW, MAX_HEADER_BYTES, ShardIndex
+from scalekd.cache.forms.webdataset.packing import ViewPacking
 from scalekd.cache.layout import Layout
-from scalekd.cache.webdataset.form import index_path, tar_path
-from scalekd.cache.webdataset.index import MAX_BYTES_PER_VIEW, MAX_HEADER_BYTES, ShardIndex
-from scalekd.cache.webdataset.packing import ViewPacking
 from scalekd.errors import CacheCorrupt
 
 Rows = np.ndarray[Any, Any]
 
-IMAGE = "image"
-"""Name under which a block's embedded images are asked for: an array of ``bytes`` objects."""
 
-
-class TarReader:
+class TarReader(PassReader):
     """Reads the passes of a cache in WebDataset form.
 
     Args:
@@ -40,21 +38,7 @@ class TarReader:
         rows: range,
         names: Iterable[str],
     ) -> dict[str, Rows]:
-        """Rows of a shard; whole blocks are read for them.
-
-        Args:
-            pass_index: Which pass.
-            shard: Which shard.
-            num_rows: Views in it.
-            rows: Rows of the shard.
-            names: Arrays wanted, :data:`IMAGE` among them if it is.
-
-        Returns:
-            Array by name, view axis first, in memory of its own.
-
-        Raises:
-            CacheCorrupt: A file is missing or is not the one committed.
-        """
+        """See :meth:`PassReader.read`; whole blocks are read for the rows."""
         names = list(names)
         index = self.index(pass_index, shard, num_rows)
         size = self._block_size
@@ -92,6 +76,10 @@ class TarReader:
                 bytes(content[at - offset : at - offset + size]) for at, size, _, _ in places
             ]
         return found
+
+    def image_places(self, pass_index: int, shard: int, num_rows: int) -> tuple[str, Rows]:
+        index = self.index(pass_index, shard, num_rows)
+        return tar_path(pass_index, shard), index.views[:, :2]
 
     def index(self, pass_index: int, shard: int, num_rows: int) -> ShardIndex:
         """The index of a tar; kept while this reader lives."""

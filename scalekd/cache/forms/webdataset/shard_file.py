@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from scalekd.cache.files import MAX_FILE_BYTES
-from scalekd.cache.webdataset.blocks import TarBlock
-from scalekd.cache.webdataset.index import ShardIndex
-from scalekd.cache.webdataset.tar import END_OF_ARCHIVE
+from scalekd.cache.forms.webdataset.blocks import TarBlock
+from scalekd.cache.forms.webdataset.index import ShardIndex
+from scalekd.cache.forms.webdataset.tar import END_OF_ARCHIVE
 from scalekd.errors import UsageError
 
 _MAX_TAR_BYTES = MAX_FILE_BYTES - len(END_OF_ARCHIVE)

@@ -1,0 +1,175 @@
+"""Passes as Zarr arrays: one file a block of each target, one a shard of each small array.
+
+The samples of every cache are Zarr arrays too, so :class:`ZarrArrays` reads those of both forms.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+
+from scalekd.cache.chunks import (
+    MAX_METADATA_BYTES,
+    Coding,
+    check_metadata,
+    decode_chunk,
+    views_first,
+)
+from scalekd.cache.files import CommittedFiles
+from scalekd.cache.forms.base import (
+    Embed,
+    Form,
+    PassReader,
+    Rows,
+    ShardFiles,
+    ShardTarget,
+)
+from scalekd.cache.layout import SAMPLES, ArraySpec, Layout, Unit, array_path, chunk_path
+from scalekd.cache.once import Once
+from scalekd.cache.store import metadata_documents
+from scalekd.errors import CacheCorrupt
+
+if TYPE_CHECKING:
+    from scalekd.cache.rows import ViewRows
+
+# A few tens of kilobytes each; a loader is in some 32 shards at a time, each of some 8 arrays.
+_KEPT_CHUNKS = 512
+
+
+class ZarrArrays:
+    """Reads rows of Zarr arrays, each chunk against its commit record; from several threads.
+
+    Args:
+        files: The files of the cache; those of the shards that are read must be expected.
+        layout: Of the cache.
+    """
+
+    def __init__(self, files: CommittedFiles, layout: Layout) -> None:
+        self._files, self._layout = files, layout
+        self._codings: Once[str, Coding] = Once()
+        self._kept: Once[str, Rows] = Once(_KEPT_CHUNKS)
+
+    def rows(self, unit: Unit, array: ArraySpec, start: int, count: int) -> Rows:
+        """Rows of one array, view axis first, in memory of their own.
+
+        Raises:
+            CacheCorrupt: A file is missing or is not the one committed.
+        """
+        step, end = array.rows_per_chunk(self._layout.identity), start + count
+        parts = [np.empty((0, *array.before, *array.after), array.dtype)]
+        for index in range(start // step, -(-end // step)):
+            first = index * step
+            rows = self._chunk(unit, array, index)[max(start - first, 0) : end - first]
+            if count == step and rows.flags.c_contiguous and rows.flags.writeable:
+                return rows
+            parts.append(rows)
+        return np.concatenate(parts)
+
+    def _chunk(self, unit: Unit, array: ArraySpec, index: int) -> Rows:
+        """A chunk. Those of a whole shard are kept: every block of the shard needs a part."""
+        if array.per_block or unit == SAMPLES:
+            return self._decoded(unit, array, index)
+
+        def make() -> Rows:
+            rows = self._decoded(unit, array, index)
+            rows.flags.writeable = False
+            return rows
+
+        return self._kept.get(chunk_path(unit, array, index), make)
+
+    def _decoded(self, unit: Unit, array: ArraySpec, index: int) -> Rows:
+        """One chunk, view axis first."""
+        identity, storage = self._layout.identity, self._files.storage
+        metadata = f"{array_path(unit, array)}/zarr.json"
+
+        def read_coding() -> Coding:
+            content = self._files.read(metadata, max_bytes=MAX_METADATA_BYTES)
+            return check_metadata(content, identity, array, storage.locate(metadata))
+
+        coding = self._codings.get(metadata, read_coding)
+        relative = chunk_path(unit, array, index)
+        data = self._files.read(relative)
+        try:
+            rows = decode_chunk(data, coding, array.dtype, array.chunks(identity))
+        except CacheCorrupt as error:
+            # The bytes are those committed; whoever committed them wrote no such array.
+            raise CacheCorrupt(f"{storage.locate(relative)}: {error}") from None
+        return views_first(rows, array.view_axis)
+
+
+class _ZarrPasses(PassReader):
+    def __init__(self, files: CommittedFiles, layout: Layout) -> None:
+        self._arrays, self._layout = ZarrArrays(files, layout), layout
+
+    def read(
+        self, pass_index: int, shard: int, num_rows: int, rows: range, names: Iterable[str]
+    ) -> dict[str, Rows]:
+        start = shard * self._layout.identity.shard_size + rows.start
+        return {
+            name: self._arrays.rows(pass_index, self._layout.find(name), start, len(rows))
+            for name in names
+        }
+
+    def image_places(self, pass_index: int, shard: int, num_rows: int) -> None:
+        return None
+
+
+class _ZarrShard(ShardFiles):
+    """Writes blocks of targets as they come, and the small arrays at the end."""
+
+    def __init__(self, target: ShardTarget, pass_index: int, shard: int) -> None:
+        self._target, self._pass = target, pass_index
+        self._start = shard * target.layout.identity.shard_size
+
+    def append(self, index: int, arrays: Mapping[str, Rows], rows: "ViewRows") -> None:
+        self._write(arrays, self._start + index * self._target.layout.identity.block_size)
+
+    def finish(self, rows: "ViewRows") -> None:
+        self._write(rows.columns, self._start)
+
+    def discard(self) -> None:
+        pass
+
+    def _write(self, arrays: Mapping[str, Rows], start: int) -> None:
+        for name, rows in arrays.items():
+            self._target.write(self._pass, self._target.layout.find(name), start, rows)
+
+
+@dataclass(frozen=True)
+class ZarrForm(Form):
+    """Passes as Zarr arrays, without images."""
+
+    name: ClassVar[Literal["zarr", "webdataset"]] = "zarr"
+    separates_targets: ClassVar[bool] = True
+    embed: Embed = "none"
+
+    def documents(self) -> dict[str, bytes]:
+        return {}
+
+    def pass_documents(self, layout: Layout, pass_index: int) -> dict[str, bytes]:
+        return metadata_documents(layout.identity, pass_index, layout.views)
+
+    def final_documents(self, rows_of: Callable[[int], int], num_shards: int) -> dict[str, bytes]:
+        return {}
+
+    def pass_files(self, layout: Layout, pass_index: int, shard: int, num_rows: int) -> list[str]:
+        return layout.chunk_files(pass_index, shard, num_rows)
+
+    def zarr_arrays(self, layout: Layout) -> tuple[ArraySpec, ...]:
+        return layout.views
+
+    def part_of(self, relative: str, unit: object) -> str:
+        return relative.split("/c/")[0].removeprefix(f"passes/{unit:0>4}/")
+
+    def reader(self, files: CommittedFiles, layout: Layout) -> PassReader:
+        return _ZarrPasses(files, layout)
+
+    def shard_files(self, target: ShardTarget, pass_index: int, shard: int) -> ShardFiles:
+        return _ZarrShard(target, pass_index, shard)
+
+    def __str__(self) -> str:
+        return "Zarr form"
+
+
+ZARR = ZarrForm()
