@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from scalekd.cache import CacheReader, JoinedReader
-from scalekd.cache.forms import Embed
-from scalekd.cache.forms.webdataset.reader import IMAGE
+from scalekd.cache.forms import IMAGE, Embed
 from scalekd.errors import CacheMismatch, ScaleKDError, UsageError
 from scalekd.images.samples import ImageDataset, Sample
 from scalekd.loading._workers import empty_batch

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scalekd.cache import open_cache
-from scalekd.cache.forms.webdataset.reader import IMAGE
+from scalekd.cache.forms import IMAGE
 from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
 from scalekd.images import ImageDataset, open_dataset
 from scalekd.loading import CachedViewLoader, open_images

@@ -22,7 +22,7 @@ from PIL import Image
 
 from scalekd.cache import open_cache
 from scalekd.cache.extensions import JoinedReader, open_extension
-from scalekd.cache.forms.webdataset.reader import IMAGE
+from scalekd.cache.forms import IMAGE
 from scalekd.cache.verify import verify
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
 from scalekd.pipelines.convert_cache import ConvertConfig, convert_cache

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scalekd.cache import open_cache
-from scalekd.cache.forms.webdataset.reader import IMAGE
+from scalekd.cache.forms import IMAGE
 from scalekd.cache.verify import verify
 from scalekd.errors import CacheCorrupt, CacheError, CacheMismatch
 
