@@ -29,6 +29,7 @@ def command(run: Path, output: Path, *, export_format: str, use_ema: bool, as_js
     What was written is opened again and must give the very same outputs; for ONNX, the same within
     1e-4 of the largest logit.
     """
+    from scalekd.models.architectures import import_for
     from scalekd.pipelines.export import export
 
     result = export(run, output, export_format=export_format, use_ema=use_ema)  # type: ignore[arg-type]
@@ -42,4 +43,7 @@ def command(run: Path, output: Path, *, export_format: str, use_ema: bool, as_js
     if result.feature_channels is not None:
         widths = ", ".join(str(width) for width in result.feature_channels)
         lines.append(f"as a backbone (features_only=True): maps of {widths} channels")
+    needed = import_for(result.architecture)
+    if needed is not None and export_format in ("timm", "hf"):
+        lines.append(f"timm has no {result.architecture}: `{needed}` before opening it")
     emit(asdict(result), lines, as_json=as_json)

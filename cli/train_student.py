@@ -61,18 +61,27 @@ _SECTIONS: tuple[_Decorator, ...] = (
     _option(
         "--model-kwargs", kind=KeyValue(), multiple=True, help="Argument of the model; repeat."
     ),
-    _option("--mean", kind=_Numbers(), help="Mean of RGB in 0..1 for the student.  [default: own]"),
-    _option("--std", kind=_Numbers(), help="Deviation of RGB in 0..1, likewise."),
+    _option(
+        "--mean",
+        kind=_Numbers(),
+        help="Mean of RGB in 0..1 that normalises the student's pixels.  [default: timm's]",
+    ),
+    _option(
+        "--std",
+        kind=_Numbers(),
+        help="Standard deviation of RGB in 0..1, with --mean.  [default: timm's]",
+    ),
     _option(
         "--crop-pct",
         kind=click.FloatRange(0, 1, min_open=True),
-        help="Share of the shorter side that evaluation keeps.  [default: the student's own]",
+        help="Share of the shorter side that the evaluation crop keeps; stays with the run.  "
+        "[default: timm's]",
     ),
     _option(
         "--interpolation",
         kind=click.Choice(["bicubic", "bilinear", "bilinear-opencv"]),
-        help="Resize filter of evaluation; bilinear-opencv is cv2.resize, without antialiasing.  "
-        "[default: the student's own]",
+        help="Resize filter of evaluation; stays with the run. bilinear-opencv is cv2.resize, "
+        "without antialiasing.  [default: timm's]",
     ),
     _switch("pretrained", "Start from the student's published weights."),
     _option(
@@ -153,7 +162,10 @@ _SECTIONS: tuple[_Decorator, ...] = (
         kind=click.Choice(["auto", "bf16", "fp16", "no"]),
         help="auto: bf16 where the device has it.  [default: auto]",
     ),
-    _switch("sync-bn", "Batch norm of the student over the views of all processes (GPUs only)."),
+    _switch(
+        "sync-bn",
+        "Compute the student's batch norms over the views of all processes, which must be GPUs.",
+    ),
     _switch("channels-last", "Channels-last memory for the student."),
     click.option(
         "--torchcompile", is_flag=False, flag_value="inductor", default=None, help="Backend."

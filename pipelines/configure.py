@@ -16,6 +16,15 @@ from scalekd.teachers import resolve_model_name
 from scalekd.training.config import TrainConfig, read_yaml_mapping
 from scalekd.views import ViewPolicy
 
+# What a launch may choose without leaving the recipe, or what departures_from_recipe compares by
+# itself. Every other setting is the recipe's, named in it or at its default.
+_NOT_OF_A_RECIPE = frozenset(
+    {"recipe", "cache", "data_dir", "split", "val_split", "val_cache", "local_cache"}
+    | {"local_cache_size", "num_classes", "class_map", "targets", "online", "teacher"}
+    | {"teacher_checkpoint", "batch_size", "grad_accum_steps", "grad_checkpointing"}
+    | {"tail_checkpointing", "channels_last", "torchcompile", "seed", "workers", "output", "resume"}
+    | {"eval_interval", "checkpoint_hist", "recovery_interval", "log_interval", "log_with"}
+)
 RECIPES = Path(__file__).parent / "recipes"
 ABOUT = "_about"
 
@@ -26,7 +35,8 @@ def train_config(recipe: str | None, flags: Mapping[str, Any]) -> TrainConfig:
     Args:
         recipe: Name of a shipped recipe, or path of a YAML file.
         flags: Values given on the command line, without those left at their default; the value
-            of ``distillation`` is a list of ``(dotted name, value)``.
+            of ``distillation`` is a list of ``(dotted name, value)``. Model arguments are added to
+            the recipe's, which are left out where ``model`` is another student.
 
     Raises:
         UsageError: Unknown recipe, name or value.
@@ -37,6 +47,10 @@ def train_config(recipe: str | None, flags: Mapping[str, Any]) -> TrainConfig:
         TrainConfig.from_mapping({"model": "", "output": "", **values}, source=f"recipe {recipe}")
     flags = dict(flags)
     distillation = _nested(values.get("distillation", {}), flags.pop("distillation", ()))
+    if flags.get("model", values.get("model")) != values.get("model"):
+        values.pop("model_kwargs", None)  # they are of the recipe's own student
+    elif "model_kwargs" in flags:
+        flags["model_kwargs"] = {**values.get("model_kwargs", {}), **flags["model_kwargs"]}
     merged = {**values, **flags, "recipe": recipe}
     if distillation:
         merged["distillation"] = distillation
@@ -107,6 +121,14 @@ def departures_from_recipe(name: str, config: TrainConfig, *, world_size: int) -
         f"its rate of {published.lr:g} belongs to that number: launch more processes, or change"
         " --batch-size, --grad-accum-steps or --lr",
     )
+    settings = published.model_dump()
+    changes = [
+        f"{option} is {value!r} here ({settings[option]!r} as published)"
+        for option, value in config.model_dump().items()
+        if option not in _NOT_OF_A_RECIPE and value != settings[option]
+    ]
+    if changes:
+        found.append(f"--recipe {name}: {'; '.join(changes)}")
     if manifest is not None:
         identity = manifest.plan.identity
         teacher = resolve_model_name(about["teacher"])[0].partition(".")[0]

@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from matplotlib.figure import Figure
 
+from scalekd.models.architectures import import_for
 from scalekd.text import MAX_CELL, markdown, markdown_code, markdown_fence, printable
 from scalekd.training.logs import read_summary
 from scalekd.training.plain_yaml import dump_plain
@@ -74,6 +75,7 @@ def model_card(student: TrainedStudent, rows: Sequence[Mapping[str, float]] = ()
         f" for images of {height} x {width} pixels, trained with scalekd{_version(state)}.",
         "",
         "```python",
+        *filter(None, [import_for(spec.architecture)]),
         "import timm",
         'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()',
         'backbone = timm.create_model("local-dir:FOLDER", pretrained=True, features_only=True)',

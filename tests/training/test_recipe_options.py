@@ -1,6 +1,8 @@
 """Options that the recipes need: evaluation crop and filter, normalisation, synchronised norms."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +14,10 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from torch import nn
 
+from scalekd.cli import export as export_command
 from scalekd.cli import train_student as train_command
 from scalekd.errors import UsageError
+from scalekd.models.architectures import import_for
 from scalekd.pipelines.evaluate import EvaluateConfig, evaluate
 from scalekd.pipelines.export import export
 from scalekd.pipelines.train_student import train_student
@@ -139,3 +143,19 @@ def test_mixer_b14_is_the_b16_with_smaller_patches() -> None:
     assert student.spec.architecture == "mixer_b14_224"
     assert student.spec.levels[1].grid == (4, 4)
     assert student.spec.levels[1].num_channels == 768
+
+
+def test_an_export_of_mixer_b14_says_what_opens_it(options: dict[str, Any], tmp_path: Path) -> None:
+    kwargs = {"num_blocks": 2, "embed_dim": 32}
+    options |= {"model": "mixer_b14", "model_kwargs": kwargs, "img_size": 56, "epochs": 1}
+    train_student(TrainConfig.from_mapping(options | {"val_split": None}))
+    arguments = [str(tmp_path / "run"), "--output", str(tmp_path / "hf"), "--format", "hf"]
+    shown = CliRunner().invoke(export_command.command, arguments, catch_exceptions=False).stdout
+    assert "timm has no mixer_b14_224: `import scalekd.models.architectures`" in shown
+    opened = "import timm; timm.create_model('local-dir:" + str(tmp_path / "hf") + "')"
+    card = (tmp_path / "hf/README.md").read_text()
+    assert "import scalekd.models.architectures\nimport timm\n" in card
+    for line, code in (("", 1), ("import scalekd.models.architectures; ", 0)):
+        done = subprocess.run([sys.executable, "-c", line + opened], capture_output=True)
+        assert done.returncode == code, done.stderr
+    assert import_for("mixer_b16_224") is None

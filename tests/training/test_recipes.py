@@ -372,8 +372,44 @@ def test_a_baseline_has_no_teacher_to_depart_from(sound_cache: Path) -> None:
         "swin_l-resnet50", {"cache": str(sound_cache), "output": "run", "objective": "none"}
     )
     notes = departures_from_recipe("swin_l-resnet50", config, world_size=8)
-    assert [("teacher" in note) for note in notes] == [False]
-    assert "bilinear-opencv" in notes[0]
+    assert not [note for note in notes if "teacher" in note]
+    objective, interpolation = notes
+    assert "objective is 'none' here ('scalekd' as published)" in objective
+    assert "bilinear-opencv" in interpolation
+
+
+def changes_of(name: str, **flags: Any) -> list[str]:
+    config = train_config(name, {"output": "run", **flags})
+    notes = departures_from_recipe(name, config, world_size=recipe_about(name)["processes"])
+    return [note for note in notes if "as published)" in note]
+
+
+def test_options_that_change_a_recipe_are_named() -> None:
+    assert changes_of("swin_l-vit_s16") == []
+    launch = {"cache": None, "data_dir": "d", "seed": 3, "workers": 0, "log_interval": 1}
+    assert changes_of("swin_l-vit_s16", **launch, channels_last=True, online=True) == []
+    (line,) = changes_of("swin_l-vit_s16", epochs=1, lr=0.1)
+    assert "epochs is 1 here (280 as published); lr is 0.1 here (0.001 as published)" in line
+    for option, value in (("amp", "bf16"), ("crop_pct", 0.9), ("pretrained", True)):
+        (line,) = changes_of("swin_l-vit_s16", **{option: value})
+        assert f"{option} is {value!r} here" in line
+    (line,) = changes_of("swin_l-vit_s16", distillation=[("temperature", 2.0)])
+    assert "'temperature': 2.0" in line
+
+
+def test_model_arguments_are_added_to_those_of_the_recipe() -> None:
+    def kwargs(**flags: Any) -> dict[str, Any]:
+        return train_config("swin_l-vit_s16", {"output": "run", **flags}).model_kwargs
+
+    own = {"class_token": False, "global_pool": "avg", "fc_norm": False}
+    assert kwargs() == own
+    assert kwargs(model_kwargs={"drop_rate": 0.1}) == {**own, "drop_rate": 0.1}
+    assert kwargs(model_kwargs={"class_token": True}) == {**own, "class_token": True}
+    # Another student does not know them.
+    assert kwargs(model="resnet50") == {}
+    assert kwargs(model="resnet50", model_kwargs={"zero_init_last": False}) == {
+        "zero_init_last": False
+    }
 
 
 def test_a_recipe_of_ours_says_that_it_was_not_released() -> None:
