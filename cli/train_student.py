@@ -166,7 +166,7 @@ _SECTIONS: tuple[_Decorator, ...] = (
         "sync-bn",
         "Compute the student's batch norms over the views of all processes, which must be GPUs.",
     ),
-    _switch("channels-last", "Channels-last memory for the student."),
+    _switch("channels-last", "Channels-last memory for the student.  [default: for CNNs on CUDA]"),
     click.option(
         "--torchcompile", is_flag=False, flag_value="inductor", default=None, help="Backend."
     ),

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
@@ -48,6 +49,7 @@ from scalekd.training import (
     TrainResult,
     find_run_checkpoint,
     freeze_parameters,
+    is_convolutional,
     planned_epochs,
     student_facts,
     synchronise_batch_norm,
@@ -88,13 +90,13 @@ def train_student(config: TrainConfig) -> TrainResult:
         student,
         objective=config.objective,
         config=config.objective_config,
-        channels_last=config.channels_last,
+        channels_last=_channels_last(config, student, accelerator),
         tail_checkpointing=config.tail_checkpointing,
     )
     if accelerator.is_main_process and module.objective.needs_logits:
         for line in source.notes:
             note(line)
-    targets = _make_targets(config, source, module.objective)
+    targets = _make_targets(config, source, module.objective, accelerator)
     num_passes, num_epochs = len(source.reader.passes), planned_epochs(config)
     repeats = num_epochs > num_passes and not source.reader.policy.deterministic
     if accelerator.is_main_process and repeats:
@@ -125,6 +127,13 @@ def train_student(config: TrainConfig) -> TrainResult:
     result = trainer.fit()
     accelerator.end_training()
     return result
+
+
+def _channels_last(config: TrainConfig, student: Student, accelerator: Accelerator) -> bool:
+    """As asked; by default for CNNs on CUDA, where a ResNet-50 step took 55 ms instead of 105."""
+    if config.channels_last is not None:
+        return config.channels_last
+    return accelerator.device.type == "cuda" and is_convolutional(student.model)
 
 
 def _reused_views(num_epochs: int, num_passes: int, *, fresh: bool) -> str:
@@ -211,7 +220,7 @@ def _initial_weights(path: str | None) -> tuple[Path | None, tuple[str, ...] | N
 
 
 def _make_targets(
-    config: TrainConfig, source: CachedTeacher, objective: Objective
+    config: TrainConfig, source: CachedTeacher, objective: Objective, accelerator: Accelerator
 ) -> JoinedTargets | NoTargets | OnlineTargets:
     if config.online and (objective.needs_features or objective.needs_logits):
         return OnlineTargets(
@@ -219,7 +228,11 @@ def _make_targets(
             amp_dtype=AUTOCAST_DTYPES[choose_precision(config.amp)],
             classes=_class_of_live_teacher(source) if objective.needs_logits else None,
         )
-    return source.targets(objective)
+    # On a CPU bfloat16 products are slower than float32 ones.
+    on_cuda = accelerator.device.type == "cuda" and torch.cuda.is_bf16_supported(
+        including_emulation=False
+    )
+    return source.targets(objective, compute_dtype=torch.bfloat16 if on_cuda else torch.float32)
 
 
 def _class_of_live_teacher(source: CachedTeacher) -> tuple[int, ...] | None:

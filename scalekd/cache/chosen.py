@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from scalekd.cache.extensions import BASE, JoinedReader, open_extension
 from scalekd.cache.reader import CacheReader, open_cache
 from scalekd.cache.targets import JoinedTargets, TargetDecoder
@@ -62,6 +64,7 @@ class ChosenTargets:
         features: bool,
         logits: bool,
         classes: Mapping[str, Sequence[int] | None] | None = None,
+        compute_dtype: torch.dtype = torch.float32,
     ) -> JoinedTargets:
         """Decode a loader's batches.
 
@@ -69,6 +72,7 @@ class ChosenTargets:
             features: Decode features.
             logits: Decode logits.
             classes: For each cache that gives logits, see `TargetDecoder`.
+            compute_dtype: Type of the products that decode features.
 
         Raises:
             UsageError: One of the caches does not hold what is asked of it.
@@ -82,6 +86,7 @@ class ChosenTargets:
                     features=features and owner == self.features,
                     logits=logits and owner in self.logits,
                     owner="" if owner == BASE else owner,
+                    compute_dtype=compute_dtype,
                     classes=(classes or {}).get(owner),
                 )
                 for owner in sorted(owners)

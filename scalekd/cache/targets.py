@@ -142,6 +142,7 @@ class TargetDecoder(nn.Module):
         features: Decode the final stage's features; the batch must hold its planes.
         logits: Decode logits.
         owner: Extension whose arrays these are; empty for the cache itself.
+        compute_dtype: Type of the products that decode features, float32 or bfloat16.
         classes: The teacher's class of each class of the decoded logits; all of the teacher's
             in its own order when ``None``.
 
@@ -158,6 +159,7 @@ class TargetDecoder(nn.Module):
         features: bool,
         logits: bool,
         owner: str = "",
+        compute_dtype: torch.dtype = torch.float32,
         classes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
@@ -176,7 +178,7 @@ class TargetDecoder(nn.Module):
                 " --distillation kd=false"
             )
         self._prefix = codecs.stages[4].shape.num_prefix_tokens if features else 0
-        self.features = codecs.stages[4].decoder() if features else None
+        self.features = codecs.stages[4].decoder(compute_dtype=compute_dtype) if features else None
         self.logits = codecs.logits.decoder() if logits and codecs.logits else None
         self._num_classes = codecs.logits.num_classes if codecs.logits else 0
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from scalekd.distillation.config import ScaleKDConfig, Stage, View
 from scalekd.distillation.form import PUBLISHED, Form
-from scalekd.distillation.losses import frequency_loss, spatial_loss
+from scalekd.distillation.losses import target_view, view_loss
 from scalekd.distillation.objective import Objective, weighted_kd_loss
 from scalekd.distillation.projector import (
     ConvProjector,
@@ -27,7 +27,6 @@ StudentLevel = FeatureShape | tuple[int, Grid]
 """One level of the student: its shape, or plainly its channels and grid."""
 
 _VIEWS: tuple[View, ...] = ("spatial", "frequency")
-_FEATURE_LOSSES = {"spatial": spatial_loss, "frequency": frequency_loss}
 
 
 class ScaleKDObjective(Objective):
@@ -163,8 +162,12 @@ class ScaleKDObjective(Objective):
             losses["kd_loss"] = weighted_kd_loss(self.config, logits, targets)
         features = self._target_features(targets)
         predicted = self._predict(levels)
+        compared = {
+            view: target_view(features, view)
+            for view in dict.fromkeys(view for _, _, view in self._feature_terms())
+        }
         for name, stage, view in self._feature_terms():
-            loss = _FEATURE_LOSSES[view](predicted[stage, self._branch[view]], features)
+            loss = view_loss(predicted[stage, self._branch[view]], compared[view], view)
             losses[name] = self.config.feature_weight(stage, view) * loss
         return losses
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from scalekd.distillation.config import View
 from scalekd.distillation.targets import FullLogits, LogitTargets, TopKLogits, at_least_float32
 
 _MIN_NORM = 1e-12  # as the published method; a shorter token is taken to have no direction
@@ -36,9 +37,7 @@ def spatial_loss(
     Raises:
         ValueError: The shapes differ.
     """
-    _check_same_shape(predicted, target)
-    difference = _unit(at_least_float32(predicted)) - _unit(at_least_float32(target.detach()))
-    return difference.square().sum(dim=(1, 2)).mean()
+    return view_loss(predicted, target_view(target, "spatial"), "spatial")
 
 
 def frequency_loss(
@@ -63,11 +62,40 @@ def frequency_loss(
     Raises:
         ValueError: The shapes differ.
     """
+    return view_loss(predicted, target_view(target, "frequency"), "frequency")
+
+
+def target_view(
+    target: Float[Tensor, "batch token channel"], view: View
+) -> Float[Tensor, "batch token channel"]:
+    """Unit vectors of the teacher's tokens in a view, for every loss of a step that compares them.
+
+    Args:
+        target: Tokens of the teacher; no gradient flows.
+        view: ``"spatial"`` takes the tokens as they are, ``"frequency"`` without the mean over
+            the grid.
+    """
+    return _unit(_of_view(at_least_float32(target.detach()), view))
+
+
+def view_loss(
+    predicted: Float[Tensor, "batch token channel"],
+    target: Float[Tensor, "batch token channel"],
+    view: View,
+) -> Float[Tensor, ""]:
+    """Squared distance of unit tokens in a view; see `spatial_loss` and `frequency_loss`.
+
+    Args:
+        predicted: Tokens of the student, in the teacher's width, on the teacher's grid.
+        target: From `target_view`, of the same view.
+        view: ``"spatial"`` or ``"frequency"``.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
     _check_same_shape(predicted, target)
-    return spatial_loss(
-        _without_mean(at_least_float32(predicted)),
-        _without_mean(at_least_float32(target.detach())),
-    )
+    difference = _unit(_of_view(at_least_float32(predicted), view)) - target
+    return difference.square().sum(dim=(1, 2)).mean()
 
 
 def kd_loss(
@@ -192,6 +220,10 @@ def _unit(tokens: Float[Tensor, "batch token channel"]) -> Float[Tensor, "batch 
     has_direction = squared > _MIN_NORM**2
     # The inner `where` keeps the root's infinite slope at zero out of the backward pass.
     return tokens * (torch.where(has_direction, squared, 1.0).rsqrt() * has_direction)
+
+
+def _of_view(tokens: Tensor, view: View) -> Tensor:
+    return _without_mean(tokens) if view == "frequency" else tokens
 
 
 def _without_mean(

@@ -14,6 +14,7 @@ from scalekd.training.module import (
     DistillationModule,
     StepOutput,
     freeze_parameters,
+    is_convolutional,
     synchronise_batch_norm,
 )
 from scalekd.training.optim import (
@@ -47,6 +48,7 @@ __all__ = [
     "find_checkpoint",
     "find_run_checkpoint",
     "freeze_parameters",
+    "is_convolutional",
     "load_trained_student",
     "parameter_groups",
     "planned_epochs",

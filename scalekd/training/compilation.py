@@ -1,4 +1,4 @@
-"""``--torchcompile``: student and projectors compiled in place, and what can go wrong with it."""
+"""``--torchcompile``: student and objective compiled in place, and what can go wrong with it."""
 
 import difflib
 from collections.abc import Iterator
@@ -11,9 +11,10 @@ from scalekd.errors import EnvironmentFault, UsageError
 
 
 def compile_parts(module: nn.Module, backend: str) -> None:
-    """Compile student and projectors on their first call; their names stay as they are.
+    """Compile student and objective on their first call; their names stay as they are.
 
-    What joins the projectors is cheap, and stays as it is.
+    The objective is projectors, the teacher's tail and the losses in one graph: the losses are
+    bound by memory and gain most from being fused.
 
     Args:
         module: A `DistillationModule`.
@@ -23,9 +24,8 @@ def compile_parts(module: nn.Module, backend: str) -> None:
         UsageError: torch has no such backend.
     """
     check_backend(backend)
-    projectors = getattr(module.objective, "projectors", nn.ModuleDict())
-    for part in (module.student, *projectors.values()):
-        part.compile(backend=backend)
+    for part in (module.student, module.objective):
+        part.compile(backend=backend)  # type: ignore[operator]
 
 
 def check_backend(backend: str) -> None:

@@ -123,7 +123,7 @@ class TrainConfig(ImageOptions):
     # How it is computed.
     amp: Annotated[Literal["auto", "bf16", "fp16", "no"], BeforeValidator(_no)] = "auto"
     sync_bn: bool = False
-    channels_last: bool = False
+    channels_last: bool | None = None  # None: for CNNs on CUDA
     torchcompile: str | None = None
     model_ema: bool = False
     model_ema_decay: Fraction = 0.9998

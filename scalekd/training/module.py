@@ -25,6 +25,8 @@ from scalekd.distillation import (
 from scalekd.errors import UsageError
 from scalekd.students import Student
 
+_LEAST_CONVOLUTIONS = 8
+
 
 class StepOutput(NamedTuple):
     """One batch's result.
@@ -117,6 +119,13 @@ def likeliest_class(logits: LogitTargets) -> Int64[Tensor, " batch"]:
         return logits.probabilities().argmax(dim=1)
     best = logits.log_probs.argmax(dim=1, keepdim=True)
     return logits.indices.gather(1, best).squeeze(1)
+
+
+def is_convolutional(model: nn.Module) -> bool:
+    """Whether a model is a CNN; the patch embedding of a ViT or MLP alone makes none."""
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
+    attention = any("attention" in type(module).__name__.lower() for module in model.modules())
+    return convolutions >= _LEAST_CONVOLUTIONS and not attention
 
 
 def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> None:

@@ -2,12 +2,22 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from scalekd.distillation import frequency_loss, spatial_loss
+from scalekd.distillation import (
+    ScaleKDConfig,
+    ScaleKDObjective,
+    Targets,
+    feature_objective,
+    frequency_loss,
+    spatial_loss,
+)
+from scalekd.distillation.losses import target_view, view_loss
+from scalekd.shapes import FeatureShape
 
 FeatureLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -139,3 +149,39 @@ def test_another_shape_is_refused_naming_both(loss: FeatureLoss) -> None:
 def test_unrelated_directions_cost_about_two_a_token() -> None:
     value = spatial_loss(_tokens(4, 49, 512), _tokens(4, 49, 512, seed=1))
     assert math.isclose(float(value), 2 * 49, rel_tol=0.02)
+
+
+@pytest.mark.parametrize("view", ["spatial", "frequency"])
+def test_one_view_of_the_target_serves_every_loss(view: Any) -> None:
+    loss = {"spatial": spatial_loss, "frequency": frequency_loss}[view]
+    target = torch.randn(2, 9, 4, requires_grad=True)
+    compared = target_view(target, view)
+    assert not compared.requires_grad
+    for _ in range(2):
+        predicted = torch.randn(2, 9, 4, requires_grad=True)
+        (direct,) = torch.autograd.grad(loss(predicted, target), predicted)
+        (shared,) = torch.autograd.grad(view_loss(predicted, compared, view), predicted)
+        assert torch.equal(direct, shared)
+    with pytest.raises(ValueError, match="token by token"):
+        view_loss(torch.randn(2, 9, 5), compared, view)
+
+
+def test_an_objective_makes_each_view_of_the_target_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def counted(target: torch.Tensor, view: Any) -> torch.Tensor:
+        made.append(view)
+        return target_view(target, view)
+
+    monkeypatch.setattr(feature_objective, "target_view", counted)
+    shape = FeatureShape((3, 3), 8)
+    objective = ScaleKDObjective(
+        ScaleKDConfig(tpp=False, kd=False),
+        student_levels=[(4, (6, 6)), (4, (3, 3))],
+        teacher_stages={4: shape},
+    )
+    levels = [torch.randn(2, 4, 6, 6), torch.randn(2, 4, 3, 3)]
+    targets = Targets(features=torch.randn(2, 9, 8))
+    losses = objective(levels, torch.randn(2, 5), torch.zeros(2, dtype=torch.long), targets)
+    assert sum("spatial" in n or "frequency" in n for n in losses) == 4
+    assert sorted(made) == ["frequency", "spatial"]

@@ -93,7 +93,7 @@ def make_trainer() -> Callable[..., Trainer]:
                 build_objective(config.objective, config.objective_config),
                 mean=student.spec.mean,
                 std=student.spec.std,
-                channels_last=config.channels_last,
+                channels_last=bool(config.channels_last),
             ),
             loader=loader or SeededLoader(),
             targets=OracleTargets() if config.objective == "kd" else NoTargets(),

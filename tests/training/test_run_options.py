@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from scalekd.errors import EnvironmentFault, UsageError
-from scalekd.training import TrainConfig, Trainer, TrainingInterrupted
+from scalekd.training import TrainConfig, Trainer, TrainingInterrupted, is_convolutional
 from scalekd.training.accelerator import make_accelerator
 from scalekd.training.checkpoint import read_checkpoint
 from scalekd.training.config import default_workers
@@ -128,6 +129,22 @@ def test_channels_last_reaches_the_student_and_changes_no_value(
         load_file(tmp_path / run / "last/model.safetensors") for run in ("plain", "last")
     )
     torch.testing.assert_close(last, plain, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("resnet18", True),
+        ("mobilenetv1_100", True),
+        ("convnext_atto", True),
+        ("efficientnet_b0", True),
+        ("vit_tiny_patch16_224", False),
+        ("swin_tiny_patch4_window7_224", False),
+        ("mixer_s32_224", False),
+    ],
+)
+def test_cnns_are_told_from_other_models(name: str, expected: bool) -> None:
+    assert is_convolutional(timm.create_model(name, device="meta")) == expected
 
 
 class ScalingAccelerator(Accelerator):
