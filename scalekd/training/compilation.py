@@ -24,8 +24,8 @@ def compile_parts(module: nn.Module, backend: str) -> None:
         UsageError: torch has no such backend.
     """
     check_backend(backend)
-    for part in (module.student, module.objective):
-        part.compile(backend=backend)  # type: ignore[operator]
+    for name in ("student", "objective"):
+        module.get_submodule(name).compile(backend=backend)
 
 
 def check_backend(backend: str) -> None:
