@@ -34,13 +34,13 @@ def command(cache: str, *, quick: bool, deep: int | None, as_json: bool, **optio
 
     job = None
     if deep is not None:
-        from scalekd.pipelines._same_job import SameJob
+        from scalekd.pipelines._sources import CacheSources
         from scalekd.pipelines.check_replay import check_images_named, deep_verify
 
         if quick:
             raise UsageError("--deep draws views again: leave out --quick")
         options["model_kwargs"] = dict(options["model_kwargs"])
-        job = checked(SameJob, cache=cache, **options)
+        job = checked(CacheSources, cache=cache, **options)
         check_images_named(job)
     elif options["data_dir"] is not None:
         raise UsageError("--data-dir: images are looked at with --deep alone; add it")

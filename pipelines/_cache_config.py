@@ -24,7 +24,6 @@ class CacheTeacherConfig(ImageOptions):
         data_dir: Where the images are.
         split: Which of them; see :func:`scalekd.images.open_dataset`.
         output: Folder or URL of the cache.
-        work_folder: Where files are written that are to be sent to a URL.
         passes: Views of every sample.
         stages: Stages whose features are kept.
         logits: ``full``, ``topk:K`` or ``none``; when ``None``, ``full`` of a teacher that has a
@@ -60,7 +59,6 @@ class CacheTeacherConfig(ImageOptions):
     data_dir: str
     split: str = "train"
     output: str | Path
-    work_folder: Path | None = None
     passes: int = Field(default=1, ge=1, le=9999)
     stages: tuple[Literal[3, 4], ...] = (3, 4)
     logits: str | None = None
@@ -85,11 +83,6 @@ class CacheTeacherConfig(ImageOptions):
     note: str | None = Field(default=None, max_length=100_000)
     format: Literal["zarr", "webdataset"] = "zarr"
     embed: Embed = "none"
-
-    @property
-    def folder(self) -> Path:
-        """Where this machine writes: the cache's folder, or one whose files are sent on."""
-        return self.work_folder or Path(self.output)
 
     @property
     def form(self) -> Form:

@@ -1,133 +1,117 @@
-"""What is learnt from views of pass 0: codecs, their errors, prefix tokens, witnesses."""
+"""Tables that are made from views of pass 0: codecs, their errors, prefix tokens, witnesses."""
 
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from scalekd.cache.files import FileDigest
-from scalekd.cache.manifest import CodecInfo, StageInfo
+from scalekd.cache.manifest import StageInfo
 from scalekd.cache.targets import save_arrays, save_codec, save_table, stage_info
 from scalekd.codecs import FeatureCodec, create_logit_codec, fit_codec, measure_errors, parse_codec
 from scalekd.errors import DataError
-from scalekd.images.samples import ImageDataset
 from scalekd.loading.drawing import DrawnBatch, DrawnViews, DrawRequest, drawing_loader
-from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._classes import TeacherAnswers
+from scalekd.pipelines._job import Job, Tables
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._same_pixels import draw_witnesses
 from scalekd.pipelines._write_shards import run_teacher
 from scalekd.storage.files import explained, temporary_beside
 from scalekd.teachers import Teacher, save_tail
 from scalekd.threads import one_thread
-from scalekd.views import ViewPolicy
 
 _PREFIX_VIEWS = 256  # calibration of the tail's constant prefix tokens; their mean moves little
 NUM_WITNESSES = 8
 _HELD_OUT_VIEWS = 128  # of which the codecs' errors are measured
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """What was learnt from the calibration views, and the files it was written to."""
-
-    stages: dict[int, StageInfo]
-    logits: CodecInfo | None
-    tail: tuple[str, FileDigest] | tuple[None, None]
-    witnesses: tuple[str, FileDigest]
-    measured_errors: dict[int, dict[str, Any]]
-
-
 @one_thread()
 def calibrate(
-    config: CacheTeacherConfig,
-    teacher: Teacher,
-    images: ImageDataset,
-    policy: ViewPolicy,
-    answers: TeacherAnswers | None = None,
-    *,
-    keep_tail: bool = True,
-) -> Calibration:
+    job: Job, folder: Path, answers: TeacherAnswers | None = None, *, keep_tail: bool = True
+) -> Tables:
     """Fit the codecs and the tail's prefix tokens on views of pass 0, and keep witnesses.
 
     Computes with one thread, so that the tables, and with them ``cache_id``, do not depend on the
     number of cores.
 
-    The teacher's tail is kept with any stage and, where ``keep_tail``, without one: students of a
-    live teacher need it too.
+    Args:
+        job: What is to be cached.
+        folder: Where the tables are written, in the layout of a cache.
+        answers: Receives the teacher's answers to the calibration views.
+        keep_tail: Keep the teacher's tail even if no stage is kept: students of a live teacher
+            need it too.
     """
-    keep_tail = keep_tail or bool(config.stages)
-    drawn = DrawnViews(images, policy, config.seed, teacher.spec.img_size, config.skip_corrupt)
+    keep_tail = keep_tail or bool(job.request.stages)
+    drawn = replace(job.drawn, embed="none")
     witnesses = draw_witnesses(drawn, at_most=NUM_WITNESSES)
     answers = answers or TeacherAnswers(None)
-    made = _fit(config, teacher, drawn, answers) if keep_tail else {}
-    logits = None
-    if config.logits not in (None, "none") and teacher.spec.num_classes is not None:
-        logit_codec = create_logit_codec(config.logits, teacher.spec.num_classes)
-        logits = save_codec(config.folder, logit_codec, "logits")
-    return Calibration(
-        stages={stage: info for stage, (info, _) in made.items()},
+    fitted = _fit(job, drawn, folder, answers) if keep_tail else {}
+    logits, num_classes = None, job.teacher.spec.num_classes
+    if job.request.logits != "none" and num_classes is not None:
+        logits = save_codec(folder, create_logit_codec(job.request.logits, num_classes), "logits")
+    return Tables(
+        stages={stage: info for stage, (info, _) in fitted.items()},
         logits=logits,
-        tail=_save_tail(config, teacher) if keep_tail else (None, None),
-        witnesses=save_arrays(config.folder, "witnesses", {"pixels": witnesses}),
-        measured_errors={stage: errors for stage, (_, errors) in made.items() if errors},
+        tail=_save_tail(folder, job.teacher) if keep_tail else (None, None),
+        witnesses=save_arrays(folder, "witnesses", {"pixels": witnesses}),
+        measured={stage: errors for stage, (_, errors) in fitted.items() if errors},
     )
 
 
-def num_calibration_views(config: CacheTeacherConfig, teacher: Teacher, num_images: int) -> int:
+def num_calibration_views(job: Job) -> int:
     """Views that calibration runs the teacher on, those held out to measure errors included."""
-    request, stages = parse_codec(config.codec), teacher.spec.stages
-    views = [request.num_calibration_views(stages[stage]) for stage in config.stages]
+    request, stages = parse_codec(job.request.codec), job.teacher.spec.stages
+    views = [request.num_calibration_views(stages[stage]) for stage in job.request.stages]
     if stages[3].num_prefix_tokens:
         views.append(_PREFIX_VIEWS)
     if not views:
         return 0
-    wanted = max(views)
-    return min(num_images, wanted + _HELD_OUT_VIEWS)
+    return min(len(job.images), max(views) + _HELD_OUT_VIEWS)
 
 
 def _fit(
-    config: CacheTeacherConfig, teacher: Teacher, drawn: DrawnViews, answers: TeacherAnswers
-) -> dict[int, tuple[StageInfo, dict[str, Any]]]:
+    job: Job, drawn: DrawnViews, output: Path, answers: TeacherAnswers
+) -> dict[Literal["3", "4"], tuple[StageInfo, dict[str, Any]]]:
     """Fit prefix tokens and codecs; the errors are those on views held out of the fit."""
-    request, stages = parse_codec(config.codec), teacher.spec.stages
-    num_images = len(drawn.images)
-    count = num_calibration_views(config, teacher, num_images)
+    stages, kept = job.teacher.spec.stages, job.request.stages
+    count = num_calibration_views(job)
     if not count:
         return {}
     num_held_out = min(_HELD_OUT_VIEWS, count // 2)
-    positions = np.linspace(0, num_images - 1, count).astype(int)
+    positions = np.linspace(0, len(job.images) - 1, count).astype(int)
     # Every k-th view is held out, so that both sets spread over the whole image set.
     every = -(-count // num_held_out) if num_held_out else count + 1
     is_held_out = np.arange(count) % every == every - 1
-    made: dict[int, tuple[StageInfo, dict[str, Any]]] = {}
-    with ProgressReport("calibrating", count) as progress, _work_folder(config.folder) as folder:
+    fitted: dict[Literal["3", "4"], tuple[StageInfo, dict[str, Any]]] = {}
+    with ProgressReport("calibrating", count) as progress, _work_folder(output) as folder:
         num_prefix_tokens = stages[3].num_prefix_tokens
-        fit_on = _Features(folder / "fit", config.stages, num_prefix_tokens)
-        held_out = _Features(folder / "held-out", config.stages, num_prefix_tokens)
+        fit_on = _Features(folder / "fit", kept, num_prefix_tokens)
+        held_out = _Features(folder / "held-out", kept, num_prefix_tokens)
         parts = [(fit_on, ~is_held_out), (held_out, is_held_out)]
-        for features, of in parts if config.stages else parts[:1]:
-            for batch in _batches(config, drawn, positions[of]):
-                output = run_teacher(teacher, batch.pixels, config.precision)
-                features.add(output.features)
-                answers.add(output.logits, batch.labels)
+        for features, of in parts if kept else parts[:1]:
+            for batch in _batches(job, drawn, positions[of]):
+                output_arrays = run_teacher(job.teacher, batch.pixels, job.precision)
+                features.add(output_arrays.features)
+                answers.add(output_arrays.logits, batch.labels)
                 progress.advance(len(batch.keys))
         if not fit_on.num_views:
-            raise DataError(f"{drawn.images.place}: every image of the calibration is corrupt")
-        teacher.calibrate_prefix(fit_on.entering)
-        for stage in config.stages:
+            raise DataError(f"{job.images.place}: every image of the calibration is corrupt")
+        job.teacher.calibrate_prefix(fit_on.entering)
+        request = parse_codec(job.request.codec)
+        for stage in kept:
             codec = fit_codec(request, stages[stage], fit_on.blocks(stage))
-            info = stage_info(codec, save_codec(config.folder, codec, f"stage{stage}"))
+            info = stage_info(codec, save_codec(output, codec, f"stage{stage}"))
             unseen = list(held_out.blocks(stage))
-            made[stage] = (info, _measured(codec, np.concatenate(unseen)) if unseen else {})
-    return made
+            name: Literal["3", "4"] = "3" if stage == 3 else "4"
+            fitted[name] = (info, _measured(codec, np.concatenate(unseen)) if unseen else {})
+    return fitted
 
 
 def _measured(codec: FeatureCodec, original: np.ndarray[Any, Any]) -> dict[str, Any]:
@@ -135,21 +119,19 @@ def _measured(codec: FeatureCodec, original: np.ndarray[Any, Any]) -> dict[str, 
     return measure_errors(original, decoded, codec.shape).to_json()
 
 
-def _save_tail(config: CacheTeacherConfig, teacher: Teacher) -> tuple[str, FileDigest]:
+def _save_tail(output: Path, teacher: Teacher) -> tuple[str, FileDigest]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tail.safetensors"
         save_tail(teacher.tail(), path)
-        return save_table(config.folder, "tail", path.read_bytes())
+        return save_table(output, "tail", path.read_bytes())
 
 
-def _batches(
-    config: CacheTeacherConfig, drawn: DrawnViews, positions: np.ndarray[Any, Any]
-) -> Iterator[DrawnBatch]:
+def _batches(job: Job, drawn: DrawnViews, positions: np.ndarray[Any, Any]) -> Iterator[DrawnBatch]:
     requests = [
-        DrawRequest(0, 0, tuple(int(p) for p in positions[start : start + config.batch_size]))
-        for start in range(0, len(positions), config.batch_size)
+        DrawRequest(0, 0, tuple(int(p) for p in positions[start : start + job.batch_size]))
+        for start in range(0, len(positions), job.batch_size)
     ]
-    for batch in drawing_loader(drawn, requests, num_workers=config.workers):
+    for batch in drawing_loader(drawn, requests, num_workers=job.workers):
         if batch.keys:  # else every image of it was corrupt
             yield batch
 
@@ -167,7 +149,7 @@ def _work_folder(output: Path) -> Iterator[Path]:
 
 
 class _Features:
-    """What the teacher said, on disk: codecs are fitted stage by stage, the teacher runs once.
+    """The teacher's features, on disk: codecs are fitted stage by stage, the teacher runs once.
 
     Swin-L's 5,000 calibration views take 4.5 GB.
 

@@ -8,71 +8,76 @@ from scalekd.cache.manifest import ClassMap, Plan
 from scalekd.codecs import create_logit_codec
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.models.classes import Classes, ClassMatch
-from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.teachers import Teacher, match_teacher
 
 _LEAST_VIEWS = 32  # a share of fewer says nothing
 _NUM_DEVIATIONS = 3.0  # an answer drawn at random is above chance by so many in 1 of 700 caches
 
 
-def with_logits(config: CacheTeacherConfig, teacher: Teacher) -> tuple[CacheTeacherConfig, str]:
-    """Choose what logits are kept where the options do not say.
+def choose_logits(asked: str | None, teacher: Teacher) -> tuple[str, str]:
+    """Choose what logits are kept.
+
+    Args:
+        asked: ``full``, ``topk:K`` or ``none``; ``None`` where the options do not say.
+        teacher: What gives them.
 
     Returns:
-        The configuration with ``logits`` set, and a note, empty if there is nothing to say.
+        The choice, and a note, empty if there is nothing to say.
 
     Raises:
         UsageError: Logits are asked for and the teacher has no classifier, or fewer classes.
     """
     num_classes = teacher.spec.num_classes
-    if config.logits is None:
+    if asked is None:
         if num_classes is not None:
-            return config.model_copy(update={"logits": "full"}), ""
+            return "full", ""
         note = (
             f"{teacher.spec.model} gives no logits: {teacher.no_classifier}; features alone are"
             " cached (--logits none)"
         )
-        return config.model_copy(update={"logits": "none"}), note
-    if config.logits != "none":
+        return "none", note
+    if asked != "none":
         if num_classes is None:
             raise UsageError(
-                f"--logits {config.logits}: {teacher.spec.model} gives none, since"
+                f"--logits {asked}: {teacher.spec.model} gives none, since"
                 f" {teacher.no_classifier}; pass --logits none, or give the weights of a classifier"
                 " (--checkpoint) and the names of its classes (--teacher-classes)"
             )
-        create_logit_codec(config.logits, num_classes)
-    return config, ""
+        create_logit_codec(asked, num_classes)
+    return asked, ""
 
 
 def match_labels(
-    config: CacheTeacherConfig, teacher: Teacher, data: Classes, plan: Plan | None
-) -> ClassMatch | None:
+    data: Classes, teacher: Teacher, class_map: str, output: object, plan: Plan | None
+) -> ClassMatch:
     """Find the teacher's class of each label, as the existing plan says where there is one.
 
-    Returns:
-        The match; ``None`` where no logits are kept, so that no classes meet.
+    Args:
+        data: The classes of the labels.
+        teacher: What gives the logits.
+        class_map: ``auto``, ``none`` or a file.
+        output: Where the cache is, for messages.
+        plan: The existing plan.
 
     Raises:
         DataError, UsageError: Classes cannot be matched.
         CacheMismatch: Another map is asked for than that of the plan.
     """
-    if config.logits in (None, "none"):
-        return None
     stored = plan.identity.class_map if plan is not None else None
-    match = match_teacher(data, teacher.spec, config.class_map, stored=stored)
-    if plan is not None and config.class_map != "auto" and stored_map(config, match) != stored:
+    match = match_teacher(data, teacher.spec, class_map, stored=stored)
+    if plan is not None and class_map != "auto" and stored_map(class_map, match) != stored:
         raise CacheMismatch(
-            f"--class-map {config.class_map}: {config.output} was begun with other classes; leave"
+            f"--class-map {class_map}: {output} was begun with other classes; leave"
             " the option out to go on with it, choose another --output, or pass --overwrite"
         )
     return match
 
 
-def stored_map(config: CacheTeacherConfig, match: ClassMatch | None) -> ClassMap | None:
+def stored_map(class_map: str, match: ClassMatch | None) -> ClassMap | None:
     """What the plan of a new cache keeps of a match."""
     if match is None or match.count == 0:
         return None
-    return "number" if config.class_map == "none" else match.indices
+    return "number" if class_map == "none" else match.indices
 
 
 class TeacherAnswers:

@@ -4,22 +4,17 @@ import contextlib
 import os
 import shutil
 import uuid
+from pathlib import Path
 
-import torch
-
+from scalekd.cache.forms import Form
 from scalekd.cache.layout import MANIFEST_FILE, RECORDS_FOLDER, Layout
 from scalekd.cache.manifest import Plan
 from scalekd.cache.planning import check_form, read_plan
 from scalekd.cache.selection import refuse_part
 from scalekd.codecs import check_logit_codec, parse_codec
 from scalekd.errors import EnvironmentFault, UsageError
-from scalekd.images import ImageDataset
-from scalekd.loading import open_images
-from scalekd.models.classes import Classes, classes_of_data
-from scalekd.pipelines._arithmetic import auto_precision
 from scalekd.pipelines._cache_config import CacheTeacherConfig
-from scalekd.pipelines._identity import default_shard_size
-from scalekd.storage import LocalStorage, Storage, make_local_cache, open_storage
+from scalekd.storage import LocalStorage, Place, Storage, open_storage
 from scalekd.storage.files import TEMPORARY_SUFFIX, remove_abandoned
 from scalekd.teachers import resolve_model_name
 from scalekd.views import ViewPolicy
@@ -27,51 +22,42 @@ from scalekd.views import ViewPolicy
 _LEAST_COMPRESSED = {"float16": 0.8, "int8": 0.7, "int16": 0.05}  # of a plane's bytes, by type
 
 
-def preflight(config: CacheTeacherConfig) -> tuple[ImageDataset, ViewPolicy, Classes]:
-    """Find every avoidable error that costs nothing to find.
-
-    Returns:
-        The images to take, the views' policy, and the classes of the whole image set.
-    """
+def check_options(config: CacheTeacherConfig) -> None:
+    """Find every error in the options that shows without looking at any file."""
     resolve_model_name(config.teacher.model)
-    policy = ViewPolicy.parse(config.aug, interpolation=config.interpolation)
+    ViewPolicy.parse(config.aug, interpolation=config.interpolation)
     parse_codec(config.codec)
     if config.logits is not None and config.logits != "none":
         check_logit_codec(config.logits)
     if config.embed != "none" and config.format != "webdataset":
         raise UsageError(f"--embed {config.embed}: only tars hold images; pass --format webdataset")
-    plan = None if config.overwrite else read_plan(config.output)
-    if not config.overwrite:
-        if plan is not None:
-            check_form(config.output, config.form)
-        refuse_part(open_storage(config.output), "added to")
-    elif config.shards is not None:
+    if config.overwrite and config.shards is not None:
         raise UsageError(
             "--overwrite --shards: would delete the shards that other machines have done; delete"
             " the cache first, then start every part without --overwrite"
         )
-    _check_writable(open_storage(config.output))
-    kept = make_local_cache(config.local_cache, config.local_cache_size)
-    images = open_images(
-        config.data_dir, config.split, local_cache=kept, options=config.image_options
-    )
-    if plan is not None:
-        fingerprint = plan.identity.data.fingerprint
-        images = images.with_fingerprint(fingerprint, config.limit) or images
-    classes = classes_of_data(images.place, images.class_names, images.labels)
-    images = images.limited(config.limit)
-    shard_size = config.shard_size or default_shard_size(len(images))
-    _check_shards(config.shards, -(-len(images) // shard_size))
-    return images, policy, classes
 
 
-def with_precision(config: CacheTeacherConfig, device: torch.device) -> CacheTeacherConfig:
-    """Decide what ``auto`` is: as the cache was begun, else what suits the device."""
-    if config.precision != "auto":
-        return config
-    plan = None if config.overwrite else read_plan(config.output)
-    precision = plan.identity.precision if plan else auto_precision(device)
-    return config.model_copy(update={"precision": precision})
+def check_output(output: Place, form: Form, *, overwrite: bool) -> Plan | None:
+    """Check that a cache in ``form`` can be written at ``output``.
+
+    Returns:
+        The plan of the cache that is to be finished; ``None`` for a new one.
+
+    Raises:
+        UsageError: Something else is there, or a part of a cache.
+        CacheMismatch: The cache was begun in another form.
+        EnvironmentFault: It cannot be written to.
+    """
+    storage = open_storage(output)
+    plan = None
+    if not overwrite:
+        plan = read_plan(storage)
+        if plan is not None:
+            check_form(storage, form)
+        refuse_part(storage, "added to")
+    _check_writable(storage)
+    return plan
 
 
 def _check_writable(place: Storage) -> None:
@@ -94,30 +80,36 @@ def _check_writable(place: Storage) -> None:
         )
 
 
-def _check_shards(shards: tuple[int, int] | None, num_shards: int) -> None:
+def check_shards(shards: tuple[int, int] | None, num_shards: int) -> None:
+    """Raise ``UsageError`` if a range names shards that the cache does not have."""
     if shards is not None and not 0 <= shards[0] <= shards[1] < num_shards:
         raise UsageError(
             f"--shards {shards[0]}-{shards[1]}: the cache has shards 0 to {num_shards - 1}"
         )
 
 
-def tidy_and_check_space(config: CacheTeacherConfig, plan: Plan, layout: Layout) -> None:
-    """Remove what dead writers left; refuse to start a job that cannot fit on the disk."""
-    if config.work_folder is not None:
-        return  # it holds a shard at a time
-    remove_abandoned(config.folder)
-    records = sum(1 for _ in (config.folder / RECORDS_FOLDER).glob("[0-9]*/*.json"))
-    missing = max(0, config.passes * plan.identity.num_shards - records) * plan.identity.shard_size
-    views = min(missing, config.passes * plan.identity.data.num_samples)
+def tidy_and_check_space(folder: Path, plan: Plan, layout: Layout, num_passes: int) -> None:
+    """Remove what dead writers left; refuse to start a job that cannot fit on the disk.
+
+    Args:
+        folder: Folder of the cache.
+        plan: Plan of the cache.
+        layout: Layout of the cache.
+        num_passes: Passes to have in the end.
+    """
+    remove_abandoned(folder)
+    records = sum(1 for _ in (folder / RECORDS_FOLDER).glob("[0-9]*/*.json"))
+    missing = max(0, num_passes * plan.identity.num_shards - records) * plan.identity.shard_size
+    views = min(missing, num_passes * plan.identity.data.num_samples)
     at_least = views * sum(
         array.bytes_per_view * _LEAST_COMPRESSED.get(array.dtype.name, 0.0)
         for array in layout.views
         if array.per_block
     )
-    free = shutil.disk_usage(config.folder).free
+    free = shutil.disk_usage(folder).free
     if free < at_least:
         raise EnvironmentFault(
-            f"{config.output}: {free / 1e9:,.1f} GB are free, and {views:,} views need at least"
+            f"{folder}: {free / 1e9:,.1f} GB are free, and {views:,} views need at least"
             f" {at_least / 1e9:,.1f} GB; free space, or choose fewer passes, --stages final or"
             " another --codec"
         )

@@ -20,14 +20,13 @@ from scalekd.codecs import FeatureCodec, LogitCodec
 from scalekd.errors import DataError
 from scalekd.loading.drawing import (
     DrawnBatch,
-    DrawnViews,
     DrawRequest,
     drawing_loader,
     shard_requests,
 )
 from scalekd.pipelines._arithmetic import num_cores
-from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._classes import TeacherAnswers
+from scalekd.pipelines._job import Job
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._teacher_stream import (
     EncoderName,
@@ -84,11 +83,9 @@ def _claimed_requests(
 
 @one_blas_thread()
 def write_claimed(
-    config: CacheTeacherConfig,
+    job: Job,
     writer: CacheWriter,
     codecs: CacheCodecs,
-    teacher: Teacher,
-    drawn: DrawnViews,
     shards: Iterable[tuple[int, int]],
     progress: ProgressReport,
     answers: TeacherAnswers | None = None,
@@ -100,13 +97,11 @@ def write_claimed(
     Threads code behind the teacher, and a shard is committed while the next is drawn.
 
     Args:
-        config: The job.
-        writer: Of the cache.
-        codecs: Of the cache.
-        teacher: On its device.
-        drawn: Draws views.
+        job: The job, its teacher on its device.
+        writer: Writer of the cache.
+        codecs: Codecs of the cache.
         shards: ``(pass, shard)`` pairs.
-        progress: Told of every batch.
+        progress: Counts the views.
         answers: Counts how often the teacher answers with the label.
         encoder: Who encodes features; what suits the device when ``None``.
     """
@@ -114,15 +109,15 @@ def write_claimed(
     if not missing:
         return 0
     stream = TeacherStream(
-        teacher,
+        job.teacher,
         codecs,
-        config.precision,
+        job.precision,
         writer.plan.identity.batch_size,
-        encoder or default_encoder(teacher.mean.device),
-        lambda pixels: run_teacher(teacher, pixels, config.precision),
+        encoder or default_encoder(job.teacher.mean.device),
+        lambda pixels: run_teacher(job.teacher, pixels, job.precision),
     )
     requests = _claimed_requests(writer, missing)
-    batches = drawing_loader(drawn, requests, num_workers=config.workers)
+    batches = drawing_loader(job.drawn, requests, num_workers=job.workers)
     shards_in_order = _Shards(writer, codecs)
     started: deque[tuple[DrawnBatch, Callable[[], HostBatch]]] = deque()
     while True:

@@ -1,4 +1,4 @@
-"""Stage one: run the teacher once over drawn views and keep what it says.
+"""Stage one: run the teacher once over drawn views and keep its features and logits.
 
     scalekd cache-teacher --model swin_l --data-dir /imagenet --output ./swin_l-cache
 
@@ -9,61 +9,48 @@ shards of its own. Running the same command again finishes what is missing.
 import importlib.metadata
 import itertools
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
 
-import numpy as np
-import torch
-from accelerate import PartialState
 from pydantic import BaseModel, Field
 
 from scalekd.cache.files import read_checked
 from scalekd.cache.finishing import committed_passes, finish
+from scalekd.cache.layout import Layout
 from scalekd.cache.manifest import Identity, Plan, Provenance
 from scalekd.cache.planning import (
     begin,
     begin_form,
+    check_form,
     commit_plan,
-    differences,
     read_plan,
     remove_cache,
 )
 from scalekd.cache.tables import table_files
 from scalekd.cache.targets import CacheCodecs
 from scalekd.cache.writer import CacheWriter
-from scalekd.distributed import Coordinator
 from scalekd.errors import CacheMismatch, EnvironmentFault
-from scalekd.images.samples import ImageDataset
 from scalekd.loading import worker_faults
-from scalekd.loading.drawing import DrawnViews
-from scalekd.models.classes import ClassMatch
 from scalekd.pipelines._arithmetic import strict_float32
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._calibrate import calibrate
-from scalekd.pipelines._classes import (
-    TeacherAnswers,
-    match_labels,
-    stored_map,
-    with_logits,
-)
-from scalekd.pipelines._identity import wanted_identity
+from scalekd.pipelines._classes import TeacherAnswers
+from scalekd.pipelines._extended import ExtendedCache
+from scalekd.pipelines._job import Job
 from scalekd.pipelines._notes import note
-from scalekd.pipelines._preflight import preflight, tidy_and_check_space, with_precision
+from scalekd.pipelines._preflight import tidy_and_check_space
+from scalekd.pipelines._processes import Processes
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._same_pixels import check_pixels
 from scalekd.pipelines._signals import terminable
 from scalekd.pipelines._write_shards import num_coding_threads, write_claimed
-from scalekd.storage import LocalStorage, Storage, is_remote, open_storage
-from scalekd.teachers import ABOUT_ORIGIN, Teacher, load_teacher
+from scalekd.storage import LocalStorage, Storage, open_storage
 from scalekd.training.compilation import check_backend, compile_faults
-from scalekd.views import ViewPolicy
 
-__all__ = ["CacheTeacherConfig", "CacheTeacherResult", "cache_teacher"]
+__all__ = ["CacheTeacherConfig", "CacheTeacherResult", "cache_teacher", "write_cache"]
 
-T = TypeVar("T")
-Rows = np.ndarray[Any, Any]
 _SOFTWARE = ("scalekd", "torch", "timm", "zarr", "numcodecs", "pcodec", "numpy")
 
 
@@ -95,122 +82,100 @@ class CacheTeacherResult(BaseModel):
     num_labelled_views: int = 0
 
 
-class Surroundings(Protocol):
-    """A cache that the one being written is to fit."""
+@dataclass(frozen=True)
+class CacheOrder:
+    """Where a job writes its cache, and how much of it.
+
+    Attributes:
+        output: Folder or URL of the cache.
+        passes: Passes to have in the end.
+        shards: First and last shard that this command may do; all when ``None``.
+        licence: Licence of the teacher's weights; what timm says of published ones when ``None``.
+        note: Free text for the manifest.
+        base: The cache that is extended, where this is an extension of one.
+    """
+
+    output: str | Path
+    passes: int
+    shards: tuple[int, int] | None = None
+    licence: str | None = None
+    note: str | None = None
+    base: ExtendedCache | None = None
 
     @property
-    def identity(self) -> Identity:
-        """Its own."""
-
-    def check_plan(self, wanted: Identity) -> None:
-        """Raise ``CacheMismatch`` unless this may be written."""
-
-    def check_pixels(self, drawn: DrawnViews) -> None:
-        """Raise ``CacheMismatch`` unless this machine draws the views of that cache."""
-
-    def check_shard(self, unit: int, shard: int, samples_sha256: str, pixel_hashes: Rows) -> None:
-        """Raise ``CacheMismatch`` unless a shard may be committed."""
+    def storage(self) -> Storage:
+        return open_storage(self.output)
 
 
 @terminable()
 @worker_faults()
-def cache_teacher(
-    config: CacheTeacherConfig, *, around: Surroundings | None = None
-) -> CacheTeacherResult:
+def cache_teacher(config: CacheTeacherConfig) -> CacheTeacherResult:
     """Write a cache, or finish one.
-
-    Args:
-        config: What to write.
-        around: What it has to fit, when it is an extension of another cache.
 
     Raises:
         ScaleKDError: Anything a user can mend; what was committed is kept.
     """
     if config.torchcompile:
         check_backend(config.torchcompile)
-    with strict_float32(), compile_faults(config.torchcompile):
-        if not is_remote(config.output):
-            return _cache_teacher(config, around)
-        with tempfile.TemporaryDirectory(prefix="scalekd-") as folder:
-            return _cache_teacher(config.model_copy(update={"work_folder": Path(folder)}), around)
-
-
-def _cache_teacher(config: CacheTeacherConfig, around: Surroundings | None) -> CacheTeacherResult:
-    # Accelerate starts gloo for processes on CPUs only when told that CPUs are meant.
-    state = PartialState(cpu=not torch.accelerator.is_available())
-    everyone = Coordinator(state.num_processes)
-
-    def on_main(work: Callable[[], T]) -> T | None:
-        """Run on the main process alone; all go on together, or fail together."""
-        return everyone.together(lambda: work() if state.is_main_process else None)
-
-    def tell(line: str) -> None:
-        if line and state.is_main_process:
-            note(line)
-
-    images, policy, data = everyone.together(lambda: preflight(config))
-    for line in images.notes:
-        tell(line)
-    config = everyone.together(lambda: with_precision(config, state.device))
-    teacher = everyone.together(lambda: load_teacher(config.teacher).to(state.device))
-    if config.torchcompile:
-        teacher.compile(backend=config.torchcompile)
-    config, line = everyone.together(lambda: with_logits(config, teacher))
-    tell(line)
-    existing = None if config.overwrite else everyone.together(lambda: read_plan(config.output))
-    match = everyone.together(lambda: match_labels(config, teacher, data, existing))
-    tell((match.note if match is not None else None) or "")
+    processes = Processes()
+    job = processes.together(lambda: Job.asked(config, processes.device))
     if config.overwrite:
-        on_main(lambda: remove_cache(config.output))
-    on_main(lambda: _prepare(config, teacher, images, policy, match, around))
-    plan, codecs = everyone.together(lambda: _join(config, teacher, images, policy))
-    config = config.model_copy(
-        update={"passes": max(config.passes, committed_passes(config.output, plan))}
-    )
-    layout = codecs.layout(plan.identity)
-    on_main(lambda: tidy_and_check_space(config, plan, layout))
-    place = None
-    if config.work_folder is not None:
-        place = open_storage(config.output)
-        begin(config.work_folder, plan, layout, config.passes)
-    approve = around.check_shard if around else None
-    answers = TeacherAnswers(match)
-    threads = num_coding_threads()
-    with CacheWriter(
-        config.folder, plan, layout, num_threads=threads, approve=approve, place=place
-    ) as writer:
-        work = everyone.together(lambda: _divide(config, writer, state))
-        drawn = _drawn_views(config, teacher, images, policy)
-        with ProgressReport("caching", work.num_views, enabled=state.is_main_process) as progress:
-            num_written = everyone.together(
-                lambda: _write_shards(
-                    config,
-                    writer,
-                    codecs,
-                    teacher,
-                    drawn,
-                    [*work.shards, *work.others],
-                    progress,
-                    answers,
+        processes.on_main(lambda: remove_cache(config.output))
+    order = CacheOrder(config.output, config.passes, config.shards, config.licence, config.note)
+    with compile_faults(config.torchcompile):
+        return write_cache(job, order, processes)
+
+
+@strict_float32()
+def write_cache(job: Job, order: CacheOrder, processes: Processes) -> CacheTeacherResult:
+    """Do what is missing of a job's cache; all processes call this together.
+
+    Raises:
+        ScaleKDError: Anything a user can mend; what was committed is kept.
+    """
+    for line in job.notes:
+        processes.note(line)
+    storage = order.storage
+    with _folder_to_write_in(storage) as folder:
+        begun = processes.on_main(lambda: _begin(job, order, folder))
+        plan, codecs = processes.together(lambda: _join(job, order, begun))
+        layout = codecs.layout(plan.identity)
+        num_passes = max(order.passes, committed_passes(storage, plan))
+        processes.on_main(lambda: _prepare(storage, plan, layout, num_passes))
+        if storage.is_remote:
+            begin(folder, plan, layout, num_passes)
+        answers = TeacherAnswers(job.match)
+        with CacheWriter(
+            folder,
+            plan,
+            layout,
+            num_threads=num_coding_threads(),
+            approve=order.base.check_shard if order.base else None,
+            place=storage if storage.is_remote else None,
+        ) as writer:
+            work = processes.together(lambda: _divide(writer, order.shards, num_passes, processes))
+            with ProgressReport("caching", work.num_views, enabled=processes.is_main) as progress:
+                num_written = processes.together(
+                    lambda: _write_shards(
+                        job, writer, codecs, [*work.shards, *work.others], progress, answers
+                    )
                 )
-            )
-        elsewhere = writer.elsewhere()
-    counts = everyone.collect((num_written, work.num_found, progress.done, elsewhere))
+            elsewhere = writer.elsewhere()
+    counts = processes.collect((num_written, work.num_found, progress.done, elsewhere))
+    answers = sum(processes.collect(answers), TeacherAnswers(job.match))
+    processes.note(_warning(job, answers))
+    manifest = processes.on_main(lambda: finish(storage, plan, layout, num_passes))
     num_views = sum(views for _, _, views, _ in counts)
-    answers = sum(everyone.collect(answers), TeacherAnswers(match))
-    if teacher.spec.weights_source != "random":
-        tell(answers.warning())
-    manifest = on_main(lambda: finish(config.output, plan, layout, config.passes))
     return CacheTeacherResult(
-        output=str(config.output),
+        output=str(order.output),
         cache_id=plan.cache_id,
         complete=manifest is not None,
-        is_main_process=state.is_main_process,
+        is_main_process=processes.is_main,
         num_samples=plan.identity.data.num_samples,
-        num_passes=config.passes,
+        num_passes=num_passes,
         num_shards=plan.identity.num_shards,
-        shards_written=sum(done for done, _, _, _ in counts),
-        shards_found=sum(found for _, found, _, _ in counts),
+        shards_written=sum(written for written, _, _, _ in counts),
+        shards_found=sum(present for _, present, _, _ in counts),
         shards_elsewhere=tuple(line for _, _, _, lines in counts for line in lines),
         views_written=num_views,
         skipped=len(manifest.skipped) if manifest else 0,
@@ -224,130 +189,90 @@ def _cache_teacher(config: CacheTeacherConfig, around: Surroundings | None) -> C
     )
 
 
-def _prepare(
-    config: CacheTeacherConfig,
-    teacher: Teacher,
-    images: ImageDataset,
-    policy: ViewPolicy,
-    match: ClassMatch | None,
-    around: Surroundings | None,
-) -> None:
-    """Calibrate and begin the cache, unless it was begun before, and then for this very job."""
-    plan = read_plan(config.output)
-    if plan is None:
-        if around is not None:  # before the teacher is asked for calibration
-            around.check_plan(wanted_identity(config, teacher, images, policy, around.identity))
-            around.check_pixels(_drawn_views(config, teacher, images, policy))
-        answers = TeacherAnswers(match)
-        keep_tail = around is None
-        calibration = calibrate(config, teacher, images, policy, answers, keep_tail=keep_tail)
-        if teacher.spec.weights_source != "random" and (warning := answers.warning()):
-            note(warning)  # before the hours that the teacher takes
-        identity = wanted_identity(
-            config,
-            teacher,
-            images,
-            policy,
-            calibration,
-            environment=around.identity.views.environment if around else None,
-            class_map=stored_map(config, match),
-        )
-        if around is not None:
-            around.check_plan(identity)
-        software = {name: importlib.metadata.version(name) for name in _SOFTWARE}
-        plan = Plan.of(
-            identity,
-            Provenance(
-                software=software,
-                licence=config.licence or teacher.spec.licence,
-                note=config.note,
-                measured={
-                    str(stage): errors for stage, errors in calibration.measured_errors.items()
-                },
-            ),
-        )
-        begin_form(config.output, config.form)
-        if config.work_folder is not None:
-            _send_tables(config.work_folder, open_storage(config.output), identity)
-        plan = commit_plan(config.output, plan)
-    _check_same_job(config, teacher, images, policy, plan)
-    begin_form(config.output, config.form)
-    layout = CacheCodecs.load(config.output, plan.identity).layout(plan.identity)
-    drawn = _drawn_views(config, teacher, images, policy)
-    check_pixels(open_storage(config.output), plan, layout, drawn)
-    begin(config.output, plan, layout, config.passes)
+@contextmanager
+def _folder_to_write_in(storage: Storage) -> Iterator[Path]:
+    """The folder of the cache; for a URL a temporary one, whose files are sent."""
+    if isinstance(storage, LocalStorage):
+        yield storage.root
+        return
+    with tempfile.TemporaryDirectory(prefix="scalekd-") as folder:
+        yield Path(folder)
 
 
-def _send_tables(folder: Path, place: Storage, identity: Identity) -> None:
-    """Their names are made from their content, so that none is ever replaced by another."""
+def _begin(job: Job, order: CacheOrder, folder: Path) -> Plan:
+    """Read the plan, or calibrate and commit one."""
+    storage, base = order.storage, order.base
+    plan = read_plan(storage)
+    if plan is not None:
+        return plan
+    if base is not None:
+        base.check(job)
+    answers = TeacherAnswers(job.match)
+    tables = calibrate(job, folder, answers, keep_tail=base is None)
+    if base is not None:  # its views are those of the cache, whatever draws them here
+        tables = replace(tables, environment=base.identity.views.environment)
+    if warning := _warning(job, answers):
+        note(warning)  # before the hours that the teacher takes
+    identity = job.identity(tables)
+    if base is not None:
+        base.check_identity(identity)
+    provenance = Provenance(
+        software={name: importlib.metadata.version(name) for name in _SOFTWARE},
+        licence=order.licence or job.teacher.spec.licence,
+        note=order.note,
+        measured=tables.measured,
+    )
+    begin_form(storage, job.form)
+    if storage.is_remote:
+        _send_tables(folder, storage, identity)
+    return commit_plan(storage, Plan.of(identity, provenance))
+
+
+def _send_tables(folder: Path, storage: Storage, identity: Identity) -> None:
+    """Send the tables; their names are made from their content, so none is replaced by another."""
     tables = table_files(identity).items()
-    place.commit_all({path: read_checked(LocalStorage(folder), path, d) for path, d in tables})
+    storage.commit_all({path: read_checked(LocalStorage(folder), path, d) for path, d in tables})
 
 
-def _join(
-    config: CacheTeacherConfig, teacher: Teacher, images: ImageDataset, policy: ViewPolicy
-) -> tuple[Plan, CacheCodecs]:
-    """Read the plan in force, and make sure that it is for the job at hand."""
-    plan = read_plan(config.output)
+def _join(job: Job, order: CacheOrder, begun: Plan | None) -> tuple[Plan, CacheCodecs]:
+    """Check, in every process, that the plan in force is that of the job and can be met here.
+
+    Args:
+        job: The job.
+        order: Where its cache is.
+        begun: The plan, in the process that began the cache.
+    """
+    storage = order.storage
+    plan = begun or read_plan(storage)
     if plan is None:
         raise EnvironmentFault(
-            f"{config.output} shows no plan, though another process wrote it: is it one folder,"
+            f"{order.output} shows no plan, though another process wrote it: is it one folder,"
             " shared by all machines?"
         )
-    _check_same_job(config, teacher, images, policy, plan)
-    codecs = CacheCodecs.load(config.output, plan.identity)
-    drawn = _drawn_views(config, teacher, images, policy)
-    check_pixels(open_storage(config.output), plan, codecs.layout(plan.identity), drawn)
+    job.check(plan, order.output)
+    for option in ("licence", "note"):
+        asked, committed = getattr(order, option), getattr(plan.provenance, option)
+        if asked is not None and asked != committed:
+            raise CacheMismatch(
+                f"--{option}: {order.output} was begun with {committed!r}, and {asked!r} is asked"
+                " for; a plan does not change: leave the option out, or pass --overwrite"
+            )
+    check_form(storage, job.form)
+    codecs = CacheCodecs.load(storage, plan.identity)
+    check_pixels(storage, plan, codecs.layout(plan.identity), job.drawn)
     return plan, codecs
 
 
-def _drawn_views(
-    config: CacheTeacherConfig, teacher: Teacher, images: ImageDataset, policy: ViewPolicy
-) -> DrawnViews:
-    return DrawnViews(
-        images,
-        policy,
-        config.seed,
-        teacher.spec.img_size,
-        skip_corrupt=config.skip_corrupt,
-        embed=config.embed,
-    )
+def _prepare(storage: Storage, plan: Plan, layout: Layout, num_passes: int) -> None:
+    """Write the metadata of all arrays, and look for room on the disk."""
+    begin(storage, plan, layout, num_passes)
+    if isinstance(storage, LocalStorage):
+        tidy_and_check_space(storage.root, plan, layout, num_passes)
 
 
-def _check_same_job(
-    config: CacheTeacherConfig,
-    teacher: Teacher,
-    images: ImageDataset,
-    policy: ViewPolicy,
-    plan: Plan,
-) -> None:
-    committed = plan.identity
-    wanted = wanted_identity(
-        config, teacher, images, policy, committed, class_map=committed.class_map
-    )
-    if wanted.teacher["weights_sha256"] == committed.teacher["weights_sha256"]:
-        # The same weights by another name, such as that of a folder of this machine.
-        origin = {n: v for n, v in committed.teacher.items() if n in ABOUT_ORIGIN}
-        own = {n: v for n, v in wanted.teacher.items() if n not in ABOUT_ORIGIN}
-        wanted = wanted.model_copy(update={"teacher": own | origin})
-    if wanted != plan.identity:
-        raise CacheMismatch(
-            f"{config.output} was begun for something else: {differences(plan.identity, wanted)}."
-            " Give the same options to finish it, choose another --output, or pass --overwrite"
-        )
-    names = config.teacher.class_names
-    if names is not None and list(names) != committed.teacher.get("class_names"):
-        raise CacheMismatch(
-            f"--teacher-classes: {config.output} was begun with other names of the teacher's"
-            " classes; leave the option out, choose another --output, or pass --overwrite"
-        )
-    for option in ("licence", "note"):
-        asked, stands = getattr(config, option), getattr(plan.provenance, option)
-        if asked is not None and asked != stands:
-            raise CacheMismatch(
-                f"--{option}: {config.output} was begun with {stands!r}, and {asked!r} is asked"
-                " for; a plan does not change: leave the option out, or pass --overwrite"
-            )
+def _warning(job: Job, answers: TeacherAnswers) -> str:
+    """What the teacher's answers say about its classes; random weights know none."""
+    return "" if job.teacher.spec.weights_source == "random" else answers.warning()
 
 
 @dataclass(frozen=True)
@@ -357,7 +282,7 @@ class _Work:
     Attributes:
         shards: Of its own share, those that were missing when it looked.
         others: Shards of the other processes, to take over when its own are done.
-        num_views: Of ``shards``.
+        num_views: Views of ``shards``.
         num_found: Shards of its own share that were committed before.
     """
 
@@ -367,47 +292,42 @@ class _Work:
     num_found: int
 
 
-def _divide(config: CacheTeacherConfig, writer: CacheWriter, state: PartialState) -> _Work:
-    """A share of the shards for every process, by number, and then whatever is left of others'.
+def _divide(
+    writer: CacheWriter, shards: tuple[int, int] | None, num_passes: int, processes: Processes
+) -> _Work:
+    """Give every process a share of the shards, by number, and then what is left of the others'.
 
     Leases see to it that each is written once; there are none where files are sent to a URL.
     """
     identity = writer.plan.identity
-    first, last = config.shards or (0, identity.num_shards - 1)
+    first, last = shards or (0, identity.num_shards - 1)
     every = [
-        (pass_index, shard)
-        for pass_index in range(config.passes)
-        for shard in range(first, last + 1)
+        (pass_index, shard) for pass_index in range(num_passes) for shard in range(first, last + 1)
     ]
-    own = every[state.process_index :: state.num_processes]
-    shards = [
+    own = every[processes.index :: processes.count]
+    missing = [
         (pass_index, shard)
         for pass_index, group in itertools.groupby(own, key=lambda pair: pair[0])
         for shard in writer.missing(pass_index, [shard for _, shard in group])
     ]
     others = []
     if writer.place is writer.folder:  # from the end, which their owners come to last
-        others = [pair for pair in reversed(every) if pair not in set(own)]
-    num_views = sum(identity.rows_of(shard) for _, shard in shards)
-    return _Work(shards, others, num_views, len(own) - len(shards))
+        mine = set(own)
+        others = [pair for pair in reversed(every) if pair not in mine]
+    num_views = sum(identity.rows_of(shard) for _, shard in missing)
+    return _Work(missing, others, num_views, len(own) - len(missing))
 
 
 def _write_shards(
-    config: CacheTeacherConfig,
+    job: Job,
     writer: CacheWriter,
     codecs: CacheCodecs,
-    teacher: Teacher,
-    drawn: DrawnViews,
     shards: Sequence[tuple[int, int]],
     progress: ProgressReport,
     answers: TeacherAnswers,
 ) -> int:
-    """Write those shards that nobody else writes; returns how many these were.
+    """Write those shards that no other command writes; returns how many these were.
 
-    A second round takes over what another job held during the first and died with.
+    A second round takes over what another command held during the first and died with.
     """
-    with worker_faults():
-        return sum(
-            write_claimed(config, writer, codecs, teacher, drawn, shards, progress, answers)
-            for _ in range(2)
-        )
+    return sum(write_claimed(job, writer, codecs, shards, progress, answers) for _ in range(2))

@@ -21,8 +21,10 @@ from scalekd.errors import CacheMismatch, UsageError
 from scalekd.images.samples import ImageDataset, Sample
 from scalekd.loading.embedded import EmbeddedImages
 from scalekd.loading.views import DrawnView, draw_view, replay_view
-from scalekd.pipelines._same_job import SameJob, TeacherAgain
+from scalekd.pipelines._arithmetic import strict_float32
+from scalekd.pipelines._job import Job, views_of
 from scalekd.pipelines._signals import terminable
+from scalekd.pipelines._sources import CacheSources
 from scalekd.pipelines._teacher_stream import TeacherArrays
 from scalekd.pipelines._write_shards import run_teacher
 from scalekd.teachers import Teacher, load_tail_bytes
@@ -135,7 +137,7 @@ def drawing_problem(reader: CacheReader, view: StoredView) -> tuple[DrawnView, s
     return drawn, None
 
 
-def check_images_named(config: SameJob) -> None:
+def check_images_named(config: CacheSources) -> None:
     """Raise ``UsageError`` if views cannot be drawn again for want of images."""
     if config.data_dir is None and read_form(config.cache).embed != "source":
         raise UsageError(
@@ -164,7 +166,8 @@ def tail_problem(reader: CacheReader, teacher: Teacher) -> str | None:
 
 
 @terminable()
-def deep_verify(config: SameJob, num_views: int) -> DeepFindings:
+@strict_float32()
+def deep_verify(config: CacheSources, num_views: int) -> DeepFindings:
     """Compare the tail with the teacher's, and ``num_views`` views with those drawn again.
 
     Pixel hashes are compared, and the stored targets with what the teacher gives for the pixels.
@@ -176,9 +179,14 @@ def deep_verify(config: SameJob, num_views: int) -> DeepFindings:
     """
     reader = open_cache(config.cache)
     identity = reader.identity
-    again = TeacherAgain(config, identity)
-    embedded = config.data_dir is None and reader.embed == "source"
-    images, teacher = EmbeddedImages.of(reader) if embedded else again.images, again.teacher
+    if config.data_dir is None and reader.embed == "source":
+        images: ImageDataset = EmbeddedImages.of(reader)
+    else:
+        images = config.images(config.open(), identity.data)
+    form = reader.layout.form
+    job = Job.of(identity, form, config, drawn=views_of(identity, form, images))
+    device = torch.accelerator.current_accelerator(check_available=True)
+    teacher = job.to(device or torch.device("cpu")).teacher
     groups = tuple(f"stage{stage}" for stage in reader.codecs.stages)
     groups += ("logits",) if reader.codecs.logits else ()
     groups = tuple(group for group in groups if reader.part.has_target(group))

@@ -3,29 +3,29 @@
 scalekd cache-teacher --model swin_l --data-dir /imagenet --output ./swin_l-cache --dry-run
 """
 
-import os
 import resource
 import shutil
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from accelerate import PartialState
 from pydantic import BaseModel, Field
 
-from scalekd.cache.planning import read_plan
-from scalekd.codecs import create_logit_codec, fit_codec, parse_codec
+from scalekd.codecs import FeatureCodec, LogitCodec, create_logit_codec, fit_codec, parse_codec
 from scalekd.errors import DataError
-from scalekd.loading.drawing import DrawnViews, DrawRequest
+from scalekd.loading.drawing import DrawRequest
+from scalekd.pipelines._arithmetic import num_cores, strict_float32
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._calibrate import num_calibration_views
-from scalekd.pipelines._classes import match_labels, with_logits
-from scalekd.pipelines._preflight import preflight, with_precision
+from scalekd.pipelines._job import Job
+from scalekd.pipelines._processes import Processes
+from scalekd.pipelines._teacher_stream import TeacherArrays
 from scalekd.pipelines._write_shards import num_coding_threads, run_teacher
 from scalekd.storage import open_storage
-from scalekd.teachers import Teacher, load_teacher
 from scalekd.threads import one_thread
 
 _PROBE_VIEWS = 64
@@ -175,79 +175,75 @@ class CacheEstimate(BaseModel):
         return lines
 
 
+@strict_float32()
 def estimate_cache(config: CacheTeacherConfig) -> CacheEstimate:
     """Draw and run one small batch, twice, and extrapolate.
 
     Raises:
         ScaleKDError: Whatever would stop the real run before its first shard.
     """
-    images, policy, data = preflight(config)
-    state = PartialState(cpu=not torch.accelerator.is_available())
-    teacher = load_teacher(config.teacher).to(state.device)
-    config, _ = with_logits(with_precision(config, state.device), teacher)
-    match_labels(config, teacher, data, None if config.overwrite else read_plan(config.output))
-    drawn = DrawnViews(
-        images, policy, config.seed, teacher.spec.img_size, config.skip_corrupt, embed=config.embed
-    )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    processes = Processes()
+    job = Job.asked(config, processes.device)
     host = Host(
-        num_cores=cores or 1,
+        num_cores=num_cores(),
         num_workers=config.workers,
         num_coding_threads=num_coding_threads(),
-        teacher_threads=torch.get_num_threads() if state.device.type == "cpu" else 0,
+        teacher_threads=torch.get_num_threads() if processes.device.type == "cpu" else 0,
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return CacheEstimate.of(
-        _probe(config, teacher, drawn),
+        _probe(job),
         host,
-        num_samples=len(images),
+        num_samples=len(job.images),
         num_passes=config.passes,
-        num_calibration_views=num_calibration_views(config, teacher, len(images)),
+        num_calibration_views=num_calibration_views(job),
         free_bytes=_free_bytes(config.output),
         peak_memory_bytes=peak * (1 if sys.platform == "darwin" else 1024),
     )
 
 
-def _probe(config: CacheTeacherConfig, teacher: Teacher, drawn: DrawnViews) -> Probe:
-    at_most = min(len(drawn.images), _PROBE_VIEWS, config.batch_size)
+def _probe(job: Job) -> Probe:
+    at_most = min(len(job.images), _PROBE_VIEWS, job.batch_size)
     started = time.perf_counter()
-    batch = drawn.draw(DrawRequest(0, 0, range(at_most)))
+    batch = job.drawn.draw(DrawRequest(0, 0, range(at_most)))
     draw_seconds = time.perf_counter() - started
     count = len(batch.keys)
     if not count:
-        raise DataError(f"{drawn.images.place}: every image of the probe is corrupt")
+        raise DataError(f"{job.images.place}: every image of the probe is corrupt")
     teacher_seconds = coding_seconds = 0.0
     target_bytes = 0
-    if config.stages or config.logits != "none":
-        run_teacher(teacher, batch.pixels, config.precision)
+    if job.keeps_targets:
+        run_teacher(job.teacher, batch.pixels, job.precision)
         started = time.perf_counter()
-        output = run_teacher(teacher, batch.pixels, config.precision)
+        output = run_teacher(job.teacher, batch.pixels, job.precision)
         teacher_seconds = time.perf_counter() - started
-        with one_thread():
-            request = parse_codec(config.codec)
-            codecs = [
-                (
-                    fit_codec(request, teacher.spec.stages[stage], [output.features[stage]]),
-                    output.features[stage],
-                )
-                for stage in config.stages
-            ]
-            started = time.perf_counter()
-            for codec, features in codecs:
-                target_bytes += sum(map(len, codec.pack(codec.encode(features)).values()))
-            if output.logits is not None and config.logits and config.logits != "none":
-                logits = create_logit_codec(config.logits, output.logits.shape[1])
-                packed = logits.pack(logits.encode(output.logits))
-                target_bytes += sum(map(len, packed.values()))
-            coding_seconds = time.perf_counter() - started
+        target_bytes, coding_seconds = _coded(job, output)
     return Probe(
         teacher_seconds=teacher_seconds / count,
         draw_seconds=draw_seconds / count,
         coding_seconds=coding_seconds / count,
         target_bytes=target_bytes / count,
         image_bytes=sum(map(len, batch.images)) / count,
-        in_tars=config.format == "webdataset",
+        in_tars=job.form.name == "webdataset",
     )
+
+
+@one_thread()
+def _coded(job: Job, output: TeacherArrays) -> tuple[int, float]:
+    """Bytes of a batch's targets, and seconds that one thread takes to code them."""
+    request, stages = parse_codec(job.request.codec), job.teacher.spec.stages
+    coded: list[tuple[FeatureCodec | LogitCodec, np.ndarray[Any, Any]]] = [
+        (fit_codec(request, stages[stage], [output.features[stage]]), output.features[stage])
+        for stage in job.request.stages
+    ]
+    if output.logits is not None and job.request.logits != "none":
+        logits = create_logit_codec(job.request.logits, output.logits.shape[1])
+        coded.append((logits, output.logits))
+    started = time.perf_counter()
+    num_bytes = sum(
+        len(part) for codec, values in coded for part in codec.pack(codec.encode(values)).values()
+    )
+    return num_bytes, time.perf_counter() - started
 
 
 def _free_bytes(output: str | Path) -> int | None:

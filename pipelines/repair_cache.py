@@ -11,11 +11,14 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
+import torch
 from pydantic import BaseModel
 
 from scalekd.cache.finishing import finish
+from scalekd.cache.forms import Form, read_form
 from scalekd.cache.forms.webdataset.form import INFO_FILE
 from scalekd.cache.layout import MANIFEST_FILE, SAMPLES, Layout, Unit, record_path, unit_path
 from scalekd.cache.lease import Leases, remove_settled
@@ -43,18 +46,20 @@ from scalekd.cache.targets import CacheCodecs, save_arrays
 from scalekd.cache.verify import verify
 from scalekd.cache.writer import CacheWriter
 from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
-from scalekd.loading.drawing import drawn_samples
+from scalekd.loading.drawing import DrawnViews, drawn_samples
+from scalekd.pipelines._arithmetic import strict_float32
 from scalekd.pipelines._calibrate import NUM_WITNESSES, calibrate
+from scalekd.pipelines._job import Job, views_of
 from scalekd.pipelines._progress import ProgressReport
-from scalekd.pipelines._same_job import SameJob, TeacherAgain
 from scalekd.pipelines._same_pixels import changed_versions, check_pixels, draw_witnesses
 from scalekd.pipelines._signals import terminable
+from scalekd.pipelines._sources import CacheSources
 from scalekd.pipelines._write_shards import write_claimed
 from scalekd.storage import LocalStorage, is_remote
 from scalekd.storage.files import remove_abandoned, temporary_beside
 
 
-class RepairConfig(SameJob):
+class RepairConfig(CacheSources):
     """What ``scalekd cache repair`` was asked for.
 
     Attributes:
@@ -86,7 +91,30 @@ class RepairResult(BaseModel):
     seconds: float
 
 
+class _Maker:
+    """Draws the views of the cache and runs its teacher, both opened when first needed."""
+
+    def __init__(self, sources: CacheSources, identity: Identity) -> None:
+        self._sources, self._identity = sources, identity
+
+    @cached_property
+    def form(self) -> Form:
+        return read_form(self._sources.cache)
+
+    @cached_property
+    def drawn(self) -> DrawnViews:
+        images = self._sources.images(self._sources.open(), self._identity.data)
+        return views_of(self._identity, self.form, images)
+
+    @cached_property
+    def job(self) -> Job:
+        device = torch.accelerator.current_accelerator(check_available=True)
+        job = Job.of(self._identity, self.form, self._sources, drawn=self.drawn)
+        return job.to(device or torch.device("cpu"))
+
+
 @terminable()
+@strict_float32()
 def repair_cache(config: RepairConfig) -> RepairResult:
     """Give back the cache as it was committed.
 
@@ -106,7 +134,7 @@ def repair_cache(config: RepairConfig) -> RepairResult:
     standing = believed(root)
     refuse_part(LocalStorage(root), "mended")
     remove_abandoned(root)
-    maker = TeacherAgain(config, standing.plan.identity)
+    maker = _Maker(config, standing.plan.identity)
     mended, redone = [], []
     for relative, content in damaged_form(root, standing).items():
         put(root, relative, content)
@@ -160,7 +188,7 @@ def _content(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def _mend_tables(root: Path, standing: Standing, maker: TeacherAgain, scratch: Path) -> list[str]:
+def _mend_tables(root: Path, standing: Standing, maker: _Maker, scratch: Path) -> list[str]:
     """Tail, witnesses and codec tables, which the plan names with their digests."""
     identity = standing.plan.identity
     expected = table_files(identity)
@@ -171,7 +199,7 @@ def _mend_tables(root: Path, standing: Standing, maker: TeacherAgain, scratch: P
         pixels = draw_witnesses(maker.drawn, at_most=NUM_WITNESSES)
         save_arrays(scratch, "witnesses", {"pixels": pixels})
     else:
-        calibrate(maker.stage_one(scratch), maker.teacher, maker.images, maker.drawn.policy)
+        calibrate(maker.job, scratch, keep_tail=identity.tail is not None)
     for path in lost:
         if not is_sound(scratch, path, expected[path]):
             raise CacheMismatch(
@@ -197,7 +225,7 @@ def _mend_shard(
     root: Path,
     standing: Standing,
     layout: Layout,
-    maker: TeacherAgain,
+    maker: _Maker,
     scratch: Path,
     leases: Leases,
     damage: ShardDamage,
@@ -232,13 +260,12 @@ def _redo(
     root: Path,
     standing: Standing,
     layout: Layout,
-    maker: TeacherAgain,
+    maker: _Maker,
     place: Path,
     unit: Unit,
     shard: int,
 ) -> ShardRecord:
     """Make one shard again in a work folder."""
-    drawn = maker.drawn  # before the teacher, whose weights take longer to read
     plan = commit_plan(place, standing.plan)
     begin(place, plan, layout, standing.num_passes)
     with CacheWriter(place, plan, layout) as writer:
@@ -249,20 +276,12 @@ def _redo(
             codecs = CacheCodecs.load(root, plan.identity)
             count = plan.identity.rows_of(shard)
             with ProgressReport(f"pass {unit}, shard {shard}", count) as progress:
-                write_claimed(
-                    maker.stage_one(place),
-                    writer,
-                    codecs,
-                    maker.teacher,
-                    drawn,
-                    [(int(unit), shard)],
-                    progress,
-                )
+                write_claimed(maker.job, writer, codecs, [(int(unit), shard)], progress)
     return read_record(place, plan, layout, unit, shard)
 
 
 def _samples_again(
-    root: Path, standing: Standing, layout: Layout, maker: TeacherAgain, shard: int
+    root: Path, standing: Standing, layout: Layout, maker: _Maker, shard: int
 ) -> tuple[SampleRows, tuple[str, ...]]:
     """Keys, labels and hashes of a shard's images; no teacher is asked."""
     first = shard * layout.identity.shard_size
@@ -281,7 +300,7 @@ def _hold_against_survivors(
     layout: Layout,
     damage: ShardDamage,
     redone: ShardRecord,
-    maker: TeacherAgain,
+    maker: _Maker,
 ) -> None:
     """Raise unless the redone shard is the one that was committed, as far as anything tells."""
     unit, shard, identity = damage.unit, damage.shard, layout.identity

@@ -129,7 +129,7 @@ def image_set(tmp_path: Path) -> Callable[[Mapping[int, bytes]], Path]:
 @pytest.fixture(scope="session")
 def make_cache(tiny_images: Path) -> Callable[..., Any]:
     """Runs stage one with a tiny random ViT; keywords go to its configuration."""
-    from scalekd.pipelines import _identity
+    from scalekd.pipelines import _sizes
     from scalekd.pipelines import cache_teacher as stage_one
     from scalekd.teachers import TeacherConfig
 
@@ -151,7 +151,7 @@ def make_cache(tiny_images: Path) -> Callable[..., Any]:
             **changes,
         }
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_identity, "BLOCK_SIZE", BLOCK_SIZE)
+            patch.setattr(_sizes, "BLOCK_SIZE", BLOCK_SIZE)
             return stage_one.cache_teacher(stage_one.CacheTeacherConfig(**settings))
 
     return make

@@ -20,7 +20,7 @@ from scalekd.codecs import FeatureCodec, LogitCodec, fit_codec, load_codec, save
 from scalekd.images import ImageDataset, open_dataset
 from scalekd.loading.drawing import DrawnBatch, DrawnViews, DrawRequest
 from scalekd.pipelines._cache_config import CacheTeacherConfig
-from scalekd.pipelines._identity import default_block_size, default_shard_size
+from scalekd.pipelines._sizes import default_block_size, default_shard_size
 from scalekd.pipelines.cache_teacher import cache_teacher
 from scalekd.shapes import FeatureShape
 from scalekd.teachers import TeacherConfig, TeacherSpec

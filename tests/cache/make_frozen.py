@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from test_frozen import FOLDER, IMAGES, decoded, expected
 
-from scalekd.pipelines import _identity
+from scalekd.pipelines import _sizes
 from scalekd.pipelines import cache_teacher as stage_one
 from scalekd.teachers import TeacherConfig
 
@@ -58,7 +58,7 @@ def main() -> None:
     if FOLDER.exists():
         sys.exit(f"{FOLDER} exists and stays")
     write_images()
-    _identity.BLOCK_SIZE = 2
+    _sizes.BLOCK_SIZE = 2
     teacher = TeacherConfig(
         model="test_vit",
         pretrained=False,

@@ -19,7 +19,7 @@ from scalekd.cache.finishing import finish
 from scalekd.cache.manifest import Manifest
 from scalekd.cache.verify import verify
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, EnvironmentFault, UsageError
-from scalekd.pipelines import _calibrate, _identity
+from scalekd.pipelines import _calibrate, _sizes
 from scalekd.pipelines import cache_teacher as stage_one
 
 MakeCache = Callable[..., Any]
@@ -516,7 +516,7 @@ def test_lean_caches(
 def test_blocks_cut_a_shard_evenly_and_as_large_as_they_may(
     shard_size: int, block_size: int
 ) -> None:
-    assert _identity.default_block_size(shard_size) == block_size
+    assert _sizes.default_block_size(shard_size) == block_size
 
 
 @pytest.mark.parametrize(
@@ -524,7 +524,7 @@ def test_blocks_cut_a_shard_evenly_and_as_large_as_they_may(
     [(1, 256), (16_384, 256), (16_385, 512), (1_281_167, 4096), (10**9, 4096)],
 )
 def test_shards_by_default(num_samples: int, shard_size: int) -> None:
-    assert _identity.default_shard_size(num_samples) == shard_size
+    assert _sizes.default_shard_size(num_samples) == shard_size
 
 
 def test_a_manifest_holds_no_date_and_no_place(sound_cache: Path, tiny_images: Path) -> None:

@@ -20,7 +20,7 @@ from scalekd.cli.main import main
 from scalekd.errors import UsageError
 from scalekd.loading import views as data_views
 from scalekd.pipelines import doctor
-from scalekd.pipelines._same_job import SameJob
+from scalekd.pipelines._sources import CacheSources
 from scalekd.pipelines.check_replay import DeepFindings, deep_verify
 from scalekd.pipelines.doctor import diagnose
 from tests.reliability.mutations import sealed
@@ -49,7 +49,7 @@ def forge(cache_copy: Path) -> Forge:
 
 
 def _deep(root: Path, images: Path, num_views: int = 140) -> DeepFindings:
-    return deep_verify(SameJob(cache=root, data_dir=str(images), workers=0), num_views)
+    return deep_verify(CacheSources(cache=root, data_dir=str(images), workers=0), num_views)
 
 
 @pytest.mark.parametrize("codec", ["float16", "transform"])

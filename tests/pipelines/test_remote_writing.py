@@ -115,9 +115,9 @@ def test_overwrite_removes_a_cache_and_nothing_else(
 def test_no_permission_is_found_before_the_teacher_is_loaded(
     s3: Any, make_cache: Callable[..., Any], status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from scalekd.pipelines import cache_teacher as stage_one
+    from scalekd.pipelines import _job
 
-    monkeypatch.setattr(stage_one, "load_teacher", lambda config: pytest.fail("loaded"))
+    monkeypatch.setattr(_job, "load_teacher", lambda config: pytest.fail("loaded"))
     body = b"<Error><Code>ExpiredToken</Code></Error>"
     s3.fail("status", status=status, body=body, method="PUT", times=None)
     with pytest.raises(EnvironmentFault, match="refuses the credentials"):

@@ -12,7 +12,7 @@ import pytest
 
 from scalekd.cache.verify import verify
 from scalekd.errors import CacheCorrupt, CacheError, CacheMismatch, DataError, UsageError
-from scalekd.pipelines import _same_job
+from scalekd.pipelines import _sources
 from scalekd.pipelines.repair_cache import RepairConfig, RepairResult, repair_cache
 
 FileContents = Callable[[Path], dict[str, bytes]]
@@ -72,7 +72,7 @@ def test_a_damaged_shard_is_redone_and_only_that_file_written(
         content[len(content) // 2] ^= 1
         path.write_bytes(content if damage == "flipped" else b"")
     if kind in _NEEDS_IMAGES:
-        monkeypatch.setattr(_same_job, "load_teacher", None)
+        monkeypatch.setattr(_sources, "load_teacher", None)
     times = {entry: entry.stat().st_mtime_ns for entry in cache_copy.rglob("*") if entry != path}
     result = repair(cache_copy)
     assert result.sound

@@ -1,0 +1,65 @@
+"""The cache that an extension is written beside, and what of the extension must agree with it."""
+
+from typing import Any
+
+import numpy as np
+
+from scalekd.cache import CacheReader
+from scalekd.cache.extensions import check_fits
+from scalekd.cache.layout import SAMPLES
+from scalekd.cache.manifest import Identity
+from scalekd.errors import CacheMismatch
+from scalekd.pipelines._job import Job
+from scalekd.pipelines._same_pixels import check_pixels
+
+
+class ExtendedCache:
+    """Compares an extension that is being written with the cache that it extends.
+
+    Args:
+        base: That cache, opened.
+    """
+
+    def __init__(self, base: CacheReader) -> None:
+        self._base = base
+
+    @property
+    def identity(self) -> Identity:
+        """Identity of the cache that is extended."""
+        return self._base.identity
+
+    def check(self, job: Job) -> None:
+        """Check, before the teacher runs, that a job's targets belong to the views of the cache.
+
+        Raises:
+            CacheMismatch: The teacher takes pixels of another size, or this machine draws other
+                pixels.
+        """
+        spec, views = job.teacher.spec, self.identity.views
+        if tuple(spec.img_size) != tuple(views.view_size):
+            raise CacheMismatch(
+                f"{self._base.place}: its views have {views.view_size} pixels, and {spec.model}"
+                f" takes {spec.img_size}"
+            )
+        base = self._base
+        check_pixels(base.storage, base.manifest.plan, base.layout, job.drawn)
+
+    def check_identity(self, identity: Identity) -> None:
+        """Raise ``CacheMismatch`` unless samples, views and shards are those of the cache."""
+        check_fits(self.identity, identity, where="what --name is to add")
+
+    def check_shard(
+        self, unit: int, shard: int, samples_sha256: str, pixel_hashes: np.ndarray[Any, Any]
+    ) -> None:
+        """Raise ``CacheMismatch`` unless a shard's samples and pixels are those of the cache."""
+        record = self._base.record(SAMPLES, shard)
+        where = f"{self._base.place}: shard {shard}"
+        if samples_sha256 != record.samples_sha256:
+            raise CacheMismatch(f"{where}: the images now give other samples than it was made from")
+        first = int(self._base.samples.starts[shard])
+        rows = self._base.read_rows(unit, first, record.num_rows, ["pixel_hash"])
+        if not np.array_equal(rows["pixel_hash"], pixel_hashes):
+            raise CacheMismatch(
+                f"{where} of pass {unit}: this machine draws other pixels than the cache's teacher"
+                " saw; add to it with the versions that `scalekd cache info` names"
+            )
