@@ -17,6 +17,7 @@ from PIL import Image
 from scalekd.codecs import FeatureCodec, fit_codec, load_codec, save_codec
 from scalekd.shapes import FeatureShape
 from scalekd.teachers import Teacher, TeacherConfig, load_teacher
+from scalekd.threads import one_thread
 
 # Real features of a middle layer cost about 1.7 bits a value at an error of 1 %, final ones 0.4
 # (docs/codec.md); made-up features with these spectra cost about as much.
@@ -169,7 +170,9 @@ def ready_codec(setting: Setting, stage: int) -> FeatureCodec:
     if not path.exists():
         views = made_up_features(stage, shape, 64 if setting.tiny else 120, seed=0)
         partial = setting.work / f"codec-{stage}.{os.getpid()}.safetensors"
-        save_codec(partial, fit_codec("transform:error=0.01", shape, [views]))
+        with one_thread():  # several fits run side by side
+            codec = fit_codec("transform:error=0.01", shape, [views])
+        save_codec(partial, codec)
         partial.rename(path)
     return load_codec(path, shape)
 
