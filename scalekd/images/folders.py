@@ -103,6 +103,9 @@ def _listed(
             others.setdefault("/".join(parts[:1]) if len(parts) > 1 else "", []).append(path)
     for reason, path in listing.skipped:
         left_out.add(reason, path[start:])
+        top, below, _ = path[start:].partition("/")
+        if below and not _is_hidden(top):
+            others.setdefault(top, []).append(path[start:])
     return images, left_out, others
 
 

@@ -118,8 +118,8 @@ def _class_number(data: bytes, where: str) -> int:
     number = None if text is None else _as_number(text)
     if number is None:
         raise DataError(
-            f"{where} is not a class number; if another member holds the label, name it with"
-            " --target-key, or ignore labels with --labels none"
+            f"{where} is not a class number; read names of classes with --target-key cls, name"
+            " another member that holds the label, or ignore labels with --labels none"
         )
     return number
 

@@ -54,14 +54,15 @@ def open_dataset(
     if data_dir.startswith(PREFIX):
         return open_hub(data_dir.removeprefix(PREFIX), split, _columns(options))
     location, pattern = _location_and_pattern(data_dir)
-    storage = _storage(location, local_cache)
+    root = None if is_remote(location) else Path(location)
+    storage = LinkedStorage(root) if root else open_storage(location, local_cache=local_cache)
     if pattern is None and _is_pattern(split):
         pattern = split
     if pattern is not None:
         place = data_dir if pattern != split else storage.locate(pattern)
-        return _open_files(storage, _matching(storage, pattern), place, options)
+        return _open_files(storage, root, _matching(storage, pattern), place, options)
     split = split.strip("/").removeprefix("./")
-    if isinstance(storage, LinkedStorage) and not storage.root.is_dir():
+    if root is not None and not root.is_dir():
         raise DataError(f"no data at {data_dir}: there is no such folder")
     parent, _, name = split.rpartition("/")
     try:
@@ -72,13 +73,13 @@ def open_dataset(
         ) from None
     tars = [file for file in files if fnmatch.fnmatchcase(_base(file), f"{name}-*.tar")]
     if tars:
-        return _open_files(storage, tars, storage.locate(f"{split}-*.tar"), options)
-    saved = _saved(storage, split)
+        return _open_files(storage, root, tars, storage.locate(f"{split}-*.tar"), options)
+    saved = None if root is None else _saved(root, split)
     if saved is not None:
         return open_saved(saved, _columns(options))
     tables = _tables(storage, split, folders, files)
     if tables:
-        return _open_files(storage, tables, f"{storage.place}, split {split}", options)
+        return _open_files(storage, root, tables, f"{storage.place}, split {split}", options)
     for option in ("input_key", "target_key", "key_column"):
         if getattr(options, option) is not None:
             raise UsageError(
@@ -98,7 +99,11 @@ def open_dataset(
 
 
 def _open_files(
-    storage: Storage, files: Sequence[StoredFile], place: str, options: ImageOptions
+    storage: Storage,
+    root: Path | None,
+    files: Sequence[StoredFile],
+    place: str,
+    options: ImageOptions,
 ) -> ImageDataset:
     """Open shards or tables."""
     if not files[0].path.endswith(".parquet"):
@@ -106,12 +111,12 @@ def _open_files(
             raise UsageError(f"--key-column: {place} are shards, whose keys are members' names")
         labels = LabelReader(options.target_key, labelled=options.labels == "auto")
         return TarImages.open(storage, files, place, labels=labels, input_key=options.input_key)
-    if not isinstance(storage, LinkedStorage):
+    if root is None:
         raise UsageError(
             f"{place}: tables are read from a local folder or, with --data-dir hfds/NAME, from the"
             " Hugging Face Hub; fetch them first, or convert them to tars"
         )
-    return open_parquet([storage.path(file.path) for file in files], place, _columns(options))
+    return open_parquet([root / file.path for file in files], place, _columns(options))
 
 
 def _columns(options: ImageOptions) -> Columns:
@@ -120,15 +125,12 @@ def _columns(options: ImageOptions) -> Columns:
     )
 
 
-def _saved(storage: Storage, split: str) -> Path | None:
+def _saved(root: Path, split: str) -> Path | None:
     """The folder of a split that ``save_to_disk`` wrote, or ``None``."""
-    if not isinstance(storage, LinkedStorage):
-        return None
-    folder, root = storage.path(split), storage.root
-    if (folder / "state.json").is_file():
-        return folder
+    if (root / split / "state.json").is_file():
+        return root / split
     if (root / "dataset_dict.json").is_file():
-        names = listed(name for name in storage.folders() if (root / name / "state.json").is_file())
+        names = listed(sorted(state.parent.name for state in root.glob("*/state.json")))
         raise DataError(f"{root}: has no split {split} (splits: {names})")
     if split in ("train", ".") and (root / "state.json").is_file():
         return root
@@ -189,12 +191,6 @@ def _location_and_pattern(data_dir: str) -> tuple[str, str | None]:
     if is_remote(data_dir) and first < 3:
         raise UsageError(f"{data_dir}: the host or bucket of a URL cannot be a pattern")
     return "/".join(parts[:first]) or ("/" if first else "."), "/".join(parts[first:])
-
-
-def _storage(location: str, local_cache: LocalCache | None) -> Storage:
-    if is_remote(location):
-        return open_storage(location, local_cache=local_cache)
-    return LinkedStorage(location)
 
 
 def _is_glob(text: str) -> bool:

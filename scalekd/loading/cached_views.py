@@ -184,6 +184,8 @@ class CachedViews(Dataset[Batch]):
         if self.images is None or self._positions is None:
             return
         samples, here = self.reader.samples, self.images.labels[self._positions]
+        if (samples.labels < 0).all():
+            return  # written with --labels none; what needs labels refuses such a cache
         # An image without a label says nothing against the cache's.
         changed = np.flatnonzero((here != samples.labels) & (here >= 0))
         if not len(changed):

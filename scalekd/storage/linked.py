@@ -41,10 +41,17 @@ class LinkedStorage(LocalStorage):
             return _walk(self.path(prefix), prefix)
 
     def files(self, prefix: str = "") -> Sequence[StoredFile]:
+        if not self.path(prefix).is_dir():
+            return []
         with _readable(self.path(prefix)):
             names = sorted(entry.name for entry in os.scandir(self.path(prefix)))
         paths = [f"{prefix}/{name}" if prefix else name for name in names]
-        return [file for file in map(self.describe, paths) if file is not None]
+        # A broken link is listed as well, so that whoever wants the file hears that it is missing.
+        return [
+            self.describe(path) or StoredFile(path, 0, 0.0, "missing")
+            for path in paths
+            if not self.path(path).is_dir()
+        ]
 
     def folders(self, prefix: str = "") -> Sequence[str]:
         top = self.path(prefix)

@@ -182,6 +182,20 @@ def test_a_folder_of_classes_in_a_bucket(
     assert [found[i] for i in range(12)] == [local[i] for i in range(12)]
 
 
+def test_remote_shards_without_labels_keep_their_order(
+    s3: Any, upload: Upload, tmp_path: Path, write_tar: Callable[..., Path]
+) -> None:
+    """So that reading stays sequential; nothing shows whether they are shuffled."""
+    members = {f"{number:04d}.jpg": b"%d" % number for number in range(600)}
+    write_tar(tmp_path / "set/train-0.tar", members)
+    upload(tmp_path / "set", f"{s3.bucket}/unlabelled")
+    found, local = open_dataset(f"{s3.bucket}/unlabelled"), open_dataset(str(tmp_path / "set"))
+    assert [found.key(index) for index in range(3)] == ["0000", "0001", "0002"]
+    assert (found.labels == -1).all()
+    assert found.keys.tolist() == local.stored_order().keys.tolist()
+    assert found[7].image == b"7"
+
+
 @pytest.mark.parametrize(
     ("split", "words"),
     [
