@@ -24,12 +24,13 @@ from scalekd.images import ImageDataset
 from scalekd.loading import open_images
 from scalekd.loading.drawing import DrawnViews
 from scalekd.models.classes import Classes, ClassMatch, classes_of_data
-from scalekd.pipelines._arithmetic import auto_precision
+from scalekd.pipelines._arithmetic import auto_precision, compute_environment
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._classes import choose_logits, match_labels, stored_map
 from scalekd.pipelines._preflight import check_options, check_output, check_shards
 from scalekd.pipelines._sizes import default_block_size, default_shard_size
 from scalekd.pipelines._sources import CacheSources
+from scalekd.pipelines._teacher_stream import EncoderName, default_encoder
 from scalekd.storage import make_local_cache
 from scalekd.teachers import ABOUT_ORIGIN, Teacher, TeacherSpec, load_teacher
 from scalekd.views import ViewPolicy, pixel_environment
@@ -84,6 +85,7 @@ class Job:
         block_size: Views a block.
         form: Form of the cache.
         workers: Processes that draw views.
+        compiler: Backend of ``torch.compile`` by which the teacher is compiled, if it is.
         match: The teacher's class of each label; ``None`` where labels are not compared.
         class_map: What a new plan keeps of ``match``.
         class_names: Names that were given for the teacher's classes, if any were.
@@ -99,6 +101,7 @@ class Job:
     block_size: int
     form: Form
     workers: int
+    compiler: str | None = None
     match: ClassMatch | None = None
     class_map: ClassMap | None = None
     class_names: tuple[str, ...] | None = None
@@ -159,6 +162,7 @@ class Job:
             block_size=config.block_size or default_block_size(shard_size),
             form=config.form,
             workers=config.workers,
+            compiler=config.torchcompile,
             match=match,
             class_map=stored_map(config.class_map, match),
             class_names=config.teacher.class_names,
@@ -232,6 +236,17 @@ class Job:
     def keeps_targets(self) -> bool:
         """Whether anything of the teacher's output is kept."""
         return bool(self.request.stages) or self.request.logits != "none"
+
+    def computed(self, encoder: EncoderName | None = None) -> dict[str, str] | None:
+        """How this machine computes the targets; ``None`` where only views are kept.
+
+        Args:
+            encoder: Who encodes features; what suits the teacher's device when ``None``.
+        """
+        if not self.keeps_targets:
+            return None
+        device = self.teacher.mean.device
+        return compute_environment(device, encoder or default_encoder(device), self.compiler)
 
     def identity(self, tables: Tables) -> Identity:
         """The identity of the cache that this job writes with ``tables``."""

@@ -24,7 +24,7 @@ from scalekd.loading.drawing import (
     drawing_loader,
     shard_requests,
 )
-from scalekd.pipelines._arithmetic import num_cores
+from scalekd.pipelines._arithmetic import num_cores, strict_float32
 from scalekd.pipelines._classes import TeacherAnswers
 from scalekd.pipelines._job import Job
 from scalekd.pipelines._progress import ProgressReport
@@ -82,6 +82,7 @@ def _claimed_requests(
 
 
 @one_blas_thread()
+@strict_float32()
 def write_claimed(
     job: Job,
     writer: CacheWriter,

@@ -152,6 +152,7 @@ def write_cache(job: Job, order: CacheOrder, processes: Processes) -> CacheTeach
             num_threads=num_coding_threads(),
             approve=order.base.check_shard if order.base else None,
             place=storage if storage.is_remote else None,
+            computed=job.computed(),
         ) as writer:
             work = processes.together(lambda: _divide(writer, order.shards, num_passes, processes))
             with ProgressReport("caching", work.num_views, enabled=processes.is_main) as progress:
@@ -218,6 +219,7 @@ def _begin(job: Job, order: CacheOrder, folder: Path) -> Plan:
         base.check_identity(identity)
     provenance = Provenance(
         software={name: importlib.metadata.version(name) for name in _SOFTWARE},
+        computed=job.computed(),
         licence=order.licence or job.teacher.spec.licence,
         note=order.note,
         measured=tables.measured,

@@ -225,7 +225,8 @@ def _copy_shards(
             planes, rows = _read(reader, block)
             shard.write_block(lambda planes=planes: planes, rows)  # type: ignore[misc]
         if request.last:
-            shard.commit(reader.record(request.pass_index, request.shard).skipped)
+            record = reader.record(request.pass_index, request.shard)
+            shard.commit(record.skipped, record.computed)
             shard, num_written = None, num_written + 1
         progress.advance(request.count)
     return num_written

@@ -44,6 +44,8 @@ class CacheInfo(BaseModel):
     bytes_per_view_by_array: dict[str, float]
     environment: dict[str, str]
     software: dict[str, str]
+    computed: dict[str, str] | None
+    computed_otherwise: tuple[dict[str, str], ...]
     note: str | None
     part: str | None
     extensions: tuple[str, ...]
@@ -85,6 +87,11 @@ class CacheInfo(BaseModel):
         for name, num_bytes in self.bytes_per_view_by_array.items():
             yield f"  {name}", f"{num_bytes:,.2f} B a view"
         yield "drawn with", ", ".join(f"{k} {v}" for k, v in self.environment.items())
+        if self.computed is not None:
+            yield "computed on", ", ".join(f"{k} {v}" for k, v in self.computed.items())
+        for facts in self.computed_otherwise:
+            # Rounding differs between its shards, within the codec's error.
+            yield "  and, mixed,", ", ".join(f"{k} {v}" for k, v in facts.items())
         if self.part:
             yield "here", f"a part: {self.part}"
         if self.extensions:
@@ -140,6 +147,8 @@ def cache_info(place: Place) -> CacheInfo:
         bytes_per_view_by_array=_bytes_by_array(reader),
         environment=identity.views.environment,
         software=manifest.plan.provenance.software,
+        computed=manifest.plan.provenance.computed,
+        computed_otherwise=manifest.computed_otherwise,
         note=manifest.plan.provenance.note,
         part=None if reader.part.is_all else str(reader.part),
         extensions=_extensions(reader),

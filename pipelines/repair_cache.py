@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,11 +21,11 @@ from pydantic import BaseModel
 from scalekd.cache.finishing import finish
 from scalekd.cache.forms import Form, read_form
 from scalekd.cache.forms.webdataset.form import INFO_FILE
-from scalekd.cache.layout import MANIFEST_FILE, SAMPLES, Layout, Unit, record_path, unit_path
+from scalekd.cache.layout import MANIFEST_FILE, SAMPLES, Layout, record_path, unit_path
 from scalekd.cache.lease import Leases, remove_settled
-from scalekd.cache.manifest import Identity, ShardRecord, canonical
+from scalekd.cache.manifest import Identity, Plan, ShardRecord, canonical
 from scalekd.cache.planning import begin, commit_plan
-from scalekd.cache.records import read_record, record_hash
+from scalekd.cache.records import read_record
 from scalekd.cache.repair import (
     ShardDamage,
     Standing,
@@ -34,6 +35,7 @@ from scalekd.cache.repair import (
     damaged_shards,
     drop_manifest,
     is_sound,
+    proven,
     put,
     record_from_files,
     remove_stranger,
@@ -47,16 +49,18 @@ from scalekd.cache.verify import verify
 from scalekd.cache.writer import CacheWriter
 from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
 from scalekd.loading.drawing import DrawnViews, drawn_samples
-from scalekd.pipelines._arithmetic import strict_float32
+from scalekd.pipelines._arithmetic import compute_environment, strict_float32
 from scalekd.pipelines._calibrate import NUM_WITNESSES, calibrate
 from scalekd.pipelines._job import Job, views_of
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._same_pixels import changed_versions, check_pixels, draw_witnesses
 from scalekd.pipelines._signals import terminable
 from scalekd.pipelines._sources import CacheSources
+from scalekd.pipelines._teacher_stream import EncoderName
 from scalekd.pipelines._write_shards import write_claimed
 from scalekd.storage import LocalStorage, is_remote
 from scalekd.storage.files import remove_abandoned, temporary_beside
+from scalekd.training.compilation import check_backend
 
 
 class RepairConfig(CacheSources):
@@ -106,11 +110,23 @@ class _Maker:
         images = self._sources.images(self._sources.open(), self._identity.data)
         return views_of(self._identity, self.form, images)
 
+    @property
+    def device(self) -> torch.device:
+        device = torch.accelerator.current_accelerator(check_available=True)
+        return device or torch.device("cpu")
+
     @cached_property
     def job(self) -> Job:
-        device = torch.accelerator.current_accelerator(check_available=True)
         job = Job.of(self._identity, self.form, self._sources, drawn=self.drawn)
-        return job.to(device or torch.device("cpu"))
+        return job.to(self.device)
+
+    def compiled_job(self, compiler: str | None) -> Job:
+        """The job with its teacher compiled by this backend of ``torch.compile``, if by any."""
+        if compiler is None:
+            return self.job
+        check_backend(compiler)
+        self.job.teacher.compile(backend=compiler)
+        return replace(self.job, compiler=compiler)
 
 
 @terminable()
@@ -204,21 +220,42 @@ def _mend_tables(root: Path, standing: Standing, maker: _Maker, scratch: Path) -
         if not is_sound(scratch, path, expected[path]):
             raise CacheMismatch(
                 f"{root / path}: made again, it is not the file that was committed;"
-                f" {_why(identity)}"
+                f" {_why(standing.plan, None, maker)}"
             )
         put(root, path, (scratch / path).read_bytes())
     return lost
 
 
-def _why(identity: Identity) -> str:
+def _why(plan: Plan, record: ShardRecord | None, maker: _Maker) -> str:
     """What may make this machine give other bytes."""
-    changed = changed_versions(identity.views.environment)
+    changed = changed_versions(plan.identity.views.environment)
+    if changed:
+        versions = ", ".join(changed)
+        return f"the cache was written with other versions ({versions}): repair it with those"
+    there = _computed_there(plan, record)
+    here = compute_environment(maker.device, _encoder(there), there.get("compiler"))
+    other = [
+        f"{name} {there[name]} there, {here.get(name, 'none')} here"
+        for name in sorted(there)
+        if there[name] != here.get(name)
+    ]
+    if other:
+        facts = ", ".join(other)
+        return f"the targets were computed otherwise ({facts}): repair it on such a machine"
     return (
-        f"the cache was written with other versions ({', '.join(changed)}): repair it with those"
-        if changed
-        else "the processor or the version of torch computes otherwise here (`scalekd cache info`"
-        " names the versions): repair on a machine like the one that wrote the cache"
+        "the processor or the version of torch computes otherwise here (`scalekd cache info` names"
+        " the versions): repair on a machine like the one that wrote the cache"
     )
+
+
+def _computed_there(plan: Plan, record: ShardRecord | None) -> dict[str, str]:
+    """How the targets of a shard were computed, as far as the cache says."""
+    return (record and record.computed) or plan.provenance.computed or {}
+
+
+def _encoder(computed: dict[str, str]) -> EncoderName:
+    """Who encoded the features; older releases had one encoder."""
+    return "torch" if computed.get("encoder") == "torch" else "numpy"
 
 
 def _mend_shard(
@@ -242,8 +279,8 @@ def _mend_shard(
             if made is not None:
                 put(root, path, canonical(made))
                 return [path], False
-        redone = _redo(root, standing, layout, maker, scratch / "shards", unit, shard)
-        _hold_against_survivors(root, standing, layout, damage, redone, maker)
+        redone = _redo(root, standing, layout, maker, scratch / "shards", damage)
+        redone = _hold_against_survivors(root, standing, layout, damage, redone, maker)
         files = [f for f, found in redone.files.items() if not is_sound(root, f, found)]
         for relative in files:
             put(root, relative, (scratch / "shards" / relative).read_bytes())
@@ -262,21 +299,25 @@ def _redo(
     layout: Layout,
     maker: _Maker,
     place: Path,
-    unit: Unit,
-    shard: int,
+    damage: ShardDamage,
 ) -> ShardRecord:
-    """Make one shard again in a work folder."""
+    """Make one shard again in a work folder, encoded as it was."""
+    unit, shard = damage.unit, damage.shard
+    there = _computed_there(standing.plan, damage.record)
     plan = commit_plan(place, standing.plan)
     begin(place, plan, layout, standing.num_passes)
-    with CacheWriter(place, plan, layout) as writer:
-        if unit == SAMPLES:
+    encoder = _encoder(there)
+    job = None if unit == SAMPLES else maker.compiled_job(there.get("compiler"))
+    computed = job.computed(encoder) if job else None
+    with CacheWriter(place, plan, layout, computed=computed) as writer:
+        if job is None:
             rows, skipped = _samples_again(root, standing, layout, maker, shard)
             writer.commit_samples(shard, rows, skipped)
         else:
             codecs = CacheCodecs.load(root, plan.identity)
             count = plan.identity.rows_of(shard)
             with ProgressReport(f"pass {unit}, shard {shard}", count) as progress:
-                write_claimed(maker.job, writer, codecs, [(int(unit), shard)], progress)
+                write_claimed(job, writer, codecs, [(int(unit), shard)], progress, encoder=encoder)
     return read_record(place, plan, layout, unit, shard)
 
 
@@ -301,27 +342,28 @@ def _hold_against_survivors(
     damage: ShardDamage,
     redone: ShardRecord,
     maker: _Maker,
-) -> None:
-    """Raise unless the redone shard is the one that was committed, as far as anything tells."""
-    unit, shard, identity = damage.unit, damage.shard, layout.identity
+) -> ShardRecord:
+    """The committed record; raises unless the redone shard is its, as far as anything tells."""
+    unit, shard = damage.unit, damage.shard
     expected = standing.record_hash_of(unit, shard)
     what = f"{root}: shard {shard} of {'the samples' if unit == SAMPLES else f'pass {unit}'}"
+    why = f"{_why(standing.plan, damage.record, maker)}. Nothing was replaced"
     if damage.record is not None:
-        if redone == damage.record:
-            return
+        if redone.model_copy(update={"computed": damage.record.computed}) == damage.record:
+            return damage.record
         committed = damage.record.files
         other = [path for path, found in redone.files.items() if committed.get(path) != found]
         raise CacheMismatch(
             f"{what}, made again, has other bytes than were committed, such as"
-            f" {(other or ['its samples'])[0]}: {_why(identity)}. Nothing was replaced"
+            f" {(other or ['its samples'])[0]}: {why}"
         )
     if expected is not None:
-        if record_hash(redone) != expected:
+        committed_record = proven(standing, redone)
+        if committed_record is None:
             raise CacheMismatch(
-                f"{what}, made again, is not the one the manifest was written for:"
-                f" {_why(identity)}. Nothing was replaced"
+                f"{what}, made again, is not the one the manifest was written for: {why}"
             )
-        return
+        return committed_record
     for other_unit in standing.units:
         twin = sound_record(root, standing, layout, other_unit, shard)
         if twin is not None and twin.samples_sha256 != redone.samples_sha256:
@@ -331,3 +373,4 @@ def _hold_against_survivors(
             )
     # Nothing is left to prove that the same bytes were made; the views at least must be the same.
     check_pixels(LocalStorage(root), standing.plan, layout, maker.drawn, skip_damaged=True)
+    return redone

@@ -63,6 +63,7 @@ def manifest_of(place: Place, plan: Plan, layout: Layout, num_passes: int) -> Ma
     records: dict[str, str] = {}
     samples: list[str] = []
     skipped: list[str] = []
+    computed: dict[str, dict[str, str]] = {}
     num_views, total_bytes = 0, sum(entry.num_bytes for entry in files.values())
     for unit in units:
         for shard in range(identity.num_shards):  # one record in memory at a time
@@ -74,6 +75,8 @@ def manifest_of(place: Place, plan: Plan, layout: Layout, num_passes: int) -> Ma
                 skipped.extend(record.skipped)
                 continue
             num_views += record.num_rows
+            if record.computed is not None:
+                computed[str(sorted(record.computed.items()))] = record.computed
             if record.samples_sha256 != samples[shard]:
                 raise CacheCorrupt(
                     f"{storage.place}: shard {shard} of pass {unit} holds other samples than the"
@@ -87,6 +90,7 @@ def manifest_of(place: Place, plan: Plan, layout: Layout, num_passes: int) -> Ma
         files=files,
         records=records,
         total_bytes=total_bytes,
+        computed_otherwise=tuple(computed[facts] for facts in sorted(computed)),
     ).sealed()
 
 

@@ -251,8 +251,37 @@ class MeasuredErrors(CacheDocument):
 _ERRORS_BY_STAGE = TypeAdapter(dict[Literal["3", "4"], MeasuredErrors])
 
 
-class Provenance(CacheDocument):
-    """Facts worth keeping that decide no byte: versions, licence, a note of the maker."""
+Computing = Annotated[
+    dict[Name, Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=32)
+]
+"""How a machine rounds a teacher's targets: device, versions, who encodes; see the format."""
+
+
+class _Computed(CacheDocument):
+    """A document that may say how targets were computed; older releases wrote none of it."""
+
+    computed: Computing | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_is_not_known(
+        self, serialize: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        document: dict[str, Any] = serialize(self)
+        if document.get("computed") is None:
+            document.pop("computed", None)
+        return document
+
+
+class Provenance(_Computed):
+    """Facts worth keeping that decide no byte: versions, licence, a note of the maker.
+
+    Attributes:
+        computed: How the targets are computed, but for shards whose records say otherwise.
+        software: Versions, by name.
+        licence: Of the teacher's weights.
+        note: Of the maker.
+        measured: By stage, the codec's errors on views held back from its calibration.
+    """
 
     software: dict[str, str]
     licence: str | None = None
@@ -290,7 +319,7 @@ class Plan(CacheDocument):
         return self
 
 
-class ShardRecord(CacheDocument):
+class ShardRecord(_Computed):
     """Commit of one unit of work: the files of one shard in one pass, or of its samples.
 
     Attributes:
@@ -301,6 +330,7 @@ class ShardRecord(CacheDocument):
         samples_sha256: Hash of keys, labels and images of the shard, in order; alike in all passes.
         files: Digest of every file of the unit, by path inside the cache.
         skipped: Keys of corrupt images left out at the maker's wish.
+        computed: How the targets were computed, where it is not as the plan says.
     """
 
     cache_id: Sha256
@@ -322,7 +352,17 @@ class Manifest(CacheDocument):
     files: dict[DocumentPath, FileDigest]
     records: dict[RecordPath, Sha256]
     total_bytes: int = Field(ge=0)
+    computed_otherwise: tuple[Computing, ...] = Field(default=(), max_length=1 << 16)
     digest: Sha256 | Literal[""] = ""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_is_not_there(
+        self, serialize: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        document: dict[str, Any] = serialize(self)
+        if not document.get("computed_otherwise"):
+            document.pop("computed_otherwise", None)
+        return document
 
     def sealed(self) -> Self:
         """The same manifest with its own digest filled in."""

@@ -39,7 +39,8 @@ def write_record(place: Place, record: ShardRecord) -> None:
     content = canonical(record)
     if not storage.commit(path, content, exclusive=True):
         found = read_bounded(storage, path, max_bytes=MAX_JSON_BYTES, what="a commit record")
-        if found != content:
+        committed = parse_committed(ShardRecord, found, where=storage.locate(path))
+        if canonical(committed.model_copy(update={"computed": record.computed})) != content:
             raise CacheMismatch(
                 f"{storage.locate(path)}: another process committed this shard with other bytes."
                 " Two jobs write this cache on machines that do not compute alike; give each its"

@@ -265,7 +265,22 @@ def record_from_files(
                 return None
             files[relative] = digest_on_disk(path)
         made = twin.model_copy(update={"unit": unit, "files": files})
-        return made if record_hash(made) == expected else None
+        return proven(standing, made)
+    return None
+
+
+def proven(standing: Standing, record: ShardRecord) -> ShardRecord | None:
+    """The record that the manifest was written for: this one, however it was computed.
+
+    A lost record said how its shard was computed if it was not as the plan says; the manifest has
+    kept in what other ways shards were computed, but not which.
+    """
+    expected = standing.record_hash_of(record.unit, record.shard)
+    ways = standing.manifest.computed_otherwise if standing.manifest else ()
+    for computed in (None, *ways):
+        made = record.model_copy(update={"computed": computed})
+        if record_hash(made) == expected:
+            return made
     return None
 
 

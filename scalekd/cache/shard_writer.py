@@ -184,11 +184,12 @@ class ShardWriter:
 
         before.add_done_callback(then)
 
-    def commit(self, skipped: Sequence[str]) -> None:
+    def commit(self, skipped: Sequence[str], computed: dict[str, str] | None = None) -> None:
         """Write the per-shard arrays or the tar, and the commit record, once all blocks are done.
 
         Args:
             skipped: Keys of corrupt images left out.
+            computed: How the targets were computed; as the writer does when ``None``.
         """
         for block in self._opened:
             block.written.result()
@@ -199,5 +200,12 @@ class ShardWriter:
             hashes = rows.columns.get("pixel_hash", np.empty(0, np.uint64))
             writer.approve(self._unit, self._shard, samples_sha256, hashes)
         writer.check_claim(self._unit, self._shard)
-        writer.record(self._unit, self._shard, len(rows.samples.keys), samples_sha256, skipped)
+        writer.record(
+            self._unit,
+            self._shard,
+            len(rows.samples.keys),
+            samples_sha256,
+            skipped,
+            computed or writer.computed,
+        )
         writer.leases.release(self._unit, self._shard)

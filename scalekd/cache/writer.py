@@ -54,6 +54,7 @@ class CacheWriter:
         approve: Called with unit, shard, hash of the samples and pixel hashes before a shard is
             committed; may refuse by an error.
         place: Where the cache is, already begun, if not in ``root``: shards are sent there.
+        computed: How this process computes targets, for the records of its shards.
     """
 
     def __init__(
@@ -65,8 +66,10 @@ class CacheWriter:
         num_threads: int = 2,
         approve: Callable[[int, int, str, Rows], None] | None = None,
         place: Storage | None = None,
+        computed: dict[str, str] | None = None,
     ) -> None:
         self.approve = approve
+        self.computed = computed
         self.root = root
         self.folder = LocalStorage(root)
         self.place = place or self.folder
@@ -250,7 +253,13 @@ class CacheWriter:
         return samples_sha256
 
     def record(
-        self, unit: Unit, shard: int, num_rows: int, samples_sha256: str, skipped: Sequence[str]
+        self,
+        unit: Unit,
+        shard: int,
+        num_rows: int,
+        samples_sha256: str,
+        skipped: Sequence[str],
+        computed: dict[str, str] | None = None,
     ) -> None:
         """Write a shard's commit record; all of its files were written by this process."""
         files: dict[str, FileDigest] = {}
@@ -270,6 +279,7 @@ class CacheWriter:
                 samples_sha256=samples_sha256,
                 files=files,
                 skipped=tuple(skipped),
+                computed=None if computed == self.plan.provenance.computed else computed,
             ),
         )
         for path in self.layout.unit_files(unit, shard, self.layout.identity.rows_of(shard)):
