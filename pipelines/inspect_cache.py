@@ -88,16 +88,22 @@ class CacheInfo(BaseModel):
             yield f"  {name}", f"{num_bytes:,.2f} B a view"
         yield "drawn with", ", ".join(f"{k} {v}" for k, v in self.environment.items())
         if self.computed is not None:
-            yield "computed on", ", ".join(f"{k} {v}" for k, v in self.computed.items())
+            yield "computed on", _machine(self.computed)
         for facts in self.computed_otherwise:
             # Rounding differs between its shards, within the codec's error.
-            yield "  and, mixed,", ", ".join(f"{k} {v}" for k, v in facts.items())
+            yield "  and, mixed,", _machine(facts)
         if self.part:
             yield "here", f"a part: {self.part}"
         if self.extensions:
             yield "extensions", ", ".join(self.extensions)
         if self.note:
             yield "note", self.note
+
+
+def _machine(facts: dict[str, str]) -> str:
+    """How a machine computes, its device first."""
+    others = [f"{name} {value}" for name, value in facts.items() if name != "device"]
+    return ", ".join([facts.get("device", "an unnamed device"), *others])
 
 
 def cache_info(place: Place) -> CacheInfo:
