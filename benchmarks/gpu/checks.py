@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.gpu._setting import Setting, image_folder
 from benchmarks.gpu.caching import ready_codecs
 from scalekd.pipelines._cache_config import CacheTeacherConfig
-from scalekd.pipelines._same_job import SameJob
+from scalekd.pipelines._sources import CacheSources
 from scalekd.pipelines.cache_teacher import cache_teacher
 from scalekd.pipelines.check_replay import deep_verify
 from scalekd.pipelines.inspect_cache import verify_cache
@@ -40,7 +40,7 @@ def _cache(setting: Setting, output: Path, **changes: int) -> None:
 def _write(setting: Setting, output: Path) -> None:
     _cache(setting, output)
     found = verify_cache(str(output))
-    deep = deep_verify(SameJob(cache=str(output), data_dir=str(image_folder(setting))), 8)
+    deep = deep_verify(CacheSources(cache=str(output), data_dir=str(image_folder(setting))), 8)
     setting.report(
         "checks",
         part="written and verified",

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -81,8 +82,8 @@ def run(settings: Settings) -> dict[str, Any]:
             CacheWriter(ready.pop(), plan, layout) as writer,
             ProgressReport("", num_views, enabled=False) as progress,
         ):
-            work = config.model_copy(update={"workers": workers})
-            write_claimed(work, writer, codecs, teacher, views, shards, progress)
+            job = SimpleNamespace(teacher=teacher, drawn=views, precision="fp32", workers=workers)
+            write_claimed(job, writer, codecs, shards, progress)
 
     with torch.inference_mode():
         teacher(batches[0].pixels)

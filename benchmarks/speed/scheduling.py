@@ -9,6 +9,7 @@ times are stretched, so that what this machine really does (pipeline, files) wei
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,10 @@ from scalekd.cache.writer import CacheWriter
 from scalekd.codecs import FullLogitCodec, create_logit_codec
 from scalekd.codecs.plain import Float16Codec
 from scalekd.loading.drawing import DrawnBatch, DrawRequest
-from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._write_shards import write_claimed
 from scalekd.shapes import FeatureShape
-from scalekd.teachers import TeacherConfig, TeacherOutput
+from scalekd.teachers import TeacherOutput
 from scalekd.views import ViewParams, ViewPolicy
 
 _SHAPE = FeatureShape((2, 2), 8)
@@ -146,9 +146,7 @@ def measure(
         batch_size=batch_size,
         shard_size=shard_size,
     )
-    config = CacheTeacherConfig(
-        teacher=TeacherConfig(model="made-up"), data_dir="", output=root, workers=0
-    )
+    job: Any = SimpleNamespace(teacher=teacher, drawn=_Views(), precision="fp32", workers=0)
     if not isinstance(logits, FullLogitCodec):
         raise TypeError(f"{type(logits)} is no full logit codec")
     shards = [(0, shard) for shard in range(num_views // shard_size)]
@@ -157,15 +155,8 @@ def measure(
         ProgressReport("", num_views, enabled=False) as progress,
     ):
         started = time.perf_counter()
-        num_written = write_claimed(
-            config,
-            writer,
-            CacheCodecs({4: codec}, logits),
-            teacher,  # type: ignore[arg-type]
-            _Views(),  # type: ignore[arg-type]
-            shards,
-            progress,
-        )
+        codecs = CacheCodecs({4: codec}, logits)
+        num_written = write_claimed(job, writer, codecs, shards, progress)
         cached = time.perf_counter() - started
     if num_written != len(shards):
         raise RuntimeError(f"{num_written} shards were written, not {len(shards)}")

@@ -11,7 +11,7 @@ import torch
 
 from scalekd.cache.manifest import ShardRecord, canonical
 from scalekd.errors import CacheMismatch, UsageError
-from scalekd.pipelines import _arithmetic, _write_shards
+from scalekd.pipelines import _arithmetic, _job, _write_shards
 from scalekd.pipelines import cache_teacher as stage_one
 from scalekd.pipelines._arithmetic import auto_precision, compute_environment, strict_float32
 from scalekd.pipelines._cache_config import CacheTeacherConfig
@@ -31,7 +31,7 @@ def mixed(make_cache: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.Mo
     for path in (RECORD, "manifest.json"):
         (root / path).unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(stage_one, "compute_environment", lambda *_: ELSEWHERE)
+        patch.setattr(_job, "compute_environment", lambda *_: ELSEWHERE)
         assert make_cache(root).complete
     return root
 
@@ -83,7 +83,7 @@ def test_a_shard_is_mended_with_the_encoder_that_made_it(
 ) -> None:
     root = tmp_path / "cache"
     with monkeypatch.context() as patch:
-        for module in (stage_one, _write_shards):
+        for module in (_job, _write_shards):
             patch.setattr(module, "default_encoder", lambda device: "torch")
         make_cache(root, codec="transform:error=0.05", passes=1)
     before = file_contents(root)
@@ -210,15 +210,12 @@ def test_a_process_that_is_done_takes_over_shards_of_others(sound_cache: Path) -
         folder=folder,
         missing=lambda unit, shards: [s for s in shards if (unit, s) != (0, 0)],
     )
-    config = SimpleNamespace(shards=None, passes=2)
-    work = [
-        stage_one._divide(
-            config,  # type: ignore[arg-type]
-            writer,  # type: ignore[arg-type]
-            SimpleNamespace(process_index=rank, num_processes=3),  # type: ignore[arg-type]
-        )
-        for rank in range(3)
-    ]
+
+    def divide(rank: int) -> Any:
+        processes: Any = SimpleNamespace(index=rank, count=3)
+        return stage_one._divide(writer, None, 2, processes)  # type: ignore[arg-type]
+
+    work = [divide(rank) for rank in range(3)]
     every = {(unit, shard) for unit in range(2) for shard in range(5)}
     assert sorted(pair for w in work for pair in w.shards) == sorted(every - {(0, 0)})
     assert [w.num_found for w in work] == [1, 0, 0]
@@ -227,9 +224,4 @@ def test_a_process_that_is_done_takes_over_shards_of_others(sound_cache: Path) -
         assert set(w.shards) | set(w.others) >= every - {(0, 0)}
         assert not set(w.shards) & set(w.others)
     writer.place = object()  # sent to a URL: nobody else's shards, for there are no leases
-    alone = stage_one._divide(
-        config,  # type: ignore[arg-type]
-        writer,  # type: ignore[arg-type]
-        SimpleNamespace(process_index=0, num_processes=3),  # type: ignore[arg-type]
-    )
-    assert alone.others == []
+    assert divide(0).others == []
