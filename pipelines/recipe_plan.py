@@ -74,7 +74,7 @@ class RecipePlan(BaseModel):
             "from": [origin],
             "departs": [line for text in self.departures for line in _broken(text)],
             "cost": [
-                f"{cost.cache_exaflop:.2g} EFLOP to cache, {cost.train_exaflop:.2g} to train:"
+                f"{_short(cost.cache_exaflop)} EFLOP to cache, {_short(cost.train_exaflop)} to train:"
                 f" {cost.cache_hours:.1f} and {cost.train_hours:.1f} hours",
                 f"on {_gpus(config.gpus)} of {config.tflops:g} sustained TFLOP/s (--tflops)",
             ],
@@ -166,6 +166,10 @@ def _notes(config: RecipePlanConfig, recipe: dict[str, Any], published: TrainCon
         where = _gpus(config.gpus)
         notes.append(f"batch norm sees {seen} views on {where} (reference: {recipe['batch']})")
     return notes
+
+
+def _short(number: float) -> str:
+    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def _gpus(count: int) -> str:
