@@ -74,7 +74,8 @@ class RecipePlan(BaseModel):
             "from": [origin],
             "departs": [line for text in self.departures for line in _broken(text)],
             "cost": [
-                f"{_short(cost.cache_exaflop)} EFLOP to cache, {_short(cost.train_exaflop)} to train:"
+                f"{_short(cost.cache_exaflop)} EFLOP to cache,"
+                f" {_short(cost.train_exaflop)} to train:"
                 f" {cost.cache_hours:.1f} and {cost.train_hours:.1f} hours",
                 f"on {_gpus(config.gpus)} of {config.tflops:g} sustained TFLOP/s (--tflops)",
             ],
