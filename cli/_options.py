@@ -69,6 +69,20 @@ def _parsed(value: Any) -> Any:
     return parse_value(value) if isinstance(value, str) else value
 
 
+class Numbers(click.ParamType[Any]):
+    """Numbers between commas or spaces."""
+
+    name = "X,Y"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        try:
+            return tuple(float(part) for part in str(value).replace(",", " ").split())
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers such as 0.9,0.999", param, ctx)
+
+
 class NumberRange(click.ParamType[Any]):
     """``A-B`` or ``A``: whole numbers, both ends included."""
 

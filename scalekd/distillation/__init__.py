@@ -1,34 +1,39 @@
 """ScaleKD as a library: projectors, losses, and their composition for any training loop."""
 
-from scalekd.distillation.config import ObjectiveName, ScaleKDConfig, StageConfig
-from scalekd.distillation.factory import FORMS, build_objective
-from scalekd.distillation.feature_objective import ScaleKDObjective, StudentLevel
-from scalekd.distillation.form import LIGHT, PUBLISHED, Form
-from scalekd.distillation.losses import (
-    TASK_LOSSES,
-    bce_loss,
-    cross_entropy_loss,
-    frequency_loss,
-    kd_loss,
-    soft_cross_entropy,
-    spatial_loss,
-    topk_kd_loss,
-)
-from scalekd.distillation.objective import KDObjective, Objective, PlainObjective
-from scalekd.distillation.projector import (
-    ConvProjector,
-    CrossAttentionProjector,
-    default_num_heads,
-)
-from scalekd.distillation.targets import (
-    FullLogits,
-    LogitTargets,
-    MeanLogits,
-    SelectedClasses,
-    Targets,
-    TopKLogits,
-    select_classes,
-)
+from typing import TYPE_CHECKING
+
+from scalekd._lazy import lazy
+
+if TYPE_CHECKING:
+    from scalekd.distillation.config import ObjectiveName, ScaleKDConfig, StageConfig
+    from scalekd.distillation.factory import FORMS, build_objective
+    from scalekd.distillation.feature_objective import ScaleKDObjective, StudentLevel
+    from scalekd.distillation.form import LIGHT, PUBLISHED, Form
+    from scalekd.distillation.losses import (
+        TASK_LOSSES,
+        bce_loss,
+        cross_entropy_loss,
+        frequency_loss,
+        kd_loss,
+        soft_cross_entropy,
+        spatial_loss,
+        topk_kd_loss,
+    )
+    from scalekd.distillation.objective import KDObjective, Objective, PlainObjective
+    from scalekd.distillation.projector import (
+        ConvProjector,
+        CrossAttentionProjector,
+        default_num_heads,
+    )
+    from scalekd.distillation.targets import (
+        FullLogits,
+        LogitTargets,
+        MeanLogits,
+        SelectedClasses,
+        Targets,
+        TopKLogits,
+        select_classes,
+    )
 
 __all__ = [
     "FORMS",
@@ -63,3 +68,5 @@ __all__ = [
     "spatial_loss",
     "topk_kd_loss",
 ]
+
+__getattr__ = lazy(__name__, __file__)

@@ -9,21 +9,20 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 
 from scalekd.distillation.config import ObjectiveName, ScaleKDConfig
 from scalekd.errors import DataError, UsageError
 from scalekd.image_options import ImageOptions
-from scalekd.storage import parse_size
 from scalekd.training.plain_yaml import dump_plain, load_plain, read_text
 from scalekd.views import Interpolation
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Unit = Annotated[float, Field(ge=0, le=1)]
-Size = Annotated[int, BeforeValidator(parse_size)]
+StoredBytes = Annotated[ByteSize, Field(gt=0, lt=1 << 60)]
 Mean = tuple[Unit, Unit, Unit]
 Deviation = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -42,104 +41,208 @@ class TrainConfig(ImageOptions):
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+        frozen=True,
+        extra="forbid",
+        protected_namespaces=(),
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,  # what is below a field is the help of its option
     )
 
-    recipe: str | None = None  # where the other values come from, for people
+    headings: ClassVar[dict[str, str]] = {
+        "recipe": "What is trained, and where",
+        "labels": "Reading of the images",
+        "img_size": "Student",
+        "objective": "What it learns from",
+        "epochs": "Optimisation",
+        "sched": "Learning rate",
+        "amp": "Computation",
+        "resume": "Checkpoints and logs",
+    }
+    """First field of each section of the command's help, with the section's title."""
 
-    # What is trained, from what.
+    recipe: str | None = None
+    """Published recipe by name, or a YAML file of these options; options given here override it."""
     model: str
+    """Student: a timm name, an alias (scalekd models), hf-hub:NAME or local-dir:FOLDER."""
     cache: str | None = None
+    """Folder or URL of the cache that cache-teacher wrote."""
     data_dir: str | None = None
+    """Folder, URL or pattern of the images; a cache that embeds views needs none."""
+    output: str
+    """Folder of the run: configuration, logs and checkpoints."""
     split: str = "train"
+    """Name, folder or pattern of the training images."""
     val_split: str | None = "val"
+    """Name, folder or pattern of the validation images, or none for training without validation."""
     val_cache: str | None = None
+    """Cache of the validation images, to measure the agreement with its teacher."""
     local_cache: str | None = None
-    local_cache_size: Size = 100 * 10**9
+    """Folder for copies of remote shards and blocks."""
+    local_cache_size: StoredBytes = ByteSize(100 * 10**9)
+    """Largest size of --local-cache, such as 500GB; what was used longest ago is deleted."""
+
     img_size: Positive | None = None
+    """Height and width of the student's images in pixels; the teacher's if not given."""
     num_classes: Positive | None = None
+    """Number of classes, where neither the teacher nor the images determine it."""
     class_map: str = "auto"
+    """The teacher's class of each label: auto, as the cache says or by name; none, by number; or a
+    file with one number or name a line."""
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Argument of the student's constructor as key=value; repeat the option for more."""
     mean: Mean | None = None
+    """Mean of red, green and blue in 0..1 that normalises the student's pixels; timm's if not
+    given. It stays with the run."""
     std: tuple[Deviation, Deviation, Deviation] | None = None
+    """Standard deviation of red, green and blue in 0..1, which belongs to --mean."""
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the shorter side that the evaluation crop keeps; timm's if not given. It stays with
+    the run."""
     interpolation: Interpolation | None = None
+    """Resize filter of evaluation, where bilinear-opencv is cv2.resize without antialiasing; timm's
+    if not given. It stays with the run."""
     pretrained: bool = False
+    """Start from the student's published weights."""
     initial_checkpoint: str | None = None
+    """Start from weights on disk: a safetensors file, a state dict, or another run's checkpoint."""
     freeze: tuple[str, ...] = ()
+    """Parameter or module that is not trained; repeat the option for more."""
     drop_path: Fraction | None = None
+    """Rate of stochastic depth; the student's own if not given."""
     grad_checkpointing: bool = False
+    """Recompute the student's activations in the backward pass, which saves memory."""
     tail_checkpointing: bool = False
+    """Recompute the activations of the teacher's tail in the backward pass, which saves memory."""
 
-    # What it learns from.
     objective: ObjectiveName = "scalekd"
+    """Objective: scalekd as published; scalekd-light with smaller projectors, one for both views;
+    kd from logits only; none without a teacher."""
     distillation: ScaleKDConfig = ScaleKDConfig()
+    """Setting of the objective as key=value, such as kd=false, tpp=false, kd_alpha=0.5,
+    temperature=2 or stage3.softmax_scale=1; repeat the option for more."""
     targets: str | None = None
+    """Extension of the cache to take features, tail and logits from."""
     logits_from: tuple[str, ...] = ()
+    """Extension of the cache to take logits from, or base; repeat the option for the mean of
+    several teachers."""
     online: bool = False
+    """Run the teacher during training, for views that the cache does not contain."""
     teacher: str | None = None
+    """Name of the online teacher, where the name in the cache is unknown here."""
     teacher_checkpoint: str | None = None
+    """Weights of the online teacher on disk."""
     smoothing: Fraction = 0.0
+    """Label smoothing."""
     bce_loss: bool = False
+    """Use sigmoid cross entropy, summed over classes, as task loss."""
     allow_pixel_drift: NonNegative | None = None
+    """Mean difference, in 1/255, that pixels of replayed views may have from those the teacher saw;
+    training stops at any difference if not given."""
 
-    # How it is optimised.
     epochs: Positive = 100
+    """Number of epochs."""
     batch_size: Positive = 128
+    """Number of views in a batch of each process."""
     grad_accum_steps: Positive = 1
+    """Number of batches of each process in an update."""
     opt: str = "adamw"
+    """Optimiser, by its name in timm."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Learning rate after the warm-up."""
     weight_decay: NonNegative = 0.05
+    """Weight decay."""
     wd_exclude: Literal["timm", "none"] = "timm"
+    """Parameters without weight decay: timm for vectors, biases and position embeddings; none to
+    decay all."""
     momentum: NonNegative = 0.9
+    """Momentum of optimisers that have one."""
     opt_eps: Annotated[float, Field(gt=0)] | None = None
+    """Epsilon of the optimiser; its own if not given."""
     opt_betas: tuple[float, ...] | None = None
+    """Betas of the optimiser, such as 0.9,0.999; its own if not given."""
     opt_args: dict[str, Any] = Field(default_factory=dict)
+    """Further argument of the optimiser as key=value; repeat the option for more."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Factor of the learning rate from each layer to the one below it."""
     clip_grad: Annotated[float, Field(gt=0)] | None = None
+    """Limit at which gradients are clipped."""
     clip_mode: Literal["norm", "value", "agc"] = "norm"
+    """What --clip-grad limits: the norm of all gradients, each value, or each unit's ratio of
+    gradient to weight (agc)."""
 
-    # How the learning rate moves.
     sched: Literal[
         "cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant", "none"
     ] = "cosine"
+    """Schedule of the learning rate, by its name in timm."""
     sched_on_updates: bool = False
+    """Change the learning rate after every update instead of every epoch."""
     warmup_epochs: NonNegative = 0
+    """Number of epochs in which the learning rate grows to --lr."""
     warmup_lr: NonNegative = 1e-5
+    """Learning rate at the beginning of the warm-up."""
     warmup_prefix: bool = False
+    """Add the warm-up epochs before --epochs instead of counting them within."""
     cooldown_epochs: NonNegative = 0
+    """Number of epochs at --min-lr after the schedule."""
     min_lr: NonNegative = 0.0
+    """Learning rate at the end of the schedule."""
     decay_epochs: Annotated[float, Field(gt=0)] | None = None
+    """Epochs between two decays of the step schedule, or length of the decay of wsd."""
     decay_milestones: tuple[float, ...] = (30, 60, 90)
+    """Epochs at which the multistep schedule decays."""
     decay_rate: NonNegative = 0.1
+    """Factor of a decay of the step and multistep schedules."""
     lr_cycle_mul: float = 1.0
+    """Factor by which each cycle of the schedule is longer than the one before."""
     lr_cycle_decay: float = 0.5
+    """Factor by which the learning rate of each cycle is lower than that of the one before."""
     lr_cycle_limit: Positive = 1
+    """Number of cycles of the schedule."""
     lr_k_decay: float = 1.0
+    """Exponent of k-decay in the cosine and poly schedules."""
     lr_noise: tuple[float, ...] | None = None
+    """Share of the run, in 0..1, from which the learning rate is noisy, or two shares between which
+    it is."""
     lr_noise_pct: float = 0.67
+    """Largest relative change of the learning rate by noise."""
     lr_noise_std: float = 1.0
+    """Standard deviation of the noise of the learning rate."""
 
-    # How it is computed.
     amp: Annotated[Literal["auto", "bf16", "fp16", "no"], BeforeValidator(_no)] = "auto"
+    """Precision of autocast: auto is bf16 where the device has it; no, or fp32, for none."""
     sync_bn: bool = False
-    channels_last: bool | None = None  # None: for CNNs on CUDA
+    """Compute the student's batch norms over the views of all processes, which must be GPUs."""
+    channels_last: bool | None = None
+    """Keep the student's images and weights in channels-last memory format; for convolutional
+    networks on CUDA if not given."""
     torchcompile: str | None = None
+    """Compile the student with this backend of torch.compile; inductor if no backend is named."""
     model_ema: bool = False
+    """Average the weights over updates, and evaluate the average beside the student."""
     model_ema_decay: Fraction = 0.9998
+    """Decay of the averaged weights at every update."""
     model_ema_warmup: bool = False
+    """Use a smaller decay of the averaged weights at the beginning."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of initial weights, order of samples and dropout."""
     workers: Annotated[int, Field(ge=0)] = Field(default_factory=lambda: default_workers())
+    """Number of processes that decode images; 4, or as many as there are cores, if not given."""
 
-    # What is kept and shown.
-    output: str
     resume: str | None = None
+    """Continue a run: auto for the newest checkpoint in --output, or the folder of a checkpoint."""
     overwrite: bool = False
+    """Delete the run in --output and begin it anew."""
     eval_interval: Positive = 1
+    """Number of epochs between validations."""
     checkpoint_hist: Positive = 3
+    """Number of epochs whose checkpoints are kept."""
     recovery_interval: Annotated[int, Field(ge=0)] = 0
+    """Number of updates between checkpoints within an epoch; 0 for none."""
     log_interval: Positive = 50
+    """Number of updates between lines of the log."""
     log_with: tuple[str, ...] = ()
+    """Tracker that receives metrics, such as tensorboard, wandb, mlflow or trackio; repeat the
+    option for more."""
 
     @classmethod
     def from_mapping(
@@ -173,7 +276,7 @@ class TrainConfig(ImageOptions):
     @property
     def objective_config(self) -> ScaleKDConfig:
         """``distillation`` with the task loss that ``smoothing`` and ``bce_loss`` choose."""
-        changes: dict[str, Any] = {}
+        changes: dict[str, Any] = Field(default_factory=dict)
         if self.smoothing:
             changes["label_smoothing"] = self.smoothing
         if self.bce_loss:

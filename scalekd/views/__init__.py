@@ -11,18 +11,24 @@ that the student sees the very pixels the teacher saw, and ``pixel_hash`` proves
     pixels = render(image, view, view_size=(224, 224))
 """
 
-from scalekd.views._component import Component, Interpolation
-from scalekd.views._crop import CenterCrop, CropBox, Middle, RandomCrop
-from scalekd.views._decode import decode_image
-from scalekd.views._erase import Erase, EraseBox
-from scalekd.views._flip import Flip, Mirror
-from scalekd.views._jitter import Adjustment, ColorJitter
-from scalekd.views._lossless import decode_view, encode_view
-from scalekd.views._pixels import mean_difference, pixel_environment, pixel_hash
-from scalekd.views._policy import COMPONENTS, POLICY_GRAMMAR, ViewPolicy
-from scalekd.views._rand import OPERATIONS, Operation, RandAugment
-from scalekd.views._resize import pillow_name
-from scalekd.views._view import ViewParams, draw, pack_views, render, unpack_view, view_columns
+from typing import TYPE_CHECKING
+
+from scalekd._lazy import lazy
+
+if TYPE_CHECKING:
+    from scalekd.views._component import Component
+    from scalekd.views._crop import CenterCrop, CropBox, Middle, RandomCrop
+    from scalekd.views._decode import decode_image
+    from scalekd.views._erase import Erase, EraseBox
+    from scalekd.views._flip import Flip, Mirror
+    from scalekd.views._interpolation import Interpolation
+    from scalekd.views._jitter import Adjustment, ColorJitter
+    from scalekd.views._lossless import decode_view, encode_view
+    from scalekd.views._pixels import mean_difference, pixel_environment, pixel_hash
+    from scalekd.views._policy import COMPONENTS, POLICY_GRAMMAR, ViewPolicy
+    from scalekd.views._rand import OPERATIONS, Operation, RandAugment
+    from scalekd.views._resize import pillow_name
+    from scalekd.views._view import ViewParams, draw, pack_views, render, unpack_view, view_columns
 
 __all__ = [
     "COMPONENTS",
@@ -57,3 +63,5 @@ __all__ = [
     "unpack_view",
     "view_columns",
 ]
+
+__getattr__ = lazy(__name__, __file__)

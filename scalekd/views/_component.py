@@ -10,15 +10,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 from PIL import Image
 
 from scalekd.errors import UsageError
 from scalekd.text import MAX_CELL, printable
+from scalekd.views._interpolation import Interpolation
 
-Interpolation = Literal["bicubic", "bilinear", "bilinear-opencv"]
 Triple = tuple[float, float, float]
 Size = tuple[int, int]
 """Height and width in pixels."""

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast, get_args
 
 from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
-from scalekd.views._component import Component, Interpolation, Triple, quoted
+from scalekd.views._component import Component, Triple, quoted
 from scalekd.views._crop import CenterCrop, RandomCrop
 from scalekd.views._erase import Erase
 from scalekd.views._flip import Flip
+from scalekd.views._interpolation import Interpolation
 from scalekd.views._jitter import ColorJitter
 from scalekd.views._rand import RandAugment
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from scalekd.errors import CacheCorrupt, UsageError
-from scalekd.views._component import MAX_SIDE, Columns, Interpolation, Step, Triple
+from scalekd.views._component import MAX_SIDE, Columns, Step, Triple
 from scalekd.views._crop import CropBox, Middle
+from scalekd.views._interpolation import Interpolation
 from scalekd.views._policy import ViewPolicy
 from scalekd.views._random import view_words
 

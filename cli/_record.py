@@ -1,0 +1,167 @@
+"""Command-line options made from the fields of a record: name, type, help and default.
+
+A field's description is the option's help. An option that is not given is left out of the values,
+so that a recipe's value, or the record's default, is used.
+"""
+
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import click
+from pydantic import BaseModel, ByteSize
+from pydantic.fields import FieldInfo
+
+from scalekd.cli._options import KeyValue, NumberRange, Numbers, Stages
+
+_NAMES = {
+    "batch_size": ("-b", "--batch-size"),
+    "workers": ("-j", "--workers"),
+    "initial_checkpoint": ("--initial-checkpoint", "--checkpoint"),
+    "amp": ("--amp", "--precision"),
+}
+"""Names of options that are more than their field's; one option has the same name everywhere."""
+
+
+_SYNONYMS = {"no": "fp32", "fp32": "no"}
+"""Full precision, which one command calls fp32 and another no: both take both."""
+
+
+class GroupedCommand(click.Command):
+    """Lists its options under the headings of their record."""
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(context):
+            row = parameter.get_help_record(context)
+            if row is not None:
+                sections.setdefault(getattr(parameter, "heading", "Other"), []).append(row)
+        for heading, rows in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+
+
+class RecordOption(click.Option):
+    """An option of a record's field.
+
+    Args:
+        heading: Section of the help that lists it.
+    """
+
+    def __init__(self, *arguments: Any, heading: str, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.heading = heading
+
+
+def record_options(
+    record: type[BaseModel],
+    *,
+    leave_out: Iterable[str] = (),
+    flag_values: Mapping[str, str] | None = None,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate a command with an option for every field of a record, in their order.
+
+    Args:
+        record: Its ``headings``, where it has them, map the first field of each section of the
+            help to the section's title.
+        leave_out: Fields that are no options, or arguments of the command.
+        flag_values: What an option means that is given without a value.
+    """
+    headings: Mapping[str, str] = getattr(record, "headings", {})
+    heading, options = "Options", []
+    for name, field in _by_heading(record.model_fields, headings):
+        heading = headings.get(name, heading)
+        if name in leave_out:
+            continue
+        settings = _settings(field.annotation)
+        if flag_values and name in flag_values:
+            settings |= {"is_flag": False, "flag_value": flag_values[name]}
+        names = _NAMES.get(name, ("--" + name.replace("_", "-"),))
+        if settings.pop("switch", False):
+            names = (f"{names[0]}/--no-{names[0][2:]}",)
+        help_ = f"{field.description}{_default(field)}"
+        options.append((names, name, {**settings, "help": help_, "heading": heading}))
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for names, name, settings in reversed(options):
+            function = click.option(*names, name, cls=RecordOption, **settings)(function)
+        return function
+
+    return decorate
+
+
+def _by_heading(
+    fields: Mapping[str, FieldInfo], headings: Mapping[str, str]
+) -> Iterator[tuple[str, FieldInfo]]:
+    """The fields, a section after the other in the order of the headings."""
+    names = list(fields)
+    starts = sorted(names.index(name) for name in headings)
+    ends = dict(zip(starts, [*starts[1:], len(names)], strict=True))
+    for start in [names.index(name) for name in headings] or [0]:
+        for name in names[start : ends.get(start, len(names))]:
+            yield name, fields[name]
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep the values of options that were given; pairs of ``key=value`` become a mapping."""
+    values = {name: value for name, value in options.items() if value not in (None, ())}
+    for name, value in values.items():
+        if isinstance(value, tuple) and all(isinstance(pair, _Pair) for pair in value):
+            values[name] = dict(value)
+    return values
+
+
+class _Pair(tuple[str, Any]):
+    """A key and its value."""
+
+
+class _Choice(click.Choice[str]):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        synonym = _SYNONYMS.get(value)
+        if value not in self.choices and synonym in self.choices:
+            value = synonym
+        return super().convert(value, param, ctx)
+
+
+class _KeyValue(KeyValue):
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Any]:
+        return _Pair(super().convert(value, param, ctx))
+
+
+def _settings(annotation: Any) -> dict[str, Any]:
+    """Click's settings for a field's type."""
+    if get_origin(annotation) is Annotated:
+        return _settings(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+        return _settings(str if str in kinds else kinds[0])
+    arguments = get_args(annotation)
+    if annotation is bool:
+        return {"switch": True, "default": None}
+    if get_origin(annotation) is Literal:
+        return {"type": _Choice(arguments)}
+    if get_origin(annotation) is dict:
+        return {"type": _KeyValue(), "multiple": True}
+    if get_origin(annotation) is tuple:
+        if get_origin(arguments[0]) is Literal:
+            return {"type": Stages()}
+        if arguments == (int, int):
+            return {"type": NumberRange()}
+        return {"multiple": True} if arguments[0] is str else {"type": Numbers()}
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {"type": KeyValue(dotted=True), "multiple": True}
+    return {"type": annotation if annotation in (int, float) else str}
+
+
+def _default(field: FieldInfo) -> str:
+    """The end of an option's help; a default that is nothing, or found out later, is not shown."""
+    value = None if field.is_required() or field.default_factory else field.default
+    if value is None or value is False or value == () or isinstance(value, BaseModel):
+        return ""
+    if isinstance(value, ByteSize):
+        value = value.human_readable(decimal=True).replace(".0", "")
+    if isinstance(value, tuple):
+        value = ",".join(map(str, value))
+    return f"  [default: {value:g}]" if isinstance(value, float) else f"  [default: {value}]"

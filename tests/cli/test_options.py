@@ -1,0 +1,189 @@
+"""The command line's options: none is lost or renamed, and each is described by a sentence.
+
+``options.json`` lists options by command, as they were. ``python tests/cli/test_options.py`` writes
+it anew, after an option was added or a default was moved on purpose.
+"""
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import click
+import pytest
+from pydantic import BaseModel, ByteSize, ConfigDict, Field
+
+from scalekd.cli._record import GroupedCommand, given, record_options
+from scalekd.cli.main import group
+from scalekd.training.config import TrainConfig
+
+OPTIONS = Path(__file__).with_name("options.json")
+
+
+def commands(command: click.Command, path: str = "") -> Iterator[tuple[str, click.Command]]:
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            yield from commands(inner, f"{path} {name}".strip())
+    else:
+        yield path, command
+
+
+def described(parameter: click.Parameter) -> dict[str, Any]:
+    default = parameter.to_info_dict()["default"]
+    facts: dict[str, Any] = {"names": [*parameter.opts, *parameter.secondary_opts]}
+    if default not in (None, False, ()) and "UNSET" not in repr(default).upper():
+        facts["default"] = (
+            default if isinstance(default, bool | int | float | str) else str(default)
+        )
+    if parameter.required:
+        facts["required"] = True
+    if parameter.multiple:
+        facts["multiple"] = True
+    if isinstance(parameter.type, click.Choice):
+        facts["choices"] = list(parameter.type.choices)
+    return facts
+
+
+def current() -> dict[str, list[dict[str, Any]]]:
+    return {
+        path: sorted(map(described, command.params), key=lambda facts: str(facts["names"]))
+        for path, command in commands(group)
+    }
+
+
+def test_no_option_is_lost_and_no_default_moves() -> None:
+    written, found = json.loads(OPTIONS.read_text(encoding="utf-8")), current()
+    assert found.keys() >= written.keys()
+    for path, options in written.items():
+        here = {name: facts for facts in found[path] for name in facts["names"]}
+        for facts in options:
+            same = {id(here[name]) for name in facts["names"]}
+            assert len(same) == 1, (path, facts)
+            now = here[facts["names"][0]]
+            assert set(facts.pop("choices", ())) <= set(now.get("choices", ())), (path, facts)
+            assert set(facts.pop("names")) <= set(now["names"]), (path, facts)
+            assert facts == {name: now.get(name) for name in facts}, path
+
+
+FROM_RECORDS = {"train-student": "scalekd.training.config.TrainConfig"}
+
+
+@pytest.mark.parametrize("path", FROM_RECORDS)
+def test_every_field_of_a_record_is_an_option_described_by_a_sentence(path: str) -> None:
+    module, _, name = FROM_RECORDS[path].rpartition(".")
+    record = getattr(importlib.import_module(module), name)
+    parameters = {parameter.name: parameter for parameter in dict(commands(group))[path].params}
+    for field, info in record.model_fields.items():
+        parameter = parameters[field]
+        assert isinstance(parameter, click.Option)
+        assert (parameter.help or "").startswith(info.description)
+        sentence = re.sub(r"  \[default: [^]]+\]$", "", parameter.help or "")
+        assert re.fullmatch(r"[A-Z].*\w[.)]*\.", sentence, re.DOTALL), (field, sentence)
+        assert len(sentence.split()) >= 2
+
+
+def test_help_made_from_records_loads_no_torch() -> None:
+    program = (
+        "import sys; from scalekd.cli.main import main\n"
+        f"for path in {list(FROM_RECORDS)!r}:\n"
+        "    try: main([*path.split(), '--help'])\n"
+        "    except SystemExit: pass\n"
+        "heavy = {'torch', 'timm', 'numpy', 'zarr', 'accelerate'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert ended.stdout.count(b"Usage: scalekd") == len(FROM_RECORDS)
+
+
+class _Inner(BaseModel):
+    heads: int = 1
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+    headings: ClassVar[dict[str, str]] = {"rate": "Rates", "name": "Names"}
+
+    name: str = "a"
+    """Name of it."""
+    kind: Literal["x", "y"] | None = None
+    """Kind of it."""
+    tags: tuple[str, ...] = ()
+    """Tag of it."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Argument of it."""
+    inner: _Inner = _Inner()
+    """Setting of it."""
+    rate: float = 0.5
+    """Rate of it."""
+    flag: bool = False
+    """Switch it on."""
+    betas: tuple[float, ...] = (0.9, 0.99)
+    """Betas of it."""
+    shards: tuple[int, int] | None = None
+    """Range of it."""
+    place: str | Path = "."
+    """Place of it."""
+    size: ByteSize = ByteSize(10**9)
+    """Size of it."""
+
+
+def test_a_records_fields_become_options() -> None:
+    values: dict[str, Any] = {}
+
+    @click.command("it", cls=GroupedCommand)
+    @record_options(_Record)
+    def it(**options: Any) -> None:
+        values.update(given(options))
+
+    it.main([], standalone_mode=False)
+    assert values == {}
+    line = (
+        "--name b --kind y --tags p --tags q --extra k=false --extra l=1 --inner heads=3 --rate 0.1"
+        " --no-flag --betas 0.5,0.6 --shards 2-3 --place /x --size 2GB"
+    )
+    it.main(line.split(), standalone_mode=False)
+    assert values.pop("inner") == (("heads", 3),)
+    assert values == {
+        "name": "b",
+        "kind": "y",
+        "tags": ("p", "q"),
+        "extra": {"k": False, "l": 1},
+        "rate": 0.1,
+        "flag": False,
+        "betas": (0.5, 0.6),
+        "shards": (2, 3),
+        "place": "/x",
+        "size": "2GB",
+    }
+    assert _Record(**values).size == 2 * 10**9
+    with pytest.raises(click.BadParameter, match="'z' is not one of"):
+        it.main(["--kind", "z"], standalone_mode=False)
+    text = " ".join(it.get_help(click.Context(it)).split())
+    assert text.index("Rates:") < text.index("--rate") < text.index("Names:") < text.index("--name")
+    for default in ("[default: a]", "[default: 0.5]", "[default: 0.9,0.99]", "[default: 1GB]"):
+        assert default in text
+    assert text.count("[default") == 5
+
+
+@pytest.mark.parametrize("name", ["--amp", "--precision"])
+@pytest.mark.parametrize("value", ["fp32", "no"])
+def test_both_names_of_precision_are_one_option(name: str, value: str) -> None:
+    command = dict(commands(group))["train-student"]
+    amp = command.make_context("train-student", [name, value]).params["amp"]
+    assert TrainConfig(model="m", output="o", amp=amp).amp == "no"
+
+
+if __name__ == "__main__":
+    lines = [
+        f"{json.dumps(path)}: [\n  " + ",\n  ".join(map(json.dumps, options)) + "\n ]"
+        for path, options in current().items()
+    ]
+    OPTIONS.write_text("{\n " + ",\n ".join(lines) + "\n}\n", encoding="utf-8")
