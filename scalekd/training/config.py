@@ -276,7 +276,7 @@ class TrainConfig(ImageOptions):
     @property
     def objective_config(self) -> ScaleKDConfig:
         """``distillation`` with the task loss that ``smoothing`` and ``bce_loss`` choose."""
-        changes: dict[str, Any] = Field(default_factory=dict)
+        changes: dict[str, Any] = {}
         if self.smoothing:
             changes["label_smoothing"] = self.smoothing
         if self.bce_loss:
