@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.speed import _inputs
 from benchmarks.speed._measure import Settings
+from scalekd.cache.forms import ZARR
 from scalekd.cache.targets import CacheCodecs
 from scalekd.cache.writer import CacheWriter
 from scalekd.codecs import FullLogitCodec, create_logit_codec
@@ -155,7 +156,7 @@ def measure(
         ProgressReport("", num_views, enabled=False) as progress,
     ):
         started = time.perf_counter()
-        codecs = CacheCodecs({4: codec}, logits)
+        codecs = CacheCodecs({4: codec}, logits, ZARR)
         num_written = write_claimed(job, writer, codecs, shards, progress)
         cached = time.perf_counter() - started
     if num_written != len(shards):

@@ -1,25 +1,16 @@
 """The check for GPUs runs on a CPU in its tiny form, and its findings become tables."""
 
-import importlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from benchmarks.gpu import tables
+
 _REPOSITORY = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def tables() -> Iterator[ModuleType]:
-    """The benchmark is no part of the package."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(_REPOSITORY))
-        yield importlib.import_module("benchmarks.gpu.tables")
 
 
 def _run(output: Path, *options: str) -> list[dict[str, object]]:
@@ -30,7 +21,7 @@ def _run(output: Path, *options: str) -> list[dict[str, object]]:
 
 
 @pytest.mark.slow
-def test_every_section_runs_on_a_cpu(tables: ModuleType, tmp_path: Path) -> None:
+def test_every_section_runs_on_a_cpu(tmp_path: Path) -> None:
     lines = _run(tmp_path / "gpu.jsonl", "--budget", "1000")
     assert [line for line in lines if "failed" in line or "skipped" in line] == []
     done = {line["done"]: line["code"] for line in lines if "done" in line}
@@ -57,7 +48,7 @@ check.main()
     assert '"code": "out of time"' in output.read_text()
 
 
-def test_the_committed_results_make_a_table(tables: ModuleType, tmp_path: Path) -> None:
+def test_the_committed_results_make_a_table(tmp_path: Path) -> None:
     assert "Not measured on a GPU" in tables.gpu_section(tmp_path, tmp_path)
     text = tables.gpu_section(_REPOSITORY / "benchmarks" / "results", tmp_path)
     assert "| bare teacher, bf16, batch 128 | 1,842 |" in text

@@ -14,6 +14,7 @@ from benchmarks.speed import (
     _training,
     growth,
     profiles,
+    scheduling,
     tables,
 )
 from scalekd.cache.targets import CacheCodecs, TargetDecoder
@@ -80,6 +81,12 @@ def test_a_cached_and_an_online_step_do_the_same_work() -> None:
     )
     assert torch.allclose(steps.cached(), steps.online(), rtol=1e-3)
     assert steps.teacher() is not None
+
+
+def test_scheduling_is_measured_with_the_shipped_pipeline(tmp_path: Path) -> None:
+    found = scheduling.measure(tmp_path / "cache", 32, 512, 0.1, num_threads=4, shard_size=256)
+    assert found["seconds"] > found["bare_seconds"] > 0
+    assert found["over_bare"] == found["seconds"] / found["bare_seconds"]
 
 
 def test_arms_take_turns() -> None:
