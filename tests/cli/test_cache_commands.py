@@ -103,7 +103,7 @@ def test_a_dry_run_prices_the_job_and_writes_nothing(
         ({"seed": -1}, 2, "--seed"),
         ({"shard_size": 10**9}, 2, "--shard-size"),
         ({"shards": "5-9"}, 2, "shards 0 to 0"),
-        ({"model_kwargs": "num_classes=0"}, 2, "--logits none"),
+        ({"model_kwargs": "num_classes=0", "logits": "full"}, 2, "--logits none"),
         ({"data_dir": "/nowhere"}, 3, "no such folder"),
         ({"split": "validation"}, 3, "neither validation-*.tar nor a folder"),
         ({"split": "train-{0..9}.tar"}, 3, "no file matches"),
