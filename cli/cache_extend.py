@@ -13,7 +13,11 @@ from scalekd.cli._output import emit
 
 @click.command("extend")
 @click.argument("cache", type=click.Path(path_type=Path))
-@click.option("--data-dir", required=True, help="The images the cache was made from.")
+@click.option(
+    "--data-dir",
+    required=True,
+    help="Folder, URL or pattern of the images the cache was made from.",
+)
 @click.option("--split", default="train", show_default=True, help="Name, folder or pattern.")
 @click.option("--passes", type=click.IntRange(1, 9999), help="Passes to have in the end.")
 @click.option("--name", help="Add targets under this name, in extensions/NAME/.")
@@ -35,7 +39,11 @@ from scalekd.cli._output import emit
     help="With --name: another teacher's class of each label: auto, by name; none, by number; or a "
     "file, one number or name a line.  [default: auto]",
 )
-@click.option("--pretrained/--no-pretrained", default=True, help="Of another teacher.")
+@click.option(
+    "--pretrained/--no-pretrained",
+    default=True,
+    help="With another teacher: read its published weights, or leave them random.",
+)
 @click.option("--licence", help="With --name: licence of another teacher's weights.")
 @click.option("--note", help="With --name: free text to keep in the manifest.")
 @click.option("--shards", type=NumberRange(), help="Do these shards only.")
@@ -46,18 +54,24 @@ from scalekd.cli._output import emit
     show_default=True,
     help="Largest size of --local-cache; copies that were used longest ago are deleted.",
 )
-@click.option("-j", "--workers", default=2, show_default=True, help="Processes that draw views.")
+@click.option(
+    "-j",
+    "--workers",
+    type=click.IntRange(0),
+    help="Processes that draw views.  [default: by the cores of a process on a GPU, else 2]",
+)
 @image_options()
 @json_option
 def command(*, as_json: bool, **options: Any) -> None:
     """Add passes to a cache; or, with --name, stages or another teacher's targets.
 
-    What is not said is taken from the cache, and what is there is not touched. The same command
-    goes on after an interruption.
+    Options that are left out are taken from the cache, and existing files are not changed. The same
+    command continues after an interruption.
     """
     from scalekd.pipelines.extend_cache import ExtendConfig, extend_cache
 
     options["model_kwargs"] = dict(options["model_kwargs"])
-    result = extend_cache(checked(ExtendConfig, **options))
+    given = {name: value for name, value in options.items() if value is not None}
+    result = extend_cache(checked(ExtendConfig, **given))
     if result.is_main_process:
         emit(result.model_dump(mode="json"), result_lines(result), as_json=as_json)

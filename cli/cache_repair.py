@@ -12,7 +12,7 @@ from scalekd.errors import CacheCorrupt
 
 @click.command("repair")
 @click.argument("cache")
-@click.option("--data-dir", help="The images the cache was made from.")
+@click.option("--data-dir", help="Folder, URL or pattern of the images the cache was made from.")
 @click.option("--split", default="train", show_default=True, help="Name, folder or pattern.")
 @click.option("--model", help="The teacher's name here, when the cache's does not resolve.")
 @click.option("--checkpoint", help="The teacher's weights, when they were read from a file.")
@@ -26,7 +26,12 @@ from scalekd.errors import CacheCorrupt
     show_default=True,
     help="Largest size of --local-cache; copies that were used longest ago are deleted.",
 )
-@click.option("-j", "--workers", default=2, show_default=True, help="Processes that draw views.")
+@click.option(
+    "-j",
+    "--workers",
+    type=click.IntRange(0),
+    help="Processes that draw views.  [default: by the cores of a process on a GPU, else 2]",
+)
 @click.option("--remove-extra", is_flag=True, help="Delete files that nothing accounts for.")
 @image_options()
 @json_option
@@ -35,7 +40,8 @@ def command(*, as_json: bool, **options: Any) -> None:
     from scalekd.pipelines.repair_cache import RepairConfig, repair_cache
 
     options["model_kwargs"] = dict(options["model_kwargs"])
-    config = checked(RepairConfig, **options)
+    given = {name: value for name, value in options.items() if value is not None}
+    config = checked(RepairConfig, **given)
     result = repair_cache(config)
     lines = [f"mended: {path}" for path in result.mended]
     lines += [f"removed: {path}" for path in result.removed]

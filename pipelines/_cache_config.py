@@ -1,4 +1,4 @@
-"""What ``scalekd cache-teacher`` is asked for."""
+"""Options of ``scalekd cache-teacher``."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,12 +17,12 @@ DEFAULT_LOCAL_CACHE_BYTES = 100 * 10**9
 
 
 class CacheTeacherConfig(ImageOptions):
-    """What ``scalekd cache-teacher`` was asked for.
+    """Options of ``scalekd cache-teacher``.
 
     Attributes:
-        teacher: The teacher.
-        data_dir: Where the images are.
-        split: Which of them; see :func:`scalekd.images.open_dataset`.
+        teacher: The teacher to run.
+        data_dir: Folder, URL or pattern of the images.
+        split: Split of the image set; see :func:`scalekd.images.open_dataset`.
         output: Folder or URL of the cache.
         passes: Views of every sample.
         stages: Stages whose features are kept.
@@ -33,24 +33,24 @@ class CacheTeacherConfig(ImageOptions):
         codec: Codec of the features.
         aug: View policy; see :class:`scalekd.views.ViewPolicy`.
         interpolation: Filter of every resize and geometric operation of the views.
-        seed: Of the views.
-        limit: Take the first so many samples.
-        shards: First and last shard this command is to do; all when ``None``.
+        seed: Seed of the view generator.
+        limit: Number of samples to take, from the first on; all when ``None``.
+        shards: First and last shard that this command writes; all when ``None``.
         batch_size: Views a teacher forward. It decides rounding, so it is part of the cache.
         workers: Processes that draw views; by the cores and the device when not given.
-        precision: Of the teacher's arithmetic. ``auto`` is that of a cache that was begun, else
-            bfloat16 where the device has it and float32 elsewhere.
+        precision: Precision of the teacher's arithmetic. ``auto`` is that of the cache that is
+            continued; for a new one, bfloat16 where the device has it and float32 elsewhere.
         torchcompile: Backend of ``torch.compile`` for the teacher, if it is to be compiled.
         shard_size: Views a shard; chosen from the number of samples when ``None``.
-        block_size: Views a block; the usual size when ``None``. What extends a cache takes its.
+        block_size: Views a block; at most 256, and a divisor of the shard size, when ``None``.
         skip_corrupt: Leave corrupt images out instead of stopping.
-        overwrite: Delete a cache that stands at ``output`` first.
-        licence: Of the teacher's weights; what timm says of published ones when ``None``.
+        overwrite: Delete the cache at ``output`` first.
+        licence: Licence of the teacher's weights; as timm records it when ``None``.
         local_cache: Folder for copies of remote image shards.
-        local_cache_size: Bytes it may take.
+        local_cache_size: Bytes that these copies may take.
         note: Free text for the manifest.
         format: Form of the cache: Zarr arrays beside the image set, or WebDataset tars.
-        embed: What images the tars hold.
+        embed: What images the tars hold: none, the encoded files, or the rendered views.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -86,5 +86,5 @@ class CacheTeacherConfig(ImageOptions):
 
     @property
     def form(self) -> Form:
-        """The form as the cache states it; ``None`` for the Zarr form."""
+        """The form of the cache."""
         return form_named(self.format, self.embed)

@@ -21,14 +21,14 @@ _PLAIN_SECONDS = 10.0
 
 
 class ProgressReport:
-    """Counts things done, and says rate, share of time spent waiting for data, and time left.
+    """Reports what is done, its rate, the share of time spent waiting for data, and the time left.
 
     Args:
-        what: What is being done, for the line's start.
-        total: Things to do.
-        unit: Their plural.
-        enabled: Whether this process reports; one of many does.
-        aside: What to say beside the rate; the share of waiting when ``None``.
+        what: Name of the work, with which a line starts.
+        total: Number of units to do.
+        unit: Plural of the unit, such as ``views``.
+        enabled: Whether this process prints; one of several does.
+        aside: Text beside the rate; the share of time spent waiting when ``None``.
     """
 
     def __init__(
@@ -78,16 +78,16 @@ class ProgressReport:
 
     @property
     def rate(self) -> float:
-        """Things a second so far."""
+        """Units a second so far."""
         return self.done / max(self.seconds, 1e-9)
 
     @property
     def data_wait_share(self) -> float:
-        """Share of the time in which nothing could be done for want of data."""
+        """Share of the time that was spent waiting for data."""
         return self.waited_seconds / max(self.seconds, 1e-9)
 
     def advance(self, count: int) -> None:
-        """Count things as done and, when it is time, say so."""
+        """Count units as done, and print a line when one is due."""
         self.done += count
         self.total = max(self.total, self.done)  # shards of others may be taken over
         if not self.enabled:

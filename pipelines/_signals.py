@@ -1,4 +1,4 @@
-"""A command that is told to stop leaves through its ``with`` blocks, and says with which signal."""
+"""Stopping a command by SIGTERM: its ``with`` blocks end as they do after Ctrl-C."""
 
 import signal
 import threading
@@ -8,14 +8,14 @@ from types import FrameType
 
 
 class Terminated(BaseException):
-    """SIGTERM came; like Ctrl-C it is nobody's error to catch."""
+    """SIGTERM was received. Like ``KeyboardInterrupt``, it is no ``Exception``."""
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM unwind the block, as SIGINT does, instead of ending the process where it is.
+    """Let SIGTERM unwind the block, as SIGINT does, instead of ending the process at once.
 
-    Outside the main thread Python allows no handlers, and the block runs as it would without.
+    Python allows signal handlers in the main thread only; elsewhere this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -10,6 +10,7 @@ from scalekd.errors import CacheMismatch, UsageError, rewording
 from scalekd.image_options import ImageOptions
 from scalekd.images import ImageDataset
 from scalekd.loading import open_images
+from scalekd.pipelines._arithmetic import default_num_workers
 from scalekd.pipelines._cache_config import DEFAULT_LOCAL_CACHE_BYTES
 from scalekd.storage import make_local_cache, parse_size
 from scalekd.teachers import (
@@ -32,7 +33,7 @@ class CacheSources(ImageOptions):
         model: The teacher's name here, when the manifest's does not resolve.
         checkpoint: The teacher's weights, when the cache was made from a file.
         model_kwargs: Arguments of the model, over the manifest's.
-        workers: Processes that draw views.
+        workers: Processes that draw views; by the cores and the device when not given.
         local_cache: Folder for copies of remote image shards.
         local_cache_size: Bytes that these copies may take.
     """
@@ -45,7 +46,7 @@ class CacheSources(ImageOptions):
     model: str | None = None
     checkpoint: str | None = None
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
-    workers: int = Field(default=2, ge=0)
+    workers: int = Field(default_factory=default_num_workers, ge=0)
     local_cache: str | None = None
     local_cache_size: Annotated[int, BeforeValidator(parse_size)] = DEFAULT_LOCAL_CACHE_BYTES
 

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import BaseModel, Field
@@ -102,8 +103,9 @@ class CacheOrder:
     note: str | None = None
     base: ExtendedCache | None = None
 
-    @property
+    @cached_property
     def storage(self) -> Storage:
+        """Where the cache is."""
         return open_storage(self.output)
 
 

@@ -1,4 +1,4 @@
-"""Whether a cache is what it says: views drawn again, the teacher asked again, on a sample.
+"""Deep verification: a sample of views is drawn again, and the teacher is run on them again.
 
     scalekd cache verify ./swin_l-cache --deep 64 --data-dir /imagenet
 
@@ -41,12 +41,12 @@ Rows = np.ndarray[Any, Any]
 
 
 class DeepFindings(BaseModel):
-    """What asking again found.
+    """Result of a deep verification.
 
     Attributes:
-        num_views: Views asked again.
-        problems: One sentence for every view that is not what the cache says.
-        largest_error: Largest relative squared error met, by stage, and of the logits.
+        num_views: Number of views that were drawn again.
+        problems: One sentence for every view that differs from what the cache stores.
+        largest_error: Largest relative squared error of any view, by stage and of the logits.
     """
 
     num_views: int
@@ -56,7 +56,7 @@ class DeepFindings(BaseModel):
 
 @dataclass(frozen=True)
 class StoredView:
-    """One view as the cache holds it, and the sample it is of."""
+    """One view as the cache stores it, and its sample."""
 
     pass_index: int
     row: int
@@ -206,9 +206,8 @@ def deep_verify(config: CacheSources, num_views: int) -> DeepFindings:
             allowed = _allowed(reader, name)
             if not error <= allowed:
                 problems.append(
-                    f"{view}: the teacher says otherwise of it now: {name} differs by"
-                    f" {error:.2g} (relative squared error), {allowed:.2g} is what codec and"
-                    " rounding explain"
+                    f"{view}: the teacher's {name} differ now by {error:.2g} (relative squared"
+                    f" error); codec and rounding explain {allowed:.2g}"
                 )
     return DeepFindings(num_views=num_seen, problems=tuple(problems), largest_error=largest)
 

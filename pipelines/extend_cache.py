@@ -1,11 +1,11 @@
-"""Adding to a cache: passes, or targets under a name, without touching what is there.
+"""Adding to a cache: passes, or targets under a name, without changing existing files.
 
     scalekd cache extend ./swin_l-cache --data-dir /imagenet --passes 8
     scalekd cache extend ./swin_l-cache --data-dir /imagenet --name beit --model beit_l
 
 Passes are added to the cache itself. Targets of other stages, or of another teacher, make an
-extension: a cache of its own in ``extensions/NAME/`` over the same views, which every shard's
-pixel hashes are held against before it is committed.
+extension: a cache of its own in ``extensions/NAME/`` over the same views. The pixel hashes of each
+shard are compared with those of the cache before the shard is committed.
 """
 
 from dataclasses import replace
@@ -36,14 +36,14 @@ _ONLY_NAMED = ("stages", "logits", "codec", "teacher_classes", "class_map", "lic
 
 
 class ExtendConfig(CacheSources):
-    """What ``scalekd cache extend`` was asked for; what is ``None`` is as in the cache.
+    """Options of ``scalekd cache extend``; those that are ``None`` are taken from the cache.
 
     Attributes:
         cache: Folder of the cache.
-        data_dir: The images the cache was made from.
-        split: Which of them.
+        data_dir: Folder, URL or pattern of the images the cache was made from.
+        split: Split of the image set.
         passes: Passes to have in the end; of an extension at most those of the cache.
-        name: Of the extension; ``None`` adds passes to the cache itself.
+        name: Name of the extension; ``None`` adds passes to the cache itself.
         stages: Stages whose features the extension keeps.
         logits: ``full``, ``topk:K`` or ``none``.
         codec: Codec of the extension's features.
@@ -53,9 +53,9 @@ class ExtendConfig(CacheSources):
         teacher_classes: File with the names of another teacher's classes.
         class_map: The other teacher's class of each label; see `CacheTeacherConfig`.
         pretrained: Read the published weights of another teacher.
-        licence: Of another teacher's weights.
+        licence: Licence of another teacher's weights.
         note: Free text for the extension's manifest.
-        shards: First and last shard this command is to do.
+        shards: First and last shard that this command writes; all when ``None``.
         workers: Processes that draw views.
         local_cache: Folder for copies of remote image shards.
         local_cache_size: Bytes that these copies may take.
