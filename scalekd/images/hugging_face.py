@@ -27,7 +27,7 @@ from scalekd.text import one_line, printable
 
 PREFIX = "hfds/"
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp", "pixel_values")
-_LABEL_COLUMNS = ("label", "labels")
+_LABEL_COLUMNS = ("label", "labels", "cls")
 _ROWS_AT_ONCE = 1000
 _MAX_STATE_BYTES = 16 << 20
 _MAX_LABEL = 10**9
