@@ -122,6 +122,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
     def views_of(split: str) -> EvaluationViews:
         images = open_images(config.data_dir, split, options=config.image_options)
+        for line in images.notes if accelerator.is_main_process else ():
+            note(line)
         return EvaluationViews(images, accelerator, config.batch_size, config.workers)
 
     views = views_of(config.split)

@@ -276,13 +276,16 @@ def _make_evaluator(
             config.data_dir,
             config.val_split,
             local_cache=_local_cache(config),
-            options=config.image_options,
+            # Labels of the validation split are wanted even where training ignores its own.
+            options=config.image_options.model_copy(update={"labels": "auto"}),
         )
     except DataError as error:
         raise DataError(
             f"{error}; name the validation split with --val-split, or train without by "
             "--val-split none"
         ) from error
+    for line in images.notes if accelerator.is_main_process else ():
+        note(line)
     data = classes_of_data(images.place, images.class_names, images.labels)
     # A validation folder may lack a class of the training set: its labels would be shifted.
     class_map = None

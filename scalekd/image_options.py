@@ -13,7 +13,8 @@ class ImageOptions(BaseModel):
     labels: Literal["auto", "none"] = Field(
         default="auto",
         description="Where labels come from: auto reads class folders, label members of shards or"
-        " a label column; none ignores them and takes the images of a folder at any depth.",
+        " a label column; none ignores them and takes the images of a folder at any depth (of the"
+        " training split: validation keeps its labels).",
     )
     input_key: str | None = Field(
         default=None,

@@ -2,7 +2,8 @@
 
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import webdataset.shardlists
@@ -205,16 +206,23 @@ def _matching(storage: Storage, pattern: str) -> list[StoredFile]:
     """Files that a glob or brace pattern names; only a glob needs the store to list them."""
     found: list[StoredFile] = []
     names = webdataset.shardlists.expand_urls(pattern)
-    described = [None if _is_glob(name) else submit(storage.describe, name) for name in names]
-    for name, file in zip(names, described, strict=True):
-        if file is not None:
-            matching = [entry for entry in (file.result(),) if entry is not None]
-        else:
-            matching = _globbed(storage, name)
+    ask = partial(_matches, storage)
+    answers: Iterable[list[StoredFile]] = map(ask, names)
+    if storage.is_remote:
+        requests = [submit(ask, name) for name in names]
+        answers = (request.result() for request in requests)
+    for name, matching in zip(names, answers, strict=True):
         if not matching:
             raise DataError(f"no file matches {storage.locate(name)}")
         found.extend(matching)
     return found
+
+
+def _matches(storage: Storage, name: str) -> list[StoredFile]:
+    if _is_glob(name):
+        return _globbed(storage, name)
+    file = storage.describe(name)
+    return [] if file is None else [file]
 
 
 def _globbed(storage: Storage, pattern: str) -> list[StoredFile]:

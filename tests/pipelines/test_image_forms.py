@@ -10,6 +10,8 @@ import torch
 from scalekd.cache import open_cache
 from scalekd.images import ImageDataset, ImageOptions, open_dataset
 from scalekd.loading import CachedViewLoader
+from scalekd.pipelines.train_student import train_student
+from scalekd.training import TrainConfig
 
 datasets = pytest.importorskip("datasets")
 BY_ID = ImageOptions(key_column="id")
@@ -98,6 +100,26 @@ def test_images_without_labels_are_cached_like_any_other(
     for one, other in zip(without, batches(tmp_path / "labelled", images), strict=True):
         assert torch.equal(one["pixels"], other["pixels"])
         assert (one["label"] == -1).all()
+
+
+def test_validation_keeps_its_labels_where_training_ignores_its_own(
+    sound_cache: Path, tiny_images: Path, tmp_path: Path
+) -> None:
+    result = train_student(
+        TrainConfig(
+            model="test_resnet",
+            cache=str(sound_cache),
+            data_dir=str(tiny_images),
+            val_split="train-000001.tar",
+            labels="none",
+            objective="none",
+            epochs=1,
+            batch_size=10,
+            workers=0,
+            output=str(tmp_path / "run"),
+        )
+    )
+    assert 0 <= result.metrics["eval_top1"] <= 100
 
 
 def test_a_cache_of_sorted_tars_is_finished_in_the_order_it_was_begun_in(
