@@ -28,7 +28,7 @@ from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._write_shards import write_claimed
 from scalekd.shapes import FeatureShape
 from scalekd.teachers import TeacherOutput
-from scalekd.views import ViewParams, ViewPolicy
+from scalekd.views import ViewPolicy, draw
 
 _SHAPE = FeatureShape((2, 2), 8)
 _CLASSES = 10
@@ -77,17 +77,8 @@ class _Views:
 
     def __getitems__(self, request: DrawRequest) -> DrawnBatch:
         count = len(request.samples)
-        params = ViewParams(
-            crop=(0, 0, 8, 8),
-            center=None,
-            flip=False,
-            operations=(),
-            erase=None,
-            noise_seed=0,
-            interpolation="bicubic",
-            mean=_POLICY.mean,
-            std=_POLICY.std,
-        )
+        sizes = {"source_size": (8, 8), "view_size": (8, 8)}
+        params = draw(_POLICY, seed=0, key="", pass_index=0, **sizes)
         return DrawnBatch(
             request=request,
             keys=tuple(f"{position:09d}" for position in request.samples),
