@@ -32,7 +32,7 @@ def recipe_gflop(name: str) -> dict[str, int]:
     tail = Tail.on_meta(
         TailConfig(
             architecture=architecture,
-            family=family_of(teacher, architecture).name,  # type: ignore[arg-type]
+            family=family_of(teacher, architecture).name,  # type: ignore[arg-type,union-attr]
             img_size=(side, side),
             num_classes=1000,
             global_pool=str(teacher.global_pool),

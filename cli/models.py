@@ -9,18 +9,36 @@ from scalekd.cli._output import emit
 @click.command("models")
 @json_option
 def command(*, as_json: bool) -> None:
-    """List the teachers and students known by a short name, and what each stands for."""
+    """List the teachers and students known by a short name, and what each family serves."""
     from scalekd.students import ALIASES as STUDENT_ALIASES
     from scalekd.teachers import ALIASES
+    from scalekd.teachers.families import FAMILIES
+    from scalekd.teachers.features_only import FeaturesOnly
 
+    families = [
+        {
+            "family": family.name,
+            "models": family.about,
+            "features": True,
+            "tail": family.name in FAMILIES,
+        }
+        for family in (*FAMILIES.values(), FeaturesOnly)
+    ]
     lines = ["teachers"]
     lines += [f"  {alias:<20}{name}" for alias, name in sorted(ALIASES.items())]
     lines += ["students"]
     lines += [f"  {alias:<20}{name}" for alias, name in sorted(STUDENT_ALIASES.items())]
-    lines.append("and any timm model of the families that README names")
+    lines.append("families of teachers (logits: of every model with a classifier)")
+    lines += [
+        f"  {row['family']:<10}"
+        + ("features and tail  " if row["tail"] else "features; tpp=false ")
+        + str(row["models"])
+        for row in families
+    ]
     emit(
         {
             "teachers": dict(sorted(ALIASES.items())),
+            "families": families,
             "students": dict(sorted(STUDENT_ALIASES.items())),
         },
         lines,

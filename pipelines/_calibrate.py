@@ -48,11 +48,12 @@ def calibrate(
         keep_tail: Keep the teacher's tail even if no stage is kept: students of a live teacher
             need it too.
     """
-    keep_tail = keep_tail or bool(job.request.stages)
+    stages = job.request.stages
+    keep_tail = job.teacher.has_tail and (keep_tail or bool(stages))
     drawn = replace(job.drawn, embed="none")
     witnesses = draw_witnesses(drawn, at_most=NUM_WITNESSES)
     answers = answers or TeacherAnswers(None)
-    fitted = _fit(job, drawn, folder, answers) if keep_tail else {}
+    fitted = _fit(job, drawn, folder, answers) if keep_tail or stages else {}
     logits, num_classes = None, job.teacher.spec.num_classes
     if job.request.logits != "none" and num_classes is not None:
         logits = save_codec(folder, create_logit_codec(job.request.logits, num_classes), "logits")

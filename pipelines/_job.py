@@ -108,17 +108,20 @@ class Job:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def asked(cls, config: CacheTeacherConfig, device: torch.device) -> Self:
+    def asked(
+        cls, config: CacheTeacherConfig, device: torch.device, *, teacher: Teacher | None = None
+    ) -> Self:
         """Make the job that a configuration asks for.
 
         Args:
             config: What is asked for.
             device: Device of the teacher; it decides what ``--precision auto`` is.
+            teacher: The teacher itself, instead of the one that ``config.teacher`` names.
 
         Raises:
             ScaleKDError: Whatever can be found wrong before the teacher runs.
         """
-        check_options(config)
+        check_options(config, named=teacher is None)
         plan = check_output(config.output, config.form, overwrite=config.overwrite)
         copies = make_local_cache(config.local_cache, config.local_cache_size)
         opened = open_images(
@@ -134,7 +137,10 @@ class Job:
         precision = config.precision
         if precision == "auto":
             precision = plan.identity.precision if plan else auto_precision(device)
-        teacher = load_teacher(config.teacher).to(device)
+        teacher = (teacher or load_teacher(config.teacher)).to(device)
+        no_tail = ""
+        if config.stages and not teacher.has_tail:
+            no_tail = f"{teacher.spec.model} has no tail: students learn from it with tpp=false"
         if config.torchcompile:
             teacher.compile(backend=config.torchcompile)
         logits, note = choose_logits(config.logits, teacher)
@@ -142,7 +148,7 @@ class Job:
         match = None
         if logits != "none":
             match = match_labels(classes, teacher, config.class_map, config.output, plan)
-        notes = (*images.notes, note, match.note if match else None)
+        notes = (*images.notes, no_tail, note, match.note if match else None)
         return cls(
             drawn=DrawnViews(
                 images,

@@ -22,9 +22,15 @@ from scalekd.views import ViewPolicy
 _LEAST_COMPRESSED = {"float16": 0.8, "int8": 0.7, "int16": 0.05}  # of a plane's bytes, by type
 
 
-def check_options(config: CacheTeacherConfig) -> None:
-    """Find every error in the options that shows without looking at any file."""
-    resolve_model_name(config.teacher.model)
+def check_options(config: CacheTeacherConfig, *, named: bool = True) -> None:
+    """Find every error in the options that shows without looking at any file.
+
+    Args:
+        config: The options.
+        named: Whether the teacher is to be found by its name.
+    """
+    if named:
+        resolve_model_name(config.teacher.model)
     ViewPolicy.parse(config.aug, interpolation=config.interpolation)
     parse_codec(config.codec)
     if config.logits is not None and config.logits != "none":

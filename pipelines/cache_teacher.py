@@ -111,8 +111,15 @@ class CacheOrder:
 
 @terminable()
 @worker_faults()
-def cache_teacher(config: CacheTeacherConfig) -> CacheTeacherResult:
+def cache_teacher(
+    config: CacheTeacherConfig, *, teacher: Teacher | None = None
+) -> CacheTeacherResult:
     """Write a cache, or finish one.
+
+    Args:
+        config: What to write.
+        teacher: The teacher itself, such as one from `scalekd.teachers.teacher_from_module`,
+            instead of the one that ``config.teacher`` names.
 
     Raises:
         ScaleKDError: Anything a user can mend; what was committed is kept.
@@ -120,7 +127,7 @@ def cache_teacher(config: CacheTeacherConfig) -> CacheTeacherResult:
     if config.torchcompile:
         check_backend(config.torchcompile)
     processes = Processes()
-    job = processes.together(lambda: Job.asked(config, processes.device))
+    job = processes.together(lambda: Job.asked(config, processes.device, teacher=teacher))
     if config.overwrite:
         processes.on_main(lambda: remove_cache(config.output))
     order = CacheOrder(config.output, config.passes, config.shards, config.licence, config.note)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from scalekd.errors import UsageError
 from scalekd.models.arguments import check_model_kwargs, constructor_arguments
 from scalekd.models.build import build_model, preprocessing_of
+from scalekd.models.levels import Levels, find_levels
 from scalekd.models.names import describe_model
-from scalekd.students._levels import Levels, find_levels
 from scalekd.students.names import resolve_student_name
 from scalekd.students.spec import StudentSpec
 

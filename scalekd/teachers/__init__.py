@@ -7,6 +7,7 @@ Example:
     ((7, 7), 768)
 """
 
+from scalekd.teachers.features_only import FEATURES_ONLY
 from scalekd.teachers.heads import match_teacher
 from scalekd.teachers.names import (
     ALIASES,
@@ -14,6 +15,7 @@ from scalekd.teachers.names import (
     resolve_model_name,
     teacher_named_by_cache,
 )
+from scalekd.teachers.own import teacher_from_module
 from scalekd.teachers.spec import ABOUT_ORIGIN, TeacherConfig, TeacherSpec
 from scalekd.teachers.tail import Tail, TailConfig
 from scalekd.teachers.tail_file import inspect_tail, load_tail, load_tail_bytes, save_tail
@@ -22,6 +24,7 @@ from scalekd.teachers.teacher import Teacher, TeacherOutput, load_teacher
 __all__ = [
     "ABOUT_ORIGIN",
     "ALIASES",
+    "FEATURES_ONLY",
     "LIVE_TEACHER_ADVICE",
     "Tail",
     "TailConfig",
@@ -36,5 +39,6 @@ __all__ = [
     "match_teacher",
     "resolve_model_name",
     "save_tail",
+    "teacher_from_module",
     "teacher_named_by_cache",
 ]

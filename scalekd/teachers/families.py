@@ -30,6 +30,7 @@ class Family:
     """What the code around a teacher needs to know of its architecture. Instances hold no state."""
 
     name: ClassVar[str]
+    about: ClassVar[str]  # the models people know it by
     model_classes: ClassVar[tuple[type[nn.Module], ...]]
     modules: ClassVar[tuple[str, ...]]  # of timm, whose entry points a tail file may name
     kept: ClassVar[frozenset[str]]  # direct submodules that a tail keeps, besides its blocks
@@ -70,6 +71,13 @@ class Family:
         """From stage 3 to stage 4, both with prefix tokens."""
         raise NotImplementedError
 
+    def outputs(
+        self, model: TimmModel, images: Tensor, tail_blocks: int, *, logits: bool
+    ) -> tuple[Tokens, Tokens, Float[Tensor, "batch cls"] | None]:
+        """Features of both stages, and logits if they are asked for, in one pass."""
+        stage3, stage4 = self.forward(model, images, tail_blocks)
+        return stage3, stage4, self.run_head(model, stage4) if logits else None
+
     def run_head(self, model: TimmModel, features: Tokens) -> Float[Tensor, "batch cls"]:
         """Logits from stage 4 with prefix tokens."""
         return cast(Tensor, model.forward_head(features))
@@ -89,6 +97,7 @@ class SwinFamily(Family):
     """Swin and Swin V2: the last stage is ``layers[-1]``, patch merging included."""
 
     name = "swin"
+    about = "Swin, Swin V2"
     model_classes = (SwinTransformer, SwinTransformerV2)
     modules = ("swin_transformer", "swin_transformer_v2")
     kept = frozenset({"layers", "norm", "head"})
@@ -142,6 +151,7 @@ class ViTFamily(Family):
     """ViT, DeiT, DeiT3, DINOv2: the last stage is the last blocks and the norm after them."""
 
     name = "vit"
+    about = "ViT, DeiT, DeiT3, DINOv2, CLIP, SigLIP"
     model_classes: ClassVar[tuple[type[nn.Module], ...]] = (VisionTransformer,)
     modules: ClassVar[tuple[str, ...]] = (
         "vision_transformer",
@@ -212,6 +222,7 @@ class BeitFamily(ViTFamily):
     """BEiT and BEiT v2: as ViT, with relative position biases of each block or of all."""
 
     name = "beit"
+    about = "BEiT, BEiT v2"
     model_classes = (Beit,)
     modules = ("beit",)
     kept = ViTFamily.kept | {"rel_pos_bias"}
@@ -225,6 +236,7 @@ class EvaFamily(ViTFamily):
     """EVA, EVA-02, DINOv3: as ViT, with a rotary embedding given to every block."""
 
     name = "eva"
+    about = "EVA, EVA-02, DINOv3, PE"
     model_classes = (Eva,)
     modules = ("eva",)
 
@@ -251,23 +263,17 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def family_of(model: nn.Module, architecture: str) -> Family:
+def family_of(model: nn.Module, architecture: str) -> Family | None:
     """The family of a timm model made by the entry point ``architecture``.
 
-    Raises:
-        UsageError: It is none of those with a known tail.
+    ``None`` for a model of none of those with a known tail.
     """
     for family in FAMILIES.values():
         if isinstance(model, family.model_classes) and is_model_in_modules(
             architecture, family.modules
         ):
             return family
-    known = ", ".join(c.__name__ for family in FAMILIES.values() for c in family.model_classes)
-    raise UsageError(
-        f"{architecture} is a timm {type(model).__name__}, which cannot teach: scalekd knows the "
-        f"last stage of {known} (Swin, Swin V2, ViT, DeiT, DeiT3, DINOv2, BEiT, BEiT v2, EVA, "
-        "EVA-02, DINOv3)"
-    )
+    return None
 
 
 def _run(block: nn.Module, x: Tensor, kwargs: Mapping[str, Any], checkpointed: bool) -> Tensor:

@@ -39,6 +39,19 @@ ALIASES: dict[str, str] = {
     "dinov3_s": "vit_small_patch16_dinov3.lvd1689m",
     "dinov3_b": "vit_base_patch16_dinov3.lvd1689m",
     "dinov3_l": "vit_large_patch16_dinov3.lvd1689m",
+    "dinov3_h": "vit_huge_plus_patch16_dinov3.lvd1689m",
+    "siglip_b": "vit_base_patch16_siglip_224.v2_webli",
+    "siglip_l": "vit_large_patch16_siglip_256.v2_webli",
+    "siglip_so400m": "vit_so400m_patch14_siglip_224.v2_webli",
+    "clip_b32": "vit_base_patch32_clip_224.openai",
+    "clip_b": "vit_base_patch16_clip_224.openai",
+    "clip_l": "vit_large_patch14_clip_224.openai",
+    "pe_b": "vit_pe_core_base_patch16_224.fb",
+    "pe_l": "vit_pe_core_large_patch14_336.fb",
+    "convnext_b": "convnext_base.fb_in22k_ft_in1k",
+    "convnext_l": "convnext_large.fb_in22k_ft_in1k",
+    "hiera_b": "hiera_base_224.mae_in1k_ft_in1k",
+    "maxvit_b": "maxvit_base_tf_224.in1k",
     "vit_s": "vit_small_patch16_224.augreg_in21k_ft_in1k",
     "vit_b": "vit_base_patch16_224.augreg_in21k_ft_in1k",
     "vit_l": "vit_large_patch16_224.augreg_in21k_ft_in1k",
@@ -55,6 +68,15 @@ LIVE_TEACHER_ADVICE = {
 its own model; for :func:`scalekd.errors.rewording`."""
 
 
+# Teachers whose own size is made for dense features; smaller views cost less to draw, store and
+# compute, and give a token grid (16 x 16, 14 x 14) near the maps of a student.
+ALIAS_SIZES: dict[str, int] = {
+    alias: 224
+    for alias in ALIASES
+    if alias.startswith(("dinov2_", "dinov3_")) or alias in ("siglip_l", "pe_l")
+}
+
+
 def resolve_model_name(name: str) -> tuple[str, str | None]:
     """Expand what the user typed into the name of one timm model.
 
@@ -69,7 +91,10 @@ def resolve_model_name(name: str) -> tuple[str, str | None]:
     Raises:
         UsageError: Nothing has this name; the message suggests the nearest ones.
     """
-    return resolve_name(name, ALIASES)
+    resolved, sentence = resolve_name(name, ALIASES)
+    if sentence is not None and (side := ALIAS_SIZES.get(name.strip())) is not None:
+        sentence += f", at {side} x {side} px unless --img-size says otherwise"
+    return resolved, sentence
 
 
 def teacher_named_by_cache(name: str, *, option: str) -> str:

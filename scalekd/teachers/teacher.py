@@ -16,9 +16,10 @@ from scalekd.models.build import (
 )
 from scalekd.models.names import ModelSource, describe_model
 from scalekd.teachers._weights_hash import weights_sha256
-from scalekd.teachers.families import Family, family_of
+from scalekd.teachers.families import FAMILIES, Family, family_of
+from scalekd.teachers.features_only import family_by_levels
 from scalekd.teachers.heads import class_names_of, why_no_classifier
-from scalekd.teachers.names import resolve_model_name
+from scalekd.teachers.names import ALIAS_SIZES, resolve_model_name
 from scalekd.teachers.spec import TeacherConfig, TeacherSpec
 from scalekd.teachers.tail import Tail, TailConfig
 
@@ -81,10 +82,15 @@ class Teacher(nn.Module):
             ValueError: The pixels are not uint8 RGB of the teacher's image size.
         """
         images = self.normalise(pixels)
-        stage3, stage4 = self.family.forward(self.model, images, self.spec.tail_blocks)
-        has_head = self.spec.num_classes is not None
-        logits = self.family.run_head(self.model, stage4) if has_head else None
+        stage3, stage4, logits = self.family.outputs(
+            self.model, images, self.spec.tail_blocks, logits=self.spec.num_classes is not None
+        )
         return TeacherOutput({3: stage3, 4: stage4}, logits)
+
+    @property
+    def has_tail(self) -> bool:
+        """Whether its last stage runs by itself, as teacher parameter perception needs."""
+        return self.spec.family in FAMILIES
 
     def normalise(
         self, pixels: UInt8[Tensor, "batch 3 height width"]
@@ -131,7 +137,12 @@ class Teacher(nn.Module):
 
         Its constant prefix tokens are those of the last :meth:`calibrate_prefix`; without one, a
         tail that needs them must be given prefix tokens at every call.
+
+        Raises:
+            UsageError: Its last stage does not run by itself.
         """
+        if not self.has_tail:
+            raise UsageError(f"{self.spec.model} has no tail: only its features can be distilled")
         tail = Tail.from_config(self._tail_config())
         state = {}
         for name, tensor in self.model.state_dict().items():
@@ -174,8 +185,11 @@ def load_teacher(config: TeacherConfig) -> Teacher:
     name, _ = resolve_model_name(config.model)
     source = describe_model(name)
     kwargs = {**source.model_args, **config.model_kwargs}
-    if config.img_size is not None:
-        kwargs["img_size"] = config.img_size
+    size = config.img_size
+    if size is None and (side := ALIAS_SIZES.get(config.model.strip())) is not None:
+        size = (side, side)
+    if size is not None and _takes_img_size(source):
+        kwargs["img_size"] = size
     no_classifier = _why_no_classifier(config, source, kwargs)
     if no_classifier is not None and not config.keep_head:
         kwargs["num_classes"] = 0
@@ -186,12 +200,14 @@ def load_teacher(config: TeacherConfig) -> Teacher:
         model_kwargs=kwargs,
         seed=_RANDOM_SEED,
     ).eval()
-    family = family_of(model, source.architecture)
+    img_size = _image_size(model, source, size)
+    family = family_of(model, source.architecture) or family_by_levels(
+        model, source.label, img_size
+    )
     try:
         family.check(model, config.tail_blocks)
     except UsageError as error:
         raise UsageError(f"{source.label}: {error}") from error
-    img_size = _image_size(model)
     _check_image_size(source.label, family.size_multiple(model), img_size)
     spec = _spec(config, source, model, family, kwargs, img_size)
     return Teacher(model, spec, family, no_classifier=None if spec.num_classes else no_classifier)
@@ -225,8 +241,9 @@ def _spec(
     if "global_pool" in kwargs or source.pretrained_cfg.get("global_pool"):
         # A folder's configuration sets it without naming it among the arguments.
         usual = create_on_meta(source.architecture, {})
-        if model.global_pool != usual.global_pool:
-            model_kwargs["global_pool"] = str(model.global_pool)
+        pooling = getattr(model, "global_pool", None)
+        if pooling is not None and pooling != getattr(usual, "global_pool", None):
+            model_kwargs["global_pool"] = str(pooling)
     weights: Literal["pretrained", "checkpoint", "random"]
     if config.checkpoint is not None:
         weights = "checkpoint"
@@ -262,9 +279,21 @@ def _spec(
     )
 
 
-def _image_size(model: nn.Module) -> tuple[int, int]:
-    embed: Any = model.patch_embed
-    height, width = embed.img_size
+def _takes_img_size(source: ModelSource) -> bool:
+    """Whether the constructor takes an image size; convolutions take any without being told."""
+    if source.pretrained_cfg.get("fixed_input_size"):
+        return True
+    return "img_size" in constructor_arguments(type(create_on_meta(source.architecture, {})))
+
+
+def _image_size(
+    model: nn.Module, source: ModelSource, asked: tuple[int, int] | None
+) -> tuple[int, int]:
+    embed: Any = getattr(model, "patch_embed", None)
+    size = getattr(embed, "img_size", None) or asked
+    if size is None:
+        size = (source.pretrained_cfg.get("input_size") or (3, 224, 224))[1:]
+    height, width = size
     return int(height), int(width)
 
 

@@ -26,7 +26,7 @@ from scalekd.loading.cached_views import embedded_images
 from scalekd.models.classes import Classes, ClassMatch, classes_of_data
 from scalekd.storage import LocalCache, LocalStorage, Place, open_storage
 from scalekd.students import Student
-from scalekd.teachers import Tail, TeacherSpec, load_tail, match_teacher
+from scalekd.teachers import FEATURES_ONLY, Tail, TeacherSpec, load_tail, match_teacher
 from scalekd.training.module import DistillationModule
 from scalekd.training.targets import NoTargets
 
@@ -200,7 +200,8 @@ class CachedTeacher:
         Args:
             student: Made by `scalekd.students.create_student`.
             objective: ``scalekd``, ``scalekd-light``, ``kd`` (logits only) or ``none``.
-            config: Weights, heads and switches of the objective.
+            config: Weights, heads and switches of the objective. Of a teacher without a tail
+                ``tpp`` is off unless it is asked for.
             channels_last: See `DistillationModule`.
             tail_checkpointing: Keep less of the teacher's tail in memory, at the price of a second
                 forward through it.
@@ -210,6 +211,8 @@ class CachedTeacher:
             CacheCorrupt: The teacher's tail is damaged.
         """
         config = config or ScaleKDConfig()
+        if self.spec.family == FEATURES_ONLY and "tpp" not in config.model_fields_set:
+            config = config.model_copy(update={"tpp": False})
         tail = None
         if objective in FORMS and config.tpp:
             tail = self._tail()
@@ -309,6 +312,11 @@ class CachedTeacher:
     def _tail(self) -> Tail:
         reader = self._features
         identity, storage = reader.identity, reader.storage
+        if self.spec.family == FEATURES_ONLY:
+            raise UsageError(
+                f"{reader.place}: the teacher {self.spec.model} has no tail, which tpp=true passes"
+                " stage 3 through; give --distillation tpp=false"
+            )
         if identity.tail is None:
             raise UsageError(
                 f"{reader.place}: holds no teacher tail, which stage 3 of the scalekd "

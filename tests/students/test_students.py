@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from scalekd.errors import UsageError
+from scalekd.models.levels import find_levels
 from scalekd.students import Student, StudentSpec, create_student
-from scalekd.students._levels import find_levels
 
 # The paper's students at their real widths and a small image size, with the levels that golden
 # README section 3 states: (channels, downsampling) of the third and fourth stage.

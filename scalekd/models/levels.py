@@ -49,25 +49,28 @@ class Levels:
         return intermediate
 
 
-def find_levels(model: Any, label: str, img_size: tuple[int, int]) -> Levels:
+def find_levels(
+    model: Any, label: str, img_size: tuple[int, int], *, role: str = "student"
+) -> Levels:
     """Run the model once on a blank image to see what it offers, and check that its logits agree.
 
     Args:
         model: A timm model on the CPU, in eval mode.
         label: Its name, for messages.
+        role: ``student`` or ``teacher``, for messages.
         img_size: Height and width in pixels.
 
     Raises:
         UsageError: It has no such levels, or cannot take this image size.
     """
     if not hasattr(model, "forward_intermediates"):
-        raise UsageError(f"{label} cannot be a student: timm gives no access to its inner features")
+        raise UsageError(f"{label} cannot be a {role}: timm gives no access to its inner features")
     if not isinstance(getattr(model, "patch_drop", None), nn.Identity | None):
         raise UsageError(
-            f"{label} cannot be a student with patch_drop_rate: the tokens it drops leave holes in "
+            f"{label} cannot be a {role} with patch_drop_rate: the tokens it drops leave holes in "
             "the maps that are distilled"
         )
-    indices = _indices(model, label)
+    indices = _indices(model, label, role)
     blank = torch.linspace(-1, 1, 3 * img_size[0] * img_size[1]).reshape(1, 3, *img_size)
     try:
         with torch.no_grad():
@@ -76,25 +79,25 @@ def find_levels(model: Any, label: str, img_size: tuple[int, int]) -> Levels:
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
-            f"{label} cannot be a student at {img_size[0]} x {img_size[1]} px: {reason[:300]}"
+            f"{label} cannot be a {role} at {img_size[0]} x {img_size[1]} px: {reason[:300]}"
         ) from error
     if not torch.allclose(logits, expected, rtol=1e-4, atol=1e-5):
         raise UsageError(
-            f"{label} cannot be a student: its classifier does not run on the features that timm's "
+            f"{label} cannot be a {role}: its classifier does not run on the features that timm's "
             "forward_intermediates returns"
         )
-    shapes = (_shape_of(third, label), _shape_of(fourth, label))
+    shapes = (_shape_of(third, label, role), _shape_of(fourth, label, role))
     return Levels(indices, shapes, _layout(model, final, fourth))
 
 
-def _indices(model: Any, label: str) -> tuple[int, int]:
+def _indices(model: Any, label: str, role: str) -> tuple[int, int]:
     info = model.feature_info
     reductions = [
         level["reduction"] for level in (info if isinstance(info, list) else info.get_dicts())
     ]
     num_levels = len(reductions)
     if num_levels < 2:
-        raise UsageError(f"{label} cannot be a student: it has {num_levels} feature level, not two")
+        raise UsageError(f"{label} cannot be a {role}: it has {num_levels} feature level, not two")
     last = num_levels - 1
     if reductions[-1] != reductions[-2]:
         return last - 1, last
@@ -103,9 +106,9 @@ def _indices(model: Any, label: str) -> tuple[int, int]:
     return min(math.ceil(num_levels * 3 / 4), last) - 1, last
 
 
-def _shape_of(level: Tensor, label: str) -> FeatureShape:
+def _shape_of(level: Tensor, label: str, role: str) -> FeatureShape:
     if level.ndim != 4:
-        raise UsageError(f"{label} cannot be a student: a feature level is {tuple(level.shape)}")
+        raise UsageError(f"{label} cannot be a {role}: a feature level is {tuple(level.shape)}")
     return FeatureShape((level.shape[2], level.shape[3]), level.shape[1])
 
 

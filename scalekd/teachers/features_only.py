@@ -1,0 +1,129 @@
+"""Teachers without a tail: every other timm model, and modules of one's own.
+
+Their features can be distilled, and their logits where they have a classifier. What they lack is a
+last stage that runs by itself, which teacher parameter perception needs, so students learn from
+them with ``tpp=false``.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from scalekd.errors import UsageError
+from scalekd.models.levels import Levels, find_levels
+from scalekd.shapes import FeatureShape
+from scalekd.teachers.families import Family, TimmModel, Tokens
+
+FEATURES_ONLY = "features"
+"""Name of the family in documents."""
+
+Map = Float[Tensor, "batch channel row column"]
+
+
+class FeaturesOnly(Family):
+    """Any timm model with ``forward_intermediates``: its last two levels, as of a student.
+
+    Stage 4 is what the model's classifier pools where that has the resolution of the last level;
+    prefix tokens are left out.
+
+    Args:
+        levels: Of the model.
+    """
+
+    name: ClassVar[str] = FEATURES_ONLY
+    about: ClassVar[str] = (
+        "ConvNeXt, ResNet, Hiera, SAM, MaxViT, …: every other with inner features"
+    )
+
+    def __init__(self, levels: Levels) -> None:
+        self._levels = levels
+
+    def check(self, model: TimmModel, tail_blocks: int) -> None:
+        """Accept it: :func:`find_levels` did."""
+
+    def size_multiple(self, model: TimmModel) -> tuple[int, int]:
+        return 1, 1  # a size that it cannot take was refused when its levels were looked up
+
+    def stages(self, model: TimmModel, tail_blocks: int) -> dict[int, FeatureShape]:
+        return dict(zip((3, 4), self._levels.shapes, strict=True))
+
+    def outputs(
+        self, model: TimmModel, images: Tensor, tail_blocks: int, *, logits: bool
+    ) -> tuple[Tokens, Tokens, Tensor | None]:
+        final, (third, fourth) = model.forward_intermediates(
+            images, indices=list(self._levels.indices)
+        )
+        last = self._levels.final_map(final, fourth)
+        return _tokens(third), _tokens(last), model.forward_head(final) if logits else None
+
+
+class OwnModule(Family):
+    """A module that returns features, or features and logits, of normalised images.
+
+    Args:
+        stages: Shapes of what it returns.
+    """
+
+    name: ClassVar[str] = FEATURES_ONLY
+
+    def __init__(self, stages: dict[int, FeatureShape]) -> None:
+        self._stages = stages
+
+    def check(self, model: nn.Module, tail_blocks: int) -> None:
+        """Accept it: what it returns was looked at."""
+
+    def size_multiple(self, model: nn.Module) -> tuple[int, int]:
+        return 1, 1
+
+    def stages(self, model: nn.Module, tail_blocks: int) -> dict[int, FeatureShape]:
+        return self._stages
+
+    def outputs(
+        self, model: nn.Module, images: Tensor, tail_blocks: int, *, logits: bool
+    ) -> tuple[Tokens, Tokens, Tensor | None]:
+        features, scores = returned(model, images)
+        stage3, stage4 = (_tokens(features[index]) for index in (0, -1))
+        return stage3, stage4, scores if logits else None
+
+
+def returned(model: Callable[[Tensor], Any], images: Tensor) -> tuple[list[Tensor], Tensor | None]:
+    """Sort what a module of one's own returns into feature maps and logits.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    found = model(images)
+    features, logits = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+    maps = list(features) if isinstance(features, list) else [features]
+    if not 1 <= len(maps) <= 2 or not all(isinstance(m, Tensor) and m.ndim == 4 for m in maps):
+        raise UsageError(
+            "a teacher's module must return its final feature map (batch, channel, row, column), or"
+            " a list of the one before it and the final one; or a pair of that and logits (batch,"
+            f" class) or None; it returned {_described(found)}"
+        )
+    if logits is not None and (not isinstance(logits, Tensor) or logits.ndim != 2):
+        raise UsageError(f"logits must be (batch, class), not {_described(logits)}")
+    return maps, logits
+
+
+def family_by_levels(model: Any, label: str, img_size: tuple[int, int]) -> FeaturesOnly:
+    """The family of a timm model that has no known tail.
+
+    Raises:
+        UsageError: timm gives no access to its inner features, or it does not take the size.
+    """
+    return FeaturesOnly(find_levels(model, label, img_size, role="teacher"))
+
+
+def _tokens(level: Map) -> Tokens:
+    return level.flatten(2).transpose(1, 2)
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"{type(value).__name__} of {', '.join(_described(item) for item in value[:4])}"
+    return type(value).__name__

@@ -1,0 +1,75 @@
+"""A module of one's own as a teacher, for caches written from Python."""
+
+from collections.abc import Sequence
+
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import nn
+
+from scalekd.errors import UsageError
+from scalekd.shapes import FeatureShape
+from scalekd.teachers._weights_hash import weights_sha256
+from scalekd.teachers.features_only import FEATURES_ONLY, OwnModule, returned
+from scalekd.teachers.spec import TeacherSpec
+from scalekd.teachers.teacher import Teacher
+
+
+def teacher_from_module(
+    module: nn.Module,
+    *,
+    name: str,
+    img_size: int | tuple[int, int],
+    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN,
+    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD,
+    class_names: Sequence[str] | None = None,
+    licence: str | None = None,
+) -> Teacher:
+    """Make a teacher of any module, frozen and in eval mode.
+
+    The module takes normalised images ``(batch, 3, row, column)``. It returns its final feature
+    map ``(batch, channel, row, column)``, or a list of the map before it and the final one; or a
+    pair of that and logits ``(batch, class)``. The same pixels must give the same answer, whatever
+    else is in the batch.
+
+    Args:
+        module: On the CPU; it is run once on a blank image.
+        name: What caches call it.
+        img_size: Pixels of the views, one number for a square.
+        mean: Mean of RGB in 0..1 that its input is normalised with.
+        std: Standard deviation of RGB in 0..1.
+        class_names: Name of each class of its logits.
+        licence: Licence of its weights.
+
+    Raises:
+        UsageError: The module returns something else, or another number of classes.
+    """
+    size = (img_size, img_size) if isinstance(img_size, int) else img_size
+    module = module.eval().requires_grad_(False)
+    with torch.no_grad():
+        maps, logits = returned(module, torch.zeros(1, 3, *size))
+    shapes = [FeatureShape((m.shape[2], m.shape[3]), m.shape[1]) for m in maps]
+    num_classes = None if logits is None else logits.shape[1]
+    if class_names is not None and len(class_names) != (num_classes or 0):
+        raise UsageError(
+            f"{name}: {len(class_names)} class names for {num_classes or 0} classes of its logits"
+        )
+    spec = TeacherSpec(
+        model=name,
+        architecture=type(module).__name__,
+        family=FEATURES_ONLY,
+        weights_sha256=weights_sha256(module.state_dict()),
+        weights_source="checkpoint",
+        img_size=size,
+        mean=mean,
+        std=std,
+        interpolation="bicubic",
+        crop_pct=1.0,
+        stages={3: shapes[0], 4: shapes[-1]},
+        num_classes=num_classes,
+        licence=licence,
+        model_kwargs={},
+        tail_blocks=1,
+        class_names=None if class_names is None else tuple(class_names),
+    )
+    reason = "its module returns none" if num_classes is None else None
+    return Teacher(module, spec, OwnModule(spec.stages), no_classifier=reason)
