@@ -48,6 +48,7 @@ from scalekd.pipelines._same_pixels import check_pixels
 from scalekd.pipelines._signals import terminable
 from scalekd.pipelines._write_shards import num_coding_threads, write_claimed
 from scalekd.storage import LocalStorage, Storage, open_storage
+from scalekd.teachers import Teacher
 from scalekd.training.compilation import check_backend, compile_faults
 
 __all__ = ["CacheTeacherConfig", "CacheTeacherResult", "cache_teacher", "write_cache"]
