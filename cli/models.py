@@ -12,9 +12,10 @@ def command(*, as_json: bool) -> None:
     """List the teachers and students known by a short name, and what each family serves."""
     from scalekd.students import ALIASES as STUDENT_ALIASES
     from scalekd.teachers import ALIASES
-    from scalekd.teachers.families import FAMILIES
+    from scalekd.teachers.families import FAMILIES, Family
     from scalekd.teachers.features_only import FeaturesOnly
 
+    known: list[Family | type[Family]] = [*FAMILIES.values(), FeaturesOnly]
     families = [
         {
             "family": family.name,
@@ -22,7 +23,7 @@ def command(*, as_json: bool) -> None:
             "features": True,
             "tail": family.name in FAMILIES,
         }
-        for family in (*FAMILIES.values(), FeaturesOnly)
+        for family in known
     ]
     lines = ["teachers"]
     lines += [f"  {alias:<20}{name}" for alias, name in sorted(ALIASES.items())]
