@@ -83,6 +83,11 @@ class FolderImages(StoredImages):
         return dataset.taken(mixed(dataset.keys))
 
 
+def has_class_folders(storage: Storage, folder: str) -> bool:
+    """Whether a folder has images in sub-folders."""
+    return any("/" in path for path in _listed(storage, folder)[0])
+
+
 def _listed(
     storage: Storage, folder: str
 ) -> tuple[dict[str, StoredFile], LeftOut, dict[str, list[str]]]:
@@ -117,7 +122,8 @@ def _check_classes(others: dict[str, list[str]], classes: set[str], place: str) 
         raise DataError(
             f"{place}: the class folder {shown(empty[0])} has no image that can be read, only"
             f" {len(paths):,} other files such as {shown(paths[0])} (read are"
-            f" {', '.join(IMAGE_EXTENSIONS)}); convert them, or move the folder elsewhere"
+            f" {', '.join(IMAGE_EXTENSIONS)}); convert them, move the folder elsewhere,"
+            " or take all images without labels by --labels none"
         )
 
 

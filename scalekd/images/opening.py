@@ -10,7 +10,7 @@ import webdataset.shardlists
 
 from scalekd.errors import DataError, UsageError
 from scalekd.image_options import ImageOptions
-from scalekd.images.folders import FolderImages
+from scalekd.images.folders import FolderImages, has_class_folders
 from scalekd.images.hugging_face import PREFIX, Columns, open_hub, open_parquet, open_saved
 from scalekd.images.labels import LabelReader
 from scalekd.images.left_out import listed
@@ -93,7 +93,7 @@ def open_dataset(
     if name in folders:
         return FolderImages.open(storage, split, labelled=labelled)
     if split == "train" and (
-        not labelled or (any(_is_image(file) for file in files) and not folders)
+        not labelled or (any(map(_is_image, files)) and not has_class_folders(storage, ""))
     ):
         return FolderImages.open(storage, "", labelled=labelled)
     raise DataError(_nothing_there(storage, split, folders, files))

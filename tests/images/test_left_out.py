@@ -115,6 +115,14 @@ def test_what_a_folder_has_beside_images_is_counted(tmp_path: Path) -> None:
         assert kind in note
 
 
+def test_a_class_of_broken_links_is_an_error(tmp_path: Path) -> None:
+    put(tmp_path, "train/ant/1.jpg")
+    (tmp_path / "train/cow").mkdir()
+    (tmp_path / "train/cow/1.jpg").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"class folder 'cow' has no image.*'cow/1\.jpg'"):
+        open_dataset(str(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["readme.txt", "1.heic", "jpg", "deep/1.npy"])
 def test_a_class_folder_with_files_and_no_image_is_an_error(tmp_path: Path, name: str) -> None:
     """It is a class for torchvision, so that leaving it out would shift the labels after it."""
@@ -143,6 +151,19 @@ def test_every_extension_of_every_format_that_is_decoded_is_read(tmp_path: Path)
 
 
 # Tars
+
+
+def test_shards_may_be_links_and_a_broken_one_is_an_error(
+    tmp_path: Path, write_tar: WriteTar
+) -> None:
+    write_tar(tmp_path / "store/x.tar", {"a.jpg": b"a", "a.cls": b"0"})
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/train-0.tar").symlink_to("../store/x.tar")
+    assert keys(open_dataset(str(tmp_path / "set"))) == ["a"]
+    (tmp_path / "set/train-1.tar").symlink_to("../store/y.tar")
+    for split in ("train", "train-*.tar", "train-{0..1}.tar"):
+        with pytest.raises(DataError, match=r"train-1\.tar"):
+            open_dataset(str(tmp_path / "set"), split)
 
 
 @given(

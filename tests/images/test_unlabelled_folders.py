@@ -37,6 +37,18 @@ def test_a_flat_folder_is_an_image_set_without_labels_and_says_so(
     assert same.fingerprint == images.fingerprint
 
 
+def test_hidden_and_empty_folders_beside_images_are_no_classes(tmp_path: Path) -> None:
+    put(tmp_path, "1.jpg", ".git/objects/2.jpg", ".ipynb_checkpoints/1-checkpoint.jpg")
+    (tmp_path / "empty").mkdir()
+    images = open_dataset(str(tmp_path))
+    assert keys(images) == ["1.jpg"]
+    assert "2 hidden files (first: '.git/objects/2.jpg')" in images.notes[1]
+    put(tmp_path, "notes/readme.txt")
+    with pytest.raises(DataError, match=r"class folder 'notes' has no image.*--labels none"):
+        open_dataset(str(tmp_path))
+    assert keys(open_dataset(str(tmp_path), options=NONE)) == ["1.jpg"]
+
+
 @pytest.mark.parametrize("below", ["", "train/"])
 def test_without_labels_images_at_every_depth_are_taken(tmp_path: Path, below: str) -> None:
     names = ["0.jpg", "a/1.jpg", "a/b/2.jpg", "c/3.png"]
