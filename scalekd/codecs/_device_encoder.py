@@ -153,7 +153,7 @@ class TransformEncoder(FeatureEncoder):
         parts = []
         for band, part in enumerate(torch.split(rows, self._rows)):
             product = torch.matmul(self.get_buffer(f"basis_{band}"), part.transpose(1, 2))
-            parts.append(product.view(-1, rows.shape[1]))
+            parts.append(product.reshape(-1, rows.shape[1]))
         return torch.cat(parts)
 
     def _quantise(self, values: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ operations a step. Both are chosen by :func:`search`.
 """
 
 import importlib.util
+import warnings
+from functools import cache
 
 import numpy as np
 import torch
@@ -27,11 +29,30 @@ def search(values: Tensor, weights: Tensor) -> Tensor:
     Returns:
         int16 indices of the same shape.
     """
-    if values.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+    if values.device.type == "cuda" and _can_fuse():
         from scalekd.codecs._viterbi_triton import search_fused
 
         return search_fused(values, weights)
     return search_stepwise(values, weights)
+
+
+@cache
+def _can_fuse() -> bool:
+    """Whether Triton is there and can build kernels, for which it needs a C compiler."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        from scalekd.codecs._viterbi_triton import search_fused
+
+        search_fused(torch.zeros(STEPS, 1, device="cuda"), torch.ones(STEPS, device="cuda"))
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        warnings.warn(
+            f"Triton cannot build a kernel here, so that encoding is slower: {reason[0][:200]}",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def search_stepwise(values: Tensor, weights: Tensor) -> Tensor:

@@ -192,3 +192,20 @@ assert "fma." not in text, text
 """
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+def test_without_a_compiler_the_search_goes_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton compiles a launcher with the system's C compiler, which may be missing."""
+    pytest.importorskip("triton")
+    from scalekd.codecs import _viterbi, _viterbi_triton
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("Failed to find C compiler.\nSet CC")
+
+    monkeypatch.setattr(_viterbi_triton, "search_fused", fail)
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device: torch.full(shape, 0.0))
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: torch.full(shape, 1.0))
+    _viterbi._can_fuse.cache_clear()
+    with pytest.warns(UserWarning, match="encoding is slower: Failed to find C compiler.$"):
+        assert not _viterbi._can_fuse()
+    _viterbi._can_fuse.cache_clear()
