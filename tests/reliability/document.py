@@ -12,7 +12,7 @@ _DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
 
 
 def write_documentation() -> None:
-    """Put the current results between the document's markers."""
+    """Write the current results between the document's markers."""
     text = _DOCUMENT.read_text()
     tables = {"kill harness": _kills(), "damage matrix": _matrix(), "fuzzing": _fuzzing()}
     for name, table in tables.items():
@@ -31,12 +31,12 @@ def _read(name: str) -> dict[str, Any]:
 def _kills() -> str:
     rows = _read("kill_harness.json")
     names = {
-        "kills": "SIGKILLs that met a running job",
-        "caches": "caches written to the end",
-        "different_files": "files that differ from an undisturbed run's",
+        "kills": "SIGKILLs sent to a running job",
+        "caches": "completed caches",
+        "different_files": "files that differ from those of an undisturbed run",
         "lost_or_changed": "committed records or files lost or changed",
-        "most_half_done": "most shards half done after a kill",
-        "shards_redone": "shards redone, over all kills",
+        "most_half_done": "most unfinished shards after a kill",
+        "shards_redone": "shards repeated, over all kills",
     }
     lines = ["| | " + " | ".join(rows) + " |", "| --- |" + " ---: |" * len(rows)]
     lines += [
@@ -60,7 +60,7 @@ def _fuzzing() -> str:
     kinds = sorted({label.split(",")[0] for label in result["by_kind"]})
     nothing = {"refused": 0, "accepted": 0}
     lines = [
-        "| changed | found by digest | sealed and refused | sealed and read |",
+        "| changed file | detected by digest | sealed and refused | sealed and read |",
         "| --- | ---: | ---: | ---: |",
     ]
     for kind in kinds:
@@ -73,7 +73,7 @@ def _fuzzing() -> str:
     lines += [
         "",
         f"{result['mutations']:,} mutations in {result['seconds']:.0f} s on one core:"
-        f" {result['num_failures']} crashes, foreign errors or hangs; the slowest took"
+        f" {result['num_failures']} crashes, unexpected errors or hangs; the slowest took"
         f" {result['slowest_seconds']} s; memory grew by at most"
         f" {result['peak_growth_megabytes']} MB (limit {result['allowed_growth_megabytes']:,}).",
     ]
@@ -93,10 +93,10 @@ def _matrix() -> str:
     totals = result["totals"]
     lines.append("")
     lines.append(
-        f"{totals['tried']} damaged caches: verify named {totals['verify']}"
+        f"Of {totals['tried']} damaged caches, verify named {totals['verify']}"
         f" (`--quick` {totals['quick']}), training stopped at {totals['train']} of the"
-        f" {totals['train_tried']} it could meet, repair brought {totals['repair']} of"
-        f" {totals['repair_tried']} back to the byte."
+        f" {totals['train_tried']} that affect it, and repair restored {totals['repair']} of"
+        f" {totals['repair_tried']} to the original bytes."
     )
     return "\n".join(lines) + "\n"
 
