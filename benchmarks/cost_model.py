@@ -124,7 +124,7 @@ def _disk(m: Measured, a: Assumed) -> list[str]:
     whole, lean = sum(m.stage_bytes) + m.rest_bytes, m.stage_bytes[1] + m.rest_bytes
     columns = [column for s in DATA_SETS for column in (f"{s}, one pass", f"{a.passes} passes")]
     lines = [
-        f"| disk | a view | {' | '.join(columns)} |",
+        f"| disk | per view | {' | '.join(columns)} |",
         "| --- |" + " ---: |" * (1 + 2 * len(DATA_SETS)),
     ]
     for name, size in (
@@ -185,8 +185,8 @@ def _time(m: Measured, a: Assumed) -> list[str]:
         "",
         f"Cores that keep one GPU busy while caching: {busy / forward:.0f} with both stages, "
         f"{(m.view_seconds + m.encode_seconds[1]) / forward:.0f} with the final one; while "
-        f"training: {m.view_seconds / step:.0f}. Where there are fewer, the hours above are the "
-        "cores'.",
+        f"training: {m.view_seconds / step:.0f}. With fewer cores, the cores determine the hours "
+        "above.",
     ]
     return lines
 
@@ -199,9 +199,9 @@ def _memory(m: Measured, a: Assumed) -> list[str]:
             _size(m.state_bytes),
         ),
         ("… activations in float32 (about half in bf16)", _size(a.batch_size * m.activation_bytes)),
-        ("host, a training process: blocks of targets, at most", _size(blocks * m.block_bytes)),
+        ("host, per training process: blocks of targets, at most", _size(blocks * m.block_bytes)),
         *(
-            (f"host, a process: indices of {name}", _size(n * m.sample_bytes))
+            (f"host, per process: indices of {name}", _size(n * m.sample_bytes))
             for name, n in DATA_SETS.items()
         ),
     )
