@@ -42,7 +42,7 @@ class ExtendedCache:
                 f" takes {spec.img_size}"
             )
         base = self._base
-        check_pixels(base.storage, base.manifest.plan, base.layout, job.drawn)
+        check_pixels(base.cache, job.drawn)
 
     def check_identity(self, identity: Identity) -> None:
         """Raise ``CacheMismatch`` unless samples, views and shards are those of the cache."""

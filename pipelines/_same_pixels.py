@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from scalekd.cache.committed import CommittedShard, committed_shards
+from scalekd.cache.cache import Cache
+from scalekd.cache.committed import CommittedShard, recorded_shards
 from scalekd.cache.files import read_checked
-from scalekd.cache.layout import SAMPLES, Layout
-from scalekd.cache.manifest import Plan
-from scalekd.cache.records import has_record
+from scalekd.cache.layout import SAMPLES, ShardId
 from scalekd.cache.tables import load_tables
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError
 from scalekd.loading.drawing import DrawnViews, DrawRequest
-from scalekd.storage import Storage
 from scalekd.views import mean_difference, pixel_environment
 
 _NUM_VIEWS = 64  # half a second of drawing
@@ -34,15 +32,11 @@ def changed_versions(environment: dict[str, str]) -> list[str]:
     ]
 
 
-def check_pixels(
-    storage: Storage, plan: Plan, layout: Layout, drawn: DrawnViews, *, skip_damaged: bool = False
-) -> None:
+def check_pixels(cache: Cache, drawn: DrawnViews, *, skip_damaged: bool = False) -> None:
     """Draw the witnesses and some committed views again, if other versions drew them.
 
     Args:
-        storage: Where the cache is.
-        plan: Plan of the cache.
-        layout: Layout of the cache.
+        cache: The cache.
         drawn: Draws the views of the cache.
         skip_damaged: Whether committed files that are damaged are left out instead of reported.
 
@@ -50,28 +44,26 @@ def check_pixels(
         CacheMismatch: A pixel differs, or an image is another one.
         CacheCorrupt: A committed file is damaged.
     """
-    changed = changed_versions(plan.identity.views.environment)
+    changed = changed_versions(cache.identity.views.environment)
     if not changed:
         return
-    problem = _problem(storage, plan, layout, drawn, skip_damaged=skip_damaged)
+    problem = _problem(cache, drawn, skip_damaged=skip_damaged)
     if problem is not None:
         raise CacheMismatch(
-            f"{storage.place}: this machine {problem}. The cache was drawn with"
+            f"{cache.place}: this machine {problem}. The cache was drawn with"
             f" {', '.join(changed)}: install those versions to add to it or repair it"
         )
 
 
-def _problem(
-    storage: Storage, plan: Plan, layout: Layout, drawn: DrawnViews, *, skip_damaged: bool
-) -> str | None:
+def _problem(cache: Cache, drawn: DrawnViews, *, skip_damaged: bool) -> str | None:
     """What is drawn differently; ``None`` when every pixel is met."""
-    committed = list(committed_shards(storage, plan))
+    recorded = recorded_shards(cache.storage, cache.identity.num_shards)
+    committed = [shard for shard in recorded if shard.unit != SAMPLES]
     spread = np.linspace(0, len(committed) - 1, min(len(committed), _NUM_SHARDS)).astype(int)
     for number, index in enumerate(spread.tolist()):
-        pass_index, shard = committed[index]
         share = number / max(1, len(spread) - 1)
         try:
-            problem = _shard_problem(storage, plan, layout, drawn, pass_index, shard, share)
+            problem = _shard_problem(cache, drawn, committed[index], share)
         except CacheCorrupt:
             if not skip_damaged:
                 raise
@@ -79,24 +71,17 @@ def _problem(
         if problem is not None:
             return problem
     try:
-        return _witness_problem(storage, plan, drawn)
+        return _witness_problem(cache, drawn)
     except CacheCorrupt:
         if not skip_damaged:
             raise
         return None
 
 
-def _shard_problem(
-    storage: Storage,
-    plan: Plan,
-    layout: Layout,
-    drawn: DrawnViews,
-    pass_index: int,
-    shard: int,
-    share: float,
-) -> str | None:
+def _shard_problem(cache: Cache, drawn: DrawnViews, shard: ShardId, share: float) -> str | None:
     """Compare views that lie ``share`` of the way through a shard."""
-    stored = CommittedShard(storage, plan, layout, pass_index, shard)
+    identity, pass_index = cache.identity, int(shard.unit)
+    stored = CommittedShard(cache, shard)
     num_rows = stored.record.num_rows
     count = min(num_rows, _NUM_VIEWS // _NUM_SHARDS)
     start = round(share * (num_rows - count))
@@ -104,18 +89,18 @@ def _shard_problem(
     if not rows:
         return None
     skipped = set(stored.record.skipped)
-    first = shard * plan.identity.shard_size
-    shard_positions = range(first, first + plan.identity.rows_of(shard))
+    first = shard.number * identity.shard_size
+    shard_positions = range(first, first + identity.rows_of(shard.number))
     kept = [at for at in shard_positions if not skipped or drawn.images.key(at) not in skipped]
     hashes = stored.rows("pixel_hash", rows)
     sources: np.ndarray[Any, Any] | None = None
-    if has_record(storage, SAMPLES, shard):
-        samples = CommittedShard(storage, plan, layout, SAMPLES, shard)
-        sources = samples.rows("source_hash", rows)
+    samples = ShardId(SAMPLES, shard.number)
+    if cache.has(samples):
+        sources = CommittedShard(cache, samples).rows("source_hash", rows)
     for row, position in enumerate(kept[start : start + count]):
         where = f"pass {pass_index}, sample {drawn.images.key(position)}"
         try:
-            here = drawn.draw(DrawRequest(pass_index, shard, (position,)))
+            here = drawn.draw(DrawRequest(pass_index, shard.number, (position,)))
         except DataError as error:
             return f"cannot draw a committed view again ({where}: {error})"
         if here.skipped:
@@ -133,8 +118,8 @@ def _shard_problem(
     return None
 
 
-def _witness_problem(storage: Storage, plan: Plan, drawn: DrawnViews) -> str | None:
-    views = plan.identity.views
+def _witness_problem(cache: Cache, drawn: DrawnViews) -> str | None:
+    storage, views = cache.storage, cache.identity.views
     content = read_checked(storage, views.witnesses, views.witnesses_digest)
     seen = load_tables(content, storage.locate(views.witnesses)).get("pixels")
     if seen is None or seen.dtype != np.uint8 or seen.shape[1:] != (*views.view_size, 3):

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from scalekd.cache.records import has_record
 from scalekd.cache.rows import SampleRows, ViewRows
 from scalekd.cache.shard_writer import OpenBlock
 from scalekd.cache.targets import CacheCodecs
@@ -106,7 +105,7 @@ def write_claimed(
         answers: Counts how often the teacher answers with the label.
         encoder: Who encodes features; what suits the device when ``None``.
     """
-    missing = [pair for pair in shards if not has_record(writer.place, *pair)]
+    missing = [pair for pair in shards if not writer.has_record(*pair)]
     if not missing:
         return 0
     stream = TeacherStream(

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
+from scalekd.cache.cache import Cache
 from scalekd.cache.files import read_checked
 from scalekd.cache.finishing import committed_passes, finish
-from scalekd.cache.layout import Layout
 from scalekd.cache.manifest import Identity, Plan, Provenance
 from scalekd.cache.planning import (
     begin,
@@ -148,34 +148,32 @@ def write_cache(job: Job, order: CacheOrder, processes: Processes) -> CacheTeach
     storage = order.storage
     with _folder_to_write_in(storage) as folder:
         begun = processes.on_main(lambda: _begin(job, order, folder))
-        plan, codecs = processes.together(lambda: _join(job, order, begun))
-        layout = codecs.layout(plan.identity)
-        num_passes = max(order.passes, committed_passes(storage, plan))
-        processes.on_main(lambda: _prepare(storage, plan, layout, num_passes))
+        cache = processes.together(lambda: _join(job, order, begun))
+        plan = cache.plan
+        num_passes = max(order.passes, committed_passes(cache))
+        processes.on_main(lambda: _prepare(cache, num_passes))
         if storage.is_remote:
-            begin(folder, plan, layout, num_passes)
+            begin(folder, plan, cache.layout, num_passes)
         answers = TeacherAnswers(job.match)
         with CacheWriter(
+            cache,
             folder,
-            plan,
-            layout,
             num_threads=num_coding_threads(),
             approve=order.base.check_shard if order.base else None,
-            place=storage if storage.is_remote else None,
             computed=job.computed(),
         ) as writer:
             work = processes.together(lambda: _divide(writer, order.shards, num_passes, processes))
             with ProgressReport("caching", work.num_views, enabled=processes.is_main) as progress:
                 num_written = processes.together(
                     lambda: _write_shards(
-                        job, writer, codecs, [*work.shards, *work.others], progress, answers
+                        job, writer, cache.codecs, [*work.shards, *work.others], progress, answers
                     )
                 )
             elsewhere = writer.elsewhere()
     counts = processes.collect((num_written, work.num_found, progress.done, elsewhere))
     answers = sum(processes.collect(answers), TeacherAnswers(job.match))
     processes.note(_warning(job, answers))
-    manifest = processes.on_main(lambda: finish(storage, plan, layout, num_passes))
+    manifest = processes.on_main(lambda: finish(cache, num_passes))
     num_views = sum(views for _, _, views, _ in counts)
     return CacheTeacherResult(
         output=str(order.output),
@@ -246,7 +244,7 @@ def _send_tables(folder: Path, storage: Storage, identity: Identity) -> None:
     storage.commit_all({path: read_checked(LocalStorage(folder), path, d) for path, d in tables})
 
 
-def _join(job: Job, order: CacheOrder, begun: Plan | None) -> tuple[Plan, CacheCodecs]:
+def _join(job: Job, order: CacheOrder, begun: Plan | None) -> Cache:
     """Check, in every process, that the plan in force is that of the job and can be met here.
 
     Args:
@@ -270,13 +268,14 @@ def _join(job: Job, order: CacheOrder, begun: Plan | None) -> tuple[Plan, CacheC
                 " for; a plan does not change: leave the option out, or pass --overwrite"
             )
     check_form(storage, job.form)
-    codecs = CacheCodecs.load(storage, plan.identity)
-    check_pixels(storage, plan, codecs.layout(plan.identity), job.drawn)
-    return plan, codecs
+    cache = Cache(storage, plan)
+    check_pixels(cache, job.drawn)
+    return cache
 
 
-def _prepare(storage: Storage, plan: Plan, layout: Layout, num_passes: int) -> None:
+def _prepare(cache: Cache, num_passes: int) -> None:
     """Write the metadata of all arrays, and look for room on the disk."""
+    storage, plan, layout = cache.storage, cache.plan, cache.layout
     begin(storage, plan, layout, num_passes)
     if isinstance(storage, LocalStorage):
         tidy_and_check_space(storage.root, plan, layout, num_passes)

@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from scalekd.cache import CacheReader, open_cache
+from scalekd.cache.cache import Cache
 from scalekd.cache.extensions import begun_extensions, extension_path
 from scalekd.cache.files import FileDigest
 from scalekd.cache.finishing import finish
@@ -27,7 +28,6 @@ from scalekd.cache.planning import (
     differences,
     read_plan,
 )
-from scalekd.cache.records import has_record
 from scalekd.cache.rows import SampleRows, ViewRows
 from scalekd.cache.selection import Selection, refuse_part
 from scalekd.cache.tables import table_files
@@ -113,11 +113,11 @@ def convert_cache(config: ConvertConfig) -> ConvertResult:
     if config.data_dir is not None:
         images = open_images(config.data_dir, config.split, options=config.image_options)
     embedding = ImagesToEmbed(reader, config.embed, images)
-    layout, root = reader.codecs.in_form(form).layout(plan.identity), Path(config.output)
-    _begin(root, reader, form)
-    begin(root, plan, layout, num_passes)
+    root = Path(config.output)
+    cache = _begin(root, reader, form)
+    begin(root, plan, cache.layout, num_passes)
     remove_abandoned(root)
-    with CacheWriter(root, plan, layout) as writer:
+    with CacheWriter(cache) as writer:
         shards = [
             (pass_index, shard)
             for pass_index in range(num_passes)
@@ -131,7 +131,7 @@ def convert_cache(config: ConvertConfig) -> ConvertResult:
                 for _ in range(2)
             )
         elsewhere = writer.elsewhere()
-    manifest = finish(root, plan, layout, num_passes)
+    manifest = finish(cache, num_passes)
     return ConvertResult(
         source=reader.place,
         output=config.output,
@@ -172,7 +172,7 @@ def _check_options(config: ConvertConfig) -> None:
         raise UsageError(f"{config.output}: source and destination are the same folder")
 
 
-def _begin(root: Path, reader: CacheReader, form: Form) -> None:
+def _begin(root: Path, reader: CacheReader, form: Form) -> Cache:
     """Write what stands before the first shard, unless another process did."""
     plan = reader.manifest.plan
     standing = read_plan(root)
@@ -189,6 +189,7 @@ def _begin(root: Path, reader: CacheReader, form: Form) -> None:
             f" {differences(standing.identity, plan.identity)}. Choose another folder"
         )
     begin_form(root, form)
+    return Cache(root, plan)
 
 
 def _requests(
@@ -214,7 +215,7 @@ def _copy_shards(
     progress: ProgressReport,
 ) -> int:
     """Copy the values of missing shards; returns how many were committed."""
-    missing = [pair for pair in shards if not has_record(writer.place, *pair)]
+    missing = [pair for pair in shards if not writer.has_record(*pair)]
     requests = _requests(reader, writer, missing)
     shard, num_written = None, 0
     for block in images_of_blocks(embedding, requests, num_workers=workers):

@@ -205,7 +205,7 @@ def verify_cache(place: Place, *, quick: bool = False) -> Verification:
         path=open_storage(place).place,
         sound=not found.problems,
         problems=tuple(found.problems),
-        damaged_shards=tuple(sorted((str(unit), shard) for unit, shard in found.damaged)),
+        damaged_shards=tuple(sorted((str(s.unit), s.number) for s in found.damaged)),
         num_files=found.num_files,
         num_bytes=found.num_bytes,
     )

@@ -29,7 +29,7 @@ from scalekd.cache.manifest import (
     Plan,
     parse_committed,
 )
-from scalekd.cache.selection import standing_selection
+from scalekd.cache.selection import read_selection
 from scalekd.errors import CacheCorrupt, CacheError, DataError
 from scalekd.storage import NotStored, Place, Storage, StoredFileError, open_storage
 
@@ -173,7 +173,7 @@ def _look(storage: Storage, inner: list[str], now: float) -> ListedCache | None:
             return ListedCache(**told, **_progress(storage, plan, now), state="begun")
         if _document(storage, PLAN_FILE, Plan) != manifest.plan:
             raise CacheCorrupt(f"{storage.locate(PLAN_FILE)}: not the plan in the manifest")
-        _, part = standing_selection(storage)
+        part = read_selection(storage)
         newest = max(_records(storage, f"/{manifest.num_passes - 1:04d}"), default=None)
     except (CacheError, StoredFileError) as error:
         return ListedCache(**told, state="damaged", problem=str(error))

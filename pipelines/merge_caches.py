@@ -13,15 +13,15 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from scalekd.cache.cache import Cache
+from scalekd.cache.committed import recorded_shards
 from scalekd.cache.extensions import extension_names, extension_path
 from scalekd.cache.files import read_bounded
 from scalekd.cache.finishing import finish
-from scalekd.cache.layout import PLAN_FILE, SAMPLES, Unit, record_path
+from scalekd.cache.layout import PLAN_FILE, SAMPLES, ShardId, Unit
 from scalekd.cache.manifest import MAX_JSON_BYTES, Plan
 from scalekd.cache.planning import differences
-from scalekd.cache.records import has_record
 from scalekd.cache.selection import Selection, ranges_of, refuse_part
-from scalekd.cache.targets import CacheCodecs
 from scalekd.cache.transfer import SourceCache, Tally, Transfer
 from scalekd.errors import CacheMismatch, DataError, UsageError
 from scalekd.pipelines._progress import ProgressReport
@@ -77,7 +77,7 @@ def merge_caches(parts: Sequence[Path], output: Path, *, copy: bool = False) -> 
     plan = _common_plan(sources)
     for source in sources:
         refuse_part(source.storage, "merged")
-    shards = [source.shards(Selection(cache_id=plan.cache_id)) for source in sources]
+    shards = [source.selected(Selection(cache_id=plan.cache_id)) for source in sources]
     _compare(sources, shards)
     target, tally = LocalStorage(output), Tally()
     with ProgressReport("merging", sum(map(len, shards)), "shards") as progress:
@@ -85,10 +85,10 @@ def merge_caches(parts: Sequence[Path], output: Path, *, copy: bool = False) -> 
             transfer = Transfer(source, target, plan=plan, link=not copy, tally=tally)
             transfer.prepare()
             transfer.bring(Selection(cache_id=plan.cache_id), lambda: progress.advance(1))
-    num_passes, missing = _completeness(output, plan)
+    merged = Cache(target, plan)
+    num_passes, missing = _completeness(merged)
     if num_passes:
-        layout = CacheCodecs.load(target, plan.identity).layout(plan.identity)
-        finish(output, plan, layout, num_passes)
+        finish(merged, num_passes)
     extensions = {}
     for name in sorted({name for s in sources for name in extension_names(s.storage)}):
         inner = extension_path(name)
@@ -129,17 +129,15 @@ def _common_plan(sources: Sequence[SourceCache]) -> Plan:
     return first.plan
 
 
-def _compare(sources: Sequence[SourceCache], shards: Sequence[list[tuple[Unit, int]]]) -> None:
+def _compare(sources: Sequence[SourceCache], shards: Sequence[list[ShardId]]) -> None:
     """Find two parts that hold a shard with different bytes, before anything is written."""
-    owner: dict[tuple[Unit, int], SourceCache] = {}
-    for source, found in zip(sources, shards, strict=True):
-        for unit, shard in found:
-            first = owner.setdefault((unit, shard), source)
-            path = record_path(unit, shard)
+    owner: dict[ShardId, SourceCache] = {}
+    for source, committed in zip(sources, shards, strict=True):
+        for shard in committed:
+            first, path = owner.setdefault(shard, source), shard.record_path
             if first is not source and _record(first, path) != _record(source, path):
                 raise CacheMismatch(
-                    f"shard {shard} of {'the samples' if unit == SAMPLES else f'pass {unit}'} has"
-                    f" other bytes in {source.storage.place} than in {first.storage.place}: the"
+                    f"{shard} has other bytes in {source.place} than in {first.place}: the"
                     " machines that wrote them do not compute alike; give each its own --shards"
                 )
 
@@ -148,15 +146,17 @@ def _record(source: SourceCache, path: str) -> bytes:
     return read_bounded(source.storage, path, max_bytes=MAX_JSON_BYTES, what="a commit record")
 
 
-def _completeness(root: Path, plan: Plan) -> tuple[int, tuple[str, ...]]:
+def _completeness(cache: Cache) -> tuple[int, tuple[str, ...]]:
     """Passes that are complete, counted from the first, and the shards that are missing."""
-    shards, num_passes, missing = range(plan.identity.num_shards), 0, []
-    begun = [int(path.name) for path in (root / "records").glob("[0-9]*")]
-    for unit in (SAMPLES, *range(max(begun, default=0) + 1)):
-        lacking = [shard for shard in shards if not has_record(root, unit, shard)]
-        if lacking:
-            spelt = ", ".join(f"{a}-{b}" if a != b else f"{a}" for a, b in ranges_of(lacking))
-            missing.append(f"{'samples' if unit == SAMPLES else f'pass {unit}'}: {spelt}")
-        elif unit != SAMPLES and not missing:
-            num_passes += 1
-    return num_passes, tuple(missing)
+    lacking: dict[Unit, list[int]] = {}
+    recorded = recorded_shards(cache.storage, cache.identity.num_shards)
+    num_begun = max((int(shard.unit) for shard in recorded if shard.unit != SAMPLES), default=0)
+    for shard in cache.missing(cache.shards(num_begun + 1)):
+        lacking.setdefault(shard.unit, []).append(shard.number)
+    missing = []
+    for unit, numbers in lacking.items():
+        spelt = ", ".join(f"{a}-{b}" if a != b else f"{a}" for a, b in ranges_of(numbers))
+        missing.append(f"{'samples' if unit == SAMPLES else f'pass {unit}'}: {spelt}")
+    if SAMPLES in lacking:
+        return 0, tuple(missing)
+    return min((int(unit) for unit in lacking), default=num_begun + 1), tuple(missing)

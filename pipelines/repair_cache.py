@@ -18,14 +18,15 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel
 
+from scalekd.cache.cache import Cache
+from scalekd.cache.files import holds
 from scalekd.cache.finishing import finish
 from scalekd.cache.forms import Form, read_form
 from scalekd.cache.forms.webdataset.form import INFO_FILE
-from scalekd.cache.layout import MANIFEST_FILE, SAMPLES, Layout, record_path, unit_path
+from scalekd.cache.layout import MANIFEST_FILE, SAMPLES, ShardId, unit_path
 from scalekd.cache.lease import Leases, remove_settled
 from scalekd.cache.manifest import Identity, Plan, ShardRecord, canonical
 from scalekd.cache.planning import begin, commit_plan
-from scalekd.cache.records import read_record
 from scalekd.cache.repair import (
     ShardDamage,
     Standing,
@@ -34,7 +35,6 @@ from scalekd.cache.repair import (
     damaged_form,
     damaged_shards,
     drop_manifest,
-    is_sound,
     proven,
     put,
     record_from_files,
@@ -44,7 +44,7 @@ from scalekd.cache.repair import (
 from scalekd.cache.rows import SampleRows
 from scalekd.cache.selection import refuse_part
 from scalekd.cache.tables import table_files
-from scalekd.cache.targets import CacheCodecs, save_arrays
+from scalekd.cache.targets import save_arrays
 from scalekd.cache.verify import verify
 from scalekd.cache.writer import CacheWriter
 from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
@@ -157,20 +157,19 @@ def repair_cache(config: RepairConfig) -> RepairResult:
         mended.append(relative)
     with _scratch_folder(root) as scratch:
         mended += _mend_tables(root, standing, maker, scratch)
-        layout = CacheCodecs.load(root, standing.plan.identity).layout(standing.plan.identity)
-        for relative, content in damaged_documents(root, standing, layout).items():
+        for relative, content in damaged_documents(standing).items():
             put(root, relative, content)
             mended.append(relative)
         with Leases(root) as leases:
-            for damage in damaged_shards(root, standing, layout):
-                written, again = _mend_shard(root, standing, layout, maker, scratch, leases, damage)
+            for damage in damaged_shards(standing):
+                written, again = _mend_shard(root, standing, maker, scratch, leases, damage)
                 mended += written
                 if again:
-                    redone.append((str(damage.unit), damage.shard))
+                    redone.append((str(damage.shard.unit), damage.shard.number))
     remove_settled(root)
     before = {path: _content(root / path) for path in (INFO_FILE, MANIFEST_FILE)}
     drop_manifest(root, standing)
-    finish(root, standing.plan, layout, standing.num_passes)
+    finish(standing.cache, standing.num_passes)
     mended += [path for path, content in before.items() if content != _content(root / path)]
     removed = []
     found = verify(root, quick=True)
@@ -208,7 +207,7 @@ def _mend_tables(root: Path, standing: Standing, maker: _Maker, scratch: Path) -
     """Tail, witnesses and codec tables, which the plan names with their digests."""
     identity = standing.plan.identity
     expected = table_files(identity)
-    lost = [path for path, found in expected.items() if not is_sound(root, path, found)]
+    lost = [path for path, d in expected.items() if not standing.cache.holds(path, d)]
     if not lost:
         return []
     if lost == [identity.views.witnesses]:
@@ -217,7 +216,7 @@ def _mend_tables(root: Path, standing: Standing, maker: _Maker, scratch: Path) -
     else:
         calibrate(maker.job, scratch, keep_tail=identity.tail is not None)
     for path in lost:
-        if not is_sound(scratch, path, expected[path]):
+        if not holds(LocalStorage(scratch), path, expected[path]):
             raise CacheMismatch(
                 f"{root / path}: made again, it is not the file that was committed;"
                 f" {_why(standing.plan, None, maker)}"
@@ -261,92 +260,80 @@ def _encoder(computed: dict[str, str]) -> EncoderName:
 def _mend_shard(
     root: Path,
     standing: Standing,
-    layout: Layout,
     maker: _Maker,
     scratch: Path,
     leases: Leases,
     damage: ShardDamage,
 ) -> tuple[list[str], bool]:
     """Files written, and whether the shard had to be drawn again."""
-    unit, shard = damage.unit, damage.shard
-    holder = leases.acquire(unit, shard)
+    shard = damage.shard
+    holder = leases.acquire(shard.unit, shard.number)
     if holder is not None:
-        raise CacheMismatch(f"{root}: shard {shard} of {unit} is being written by {holder}; wait")
-    path = record_path(unit, shard)
+        raise CacheMismatch(f"{root}: {shard} is being written by {holder}; wait")
+    path = shard.record_path
     try:
         if damage.record is None:
-            made = record_from_files(root, standing, layout, unit, shard)
+            made = record_from_files(root, standing, shard)
             if made is not None:
                 put(root, path, canonical(made))
                 return [path], False
-        redone = _redo(root, standing, layout, maker, scratch / "shards", damage)
-        redone = _hold_against_survivors(root, standing, layout, damage, redone, maker)
-        files = [f for f, found in redone.files.items() if not is_sound(root, f, found)]
+        redone = _redo(standing, maker, scratch / "shards", damage)
+        redone = _committed_record(standing, damage, redone, maker)
+        files = [f for f, d in redone.files.items() if not standing.cache.holds(f, d)]
         for relative in files:
             put(root, relative, (scratch / "shards" / relative).read_bytes())
         if damage.record is None:
             put(root, path, canonical(redone))
             files.append(path)
-        shutil.rmtree(scratch / "shards" / unit_path(unit))
+        shutil.rmtree(scratch / "shards" / unit_path(shard.unit))
         return files, True
     finally:
-        leases.release(unit, shard)
+        leases.release(shard.unit, shard.number)
 
 
-def _redo(
-    root: Path,
-    standing: Standing,
-    layout: Layout,
-    maker: _Maker,
-    place: Path,
-    damage: ShardDamage,
-) -> ShardRecord:
+def _redo(standing: Standing, maker: _Maker, folder: Path, damage: ShardDamage) -> ShardRecord:
     """Make one shard again in a work folder, encoded as it was."""
-    unit, shard = damage.unit, damage.shard
-    there = _computed_there(standing.plan, damage.record)
-    plan = commit_plan(place, standing.plan)
-    begin(place, plan, layout, standing.num_passes)
+    shard, cache = damage.shard, standing.cache
+    there = _computed_there(cache.plan, damage.record)
+    commit_plan(folder, cache.plan)
+    begin(folder, cache.plan, cache.layout, standing.num_passes)
+    again = Cache(folder, cache.plan, codecs=cache.codecs)
     encoder = _encoder(there)
-    job = None if unit == SAMPLES else maker.compiled_job(there.get("compiler"))
+    job = None if shard.unit == SAMPLES else maker.compiled_job(there.get("compiler"))
     computed = job.computed(encoder) if job else None
-    with CacheWriter(place, plan, layout, computed=computed) as writer:
+    with CacheWriter(again, computed=computed) as writer:
         if job is None:
-            rows, skipped = _samples_again(root, standing, layout, maker, shard)
-            writer.commit_samples(shard, rows, skipped)
+            rows, skipped = _samples_again(standing, maker, shard.number)
+            writer.commit_samples(shard.number, rows, skipped)
         else:
-            codecs = CacheCodecs.load(root, plan.identity)
-            count = plan.identity.rows_of(shard)
-            with ProgressReport(f"pass {unit}, shard {shard}", count) as progress:
-                write_claimed(job, writer, codecs, [(int(unit), shard)], progress, encoder=encoder)
-    return read_record(place, plan, layout, unit, shard)
+            chosen = [(int(shard.unit), shard.number)]
+            with ProgressReport(str(shard), cache.identity.rows_of(shard.number)) as progress:
+                write_claimed(job, writer, cache.codecs, chosen, progress, encoder=encoder)
+    return again.record(shard)
 
 
 def _samples_again(
-    root: Path, standing: Standing, layout: Layout, maker: _Maker, shard: int
+    standing: Standing, maker: _Maker, shard: int
 ) -> tuple[SampleRows, tuple[str, ...]]:
     """Keys, labels and hashes of a shard's images; no teacher is asked."""
-    first = shard * layout.identity.shard_size
-    positions = range(first, first + layout.identity.rows_of(shard))
-    skipped: tuple[str, ...] | None = None if layout.identity.skip_corrupt else ()
-    for unit in standing.units:  # which images were corrupt, every pass's record tells
-        record = sound_record(root, standing, layout, unit, shard)
+    identity = standing.cache.identity
+    first = shard * identity.shard_size
+    positions = range(first, first + identity.rows_of(shard))
+    skipped: tuple[str, ...] | None = None if identity.skip_corrupt else ()
+    for unit in standing.units:  # every pass's record names the images that were corrupt
+        record = sound_record(standing, ShardId(unit, shard))
         skipped = skipped if record is None else record.skipped
     keys, labels, hashes, skipped = drawn_samples(maker.drawn, positions, skipped)
     return SampleRows(keys, labels, hashes), skipped
 
 
-def _hold_against_survivors(
-    root: Path,
-    standing: Standing,
-    layout: Layout,
-    damage: ShardDamage,
-    redone: ShardRecord,
-    maker: _Maker,
+def _committed_record(
+    standing: Standing, damage: ShardDamage, redone: ShardRecord, maker: _Maker
 ) -> ShardRecord:
-    """The committed record; raises unless the redone shard is its, as far as anything tells."""
-    unit, shard = damage.unit, damage.shard
-    expected = standing.record_hash_of(unit, shard)
-    what = f"{root}: shard {shard} of {'the samples' if unit == SAMPLES else f'pass {unit}'}"
+    """The committed record; raises unless the redone shard is its, as far as can be known."""
+    cache, shard = standing.cache, damage.shard
+    expected = standing.record_hash_of(shard)
+    what = f"{cache.place}: {shard}"
     why = f"{_why(standing.plan, damage.record, maker)}. Nothing was replaced"
     if damage.record is not None:
         if redone.model_copy(update={"computed": damage.record.computed}) == damage.record:
@@ -364,13 +351,13 @@ def _hold_against_survivors(
                 f"{what}, made again, is not the one the manifest was written for: {why}"
             )
         return committed_record
-    for other_unit in standing.units:
-        twin = sound_record(root, standing, layout, other_unit, shard)
+    for unit in standing.units:
+        twin = sound_record(standing, ShardId(unit, shard.number))
         if twin is not None and twin.samples_sha256 != redone.samples_sha256:
             raise CacheCorrupt(
-                f"{what}, made again, holds other images than the record of {other_unit} tells;"
+                f"{what}, made again, holds other images than the record of {unit} tells;"
                 " pass the --data-dir that the cache was made from"
             )
     # Nothing is left to prove that the same bytes were made; the views at least must be the same.
-    check_pixels(LocalStorage(root), standing.plan, layout, maker.drawn, skip_damaged=True)
+    check_pixels(cache, maker.drawn, skip_damaged=True)
     return redone

@@ -19,13 +19,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from scalekd.cache.card import check_hub_limits, dataset_card
 from scalekd.cache.extensions import begun_extensions, extension_path
-from scalekd.cache.forms import read_form
 from scalekd.cache.layout import PLAN_FILE
 from scalekd.cache.selection import (
     Selection,
     check_owner,
-    commit_selection,
-    standing_selection,
+    read_selection,
+    selection_lock,
+    write_selection,
 )
 from scalekd.cache.transfer import SourceCache, Tally, Transfer
 from scalekd.errors import EnvironmentFault, UsageError
@@ -145,30 +145,33 @@ def _bring(
     )
     _check_space(source, target, asked)
     if isinstance(target, HubStorage):
-        check_hub_limits(source.files(asked), target.place)
+        check_hub_limits(source.selected_files(asked), target.place)
     if not asked.is_all:
         _declare(target, asked)
     transfer.prepare()
-    brought: Selection | None = None
-    while True:
-        # Another process may widen the part while this one works: then it brings that, too.
-        number, standing = standing_selection(target)
-        wanted = asked if standing is None else asked.joined(standing)
-        if wanted != brought:
-            shards = source.shards(wanted)
-            title = f"{source_storage.place} to {target.place}"
-            with ProgressReport(title, len(shards), "shards", aside=_speed(tally)) as progress:
-                transfer.bring(wanted, lambda: progress.advance(1))
-            brought = wanted
-        if standing is not None and standing != wanted:
-            commit_selection(target, number + 1, wanted)
-            continue  # it stands now, or another process took the number
-        if standing_selection(target) == (number, standing):
-            complete = transfer.seal()
-            if isinstance(target, HubStorage) and not optional:
-                card = dataset_card(source.plan, source.manifest, target.place)
-                target.commit("README.md", card.encode(), exclusive=True)  # its owner may edit it
-            return complete, wanted
+    selection = read_selection(target)
+    wanted = asked if selection is None else asked.joined(selection)
+
+    def bring() -> None:
+        title = f"{source_storage.place} to {target.place}"
+        num_shards = len(source.selected(wanted))
+        with ProgressReport(title, num_shards, "shards", aside=_speed(tally)) as progress:
+            transfer.bring(wanted, lambda: progress.advance(1))
+
+    bring()
+    with selection_lock(target):
+        # Another process may have widened the part meanwhile: the product of both is brought.
+        current = read_selection(target)
+        if current is not None and wanted.joined(current) != wanted:
+            wanted = wanted.joined(current)
+            bring()
+        if current is not None and current != wanted:
+            write_selection(target, wanted)
+        complete = transfer.seal()
+    if isinstance(target, HubStorage) and not optional:
+        card = dataset_card(source.plan, source.at_opening, target.place)
+        target.commit("README.md", card.encode(), exclusive=True)  # its owner may edit it
+    return complete, wanted
 
 
 def _declare(target: Storage, asked: Selection) -> None:
@@ -177,15 +180,16 @@ def _declare(target: Storage, asked: Selection) -> None:
     Raises:
         UsageError: A whole cache stands or was begun here, which a part would break.
     """
-    number, standing = standing_selection(target)
-    if standing is None and target.exists(PLAN_FILE):
-        raise UsageError(
-            f"{target.place}: a whole cache stands or was begun there; bring all of it up to date,"
-            " or the part to another place"
-        )
-    check_owner(target, standing, asked.cache_id)
-    if standing is None:
-        commit_selection(target, number + 1, asked)
+    with selection_lock(target, create=not target.exists(PLAN_FILE)):
+        selection = read_selection(target)
+        if selection is None and target.exists(PLAN_FILE):
+            raise UsageError(
+                f"{target.place}: a whole cache is or was begun there; bring all of it up to date,"
+                " or the part to another place"
+            )
+        check_owner(target, selection, asked.cache_id)
+        if selection is None:
+            write_selection(target, asked)
 
 
 def _asked(config: ShareConfig, source: SourceCache, *, optional: bool) -> Selection:
@@ -197,7 +201,7 @@ def _asked(config: ShareConfig, source: SourceCache, *, optional: bool) -> Selec
         optional: Take what there is of it, as from an extension.
     """
     identity, place = source.plan.identity, source.storage.place
-    whole = source.part is None or source.part.is_all
+    whole = source.selection.is_all
     groups = tuple(f"stage{stage}" for stage in identity.stages)
     groups += ("logits",) if identity.logits else ()
     targets = None
@@ -206,7 +210,7 @@ def _asked(config: ShareConfig, source: SourceCache, *, optional: bool) -> Selec
     if config.logits_only or config.stages is not None:
         wanted = () if config.logits_only else config.stages or ()
         targets = tuple(f"stage{stage}" for stage in wanted) + ("logits",) * bool(identity.logits)
-        if not read_form(source.storage).separates_targets:
+        if not source.form.separates_targets:
             raise UsageError(
                 f"{place}: is in WebDataset form, which packs all targets of a view together; take"
                 " --passes or --shards of it, or a cache in Zarr form"
@@ -218,7 +222,7 @@ def _asked(config: ShareConfig, source: SourceCache, *, optional: bool) -> Selec
             raise UsageError(f"{place}: holds no logits; --logits-only would leave nothing")
         targets = tuple(sorted(group for group in groups if group in targets))
         targets = None if whole and targets == tuple(sorted(groups)) else targets
-    last_pass = source.manifest.num_passes - 1 if source.manifest else 9_999
+    last_pass = source.at_opening.num_passes - 1 if source.at_opening else 9_999
     passes = _within(config.passes, last_pass, "passes", place, optional)
     shards = _within(config.shards, identity.num_shards - 1, "shards", place, optional)
     if whole:  # all of something may grow with the cache
@@ -230,8 +234,8 @@ def _asked(config: ShareConfig, source: SourceCache, *, optional: bool) -> Selec
         shards=shards,
         targets=targets,  # type: ignore[arg-type]  # names of groups, as the plan has them
     )
-    part = source.part
-    if part is None or whole:
+    part = source.selection
+    if whole:
         return asked
     if asked.is_all:
         return part
@@ -255,12 +259,12 @@ def _within(
 
 def _check_space(source: SourceCache, target: Storage, asked: Selection) -> None:
     """Refuse to begin what cannot fit on a disk of this machine; a part's size nobody knows."""
-    if source.manifest is None or not asked.is_all or not isinstance(target, LocalStorage):
+    if source.at_opening is None or not asked.is_all or not isinstance(target, LocalStorage):
         return
     root = Path(target.place).absolute()
     place = next(folder for folder in (root, *root.parents) if folder.exists())
     there = sum(stored.size for stored in target.list())
-    free, needed = shutil.disk_usage(place).free, source.manifest.total_bytes - there
+    free, needed = shutil.disk_usage(place).free, source.at_opening.total_bytes - there
     if needed > free:
         raise EnvironmentFault(
             f"{target.place}: {free / 1e9:,.1f} GB are free, and {needed / 1e9:,.1f} GB are to"

@@ -9,12 +9,12 @@ import numpy as np
 
 from benchmarks.speed._measure import Settings
 from scalekd.cache import targets as stored
+from scalekd.cache.cache import Cache
 from scalekd.cache.finishing import finish
-from scalekd.cache.layout import Layout
 from scalekd.cache.manifest import DataInfo, Identity, Plan, Provenance, ViewsInfo
 from scalekd.cache.planning import begin, commit_plan
 from scalekd.cache.rows import SampleRows, ViewRows
-from scalekd.cache.targets import CacheCodecs, save_arrays, stage_info
+from scalekd.cache.targets import save_arrays, stage_info
 from scalekd.cache.writer import CacheWriter
 from scalekd.codecs import FeatureCodec, LogitCodec, fit_codec, load_codec, save_codec
 from scalekd.images import ImageDataset, open_dataset
@@ -86,7 +86,7 @@ def begin_cache(
     fingerprint: str = "0" * 64,
     batch_size: int = 64,
     shard_size: int | None = None,
-) -> tuple[Plan, Layout]:
+) -> Cache:
     """Plan, tables and array metadata of a cache of one pass; see :func:`write_cache`."""
     shard_size = shard_size or default_shard_size(num_samples)
     path, digest = save_arrays(root, "witnesses", {"pixels": witnesses})
@@ -115,9 +115,9 @@ def begin_cache(
         block_size=default_block_size(shard_size),
     )
     plan = commit_plan(root, Plan.of(identity, Provenance(software={})))
-    layout: Layout = CacheCodecs.load(root, identity).layout(identity)
-    begin(root, plan, layout, 1)
-    return plan, layout
+    cache = Cache(root, plan)
+    begin(root, plan, cache.layout, 1)
+    return cache
 
 
 def write_cache(
@@ -147,7 +147,7 @@ def write_cache(
         max_key_bytes: Of the keys.
         fingerprint: Of the image set.
     """
-    plan, layout = begin_cache(
+    cache = begin_cache(
         root,
         num_samples=num_samples,
         view_size=view_size,
@@ -157,9 +157,9 @@ def write_cache(
         max_key_bytes=max_key_bytes,
         fingerprint=fingerprint,
     )
-    identity = plan.identity
+    identity = cache.identity
     shard_size = identity.shard_size
-    with CacheWriter(root, plan, layout) as writer:
+    with CacheWriter(cache) as writer:
         for shard in range(identity.num_shards):
             first, count = shard * shard_size, identity.rows_of(shard)
             open_shard = writer.shard(0, shard)
@@ -177,7 +177,7 @@ def write_cache(
 
                 open_shard.write_block(encode, rows(start, block))
             open_shard.commit(())
-    if finish(root, plan, layout, 1) is None:
+    if finish(cache, 1) is None:
         raise RuntimeError(f"{root}: the cache is not complete")
 
 

@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.speed import _inputs
 from benchmarks.speed._measure import Settings, median_ratio, per, take_turns
+from scalekd.cache.cache import Cache
 from scalekd.cache.layout import PLAN_FILE, TABLES_FOLDER, Layout
 from scalekd.cache.manifest import Plan
 from scalekd.cache.planning import begin, read_plan
@@ -79,7 +80,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
     def write(views: DrawnViews, workers: int) -> None:
         with (
-            CacheWriter(ready.pop(), plan, layout) as writer,
+            CacheWriter(Cache(ready.pop(), plan, codecs=codecs)) as writer,
             ProgressReport("", num_views, enabled=False) as progress,
         ):
             job = SimpleNamespace(teacher=teacher, drawn=views, precision="fp32", workers=workers)

@@ -127,7 +127,7 @@ def measure(
     codec = SleepingCodec(_SHAPE)
     codec.stretch = stretch
     logits = create_logit_codec("full", _CLASSES)
-    plan, layout = _inputs.begin_cache(
+    cache = _inputs.begin_cache(
         root,
         num_samples=num_views,
         view_size=(8, 8),
@@ -143,7 +143,7 @@ def measure(
         raise TypeError(f"{type(logits)} is no full logit codec")
     shards = [(0, shard) for shard in range(num_views // shard_size)]
     with (
-        CacheWriter(root, plan, layout, num_threads=num_threads) as writer,
+        CacheWriter(cache, num_threads=num_threads) as writer,
         ProgressReport("", num_views, enabled=False) as progress,
     ):
         started = time.perf_counter()

@@ -5,55 +5,53 @@ from typing import Any
 
 import numpy as np
 
+from scalekd.cache.cache import Cache
 from scalekd.cache.files import CommittedFiles, digest
 from scalekd.cache.forms import ZarrArrays
-from scalekd.cache.layout import (
-    RECORDS_FOLDER,
-    Layout,
-    Unit,
-    record_path,
-)
-from scalekd.cache.manifest import Plan, ShardRecord
-from scalekd.cache.records import read_record
-from scalekd.cache.store import unit_documents
+from scalekd.cache.layout import RECORDS_FOLDER, SAMPLES, ShardId
+from scalekd.cache.manifest import ShardRecord
 from scalekd.storage import Storage
 
 
-def committed_shards(storage: Storage, plan: Plan) -> Iterator[tuple[int, int]]:
-    """Yield ``(pass, shard)`` of every commit record, in order of their paths."""
-    paths = {file.path for file in storage.list(RECORDS_FOLDER)}
-    for path in sorted(paths):
-        _, unit, name = path.split("/") if path.count("/") == 2 else ("", "", "")
+def recorded_shards(storage: Storage, num_shards: int) -> Iterator[ShardId]:
+    """Every shard with a commit record: samples first, then pass by pass.
+
+    Raises:
+        UsageError: The location cannot be listed.
+    """
+    recorded: list[ShardId] = []
+    for stored in storage.list(RECORDS_FOLDER):
+        folder, _, name = stored.path.removeprefix(f"{RECORDS_FOLDER}/").partition("/")
         number = name.removesuffix(".json")
-        if unit.isdecimal() and number.isdecimal() and int(number) < plan.identity.num_shards:
-            pass_index, shard = int(unit), int(number)
-            if path == record_path(pass_index, shard):
-                yield pass_index, shard
+        if not number.isdecimal() or int(number) >= num_shards:
+            continue
+        if folder == SAMPLES or folder.isdecimal():
+            shard = ShardId(SAMPLES if folder == SAMPLES else int(folder), int(number))
+            if stored.path == shard.record_path:
+                recorded.append(shard)
+    return iter(
+        sorted(recorded, key=lambda s: (-1 if isinstance(s.unit, str) else s.unit, s.number))
+    )
 
 
 class CommittedShard:
     """One committed shard of a pass, or of the samples, read against its commit record.
 
     Args:
-        storage: Where the cache is.
-        plan: Plan of the cache.
-        layout: Layout of the cache.
-        unit: Number of the pass, or ``"samples"``.
-        shard: Number of the shard.
+        cache: The cache.
+        shard: Which shard.
 
     Raises:
         CacheError: Its record is missing, damaged, or of another cache.
     """
 
-    def __init__(
-        self, storage: Storage, plan: Plan, layout: Layout, unit: Unit, shard: int
-    ) -> None:
-        self.record: ShardRecord = read_record(storage, plan, layout, unit, shard)
-        self._layout, self._unit, self._shard = layout, unit, shard
+    def __init__(self, cache: Cache, shard: ShardId) -> None:
+        self.record: ShardRecord = cache.record(shard)
+        self._layout, self._shard = cache.layout, shard
         # A cache that is not complete has no manifest: the plan says what its documents hold.
-        documents = unit_documents(layout, unit)
+        documents = cache.documents(shard.unit)
         expected = {path: digest(content) for path, content in documents.items()}
-        self._files = CommittedFiles(storage, {**expected, **self.record.files})
+        self._files = CommittedFiles(cache.storage, {**expected, **self.record.files})
 
     def rows(self, name: str, rows: range) -> np.ndarray[Any, Any]:
         """Read rows of an array, such as ``pixel_hash``.
@@ -61,10 +59,10 @@ class CommittedShard:
         Raises:
             CacheCorrupt: A file is missing or is not the one committed.
         """
-        unit, shard, layout = self._unit, self._shard, self._layout
+        unit, number, layout = self._shard.unit, self._shard.number, self._layout
         if isinstance(unit, int):
             reader = layout.form.reader(self._files, layout)
-            return reader.read(unit, shard, self.record.num_rows, rows, [name])[name]
+            return reader.read(unit, number, self.record.num_rows, rows, [name])[name]
         array = next(array for array in layout.samples if array.name == name)
-        start = shard * layout.identity.shard_size + rows.start
+        start = number * layout.identity.shard_size + rows.start
         return ZarrArrays(self._files, layout).rows(unit, array, start, len(rows))

@@ -12,7 +12,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from scalekd.errors import CacheCorrupt
-from scalekd.storage import LocalStorage, Storage, StoredFileError
+from scalekd.storage import LocalStorage, NotStored, Storage, StoredFileError
 
 Checked = TypeVar("Checked")
 
@@ -81,6 +81,45 @@ def check(place: str, data: bytes | memoryview, expected: FileDigest) -> None:
             f"{place}: its bytes changed since they were committed (SHA-256 {found[:12]}… found,"
             f" {expected.sha256[:12]}… committed; run `scalekd cache verify`)"
         )
+
+
+def file_problem(
+    storage: Storage, relative: str, expected: FileDigest, *, quick: bool = False
+) -> str | None:
+    """Say what is wrong with a committed file; ``None`` when nothing is.
+
+    Args:
+        storage: Where the cache is.
+        relative: Path inside it.
+        expected: What was committed.
+        quick: Look at the size alone.
+    """
+    try:
+        if quick:
+            size = storage.size(relative)
+            if size is None:
+                return "missing" if not storage.exists(relative) else "not a plain file"
+        else:
+            stored = digest_of(storage.stream(relative))
+            size = stored.num_bytes
+    except NotStored:
+        return "missing"
+    except StoredFileError as error:
+        return error.problem.removeprefix("is ")
+    if size != expected.num_bytes:
+        return f"{size:,} bytes, {expected.num_bytes:,} were committed"
+    if not quick and stored != expected:
+        return "its bytes changed since they were committed"
+    return None
+
+
+def holds(storage: Storage, relative: str, expected: FileDigest | bytes) -> bool:
+    """Whether a file has the very bytes that were, or are to be, committed; reads all of it."""
+    wanted = digest(expected) if isinstance(expected, bytes) else expected
+    try:
+        return file_problem(storage, relative, wanted) is None
+    except CacheCorrupt:
+        return False  # the path leads out of the cache
 
 
 def read_checked(storage: Storage, relative: str, expected: FileDigest) -> bytes:

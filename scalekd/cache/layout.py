@@ -129,6 +129,33 @@ def record_path(unit: Unit, shard: int) -> str:
     return f"{RECORDS_FOLDER}/{folder}/{shard:06d}.json"
 
 
+@dataclass(frozen=True)
+class ShardId:
+    """One shard of the samples or of a pass: the unit of commit.
+
+    Attributes:
+        unit: ``"samples"`` or the number of the pass.
+        number: Number of the shard.
+    """
+
+    unit: Unit
+    number: int
+
+    @property
+    def record_path(self) -> str:
+        """Path of its commit record."""
+        return record_path(self.unit, self.number)
+
+    @property
+    def lease_path(self) -> str:
+        """Path of the lease of the process that writes it."""
+        return lease_path(self.unit, self.number)
+
+    def __str__(self) -> str:
+        unit = "the samples" if self.unit == SAMPLES else f"pass {self.unit}"
+        return f"shard {self.number} of {unit}"
+
+
 def lease_path(unit: Unit, shard: int) -> str:
     """File that stands while a process writes the shard; see :mod:`scalekd.cache.lease`."""
     return record_path(unit, shard).removesuffix(".json") + LEASE_SUFFIX

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scalekd.cache.files import read_bounded
+from scalekd.cache.files import holds, read_bounded
 from scalekd.cache.forms import Form, read_form
 from scalekd.cache.forms.webdataset.form import FORM_FILE, INFO_FILE
 from scalekd.cache.layout import (
@@ -171,8 +171,8 @@ def commit_documents(storage: Storage, documents: Mapping[str, bytes]) -> None:
     made = storage.commit_all(documents, exclusive=True) if storage.is_remote else set()
     changed = {}
     for relative in documents.keys() - made:
-        content, size = documents[relative], storage.size(relative)
-        if size != len(content) or storage.read(relative, max_bytes=size) != content:
+        content = documents[relative]
+        if not holds(storage, relative, content):
             changed[relative] = content
     if changed:
         storage.commit_all(changed)

@@ -7,12 +7,11 @@ when a job was killed and goes on on a machine that computes otherwise. Writing 
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from scalekd.cache.files import FileDigest, digest_of, read_checked
-from scalekd.cache.layout import COMPANIONS, MANIFEST_FILE, PLAN_FILE, Unit
-from scalekd.cache.records import has_record
+from scalekd.cache.files import FileDigest, holds, read_checked
+from scalekd.cache.layout import COMPANIONS, MANIFEST_FILE, PLAN_FILE, ShardId
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.storage import LocalStorage, Storage
 
@@ -21,7 +20,7 @@ _ABANDONED_SECONDS = 3600.0
 
 
 def send_files(
-    folder: LocalStorage, place: Storage, files: dict[str, FileDigest], unit: Unit, shard: int
+    folder: LocalStorage, storage: Storage, files: dict[str, FileDigest], shard: ShardId
 ) -> None:
     """Send the files of a shard, each held against its digest when it is read.
 
@@ -32,12 +31,12 @@ def send_files(
 
     def send(paths: Sequence[str]) -> None:
         data = {path: read_checked(folder, path, files[path]) for path in paths}
-        for path in data.keys() - place.commit_all(data, exclusive=True):
-            if not _stands(place, path, files[path]):
-                _check_abandoned(place, path, unit, shard)
-                place.commit(path, data[path])
+        for path in data.keys() - storage.commit_all(data, exclusive=True):
+            if not holds(storage, path, files[path]):
+                _check_abandoned(storage, path, shard)
+                storage.commit(path, data[path])
 
-    if place.commits_together:
+    if storage.commits_together:
         send(list(files))
         return
     with ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="publish") as threads:
@@ -45,54 +44,43 @@ def send_files(
             sent.result()
 
 
-def _stands(place: Storage, path: str, expected: FileDigest) -> bool:
-    """Whether the very same file is there already."""
-    return place.size(path) == expected.num_bytes and digest_of(place.stream(path)) == expected
+def _check_abandoned(storage: Storage, path: str, shard: ShardId) -> None:
+    """Check that no other job can count on a file with other bytes.
 
-
-def _check_abandoned(place: Storage, path: str, unit: Unit, shard: int) -> None:
-    """Raise unless a file with other bytes is certainly nobody's."""
-    committed = has_record(place, unit, shard)
-    found = place.describe(path)
-    if found is None or (not committed and time.time() - found.modified > _ABANDONED_SECONDS):
+    Raises:
+        CacheMismatch: Another job has committed the shard, or may be writing it.
+    """
+    committed = storage.exists(shard.record_path)
+    stored = storage.describe(path)
+    if stored is None or (not committed and time.time() - stored.modified > _ABANDONED_SECONDS):
         return
     how = "is writing" if not committed else "has committed"
     raise CacheMismatch(
-        f"{place.locate(path)}: stands there with other bytes: another job {how} shard {shard} of"
-        f" {unit if isinstance(unit, str) else f'pass {unit}'}, on a machine that computes"
-        " otherwise. Give each job its own --shards"
+        f"{storage.locate(path)}: has other bytes there: another job {how} {shard}, on a machine"
+        " that computes otherwise. Give each job its own --shards"
         + ("" if committed else "; if that job was killed, run this command again in an hour")
     )
 
 
-def all_recorded(place: Storage, units: Sequence[Unit], shards: Iterable[int]) -> bool:
-    """Whether every shard of every unit is committed; asks a remote store for several at once."""
-    pairs = [(unit, shard) for unit in units for shard in shards]
-    if not place.is_remote:
-        return all(has_record(place, *pair) for pair in pairs)
-    with ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="publish") as threads:
-        return all(threads.map(lambda pair: has_record(place, *pair), pairs))
-
-
-def remove_remote(place: Storage, names: frozenset[str]) -> None:
+def remove_remote(storage: Storage, names: frozenset[str]) -> None:
     """Delete a cache from a store, and nothing but a cache; its plan goes last.
 
     Raises:
         UsageError: Something else stands there; nothing was deleted.
     """
-    paths = [file.path for file in place.list() if file.path not in COMPANIONS]
+    paths = [file.path for file in storage.list() if file.path not in COMPANIONS]
     strangers = sorted({path for path in paths if path.split("/")[0] not in names})
     if strangers:
         raise UsageError(
-            f"{place.place} holds something that is no cache ({', '.join(strangers[:3])}); choose"
+            f"{storage.place} holds something that is no cache ({', '.join(strangers[:3])}); choose"
             " an empty or new place"
         )
-    place.delete(MANIFEST_FILE)
+    storage.delete(MANIFEST_FILE)
     with ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="publish") as threads:
         for deleted in [
-            threads.submit(place.delete, path)
+            threads.submit(storage.delete, path)
             for path in paths
             if path not in (MANIFEST_FILE, PLAN_FILE)
         ]:
             deleted.result()
-    place.delete(PLAN_FILE)
+    storage.delete(PLAN_FILE)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from scalekd.cache.cache import Cache, read_manifest_if_any
 from scalekd.cache.chunks import FREE_EXPANSION_BYTES
 from scalekd.cache.files import CommittedFiles, FileDigest, asking_again, digest, read_checked
 from scalekd.cache.forms import Embed, ZarrArrays
@@ -21,29 +22,23 @@ from scalekd.cache.layout import (
     MANIFEST_FILE,
     PLAN_FILE,
     SAMPLES,
+    ShardId,
     Unit,
     record_path,
 )
 from scalekd.cache.manifest import (
-    MAX_JSON_BYTES,
     Identity,
     Manifest,
     ShardRecord,
     canonical,
-    parse_committed,
 )
 from scalekd.cache.once import Once
-from scalekd.cache.records import read_record, record_hash, samples_hash
-from scalekd.cache.selection import Selection, check_owner, standing_selection
+from scalekd.cache.records import record_hash, samples_hash
 from scalekd.cache.tables import check_table, load_witnesses, table_files
-from scalekd.cache.targets import CacheCodecs
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
 from scalekd.storage import (
     LocalStorage,
-    NotStored,
     Place,
-    Storage,
-    StoredFileError,
     open_storage,
 )
 from scalekd.views import ViewPolicy
@@ -65,24 +60,17 @@ def read_manifest(place: Place) -> Manifest:
     storage = open_storage(place)
     if isinstance(storage, LocalStorage) and not storage.root.is_dir():
         raise DataError(f"no cache at {storage.place}: there is no such folder")
-    path = storage.locate(MANIFEST_FILE)
-    try:
-        data = storage.read(MANIFEST_FILE, max_bytes=MAX_JSON_BYTES)
-    except NotStored:
-        if storage.exists(PLAN_FILE):
-            raise CacheCorrupt(
-                f"{storage.place}: the cache is not complete (no {MANIFEST_FILE}); run the same"
-                " `scalekd cache-teacher` again to finish it, or `scalekd cache pull` if it was"
-                " fetched"
-            ) from None
+    manifest = read_manifest_if_any(storage)
+    if manifest is None and storage.exists(PLAN_FILE):
+        raise CacheCorrupt(
+            f"{storage.place}: the cache is not complete (no {MANIFEST_FILE}); run the same"
+            " `scalekd cache-teacher` again to finish it, or `scalekd cache pull` if it was"
+            " fetched"
+        )
+    if manifest is None:
         raise DataError(
             f"no cache at {storage.place}: it holds neither {MANIFEST_FILE} nor {PLAN_FILE}"
-        ) from None
-    except StoredFileError as error:
-        raise CacheCorrupt(f"{path}: the manifest {error.problem}") from None
-    manifest = parse_committed(Manifest, data, where=path)
-    if not manifest.digest:
-        raise CacheCorrupt(f"{path}: carries no digest of itself: it was edited")
+        )
     return manifest
 
 
@@ -98,10 +86,7 @@ def open_cache(place: Place) -> "CacheReader":
     """
     storage = open_storage(place)
     manifest = read_manifest(storage)
-    codecs = CacheCodecs.load(storage, manifest.plan.identity)
-    part = standing_selection(storage)[1]
-    check_owner(storage, part, manifest.plan.cache_id)
-    reader = CacheReader(storage, manifest, codecs, part)
+    reader = CacheReader(Cache(storage, manifest.plan), manifest)
     reader.file(PLAN_FILE, digest(canonical(manifest.plan)))
     return reader
 
@@ -133,29 +118,22 @@ class CacheReader:
     """A complete cache, or the part of one that stands somewhere, opened for reading.
 
     Args:
-        storage: Where the cache is.
+        cache: The cache.
         manifest: Its manifest (:func:`read_manifest`).
-        codecs: Its codecs.
-        part: What of it is there; all when ``None``.
 
     Raises:
         CacheCorrupt: While reading, whenever a file is not the one committed.
     """
 
-    def __init__(
-        self,
-        storage: Storage,
-        manifest: Manifest,
-        codecs: CacheCodecs,
-        part: Selection | None = None,
-    ) -> None:
-        self.part = part or Selection(cache_id=manifest.plan.cache_id)
-        self.storage = storage
-        self.place = storage.place
+    def __init__(self, cache: Cache, manifest: Manifest) -> None:
+        self.cache = cache
+        self.part = cache.selection
+        self.storage = cache.storage
+        self.place = cache.place
         self.manifest = manifest
-        self.codecs = codecs
-        self.layout = codecs.layout(manifest.plan.identity)
-        self.policy = ViewPolicy.from_config(manifest.plan.identity.views.policy)
+        self.codecs = cache.codecs
+        self.layout = cache.layout
+        self.policy = ViewPolicy.from_config(cache.identity.views.policy)
         self._open_units()
 
     def _open_units(self) -> None:
@@ -256,8 +234,7 @@ class CacheReader:
         sha256 = self.manifest.records.get(path)
 
         def read() -> ShardRecord:
-            plan = self.manifest.plan
-            record = read_record(self.storage, plan, self.layout, unit, shard, sha256=sha256)
+            record = self.cache.record(ShardId(unit, shard), sha256=sha256)
             if record_hash(record) != sha256:
                 raise CacheCorrupt(
                     f"{self.storage.locate(path)}: not the record that the manifest was written for"

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import get_args
 
-from scalekd.cache.files import FileDigest, digest, digest_on_disk, read_bounded
+from scalekd.cache.cache import Cache
+from scalekd.cache.files import FileDigest, digest, digest_on_disk, holds, read_bounded
 from scalekd.cache.forms import Embed, TarForm
 from scalekd.cache.forms.webdataset.form import FORM_FILE
 from scalekd.cache.layout import (
@@ -21,9 +22,8 @@ from scalekd.cache.layout import (
     PLAN_FILE,
     RECORDS_FOLDER,
     SAMPLES,
-    Layout,
+    ShardId,
     Unit,
-    record_path,
 )
 from scalekd.cache.manifest import (
     MAX_JSON_BYTES,
@@ -35,9 +35,7 @@ from scalekd.cache.manifest import (
 )
 from scalekd.cache.planning import read_plan
 from scalekd.cache.reader import read_manifest
-from scalekd.cache.records import has_record, read_record, record_hash
-from scalekd.cache.store import unit_documents
-from scalekd.cache.verify import file_problem
+from scalekd.cache.records import record_hash
 from scalekd.errors import CacheCorrupt, CacheError, DataError, UsageError
 from scalekd.storage import LocalStorage
 from scalekd.storage.files import commit_file, explained, inside
@@ -48,22 +46,26 @@ class Standing:
     """The documents of a cache that can be believed.
 
     Attributes:
-        plan: What the cache is to hold.
+        cache: The cache, by the plan that is believed.
         manifest: The manifest when it is sound; otherwise it is made again from the records.
         num_passes: Passes the cache is to have.
     """
 
-    plan: Plan
+    cache: Cache
     manifest: Manifest | None
     num_passes: int
+
+    @property
+    def plan(self) -> Plan:
+        return self.cache.plan
 
     @property
     def units(self) -> tuple[Unit, ...]:
         return (SAMPLES, *range(self.num_passes))
 
-    def record_hash_of(self, unit: Unit, shard: int) -> str | None:
+    def record_hash_of(self, shard: ShardId) -> str | None:
         """What the manifest says a commit record hashes to."""
-        return self.manifest.records.get(record_path(unit, shard)) if self.manifest else None
+        return self.manifest.records.get(shard.record_path) if self.manifest else None
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,12 @@ class ShardDamage:
     """One shard of one unit that is not as it was committed.
 
     Attributes:
-        unit: ``"samples"`` or the number of the pass.
-        shard: Number of the shard.
+        shard: Which shard.
         record: Its commit record when that is sound.
         files: Those of its files that are not as the record says; all when there is no record.
     """
 
-    unit: Unit
-    shard: int
+    shard: ShardId
     record: ShardRecord | None
     files: tuple[str, ...]
 
@@ -106,11 +106,10 @@ def believed(root: Path) -> Standing:
     if manifest is None and plan is None:
         manifest = _manifest_as_plan(root)  # the two may have changed places
     if manifest is not None and (plan is None or not _outvoted(root, manifest.plan, plan)):
-        return Standing(
-            manifest.plan, manifest, max(manifest.num_passes, _complete(root, manifest))
-        )
+        cache = Cache(root, manifest.plan)
+        return Standing(cache, manifest, max(manifest.num_passes, _complete(cache)))
     if plan is not None:
-        return Standing(plan, None, max(1, _begun(root)))
+        return Standing(Cache(root, plan), None, max(1, _begun(root)))
     if not (root / RECORDS_FOLDER).is_dir():
         raise DataError(f"no cache at {root}: it holds no plan, no manifest and no records")
     raise CacheCorrupt(
@@ -145,11 +144,10 @@ def _owners(root: Path) -> Counter[str]:
     return found
 
 
-def _complete(root: Path, manifest: Manifest) -> int:
+def _complete(cache: Cache) -> int:
     """Passes, counted from the first, of which every shard is committed."""
     number = 0
-    shards = range(manifest.plan.identity.num_shards)
-    while all(has_record(root, number, shard) for shard in shards):
+    while all(cache.has(ShardId(number, shard)) for shard in range(cache.identity.num_shards)):
         number += 1
     return number
 
@@ -179,84 +177,55 @@ def damaged_form(root: Path, standing: Standing) -> dict[str, bytes]:
             )
         return {}
     expected = standing.manifest.files.get(FORM_FILE)
-    if expected is None or is_sound(root, FORM_FILE, expected):
+    if expected is None or holds(LocalStorage(root), FORM_FILE, expected):
         return {}
     made = (TarForm(embed).documents()[FORM_FILE] for embed in get_args(Embed))
     right = [content for content in made if digest(content) == expected]
     return {FORM_FILE: right[0]} if right else {}
 
 
-def damaged_documents(root: Path, standing: Standing, layout: Layout) -> dict[str, bytes]:
+def damaged_documents(standing: Standing) -> dict[str, bytes]:
     """Plan and array metadata that are not as they must be, with what they must hold."""
-    wanted = {PLAN_FILE: canonical(standing.plan)}
+    cache, wanted = standing.cache, {PLAN_FILE: canonical(standing.plan)}
     for unit in standing.units:
-        wanted |= unit_documents(layout, unit)
-    return {path: content for path, content in wanted.items() if not _holds(root, path, content)}
+        wanted |= cache.documents(unit)
+    return {path: content for path, content in wanted.items() if not cache.holds(path, content)}
 
 
-def _holds(root: Path, relative: str, content: bytes) -> bool:
-    try:
-        path = inside(root, relative)
-    except CacheCorrupt:
-        return False
-    with explained(path, "cannot read"):
-        return (
-            path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
-        )
-
-
-def is_sound(root: Path, relative: str, expected: FileDigest) -> bool:
-    """Whether a file is as it was committed; reads all of it."""
-    try:
-        return file_problem(LocalStorage(root), relative, expected, quick=False) is None
-    except CacheError:
-        return False
-
-
-def damaged_shards(root: Path, standing: Standing, layout: Layout) -> Iterator[ShardDamage]:
+def damaged_shards(standing: Standing) -> Iterator[ShardDamage]:
     """Every shard that is missing or not as committed; reads the whole cache."""
-    for unit in standing.units:
-        for shard in range(layout.identity.num_shards):
-            record = sound_record(root, standing, layout, unit, shard)
-            if record is None:
-                rows = layout.identity.rows_of(shard)
-                files = tuple(layout.unit_files(unit, shard, rows))
-                yield ShardDamage(unit, shard, None, files)
-                continue
-            files = tuple(
-                path
-                for path, expected in record.files.items()
-                if not is_sound(root, path, expected)
-            )
-            if files:
-                yield ShardDamage(unit, shard, record, files)
+    cache = standing.cache
+    for shard in cache.shards(standing.num_passes):
+        record = sound_record(standing, shard)
+        if record is None:
+            yield ShardDamage(shard, None, tuple(cache.files(shard)))
+            continue
+        files = tuple(path for path, d in record.files.items() if not cache.holds(path, d))
+        if files:
+            yield ShardDamage(shard, record, files)
 
 
-def sound_record(
-    root: Path, standing: Standing, layout: Layout, unit: Unit, shard: int
-) -> ShardRecord | None:
+def sound_record(standing: Standing, shard: ShardId) -> ShardRecord | None:
     """A commit record, if it is this shard's and the one the manifest was written for."""
     try:
-        record = read_record(root, standing.plan, layout, unit, shard)
+        record = standing.cache.record(shard)
     except CacheError:
         return None
-    expected = standing.record_hash_of(unit, shard)
+    expected = standing.record_hash_of(shard)
     return record if expected in (None, record_hash(record)) else None
 
 
-def record_from_files(
-    root: Path, standing: Standing, layout: Layout, unit: Unit, shard: int
-) -> ShardRecord | None:
+def record_from_files(root: Path, standing: Standing, shard: ShardId) -> ShardRecord | None:
     """A lost record, made again from the shard's files; ``None`` unless the manifest proves it."""
-    expected = standing.record_hash_of(unit, shard)
+    expected = standing.record_hash_of(shard)
     if expected is None:
         return None
     for other in standing.units:
-        twin = sound_record(root, standing, layout, other, shard)
+        twin = sound_record(standing, ShardId(other, shard.number))
         if twin is None:
             continue
         files: dict[str, FileDigest] = {}
-        for relative in layout.unit_files(unit, shard, twin.num_rows):
+        for relative in standing.cache.files(shard, twin.num_rows):
             try:
                 path = inside(root, relative)
             except CacheCorrupt:
@@ -264,7 +233,7 @@ def record_from_files(
             if not path.is_file():
                 return None
             files[relative] = digest_on_disk(path)
-        made = twin.model_copy(update={"unit": unit, "files": files})
+        made = twin.model_copy(update={"unit": shard.unit, "files": files})
         return proven(standing, made)
     return None
 
@@ -275,7 +244,7 @@ def proven(standing: Standing, record: ShardRecord) -> ShardRecord | None:
     A lost record said how its shard was computed if it was not as the plan says; the manifest has
     kept in what other ways shards were computed, but not which.
     """
-    expected = standing.record_hash_of(record.unit, record.shard)
+    expected = standing.record_hash_of(ShardId(record.unit, record.shard))
     ways = standing.manifest.computed_otherwise if standing.manifest else ()
     for computed in (None, *ways):
         made = record.model_copy(update={"computed": computed})
@@ -307,8 +276,8 @@ def put(root: Path, relative: str, content: bytes) -> None:
 
 def drop_manifest(root: Path, standing: Standing) -> None:
     """Remove a manifest that is not to be believed, so that another can be made."""
-    path = root / MANIFEST_FILE
-    if standing.manifest and _holds(root, MANIFEST_FILE, canonical(standing.manifest)):
+    path, manifest = root / MANIFEST_FILE, standing.manifest
+    if manifest is not None and standing.cache.holds(MANIFEST_FILE, canonical(manifest)):
         return
     with explained(path, "cannot remove"):
         if path.is_dir() and not path.is_symlink():

@@ -1,12 +1,14 @@
-"""Which part of a cache a folder holds, when it does not hold all of it.
+"""Which part of a cache is at a location, when not all of it is.
 
 A part has the whole cache's plan and manifest, unchanged, its tables, and the records and files of
-some passes, shards and targets. ``selection/000001.json`` says which. A part that grows
-gets the next number: what stands was written once, and of two processes that widen a part at the
-same time one finds its number taken, looks again, and includes what the other brought.
+some passes, shards and targets. One document below ``selection/`` says which. Releases before this
+one wrote a document of the next number whenever a part grew; the one of the highest number counts.
 """
 
-from collections.abc import Iterable
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -15,10 +17,10 @@ from scalekd.cache.files import read_bounded
 from scalekd.cache.layout import SAMPLES, SELECTION_FOLDER, Unit
 from scalekd.cache.manifest import CacheDocument, Sha256, canonical, parse_committed
 from scalekd.errors import CacheMismatch, UsageError
-from scalekd.storage import Storage
+from scalekd.storage import LocalStorage, Storage
 
 _MAX_BYTES = 1 << 20
-_MAX_NUMBER = 999_999
+_MAX_NUMBER = 4096  # a part grows a few times
 
 Number = Annotated[int, Field(ge=0, lt=1 << 20)]
 Ranges = Annotated[tuple[tuple[Number, Number], ...], Field(max_length=1 << 14)]
@@ -90,38 +92,69 @@ class Selection(CacheDocument):
 
 
 def selection_path(number: int) -> str:
-    """The document that was written as the ``number``-th, from 1 on."""
+    """Path of the selection of a number, from 1 on; what is written now is the first."""
     return f"{SELECTION_FOLDER}/{number:06d}.json"
 
 
-def standing_selection(storage: Storage) -> tuple[int, Selection | None]:
-    """The last selection written, and its number; ``(0, None)`` where a whole cache is.
+def read_selection(storage: Storage) -> Selection | None:
+    """Read the selection of a part; ``None`` where a whole cache is.
 
     Raises:
         CacheCorrupt: It is damaged.
     """
-    number, found = 0, None
+    number = _last_number(storage)
+    if not number:
+        return None
+    path = selection_path(number)
+    data = read_bounded(storage, path, max_bytes=_MAX_BYTES, what="the selection of a part")
+    return parse_committed(Selection, data, where=storage.locate(path))
+
+
+def write_selection(storage: Storage, selection: Selection) -> None:
+    """Write or replace the selection; hold :func:`selection_lock` meanwhile."""
+    storage.commit(selection_path(max(1, _last_number(storage))), canonical(selection))
+
+
+@contextlib.contextmanager
+def selection_lock(storage: Storage, *, create: bool = False) -> Iterator[None]:
+    """Keep other processes from changing the selection; on a remote store nobody is kept out.
+
+    With ``create``, the location may be about to become that of a part.
+
+    A remote part that two processes widen at once may lack, in its selection, what the first
+    brought; widening it again brings nothing and completes the selection.
+    """
+    if not isinstance(storage, LocalStorage):
+        yield
+        return
+    folder = storage.root / SELECTION_FOLDER
+    if create:
+        folder.mkdir(parents=True, exist_ok=True)
+    elif not folder.is_dir():  # a whole cache, which stays one
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _last_number(storage: Storage) -> int:
+    number = 0
     while number < _MAX_NUMBER and storage.exists(selection_path(number + 1)):
         number += 1
-    if number:
-        path = selection_path(number)
-        data = read_bounded(storage, path, max_bytes=_MAX_BYTES, what="the selection of a part")
-        found = parse_committed(Selection, data, where=storage.locate(path))
-    return number, found
-
-
-def commit_selection(storage: Storage, number: int, selection: Selection) -> bool:
-    """Write a selection, unless that number is taken; returns whether it was written."""
-    return storage.commit(selection_path(number), canonical(selection), exclusive=True)
+    return number
 
 
 def refuse_part(storage: Storage, doing: str) -> None:
-    """Raise unless the whole cache is to stand at a place.
+    """Check that a location is not that of a part of a cache.
 
     Raises:
-        UsageError: It holds a part of a cache.
+        UsageError: It is.
     """
-    _, part = standing_selection(storage)
+    part = read_selection(storage)
     if part is not None and not part.is_all:
         raise UsageError(
             f"{storage.place}: holds a part of a cache ({part}), which cannot be {doing}; fetch the"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scalekd.cache.layout import ShardId
 from scalekd.cache.rows import Rows, ViewRows
 from scalekd.errors import CacheMismatch
 
@@ -112,7 +113,7 @@ class ShardWriter:
         if not writer.claim(unit, shard):
             holder = writer.busy.get((unit, shard))
             raise CacheMismatch(
-                f"{writer.place.place}: shard {shard} of pass {unit} "
+                f"{writer.place.place}: {ShardId(unit, shard)} "
                 + (f"is being written by {holder}" if holder else "is already committed")
                 + "; a shard is written once"
             )

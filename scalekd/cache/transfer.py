@@ -15,19 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from scalekd.cache.files import FileDigest, digest, digest_of, read_bounded, read_checked
+from scalekd.cache.cache import Cache, read_manifest_if_any
+from scalekd.cache.committed import recorded_shards
+from scalekd.cache.files import (
+    FileDigest,
+    digest,
+    file_problem,
+    holds,
+    read_bounded,
+    read_checked,
+)
 from scalekd.cache.forms import read_form
-from scalekd.cache.forms.webdataset.form import FORM_FILE, INFO_FILE
+from scalekd.cache.forms.webdataset.form import FORM_FILE
 from scalekd.cache.layout import (
     COMPANIONS,
     MANIFEST_FILE,
     PLAN_FILE,
-    RECORDS_FOLDER,
-    SAMPLES,
     SELECTION_FOLDER,
-    Layout,
-    Unit,
-    record_path,
+    ShardId,
 )
 from scalekd.cache.manifest import (
     MAX_JSON_BYTES,
@@ -38,16 +43,9 @@ from scalekd.cache.manifest import (
     parse_committed,
 )
 from scalekd.cache.planning import differences
-from scalekd.cache.records import read_record, record_hash
-from scalekd.cache.selection import (
-    Selection,
-    check_owner,
-    standing_selection,
-)
-from scalekd.cache.store import unit_documents
+from scalekd.cache.records import record_hash
+from scalekd.cache.selection import Selection
 from scalekd.cache.tables import check_table, table_files
-from scalekd.cache.targets import CacheCodecs
-from scalekd.cache.verify import file_problem
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
 from scalekd.storage import LocalStorage, NotStored, Storage
 
@@ -57,19 +55,16 @@ _MAY_PRECEDE = re.compile(
 """What may stand where a cache is begun: selection, dataset card, form, hidden files."""
 
 
-class SourceCache:
+class SourceCache(Cache):
     """A cache to be fetched from, complete or still growing.
 
     Attributes:
-        storage: Where it is.
-        plan: Its plan.
-        manifest: Its manifest as it stood when this was opened, if there was one.
-        part: What the place holds when it does not hold all of the cache.
+        at_opening: Its manifest when this was opened, if there was one.
 
     Args:
         storage: Where it is.
         committed: Take every shard that is committed, also of passes that are being added; not
-            only what the manifest tells of.
+            only those that the manifest names.
 
     Raises:
         DataError: There is no cache.
@@ -77,84 +72,41 @@ class SourceCache:
     """
 
     def __init__(self, storage: Storage, *, committed: bool = False) -> None:
-        self.storage = storage
-        self.manifest = None if committed else _standing_manifest(storage)
-        if self.manifest is None and not storage.exists(PLAN_FILE):
+        self.at_opening = None if committed else read_manifest_if_any(storage)
+        if self.at_opening is None and not storage.exists(PLAN_FILE):
             raise DataError(f"no cache at {storage.place}: neither {MANIFEST_FILE} nor {PLAN_FILE}")
-        plan = read_bounded(storage, PLAN_FILE, max_bytes=MAX_JSON_BYTES, what="the plan")
-        self.plan = parse_committed(Plan, plan, where=storage.locate(PLAN_FILE))
-        if self.manifest is not None and self.manifest.plan != self.plan:
+        data = read_bounded(storage, PLAN_FILE, max_bytes=MAX_JSON_BYTES, what="the plan")
+        plan = parse_committed(Plan, data, where=storage.locate(PLAN_FILE))
+        if self.at_opening is not None and self.at_opening.plan != plan:
             raise CacheMismatch(f"{storage.place}: its plan is not the plan in its manifest")
-        _, self.part = standing_selection(storage)
-        check_owner(storage, self.part, self.plan.cache_id)
+        super().__init__(storage, plan)
+        _ = self.selection  # a damaged one is reported before anything is brought
 
-    def shards(self, selection: Selection) -> list[tuple[Unit, int]]:
+    def selected(self, selection: Selection) -> list[ShardId]:
         """What is committed of a selection: samples first, then pass by pass.
 
         Raises:
-            UsageError: The cache is not complete, and the place cannot be listed.
+            UsageError: The cache is not complete, and the location cannot be listed.
         """
-        identity = self.plan.identity
-        if self.manifest is not None:
-            units: list[Unit] = [SAMPLES, *range(self.manifest.num_passes)]
-            found = [(unit, shard) for unit in units for shard in range(identity.num_shards)]
+        if self.at_opening is not None:
+            there = self.shards(self.at_opening.num_passes)
         else:
-            found = sorted(
-                _listed_records(self.storage), key=lambda pair: (pair[0] != SAMPLES, pair)
-            )
+            there = recorded_shards(self.storage, self.identity.num_shards)
         return [
-            (unit, shard)
-            for unit, shard in found
-            if selection.has_unit(unit) and selection.has_shard(shard)
+            shard
+            for shard in there
+            if selection.has_unit(shard.unit) and selection.has_shard(shard.number)
         ]
 
-    def files(self, selection: Selection) -> Iterator[str]:
+    def selected_files(self, selection: Selection) -> Iterator[str]:
         """Every file of a selection, by the layout; a few more where images were skipped."""
-        identity = self.plan.identity
-        layout = CacheCodecs.load(self.storage, identity).layout(identity)
-        yield from (PLAN_FILE, MANIFEST_FILE, *table_files(identity))
-        if self.manifest is not None:
-            check_names(self.manifest, layout, self.storage.locate(MANIFEST_FILE))
-            yield from self.manifest.files
-        for unit, shard in self.shards(selection):
-            yield record_path(unit, shard)
-            files = layout.unit_files(unit, shard, identity.rows_of(shard))
-            yield from filter(selection.has_file, files)
-
-
-def check_names(manifest: Manifest, layout: Layout, where: str) -> None:
-    """Refuse a manifest with files that no cache has: a ``.git/config`` would be taken along.
-
-    Raises:
-        CacheCorrupt: It names another file than the layout, or gives a table another digest than
-            the plan.
-    """
-    tables = table_files(manifest.plan.identity)
-    known = {PLAN_FILE, INFO_FILE, *tables, *layout.form.documents()}
-    for unit in (SAMPLES, *range(manifest.num_passes)):
-        known.update(unit_documents(layout, unit))
-    for path, found in manifest.files.items():
-        if path not in known or tables.get(path, found) != found:
-            raise CacheCorrupt(f"{where}: {path} is not a file that its plan gives this cache")
-
-
-def _standing_manifest(storage: Storage) -> Manifest | None:
-    try:
-        data = storage.read(MANIFEST_FILE, max_bytes=MAX_JSON_BYTES)
-    except NotStored:
-        return None
-    return parse_committed(Manifest, data, where=storage.locate(MANIFEST_FILE))
-
-
-def _listed_records(storage: Storage) -> Iterator[tuple[Unit, int]]:
-    for stored in storage.list(RECORDS_FOLDER):
-        folder, _, name = stored.path.removeprefix(f"{RECORDS_FOLDER}/").partition("/")
-        number = name.removesuffix(".json")
-        if name.endswith(".json") and number.isdigit():
-            if folder == SAMPLES:
-                yield SAMPLES, int(number)
-            elif folder.isdigit():
-                yield int(folder), int(number)
+        yield from (PLAN_FILE, MANIFEST_FILE, *table_files(self.identity))
+        if self.at_opening is not None:
+            self.check_names(self.at_opening)
+            yield from self.at_opening.files
+        for shard in self.selected(selection):
+            yield shard.record_path
+            yield from filter(selection.has_file, self.files(shard))
 
 
 @dataclass
@@ -224,7 +176,7 @@ class Transfer:
                 f"{target.place} holds something that is no cache ({strangers[0]}); choose an empty"
                 " or new place"
             )
-        form = read_form(self._source.storage)
+        form = self._source.form
         for relative, content in form.documents().items():
             if PLAN_FILE not in self._standing:
                 target.commit(relative, content, exclusive=True)
@@ -263,22 +215,19 @@ class Transfer:
             CacheMismatch: Other bytes were committed at the target.
         """
         source = self._source
-        codecs = CacheCodecs.load(source.storage, source.plan.identity)
-        layout = codecs.layout(source.plan.identity)
-        shards = source.shards(selection)
+        shards = source.selected(selection)
         # A store that commits together commits one shard after another.
         num_shards = 1 if self._target.commits_together else self._jobs
         with (
             ThreadPoolExecutor(self._jobs, thread_name_prefix="transfer-file") as files,
             ThreadPoolExecutor(num_shards, thread_name_prefix="transfer-shard") as work,
         ):
-            self._bring_files(self._common_files(selection, layout), files)
+            self._bring_files(self._common_files(selection), files)
 
-            def bring_shard(unit: Unit, shard: int) -> None:
-                record = read_record(source.storage, source.plan, layout, unit, shard)
-                self._bring_shard(record, selection, files)
+            def bring_shard(shard: ShardId) -> None:
+                self._bring_shard(source.record(shard), shard, selection, files)
 
-            pending = [work.submit(bring_shard, unit, shard) for unit, shard in shards]
+            pending = [work.submit(bring_shard, shard) for shard in shards]
             try:
                 for done in as_completed(pending):
                     done.result()
@@ -294,7 +243,7 @@ class Transfer:
         Returns:
             Whether the target is complete now; it is not when the source is not.
         """
-        ours = self._source.manifest
+        ours = self._source.at_opening
         while ours is not None:
             if self._target.commit(MANIFEST_FILE, canonical(ours), exclusive=True):
                 return True
@@ -314,28 +263,31 @@ class Transfer:
             self._target.commit(MANIFEST_FILE, canonical(ours))
         return self._target.exists(MANIFEST_FILE)
 
-    def _common_files(self, selection: Selection, layout: Layout) -> dict[str, FileDigest | bytes]:
+    def _common_files(self, selection: Selection) -> dict[str, FileDigest | bytes]:
         """Tables and array metadata: with their digests, or as the plan makes them."""
-        source, identity = self._source, self._source.plan.identity
-        found: dict[str, FileDigest | bytes] = {**table_files(identity)}
-        if source.manifest is not None:
-            check_names(source.manifest, layout, source.storage.locate(MANIFEST_FILE))
-            found |= source.manifest.files
+        source, identity = self._source, self._source.identity
+        common: dict[str, FileDigest | bytes] = {**table_files(identity)}
+        if source.at_opening is not None:
+            source.check_names(source.at_opening)
+            common |= source.at_opening.files
         else:
-            found |= layout.form.documents()
-            units = {unit for unit, _ in source.shards(selection)}
-            for unit in units:
-                found |= unit_documents(layout, unit)
+            common |= source.layout.form.documents()
+            for unit in {shard.unit for shard in source.selected(selection)}:
+                common |= source.documents(unit)
         if identity.tail is not None and not selection.has_tail:
-            found.pop(identity.tail, None)
-        found.pop(PLAN_FILE, None)
-        return {path: content for path, content in found.items() if selection.has_file(path)}
+            common.pop(identity.tail, None)
+        common.pop(PLAN_FILE, None)
+        return {path: content for path, content in common.items() if selection.has_file(path)}
 
     def _bring_shard(
-        self, record: ShardRecord, selection: Selection, files: ThreadPoolExecutor
+        self,
+        record: ShardRecord,
+        shard: ShardId,
+        selection: Selection,
+        files: ThreadPoolExecutor,
     ) -> None:
-        source, path = self._source, record_path(record.unit, record.shard)
-        manifest = source.manifest
+        source, path = self._source, shard.record_path
+        manifest = source.at_opening
         if manifest is not None and manifest.records.get(path) != record_hash(record):
             raise CacheCorrupt(
                 f"{source.storage.locate(path)}: not the record that the manifest was written for"
@@ -405,7 +357,7 @@ class Transfer:
         data = dict(zip(missing, files.map(content, missing), strict=True))
         made = self._target.commit_all(data, exclusive=not replace) if data else set()
         unsure = missing if self._read_back else [path for path in missing if path not in made]
-        differing = files.map(lambda path: self._differs(path, expected[path]), unsure)
+        differing = files.map(lambda path: not holds(self._target, path, expected[path]), unsure)
         for path, differs in zip(unsure, differing, strict=True):
             if differs:
                 self._refuse(path, made=path in made)
@@ -419,7 +371,7 @@ class Transfer:
         if self._stands(path, expected):
             return False
         made = self._put(path, wanted, expected, replace=is_ours or self._check)
-        if (self._read_back or not made) and self._differs(path, expected):
+        if (self._read_back or not made) and not holds(self._target, path, expected):
             self._refuse(path, made=made)
         self._arrived(path, expected.num_bytes)
         return True
@@ -428,7 +380,7 @@ class Transfer:
         """Whether a file need not be brought."""
         if self._standing.get(path) != expected.num_bytes:
             return False
-        return not (self._check and self._differs(path, expected))
+        return not self._check or holds(self._target, path, expected)
 
     def _arrived(self, path: str, num_bytes: int) -> None:
         with self._lock:
@@ -456,7 +408,7 @@ class Transfer:
             return target.commit(path, wanted, exclusive=not replace)
         may_link = self._link and not replace and path not in self._tables
         if may_link and isinstance(source, LocalStorage) and isinstance(target, LocalStorage):
-            problem = file_problem(source, path, expected, quick=False)
+            problem = file_problem(source, path, expected)
             if problem is not None:
                 raise CacheCorrupt(f"{source.locate(path)}: {problem}")
             found = _linked(source.path(path), target.path(path))
@@ -471,12 +423,6 @@ class Transfer:
         if path in self._tables:
             check_table(self._source.plan.identity, path, content, source.locate(path))
         return content
-
-    def _differs(self, path: str, expected: FileDigest) -> bool:
-        try:
-            return digest_of(self._target.stream(path)) != expected
-        except NotStored:
-            return True
 
 
 def _linked(source: Path, target: Path) -> bool | None:

@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from scalekd.cache.cache import Cache
 from scalekd.cache.extensions import check_fits, extension_names, extension_path
-from scalekd.cache.files import FileDigest, digest_of
+from scalekd.cache.files import FileDigest, file_problem
 from scalekd.cache.finishing import manifest_of
 from scalekd.cache.layout import (
     COMPANIONS,
@@ -16,18 +17,16 @@ from scalekd.cache.layout import (
     RECORDS_FOLDER,
     SAMPLES,
     SELECTION_FOLDER,
-    Unit,
-    record_path,
+    ShardId,
 )
 from scalekd.cache.manifest import Manifest, ShardRecord, canonical
 from scalekd.cache.planning import read_plan
 from scalekd.cache.reader import open_cache, read_manifest
-from scalekd.cache.records import has_record, read_record, record_hash
-from scalekd.cache.selection import Selection, check_owner, standing_selection
+from scalekd.cache.records import record_hash
+from scalekd.cache.selection import Selection
 from scalekd.cache.tables import table_files
-from scalekd.cache.targets import CacheCodecs
 from scalekd.errors import CacheError, UsageError
-from scalekd.storage import LocalStorage, NotStored, Place, Storage, StoredFileError, open_storage
+from scalekd.storage import LocalStorage, Place, Storage, open_storage
 from scalekd.storage.files import TEMPORARY_SUFFIX
 
 _OF_WRITERS = frozenset({TEMPORARY_SUFFIX, LEASE_SUFFIX})
@@ -45,7 +44,7 @@ class Findings:
 
     Attributes:
         problems: One sentence for each thing that is wrong; empty for a sound cache.
-        damaged: The shards that must be redone, as ``(unit, shard)``.
+        damaged: The shards that must be redone, .
         strangers: Files and links that nothing accounts for.
         num_files: Files checked.
         num_bytes: Their bytes.
@@ -53,7 +52,7 @@ class Findings:
 
     def __init__(self) -> None:
         self.problems: list[str] = []
-        self.damaged: set[tuple[Unit, int]] = set()
+        self.damaged: set[ShardId] = set()
         self.strangers: list[Path] = []
         self.num_files = 0
         self.num_bytes = 0
@@ -72,8 +71,8 @@ def verify(place: Place, *, quick: bool = False) -> Findings:
     """
     storage = open_storage(place)
     manifest = read_manifest(storage)
-    part = standing_selection(storage)[1] or Selection(cache_id=manifest.plan.cache_id)
-    check_owner(storage, part, manifest.plan.cache_id)
+    cache = Cache(storage, manifest.plan)
+    part = cache.selection
     found = Findings()
     known = {MANIFEST_FILE, *manifest.files}
     _check_documents(storage, manifest, found)
@@ -81,22 +80,22 @@ def verify(place: Place, *, quick: bool = False) -> Findings:
         if part.has_file(relative) and (relative != manifest.plan.identity.tail or part.has_tail):
             _check_file(storage, relative, expected, quick, found, None)
     try:
-        codecs = CacheCodecs.load(storage, manifest.plan.identity)
+        cache.check_names(manifest)
     except CacheError as error:
         if not found.problems:
             raise
         found.problems.append(f"shards were not checked: {error}")
         return found
-    for (unit, shard), record in _records(storage, manifest, codecs, part, found):
+    for shard, record in _records(cache, manifest, found):
         for relative, expected in record.files.items():
             known.add(relative)
             if part.has_file(relative):
-                _check_file(storage, relative, expected, quick, found, (unit, shard))
+                _check_file(storage, relative, expected, quick, found, shard)
     known |= set(manifest.records)
     if isinstance(storage, LocalStorage):
         _check_strangers(storage.root, known, manifest, part, found)
     if part.is_all:
-        _check_age(storage, manifest, found)
+        _check_age(cache, manifest, found)
     if not found.problems and not quick:
         _check_rows(storage, found)
     _check_extensions(storage, manifest, quick, found)
@@ -157,47 +156,41 @@ def _check_documents(storage: Storage, manifest: Manifest, found: Findings) -> N
         )
 
 
-def _check_age(storage: Storage, manifest: Manifest, found: Findings) -> None:
-    """A pass that is complete, and that the manifest does not tell of, makes it a stale one."""
+def _check_age(cache: Cache, manifest: Manifest, found: Findings) -> None:
+    """A pass that is complete, and that the manifest does not name, makes it a stale one."""
     later = manifest.num_passes
-    if all(has_record(storage, later, shard) for shard in range(manifest.plan.identity.num_shards)):
+    if all(cache.has(ShardId(later, number)) for number in range(cache.identity.num_shards)):
         found.problems.append(
-            f"{storage.locate(MANIFEST_FILE)}: stale: pass {later} is complete and not in it; run"
-            " `scalekd cache repair`"
+            f"{cache.storage.locate(MANIFEST_FILE)}: stale: pass {later} is complete and not in it;"
+            " run `scalekd cache repair`"
         )
 
 
 def _records(
-    storage: Storage,
-    manifest: Manifest,
-    codecs: CacheCodecs,
-    part: Selection,
-    found: Findings,
-) -> Iterator[tuple[tuple[Unit, int], ShardRecord]]:
-    identity = manifest.plan.identity
-    layout = codecs.layout(identity)
-    units: tuple[Unit, ...] = (SAMPLES, *range(manifest.num_passes))
-    for unit in filter(part.has_unit, units):
-        for shard in filter(part.has_shard, range(identity.num_shards)):
-            path = record_path(unit, shard)
-            try:
-                record = read_record(storage, manifest.plan, layout, unit, shard)
-            except CacheError as error:
-                found.problems.append(str(error))
-                found.damaged.add((unit, shard))
-                continue
-            found.num_files += 1
-            found.num_bytes += len(canonical(record))
-            if record_hash(record) != manifest.records.get(path):
-                found.problems.append(
-                    f"{storage.locate(path)}: not the record that the manifest was written for"
-                )
-                found.damaged.add((unit, shard))
-            yield (unit, shard), record
-    expected = {record_path(unit, s) for unit in units for s in range(identity.num_shards)}
-    if expected != set(manifest.records):
+    cache: Cache, manifest: Manifest, found: Findings
+) -> Iterator[tuple[ShardId, ShardRecord]]:
+    part, all_shards = cache.selection, list(cache.shards(manifest.num_passes))
+    for shard in all_shards:
+        if not part.has_unit(shard.unit) or not part.has_shard(shard.number):
+            continue
+        try:
+            record = cache.record(shard)
+        except CacheError as error:
+            found.problems.append(str(error))
+            found.damaged.add(shard)
+            continue
+        found.num_files += 1
+        found.num_bytes += len(canonical(record))
+        if record_hash(record) != manifest.records.get(shard.record_path):
+            found.problems.append(
+                f"{cache.storage.locate(shard.record_path)}: not the record that the manifest was"
+                " written for"
+            )
+            found.damaged.add(shard)
+        yield shard, record
+    if {shard.record_path for shard in all_shards} != set(manifest.records):
         found.problems.append(
-            f"{storage.locate(MANIFEST_FILE)}: names other shards than the plan has"
+            f"{cache.storage.locate(MANIFEST_FILE)}: names other shards than the plan has"
         )
 
 
@@ -207,10 +200,10 @@ def _check_file(
     expected: FileDigest,
     quick: bool,
     found: Findings,
-    unit: tuple[Unit, int] | None,
+    shard: ShardId | None,
 ) -> None:
     try:
-        problem = file_problem(storage, relative, expected, quick)
+        problem = file_problem(storage, relative, expected, quick=quick)
     except CacheError as error:
         problem = str(error)
     found.num_files += 1
@@ -218,33 +211,10 @@ def _check_file(
     if problem is None:
         return
     where = ""
-    if unit is not None:
-        found.damaged.add(unit)
-        where = f" (shard {unit[1]} of " + (
-            "the samples)" if unit[0] == SAMPLES else f"pass {unit[0]})"
-        )
+    if shard is not None:
+        found.damaged.add(shard)
+        where = f" ({shard})"
     found.problems.append(f"{storage.locate(relative)}{where}: {problem}")
-
-
-def file_problem(storage: Storage, relative: str, expected: FileDigest, quick: bool) -> str | None:
-    """What is wrong with a committed file, or ``None``; ``quick`` looks at its size alone."""
-    try:
-        if quick:
-            size = storage.size(relative)
-            if size is None:
-                return "missing" if not storage.exists(relative) else "not a plain file"
-        else:
-            stored = digest_of(storage.stream(relative))
-            size = stored.num_bytes
-    except NotStored:
-        return "missing"
-    except StoredFileError as error:
-        return error.problem.removeprefix("is ")
-    if size != expected.num_bytes:
-        return f"{size:,} bytes, {expected.num_bytes:,} were committed"
-    if not quick and stored != expected:
-        return "its bytes changed since they were committed"
-    return None
 
 
 def strangers(root: Path, known: set[str], num_passes: int) -> Iterator[Path]:
@@ -278,18 +248,18 @@ def _check_rows(storage: Storage, found: Findings) -> None:
     except CacheError as error:
         found.problems.append(str(error))
         return
-    for unit in reader.passes:
-        for shard in reader.shards:
-            table = reader.record(SAMPLES, shard).samples_sha256
-            if reader.record(unit, shard).samples_sha256 != table:
+    for pass_index in reader.passes:
+        for number in reader.shards:
+            shard = ShardId(pass_index, number)
+            table = reader.record(SAMPLES, number).samples_sha256
+            if reader.record(pass_index, number).samples_sha256 != table:
                 found.problems.append(
-                    f"{storage.place}: shard {shard} of pass {unit} holds other samples than the"
-                    " table"
+                    f"{storage.place}: {shard} holds other samples than the table"
                 )
-                found.damaged.add((unit, shard))
+                found.damaged.add(shard)
     if found.problems or not reader.part.is_all:
         return
-    made = manifest_of(storage, reader.manifest.plan, reader.layout, reader.num_passes)
+    made = manifest_of(reader.cache, reader.num_passes)
     for name in Manifest.model_fields:
         if name != "digest" and getattr(made, name) != getattr(reader.manifest, name):
             found.problems.append(

@@ -15,19 +15,20 @@ from typing import Any, Self
 
 import zarr
 
+from scalekd.cache.cache import Cache
 from scalekd.cache.files import FileDigest
 from scalekd.cache.forms import ShardFiles
 from scalekd.cache.in_flight import InFlight
-from scalekd.cache.layout import SAMPLES, ArraySpec, Layout, Unit, array_path
+from scalekd.cache.layout import SAMPLES, ArraySpec, ShardId, Unit, array_path
 from scalekd.cache.lease import LeaseHolder, Leases
-from scalekd.cache.manifest import Plan, ShardRecord
+from scalekd.cache.manifest import ShardRecord
 from scalekd.cache.publish import send_files
-from scalekd.cache.records import has_record, read_record, samples_hash, write_record
+from scalekd.cache.records import samples_hash, write_record
 from scalekd.cache.rows import Rows, SampleRows
 from scalekd.cache.shard_writer import ShardWriter
 from scalekd.cache.store import CommittingStore, open_array, write_rows
 from scalekd.errors import CacheMismatch, EnvironmentFault
-from scalekd.storage import LocalStorage, Storage
+from scalekd.storage import LocalStorage
 from scalekd.storage.files import TEMPORARY_SUFFIX, explained, inside
 
 _POLL_SECONDS = 0.05  # of another process that commits the samples of a shard: a moment's work
@@ -47,34 +48,37 @@ class CacheWriter:
         busy: Who else held a shard when :meth:`claim` was last asked for it.
 
     Args:
-        root: Folder that files are written to, with the metadata of arrays (:func:`begin`).
-        plan: The plan in force.
-        layout: Its arrays.
+        cache: The cache, already begun.
+        folder: Folder that files are written to, with the metadata of arrays (:func:`begin`), where
+            the cache is on a remote store: shards are sent there when they are whole.
         num_threads: Threads that code and write blocks beside the teacher.
         approve: Called with unit, shard, hash of the samples and pixel hashes before a shard is
             committed; may refuse by an error.
-        place: Where the cache is, already begun, if not in ``root``: shards are sent there.
         computed: How this process computes targets, for the records of its shards.
     """
 
     def __init__(
         self,
-        root: Path,
-        plan: Plan,
-        layout: Layout,
+        cache: Cache,
+        folder: Path | None = None,
         *,
         num_threads: int = 2,
         approve: Callable[[int, int, str, Rows], None] | None = None,
-        place: Storage | None = None,
         computed: dict[str, str] | None = None,
     ) -> None:
         self.approve = approve
         self.computed = computed
-        self.root = root
+        self.cache = cache
+        if folder is None and isinstance(cache.storage, LocalStorage):
+            folder = cache.storage.root
+        if folder is None:
+            raise ValueError(f"{cache.place}: shards are written to a folder and then sent")
+        self.root = root = folder
         self.folder = LocalStorage(root)
-        self.place = place or self.folder
-        self.plan = plan
-        self.layout = layout
+        self.is_remote = cache.storage.is_remote
+        self.place = cache.storage
+        self.plan = plan = cache.plan
+        self.layout = cache.layout
         self.store = CommittingStore(root, check=self._check_file)
         self._claimed: dict[str, tuple[Unit, int]] = {}  # files of the shards in hand
         self.leases = Leases(root)
@@ -115,10 +119,14 @@ class CacheWriter:
     def missing(self, unit: int, shards: Sequence[int]) -> Iterator[int]:
         """Those of ``shards`` that are not committed in pass ``unit``; checks those that are."""
         for shard in shards:
-            if has_record(self.place, unit, shard):
-                read_record(self.place, self.plan, self.layout, unit, shard)
+            if self.has_record(unit, shard):
+                self.cache.record(ShardId(unit, shard))
             else:
                 yield shard
+
+    def has_record(self, unit: Unit, shard: int) -> bool:
+        """Whether a shard is committed."""
+        return self.cache.has(ShardId(unit, shard))
 
     def claim(self, unit: Unit, shard: int) -> bool:
         """Take a shard, so that no other process writes it.
@@ -128,13 +136,13 @@ class CacheWriter:
             is writing it, which :attr:`busy` then names.
         """
         self.busy.pop((unit, shard), None)
-        if has_record(self.place, unit, shard):
+        if self.has_record(unit, shard):
             return False
         holder = self.leases.acquire(unit, shard)
         if holder is not None:
             self.busy[unit, shard] = holder
             return False
-        if has_record(self.place, unit, shard):  # committed between the look and the claim
+        if self.has_record(unit, shard):  # committed between the look and the claim
             self.leases.release(unit, shard)
             return False
         rows = self.layout.identity.rows_of(shard)
@@ -151,12 +159,11 @@ class CacheWriter:
             EnvironmentFault: Another process took the shard over.
         """
         # On a remote store the record is looked at when files are sent (publish.py).
-        committed = self.place is self.folder and has_record(self.place, unit, shard)
+        committed = not self.is_remote and self.has_record(unit, shard)
         if committed or not self.leases.holds(unit, shard):
             raise EnvironmentFault(
                 f"{self.place.place}: this process stood still for so long that another took over"
-                f" shard {shard} of {'the samples' if unit == SAMPLES else f'pass {unit}'}; nothing"
-                " is lost, run the same command again"
+                f" {ShardId(unit, shard)}; nothing is lost, run the same command again"
             )
 
     def _check_file(self, relative: str) -> None:
@@ -165,9 +172,9 @@ class CacheWriter:
     def elsewhere(self) -> tuple[str, ...]:
         """What other processes were writing when this one had no more to do."""
         return tuple(
-            f"shard {shard} of pass {unit}: {holder}"
+            f"{ShardId(unit, shard)}: {holder}"
             for (unit, shard), holder in sorted(self.busy.items(), key=lambda item: str(item[0]))
-            if unit != SAMPLES and not has_record(self.place, unit, shard)
+            if unit != SAMPLES and not self.has_record(unit, shard)
         )
 
     def shard(self, unit: int, shard: int) -> ShardWriter:
@@ -231,7 +238,7 @@ class CacheWriter:
             CacheMismatch: The cache holds other samples.
         """
         samples_sha256 = samples_hash(samples.keys, samples.labels, samples.source_hashes)
-        while not has_record(self.place, SAMPLES, shard):
+        while not self.has_record(SAMPLES, shard):
             if not self.claim(SAMPLES, shard):
                 time.sleep(_POLL_SECONDS)
                 continue
@@ -243,7 +250,7 @@ class CacheWriter:
                 self.write(SAMPLES, array, start, columns[array.name])
             self.record(SAMPLES, shard, len(samples.keys), samples_sha256, skipped)
             self.leases.release(SAMPLES, shard)
-        committed = read_record(self.place, self.plan, self.layout, SAMPLES, shard)
+        committed = self.cache.record(ShardId(SAMPLES, shard))
         if committed.samples_sha256 != samples_sha256:
             raise CacheMismatch(
                 f"{self.place.place}: shard {shard} was cached with other samples, labels or images"
@@ -265,8 +272,8 @@ class CacheWriter:
         files: dict[str, FileDigest] = {}
         for path in self.layout.unit_files(unit, shard, num_rows):
             files[path] = self.store.written.pop(path)
-        if self.place is not self.folder:
-            send_files(self.folder, self.place, files, unit, shard)
+        if self.is_remote:
+            send_files(self.folder, self.place, files, ShardId(unit, shard))
             for path in files:
                 self.folder.delete(path)
         write_record(

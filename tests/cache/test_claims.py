@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
+from scalekd.cache.cache import Cache
 from scalekd.cache.layout import lease_path, record_path
 from scalekd.cache.lease import LeaseHolder, Leases
 from scalekd.cache.manifest import ShardRecord
-from scalekd.cache.planning import read_plan
-from scalekd.cache.targets import CacheCodecs
 from scalekd.cache.writer import CacheWriter
 from scalekd.errors import CacheMismatch, EnvironmentFault, UsageError
 
@@ -20,9 +19,7 @@ LOST = "records/0001/000002.json"
 
 
 def _writer(root: Path) -> CacheWriter:
-    plan = read_plan(root)
-    assert plan is not None
-    return CacheWriter(root, plan, CacheCodecs.load(root, plan.identity).layout(plan.identity))
+    return CacheWriter(Cache.open(root))
 
 
 def _somebody_elses(path: Path) -> LeaseHolder:

@@ -13,6 +13,7 @@ import zarr
 
 from scalekd.cache import CacheReader, open_cache
 from scalekd.cache.files import digest
+from scalekd.cache.layout import ShardId
 from scalekd.cache.manifest import Manifest, canonical
 from scalekd.cache.verify import verify
 from scalekd.errors import CacheCorrupt, CacheError, CacheMismatch, DataError
@@ -129,7 +130,7 @@ def test_verify_names_every_damaged_file_and_its_shard(damage: str, cache: Path)
         quick = verify(cache, quick=True)
         for name, content in contents.items():
             (cache / name).write_bytes(content)
-        expected = {(unit, shard) for unit in ("samples", 0, 1) for shard in range(3)}
+        expected = {ShardId(unit, shard) for unit in ("samples", 0, 1) for shard in range(3)}
         assert found.damaged == expected
         for name in chosen:
             assert any(str(cache / name) in problem for problem in found.problems), name
@@ -144,7 +145,7 @@ def test_shards_in_each_others_place_are_noticed(cache_copy: Path) -> None:
     one, other = first.read_bytes(), second.read_bytes()
     first.write_bytes(other)
     second.write_bytes(one)
-    assert {(0, 0), (0, 1)} == verify(cache_copy).damaged
+    assert {ShardId(0, 0), ShardId(0, 1)} == verify(cache_copy).damaged
     with pytest.raises(CacheCorrupt, match=r"values/c/0/0/0"):
         _read_everything(cache_copy)
 
@@ -165,7 +166,7 @@ def test_whole_shards_of_another_cache_are_noticed(cache_copy: Path, other_cache
     for relative in ("passes/0001", "records/0001"):
         shutil.rmtree(cache_copy / relative)
         shutil.copytree(other_cache / relative, cache_copy / relative)
-    assert {(1, 0), (1, 1), (1, 2)} <= verify(cache_copy).damaged
+    assert {ShardId(1, shard) for shard in range(3)} <= verify(cache_copy).damaged
     with pytest.raises(CacheMismatch, match="this shard belongs to cache"):
         _read_everything(cache_copy)
 

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from scalekd.cache import read_manifest
+from scalekd.cache.cache import Cache
 from scalekd.cache.files import digest
 from scalekd.cache.forms import ZARR
-from scalekd.cache.layout import ArraySpec, Layout, chunk_path, record_path
+from scalekd.cache.layout import ArraySpec, Layout, ShardId, chunk_path, record_path
 from scalekd.cache.manifest import (
     Identity,
     Manifest,
@@ -24,8 +25,7 @@ from scalekd.cache.manifest import (
     parse,
     parse_committed,
 )
-from scalekd.cache.records import read_record, record_hash, samples_hash, write_record
-from scalekd.cache.targets import CacheCodecs
+from scalekd.cache.records import record_hash, samples_hash, write_record
 from scalekd.errors import CacheCorrupt, CacheMismatch
 
 _HASH = st.text("0123456789abcdef", min_size=64, max_size=64)
@@ -236,10 +236,10 @@ def test_an_array_too_large_for_a_file_is_refused(manifest: Manifest) -> None:
 
 @pytest.fixture
 def read(cache_copy: Path, manifest: Manifest) -> Callable[..., ShardRecord]:
-    layout = CacheCodecs.load(cache_copy, manifest.plan.identity).layout(manifest.plan.identity)
+    cache = Cache(cache_copy, manifest.plan)
 
     def read(unit: str | int, shard: int) -> ShardRecord:
-        return read_record(cache_copy, manifest.plan, layout, unit, shard)
+        return cache.record(ShardId(unit, shard))
 
     return read
 
@@ -252,9 +252,11 @@ def _change(root: Path, unit: str | int, shard: int, **changes: Any) -> None:
 
 def test_records_are_write_once(cache_copy: Path, read: Callable[..., ShardRecord]) -> None:
     record = read(0, 1)
-    write_record(cache_copy, record)  # the same bytes again are no harm
+    write_record(LocalStorage(cache_copy), record)  # the same bytes again are no harm
     with pytest.raises(CacheMismatch, match="another process committed"):
-        write_record(cache_copy, record.model_copy(update={"samples_sha256": "0" * 64}))
+        write_record(
+            LocalStorage(cache_copy), record.model_copy(update={"samples_sha256": "0" * 64})
+        )
     assert read(0, 1) == record
 
 

@@ -159,7 +159,7 @@ def test_a_job_of_fewer_passes_that_ends_last_does_not_shrink_the_manifest(
     cache_copy: Path,
 ) -> None:
     reader = open_cache(cache_copy)
-    manifest = finish(cache_copy, reader.manifest.plan, reader.layout, 1)
+    manifest = finish(reader.cache, 1)
     assert manifest is not None
     assert manifest.num_passes == 2
     assert open_cache(cache_copy).num_passes == 2

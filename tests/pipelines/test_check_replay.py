@@ -42,7 +42,7 @@ def forge(cache_copy: Path) -> Forge:
         files = {name: store.written.get(name, found) for name, found in record.files.items()}
         path.write_bytes(canonical(record.model_copy(update={"files": files})))
         (cache_copy / "manifest.json").unlink()
-        assert finish(cache_copy, reader.manifest.plan, reader.layout, 2) is not None
+        assert finish(reader.cache, 2) is not None
         assert verify(cache_copy).problems == []
 
     return change

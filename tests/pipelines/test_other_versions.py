@@ -13,11 +13,11 @@ import pytest
 import safetensors.numpy
 
 from scalekd.cache import open_cache
+from scalekd.cache.cache import Cache
 from scalekd.cache.files import FileDigest, digest
 from scalekd.cache.finishing import finish
 from scalekd.cache.manifest import Identity, Plan, ShardRecord, canonical
 from scalekd.cache.planning import read_plan
-from scalekd.cache.targets import CacheCodecs
 from scalekd.cache.verify import verify
 from scalekd.errors import CacheMismatch
 from scalekd.loading import drawing
@@ -53,8 +53,7 @@ def rewrite(root: Path, change: Change, files: dict[str, FileDigest] | None = No
         num_passes = max(num_passes, 0 if record.unit == "samples" else record.unit + 1)
     if (root / "manifest.json").exists():
         (root / "manifest.json").unlink()
-        layout = CacheCodecs.load(root, forged.identity).layout(forged.identity)
-        finish(root, forged, layout, num_passes)
+        finish(Cache(root, forged), num_passes)
 
 
 def change_pixel_hashes(root: Path, pass_index: int, shard: int) -> None:

@@ -287,7 +287,7 @@ def _hash_of_samples(identity: Identity, layout: Layout, held: Files, shard: int
 
 def _meet_samples(subject: Subject, name: str, content: bytes, seal: bool) -> None:
     reader = subject.reader
-    twin = CacheReader(reader.storage, reader.manifest, reader.codecs)
+    twin = CacheReader(reader.cache, reader.manifest)
     for shard in range(reader.identity.num_shards):
         record = twin.record("samples", shard)
         if not seal or name not in record.files:

@@ -9,6 +9,7 @@ import pytest
 
 from scalekd.cache import open_cache
 from scalekd.cache.forms import IMAGE
+from scalekd.cache.layout import ShardId
 from scalekd.cache.verify import verify
 from scalekd.errors import CacheCorrupt, CacheError, CacheMismatch
 
@@ -54,7 +55,7 @@ def test_every_harm_to_a_tar_or_index_is_found(
     with pytest.raises(CacheCorrupt, match=path):
         read_all(tars)
     found = verify(tars)
-    assert found.damaged == {(1, 1)}
+    assert found.damaged == {ShardId(1, 1)}
     assert path in found.problems[0]
 
 
