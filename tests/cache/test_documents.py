@@ -27,6 +27,7 @@ from scalekd.cache.manifest import (
 )
 from scalekd.cache.records import record_hash, samples_hash, write_record
 from scalekd.errors import CacheCorrupt, CacheMismatch
+from scalekd.storage import LocalStorage
 
 _HASH = st.text("0123456789abcdef", min_size=64, max_size=64)
 _NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
