@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from scalekd.cache.verify import verify
 from scalekd.errors import CacheCorrupt, CacheError, CacheMismatch, DataError, UsageError
 from scalekd.pipelines import _sources
+from scalekd.pipelines._sources import CacheSources
 from scalekd.pipelines.repair_cache import RepairConfig, RepairResult, repair_cache
 
 FileContents = Callable[[Path], dict[str, bytes]]
@@ -248,6 +250,42 @@ def test_what_cannot_be_proven_replaces_nothing(
     with pytest.raises(CacheMismatch, match=r"has other bytes.*torch computes otherwise"):
         repair(cache_copy)
     assert file_contents(cache_copy) == before
+
+
+def test_a_shard_is_made_again_and_verified_without_tf32(
+    cache_copy: Path,
+    tiny_images: Path,
+    repair: Callable[..., RepairResult],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """NVIDIA's containers switch TF32 on, with which the teacher would round otherwise."""
+    from scalekd.pipelines import _write_shards, check_replay
+
+    (cache_copy / "passes/0001/stage4/values/c/4/0/0").write_bytes(b"")
+    seen: list[bool] = []
+    run = _write_shards.run_teacher
+
+    def noting(*arguments: Any) -> Any:
+        seen.append(torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+        return run(*arguments)
+
+    monkeypatch.setattr(_write_shards, "run_teacher", noting)
+    monkeypatch.setattr(check_replay, "run_teacher", noting)
+    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = True
+        assert repair(cache_copy).sound
+        assert all(backend.allow_tf32 for backend in backends)
+        repaired = len(seen)
+        sources = CacheSources(cache=cache_copy, data_dir=str(tiny_images), workers=0)
+        assert check_replay.deep_verify(sources, 4).problems == ()
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
+    assert 0 < repaired < len(seen)
+    assert not any(seen)
 
 
 def test_other_images_or_another_teacher_are_refused(
