@@ -338,7 +338,7 @@ def _values(table: Any, path: str, option: str, place: str) -> list[Any]:
 def _labels(
     table: Any, image: str, rows: Rows, keys: Sequence[str], place: str, columns: Columns
 ) -> tuple[Rows, tuple[str, ...] | None, tuple[str, ...]]:
-    """Labels, class names, and what to say about them."""
+    """Labels, class names, and notes about them."""
     if not columns.labelled:
         return np.full(len(rows), -1, np.int32), None, ()
     column = columns.label or _label_column(table, image, place)
@@ -348,7 +348,7 @@ def _labels(
             None,
             (
                 f"{place}: has no column of labels (columns: {listed(table.features, 20)}), so its"
-                " images have none; name the column with --target-key, or say --labels none",
+                " images have none; name the column with --target-key, or pass --labels none",
             ),
         )
     feature = table.features.get(column)

@@ -38,7 +38,7 @@ class ShardLabels:
     problems: dict[str, str] = field(default_factory=dict)
 
     def copy(self, source: str, target: str) -> None:
-        """Give one sample what another's members say."""
+        """Give one sample the labels of another."""
         columns: Any = self.stated, self.in_json, self.in_text, self.problems
         for column in columns:
             if source in column:
@@ -170,7 +170,7 @@ def joined(
     """Labels of all shards.
 
     Args:
-        shards: Keys of each shard's samples, in order, and what its members say.
+        shards: Keys of each shard's samples, in order, and the labels found there.
         class_names: Of the set's list of classes, where it has one.
         reader: What was asked for.
         place: For messages.
@@ -222,7 +222,7 @@ def numbered(
     place: str,
     notes: Sequence[str] = (),
 ) -> Labels:
-    """Number labels that are names, and say how many samples have none.
+    """Number labels that are names, and count samples without a label.
 
     Args:
         found: Label of each sample.
@@ -282,7 +282,7 @@ def _about_missing(
     if len(missing) == len(numbers):
         return (
             f"{place}: none of the {len(numbers):,} samples has a label; if they have, name what"
-            " holds it with --target-key, otherwise --labels none says that this is meant",
+            " holds it with --target-key, otherwise pass --labels none",
         )
     return (
         f"{place}: {len(missing):,} of the {len(numbers):,} samples have no label, such as"

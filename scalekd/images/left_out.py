@@ -1,4 +1,4 @@
-"""What an image set contains and does not take: counted by reason, the first of each named."""
+"""Entries of an image set that are not taken: counted by reason, the first of each named."""
 
 import itertools
 from collections import Counter

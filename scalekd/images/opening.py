@@ -1,4 +1,4 @@
-"""Opening an image set: which form it has, by what lies where it is."""
+"""Opening an image set: its form is recognised by its files."""
 
 import fnmatch
 import re

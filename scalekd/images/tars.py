@@ -149,7 +149,7 @@ class _Shard:
         extensions: tuple[str, ...],
         labels: LabelReader,
     ) -> None:
-        """Take what a link to another member of the shard stands for."""
+        """Take the image or the label that a link to another member leads to."""
         key, extension = key_and_extension(link.name)
         target = link.linkname
         if link.issym():  # relative to the link; that of a hard link is a member's name

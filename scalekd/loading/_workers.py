@@ -40,7 +40,7 @@ _WORKER_FAULTS = {
     ),
     "DataLoader worker": _MEMORY,
 }
-"""What torch says, in part, and what to do; the first that fits counts."""
+"""Part of torch's message, and what to do about it; the first match is used."""
 
 
 def as_is(batch: Any) -> Any:
@@ -138,7 +138,7 @@ def prepare_worker(worker: int) -> None:
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # _terminations_held
     # By default a batch that cannot be sent is dropped with a traceback, and the main process waits
-    # for it for ever. A worker's end it does notice.
+    # for it without end. It does notice the end of a worker.
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_send)  # type: ignore[attr-defined]
 
 

@@ -46,9 +46,9 @@ class BatchRequest:
     Attributes:
         epoch: Number of the epoch.
         pass_index: Pass to read.
-        number: Of the batch in its epoch.
-        samples: Of the batch.
-        next_samples: Of the batches that the same worker is going to make next.
+        number: Number of the batch in its epoch.
+        samples: Samples of the batch.
+        next_samples: Samples of the batches that the same worker makes next.
     """
 
     epoch: int
@@ -186,7 +186,7 @@ class CachedViews(Dataset[Batch]):
         samples, here = self.reader.samples, self.images.labels[self._positions]
         if (samples.labels < 0).all():
             return  # written with --labels none; what needs labels refuses such a cache
-        # An image without a label says nothing against the cache's.
+        # An image without a label does not contradict the cache.
         changed = np.flatnonzero((here != samples.labels) & (here >= 0))
         if not len(changed):
             return
@@ -291,7 +291,7 @@ class CachedViews(Dataset[Batch]):
     def _stored_view(
         self, index: int, block: Mapping[str, np.ndarray[Any, Any]], row: int
     ) -> Pixels:
-        """Pixels that the cache holds, held against their hash."""
+        """Pixels that the cache contains, after comparing them with their hash."""
         sample = self._of(index, block[IMAGE][row])
         pixels = decode_view(sample.image, key=sample.key, view_size=self.view_size)
         self.contract.check_pixels(sample, pixels, int(block["pixel_hash"][row]))

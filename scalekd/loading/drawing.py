@@ -19,11 +19,11 @@ from scalekd.views import ViewParams, ViewPolicy, encode_view
 
 @dataclass(frozen=True)
 class DrawRequest:
-    """Samples of one batch. All lie in one shard.
+    """Samples of one batch, all of one shard.
 
     Attributes:
         pass_index: Pass to draw for.
-        shard: Shard they lie in.
+        shard: Shard of the samples.
         samples: Positions in the image set.
         last: Whether the shard ends with this batch.
     """
@@ -40,7 +40,7 @@ class DrawnBatch:
 
     Attributes:
         request: What was asked for.
-        keys: Of the samples drawn, in order.
+        keys: Keys of the samples, in order.
         labels: Class numbers, or -1.
         source_hashes: xxh3-64 of the encoded images.
         params: How to redraw each view.
@@ -68,7 +68,7 @@ class DrawnViews(Dataset[DrawnBatch]):
     Attributes:
         images: The image set.
         policy: How views are drawn.
-        seed: Of the cache.
+        seed: Seed of the cache's views.
         view_size: Height and width for the teacher.
         skip_corrupt: Leave out images that cannot be decoded, instead of stopping.
         embed: Also give the encoded images as they are, or the views losslessly encoded.
@@ -142,7 +142,7 @@ def drawn_samples(
 
     Args:
         views: The image set, and whether corrupt images may be left out.
-        positions: Of the samples.
+        positions: Positions of the samples in the image set.
         skipped: Keys of the corrupt ones where that is known; images are decoded otherwise.
     """
     if skipped is None:
@@ -173,8 +173,8 @@ def shard_requests(
 
     Args:
         shards: ``(pass, shard)`` pairs.
-        num_samples: Of the cache.
-        shard_size: Of the cache.
+        num_samples: Samples in the cache.
+        shard_size: Views a shard.
         batch_size: Views a batch.
     """
     for pass_index, shard in shards:

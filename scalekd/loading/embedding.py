@@ -27,7 +27,7 @@ class BlockRequest:
 
     Attributes:
         pass_index: Which pass.
-        shard: The shard it lies in.
+        shard: Shard of the block.
         first, count: Its samples.
         last: Whether the shard ends with it.
     """

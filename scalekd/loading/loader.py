@@ -53,7 +53,7 @@ class CachedViewLoader:
 
     A batch is a dictionary: ``pixels`` uint8 ``(batch, 3, height, width)``, and, on request and
     where the teacher's size is another, ``teacher_pixels``; ``label`` int64
-    ``(batch,)``, -1 where the data set names no class; and a tensor for every plane of the
+    ``(batch,)``, -1 for samples without a label; and a tensor for every plane of the
     target groups, such as ``stage4.codes``, view axis first.
 
     Args:
@@ -61,7 +61,7 @@ class CachedViewLoader:
         images: The image set the cache was made from; see :class:`CachedViews`.
         batch_size: Views a batch on this rank.
         num_workers: Processes that decode images; 0 decodes in this one.
-        seed: Of the order; the same for every rank.
+        seed: Seed of the order, the same on every rank.
         view_size, groups, allowed_drift, teacher_pixels, fresh_views: See :class:`CachedViews`.
         rank, world_size: This process among all.
 

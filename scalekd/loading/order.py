@@ -29,7 +29,7 @@ class EpochOrder:
     Attributes:
         blocks: ``(first sample, number of samples)`` of each block.
         batch_size: Views a batch on one rank.
-        seed: Of the run.
+        seed: Seed of the run.
         rank: This process.
         world_size: Number of processes. Every rank gets the same number of full batches; the
             views left over are different ones every epoch.

@@ -1,7 +1,8 @@
 """From a sample to the pixels of one view: the one path of drawing and replaying.
 
-Both stages come through :func:`load_view`: stage one with parameters it has just drawn, stage
-two with those the cache holds. There is no second way to make pixels.
+Stage one calls :func:`draw_view`, which also gives the parameters; stage two calls
+:func:`replay_view` with the parameters that the cache contains. Both decode and render in the
+same way.
 """
 
 from collections.abc import Sequence
@@ -100,12 +101,12 @@ def found_samples(images: ImageDataset, reader: CacheReader | JoinedReader) -> n
 
 @dataclass(frozen=True)
 class ReplayContract:
-    """Holds replayed pixels against the hash of the pixels the teacher saw.
+    """Compares replayed pixels with the hash of the pixels that the teacher saw.
 
     Attributes:
-        policy: Of the cache's views.
+        policy: How the cache's views were drawn.
         view_size: Height and width the teacher saw.
-        seed: Of the cache's views.
+        seed: Seed of the cache's views.
         environment: Versions that drew the cache's views.
         allowed_drift: Mean difference, in levels of 255, that the user accepts.
     """

@@ -1,8 +1,8 @@
 """What a store of files can do, whatever holds it: a folder, a bucket, a web server.
 
 Names are relative POSIX paths below the *place* that was opened. A read gives the whole of what
-was asked for or an error, never less; a commit gives readers the whole content or what stood
-there before. Nothing here knows what the files mean: digests are checked by whoever has them.
+was asked for or an error, never less; after a commit readers get the whole content or what was
+there before. Nothing here knows what the files mean: callers check digests.
 """
 
 import io
@@ -82,7 +82,7 @@ class Storage(ABC):
     """Files below one place. Safe to pickle, and to use from several threads.
 
     Attributes:
-        place: Folder or URL that was opened, for messages; holds no secret.
+        place: Folder or URL that was opened, for messages; without credentials.
         is_remote: Whether reading goes over a network.
         commits_together: Whether files are better written by :meth:`commit_all` than one by one.
     """
@@ -92,7 +92,7 @@ class Storage(ABC):
     commits_together: bool = False
 
     def locate(self, relative: str) -> str:
-        """Where a file stands, for messages."""
+        """Full path or URL of a file, for messages."""
         return f"{self.place}/{relative}"
 
     @abstractmethod
@@ -153,10 +153,10 @@ class Storage(ABC):
 
     @abstractmethod
     def describe(self, relative: str) -> StoredFile | None:
-        """Size, time and version of a file, or ``None`` when there is none."""
+        """Size, time and version of a file, or ``None`` where it does not exist."""
 
     def size(self, relative: str) -> int | None:
-        """Bytes of a file, or ``None`` when there is none."""
+        """Bytes of a file, or ``None`` where it does not exist."""
         found = self.describe(relative)
         return None if found is None else found.size
 
@@ -202,7 +202,7 @@ class Storage(ABC):
 
     @abstractmethod
     def commit(self, relative: str, data: bytes | memoryview, *, exclusive: bool = False) -> bool:
-        """Write a file so that readers see all of ``data`` or what stood there before.
+        """Write a file so that readers see all of ``data`` or what was there before.
 
         Args:
             relative: Path below the place.
@@ -229,7 +229,7 @@ class Storage(ABC):
 
     @abstractmethod
     def delete(self, relative: str) -> None:
-        """Remove a file; no error when there is none."""
+        """Remove a file; no error where it does not exist."""
 
     def forget(
         self, relative: str, *, sha256: str | None = None, version: str | None = None

@@ -97,7 +97,7 @@ def remove_abandoned(root: Path) -> None:
     The name of a temporary file says which process of which machine made it. Those of this
     machine's dead processes go at once; those of other machines, and of containers with processes
     of their own, after a day. So do the folders in which a repair works, but only those of this
-    machine: their age says little.
+    machine, since age proves nothing there.
     """
     here = host_name(), _namespace_number()
     for path in list(root.rglob(f".*{TEMPORARY_SUFFIX}")):
@@ -122,7 +122,7 @@ def host_name() -> str:
 
 
 def process_namespace() -> str:
-    """Within which a process's number means something; empty where the system has none.
+    """The namespace that a process number belongs to; empty where the system has none.
 
     Containers on one machine may share its name and not its processes.
     """

@@ -46,7 +46,7 @@ class LinkedStorage(LocalStorage):
         with _readable(self.path(prefix)):
             names = sorted(entry.name for entry in os.scandir(self.path(prefix)))
         paths = [f"{prefix}/{name}" if prefix else name for name in names]
-        # A broken link is listed as well, so that whoever wants the file hears that it is missing.
+        # A broken link is listed as well, so that reading it fails instead of leaving it out.
         return [
             self.describe(path) or StoredFile(path, 0, 0.0, "missing")
             for path in paths

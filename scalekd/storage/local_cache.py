@@ -6,7 +6,7 @@ could change under the same name is asked for again.
 
 Any number of processes share one folder. A copy appears whole, by a rename; of several processes
 that want the same file one fetches it and the others wait; what was used longest ago goes first.
-Copies are believed no more than the network is: whoever has a digest checks it, and says
+Copies are trusted no more than the network is: callers that have a digest check it, and call
 :meth:`~CachedStorage.forget` when it does not match.
 """
 
@@ -36,7 +36,7 @@ class LocalCache:
     """A folder for copies of remote files.
 
     Attributes:
-        folder: Made when missing; holds nothing else.
+        folder: Created when missing; must not be used for anything else.
         max_bytes: Copies take no more than this.
     """
 
@@ -270,7 +270,7 @@ def _locked(path: Path, *, once: bool = False) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             if not _is_at(descriptor, path):
-                continue  # removed by whoever held it before
+                continue  # removed by its last owner
             try:
                 yield
             finally:
@@ -292,7 +292,7 @@ def parse_size(text: str | int) -> int:
     """Bytes of a size such as ``100GB``, ``1.5 TiB`` or ``4096``.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is not a size.
     """
     found = _SIZE.fullmatch(str(text).strip().upper())
     if found is None:
@@ -305,7 +305,7 @@ def parse_size(text: str | int) -> int:
 
 
 def make_local_cache(place: str | None, max_bytes: int) -> LocalCache | None:
-    """A cache in the folder ``place``, after a try whether it can be written to; none for none.
+    """A cache in the folder ``place``, which must be writable; ``None`` without a folder.
 
     Raises:
         EnvironmentFault: It cannot.

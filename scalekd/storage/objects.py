@@ -4,7 +4,7 @@ obstore repeats requests that met throttling (429, 503), server errors, timeouts
 connections, with exponential backoff and within bounds; it goes on in the middle of a body. What
 no repetition mends (no credentials, expired ones, no permission, no such bucket) comes at once.
 
-Its runtime does not survive a fork: a forked process would wait for ever on threads that it does
+Its runtime does not survive a fork: a forked process would wait without end on threads that it does
 not have. A store is opened when it is first used, and one used in a forked process says so;
 loaders start their workers afresh where a store is remote.
 """
@@ -274,7 +274,7 @@ def _described(found: Any) -> StoredFile:
 
 
 def _answer(text: str) -> str:
-    """What a store said, in a few words: its XML and obstore's debug output say much more."""
+    """A store's answer in a few words, taken from its XML or obstore's debug output."""
     status, code = _STATUS.search(text), _CODE.search(text)
     found = [match[1].strip() for match in (status, code) if match]
     # A query may hold a signature.
