@@ -38,7 +38,7 @@ def hostile_copy(cache: Path, text: str) -> Path:
     environment = {**old.identity.views.environment, "python": text}
     identity = old.identity.model_copy(
         update={
-            "teacher": {**old.identity.teacher, "model": text},
+            "teacher": {**old.identity.teacher, "model": text[:400]},  # longer is refused
             "views": old.identity.views.model_copy(update={"environment": environment}),
         }
     )
