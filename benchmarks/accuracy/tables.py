@@ -117,12 +117,13 @@ def _regime(rows: Iterable[dict[str, Any]]) -> str:
         [
             text.split("\n\n", 1)[1],
             "Scores are top-1 on 4,000 validation images after the last epoch: mean ± standard "
-            "deviation over n seeds of weights and order. Gains are over the first row, seed by "
-            "seed, over the seeds that both have. Another 4,000 images would move a score by about "
-            "0.8 points, most arms alike, so that a gain moves less. CPU seconds are those of "
-            "training, one thread, without evaluation; runs in bf16 and in fp32 were made on "
-            "different processors, and stand in one table. "
-            f"{len(rows)} runs; {', '.join(cpus)}; torch {', '.join(torches)}.",
+            "deviation over n seeds of weights and order. Gains are differences from the first "
+            "row, computed per seed, for the seeds that both rows have. With another 4,000 "
+            "images a score would change by about 0.8 points; most rows would change alike, so a "
+            "gain changes less. CPU seconds are the time of training with one thread, without "
+            "evaluation; those in bf16 and in fp32 are from different processors and cannot be "
+            "compared. "
+            f"The tables contain {len(rows)} runs ({', '.join(cpus)}; torch {', '.join(torches)}).",
             "",
             "```sh\nmake bench-accuracy\n```\n",
         ]
@@ -133,7 +134,7 @@ def _table(scores: Sequence[Score], *, sized: bool = False) -> list[str]:
     precisions = [name for name in PRECISIONS if any(name in s.cpu_seconds for s in scores)]
     head = ["", "top-1, %", "gain", "views"]
     head += [*(f"CPU s, {PRECISIONS[name]}" for name in precisions), "lr"]
-    head += ["feature bytes a view"] * sized
+    head += ["feature bytes per view"] * sized
     lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(head) - 2)]
     for found in scores:
         seconds = [
@@ -149,8 +150,9 @@ def _table(scores: Sequence[Score], *, sized: bool = False) -> list[str]:
 def _exploration(found: dict[str, Any]) -> str:
     lines = [
         "### Exploratory runs\n",
-        "One run each on seed 0, by which regime and rates were chosen. Weights are multiples of "
-        "the published ones; 12 passes (48 of 500 images at 70 px), repeated if epochs are more.\n",
+        "The setting and the learning rates were chosen by these runs, one per row, on seed 0. "
+        "Loss weights are multiples of the published ones. The caches have 12 passes (48 for 500 "
+        "images at 70 px), which repeat in runs with more epochs.\n",
         "| student | px, teacher's | objective | images | epochs | rate | weights |"
         " projectors' rate | top-1, % | training top-1, % |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -171,9 +173,9 @@ def _exploration(found: dict[str, Any]) -> str:
 def _flops(found: dict[str, Any]) -> str:
     students = list(found["gflop"])
     lines = [
-        "### What a light step costs\n",
-        f"GFLOP of one image, forward and backward, at 224 px, taught by {found['teacher']} "
-        "(`python -m benchmarks.accuracy.flops`).\n",
+        "### Cost of a step with smaller projectors\n",
+        "The table shows GFLOP per image, forward and backward, at 224 px, with "
+        f"{found['teacher']} as the teacher (`python -m benchmarks.accuracy.flops`).\n",
         "| | " + " | ".join(students) + " |",
         "| --- |" + " ---: |" * len(students),
     ]
@@ -189,9 +191,9 @@ def _flops(found: dict[str, Any]) -> str:
 def _variance(found: dict[str, Any]) -> str:
     parts = list(next(iter(found["shares"].values())))
     lines = [
-        "### What the targets say\n",
-        f"Variance of the unit tokens of `{found['teacher']}` at {found['img_size'][0]} px "
-        "(`python -m benchmarks.accuracy.variance`).\n",
+        "### Variance of the targets\n",
+        f"The table divides the variance of the unit tokens of `{found['teacher']}` at "
+        f"{found['img_size'][0]} px (`python -m benchmarks.accuracy.variance`).\n",
         "| | " + " | ".join(parts) + " |",
         "| --- |" + " ---: |" * len(parts),
     ]
@@ -226,17 +228,20 @@ _TITLES = {
 }
 
 _QUESTIONS = {
-    "ablation": "What does each part add to ScaleKD-light? Gains are over all of it.",
-    "ablation-short": "The same, and the published form, in a quarter of the views.",
-    "passes": "How many views of an image are worth caching? Each row reads as many views in all.",
-    "online": "Is a cached target as good as the live teacher's, on the same views?",
-    "codec": "How much may coding lose? The passes are those of the first row, coded anew; bytes"
-    " are of final-stage features, which are all that the objective reads.",
-    "rates": "Which rate suits the small ViT? In the last row the feature losses weigh about 4 in"
-    " all, as published for 49 and for 256 tokens; the others take 0.08 a token from 49.",
-    "stage3": "Do mid-layer features, as targets of what the projectors give, add to final ones?",
-    "length": "How many views does an objective need for a score? The first row's score is the"
-    " plain student's after 5,760 views.",
+    "ablation": "What does each part add to ScaleKD-light? Gains are relative to ScaleKD-light.",
+    "ablation-short": "These rows repeat the comparison, and add the published form, with a quarter"
+    " of the views.",
+    "passes": "How many views per image are worth caching? All rows read the same number of views.",
+    "online": "Are cached targets as good as those of a live teacher, on the same views?",
+    "codec": "How much precision do students need? All rows encode the passes of the first row;"
+    " bytes are those of final-stage features, the only features that the objective reads.",
+    "rates": "Which learning rate suits the small ViT? In the last row the weights of the feature"
+    " losses add up to about 4, as published for 49 and for 256 tokens. In the other rows they are"
+    " 0.08 per token, as published for 49 tokens.",
+    "stage3": "Do stage-3 features, as additional targets of the projectors, help beside"
+    " final-stage features?",
+    "length": "How many views does an objective need to reach a score? The first row is the"
+    " student without a teacher after 5,760 views.",
 }
 
 

@@ -34,7 +34,7 @@ def markdown(lines: Sequence[Line], name: str) -> str:
     rows = _caching_rows(lines)
     if rows:
         head = ["Swin-L, random weights, 224 px", "views/s", "over the bare teacher"]
-        parts.append(_table([*head, "processor ms a view"], rows))
+        parts.append(_table([*head, "processor ms per view"], rows))
     rows = [
         [
             f"{line['part']}, batch {line['batch']}",
@@ -71,7 +71,7 @@ def markdown(lines: Sequence[Line], name: str) -> str:
     failed = [line for line in lines if "failed" in line or line.get("code", 0) != 0]
     if failed:
         names = (line.get("part") or line.get("done") or line["section"] for line in failed)
-        parts.append(f"Not measured, for they failed or ran out of time: {', '.join(names)}.")
+        parts.append(f"Some measurements failed or ran out of time: {', '.join(names)}.")
     return "\n\n".join(parts)
 
 
@@ -116,9 +116,9 @@ def _before(lines: Sequence[Line]) -> str:
     ]
     return (
         "### NVIDIA H200, before features were encoded on the device\n\nSwin-L with random weights"
-        " at 224 px, one H200, 16 cores, torch 2.11.0, CUDA 13.0. `cache-teacher` of the final"
-        " stage went at 155 views/s (its own progress lines; the run was cut off): coding threads"
-        " competed for the cores, and copies went through pageable memory.\n\n"
+        " at 224 px, one H200, 16 cores, torch 2.11.0, CUDA 13.0. `cache-teacher` with the final"
+        " stage wrote 155 views/s according to its progress lines (the run was interrupted): coding"
+        " threads competed for the cores, and copies used pageable memory.\n\n"
         + _table(["", "views/s"], rows)
     )
 

@@ -28,10 +28,10 @@ def speed_section(results: Path, images: Path) -> str:
 def markdown(results: dict[str, Result]) -> str:
     """Tables of the answers, by question."""
     parts = [
-        "## Speed\n\nProcessor time counts all threads and processes, one thread of torch each. A"
-        " ratio is the median of the ratios of turns that were taken side by side. The load is the"
-        " machine's around the measurement: above 2 something else ran, and times are to be taken"
-        " with care."
+        "## Speed\n\nProcessor time includes all threads and processes, each with one torch thread."
+        " A ratio is the median of the ratios of runs that were measured in turn. The load is"
+        " that of the machine before and after the measurement; above 2, other work ran at the"
+        " same time, and the times are less reliable."
     ]
     for name, (title, body) in _PARTS.items():
         if name in results:
@@ -89,11 +89,12 @@ def _cache_teacher(result: Result) -> str:
     height, width = result["view_size"]
     return (
         f"Teacher `{result['teacher']}` at {height} × {width}, {result['views']:,} views, stages"
-        f" {' and '.join(map(str, result['stages']))}, the default codec. Limit 1, goal 1.05. The"
-        " teacher's thread is what a run waits for where the coders have cores of their own.\n\n"
+        f" {' and '.join(map(str, result['stages']))}, the default codec. The theoretical limit of"
+        " the ratios is 1, and the goal is 1.05. If the coders have their own cores, a run waits"
+        " only for the teacher's thread.\n\n"
         + _table(
             [
-                "µs a view, and over the forward",
+                "µs per view, and ratio to the forward pass",
                 "clock",
                 "processor",
                 "teacher's thread",
@@ -104,7 +105,7 @@ def _cache_teacher(result: Result) -> str:
             ],
             rows,
         )
-        + f"\n\nOf the coders' time, a view: {parts}."
+        + f"\n\nThe coders' time per view consists of: {parts}."
     )
 
 
@@ -120,12 +121,14 @@ def _scheduling(result: Result) -> str:
         for row in result["rows"]
     ]
     return (
-        "The shipped pipeline with a teacher and coders that only sleep, as if cores were free:"
+        "This measures the pipeline of `cache-teacher` with a teacher and coders that sleep instead"
+        " of computing, which simulates a machine with free cores:"
         f" {result['teacher_views_per_second']:,.0f} views/s of the teacher,"
-        f" {result['coding_ms_per_view']:.1f} ms of coding a view, {result['threads']} threads,"
-        f" {result['views']:,} views in shards of 4,096; all times stretched"
-        f" {result['stretch']:.0f}-fold. Limit 1, goal 1.05. Before coding was cut into small tasks"
-        " and commits moved to the background: 2.24 and 4.26.\n\n"
+        f" {result['coding_ms_per_view']:.1f} ms of coding per view, {result['threads']} threads,"
+        f" {result['views']:,} views in shards of 4,096, all times multiplied by"
+        f" {result['stretch']:.0f}. The theoretical limit of the ratio is 1, and the goal is 1.05."
+        " Before coding was divided into small tasks and commits moved to the background, the ratios"
+        " were 2.24 and 4.26.\n\n"
         + _table(
             ["teacher's batch", "bare teacher, s", "cached, s", "cached/bare", "goal"],
             rows,
@@ -150,16 +153,16 @@ def _step(result: Result) -> str:
         for model, found in result["training"].items()
     )
     return (
-        f"ScaleKD steps of {result['batch_size']} views, teacher at {result['teacher_size'][0]} px;"
-        " processor µs a view. Limit: the online step less the teacher's forward; goal within 5 %"
-        " of it.\n\n"
+        f"The table shows processor µs per view of ScaleKD steps with {result['batch_size']} views"
+        f" and the teacher at {result['teacher_size'][0]} px. The limit is the online step without"
+        " the teacher's forward pass, and the goal is to be within 5 % of it.\n\n"
         + _table(
             [
                 "student",
                 "online",
                 "teacher",
                 "cached",
-                "of it decoding",
+                "of which decoding",
                 "cached/online",
                 "limit/online",
                 "cached/limit",
@@ -167,7 +170,7 @@ def _step(result: Result) -> str:
             ],
             rows,
         )
-        + f"\n\nWaiting for data in real training, one loader worker: {waits}."
+        + f"\n\nShare of time that training runs with one loader worker wait for data: {waits}."
     )
 
 
@@ -185,8 +188,9 @@ def _pairs(result: Result) -> str:
         for row in result["pairs"]
     ]
     return (
-        f"The published objective, random weights, batches of {result['batch_size']}. Steps are"
-        " forward and backward, timed ones with AdamW's update.\n\n"
+        f"The pairs use the published objective, random weights and batches of"
+        f" {result['batch_size']}. GFLOP include forward and backward passes; seconds also include"
+        " AdamW's update.\n\n"
         + _table(
             [
                 "pair, 224 px",
@@ -223,8 +227,9 @@ def _loader(result: Result) -> str:
             ]
         )
     return (
-        "Processor µs a view; goals: a rate with targets of at least 0.9 of that without, and"
-        " reading targets at most 10 % of decoding and cropping.\n\n"
+        "The table shows processor µs per view. The goals are a rate with targets of at least 0.9"
+        " of the rate without targets, and a time for reading targets of at most 10 % of the time"
+        " for decoding and cropping.\n\n"
         + _table(
             [
                 "images, targets",
@@ -234,7 +239,7 @@ def _loader(result: Result) -> str:
                 "rate with/without",
                 "the same, two workers (clock)",
                 "targets/decode and crop",
-                "targets a view",
+                "targets per view",
                 "goals",
             ],
             rows,
@@ -261,17 +266,18 @@ def _formats(result: Result) -> str:
         )
     left_out = "".join(f" {name} was left out: {why}." for name, why in result["left_out"].items())
     return (
-        "![views a second and bytes a view](img/speed-forms.png)\n\nThe same features and logits"
-        " (65 × 384 and 10, float16 unless coded), read in batches of 64 in one process; views a"
-        " processor second. scalekd checks SHA-256 and crc32c of every file it reads, and syncs"
-        " every file it writes; the others do neither. Bytes count the codec's tables, 2 to 3 MB"
-        " once a cache, which these few views share. The transform codec's"
-        " integers become features on the training device; on this processor that takes"
-        f" {result['transform_to_features_cpu_us']:.0f} µs a view.{left_out}\n\n"
+        "![views per second and bytes per view](img/speed-forms.png)\n\nAll forms contain the same"
+        " features and logits (65 × 384 and 10, float16 except with a codec), read in batches of 64"
+        " in one process. Rates are views per second of processor time. scalekd checks SHA-256 and"
+        " crc32c of every file that it reads, and syncs every file that it writes; the others do"
+        " neither. Bytes include the codec's tables, 2 to 3 MB per cache, divided by these few"
+        " views. The integers of the transform codec are converted to features on the training"
+        " device; on this processor the conversion takes"
+        f" {result['transform_to_features_cpu_us']:.0f} µs per view.{left_out}\n\n"
         + _table(
             [
                 "form",
-                "kB a view",
+                "kB per view",
                 "files",
                 "written/s",
                 "shuffled/s",
@@ -299,19 +305,19 @@ def _growth(result: Result) -> str:
         for row in result["rows"]
     ]
     return (
-        f"Tiny made-up targets, {result['batches']} shuffled batches of {result['batch_size']};"
-        " processor time. The table of samples (keys, labels, hashes) is the one thing that is read"
-        " whole.\n\n"
+        f"The caches contain tiny synthetic targets, read in {result['batches']} shuffled batches"
+        f" of {result['batch_size']}; times are processor times. Only the table of samples (keys,"
+        " labels, hashes) is read completely.\n\n"
         + _table(
             [
                 "views",
                 "open, ms",
                 "table of samples, ms",
                 "order until the first batch, ms",
-                "read, µs a view",
-                "write, µs a view",
+                "read, µs per view",
+                "write, µs per view",
                 "memory, MB",
-                "bytes a view",
+                "bytes per view",
             ],
             rows,
         )
@@ -328,10 +334,10 @@ def _profiles(result: Result) -> str:
             continue
         shares = [*found["shares"].items(), ("everything else", found["other_share"])]
         parts.append(
-            f"`{stage}`, {result['views'][stage]:,} views, {found['samples']:,} samples; paid once:"
-            f" start-up {found['start_up_seconds']:.0f} s, calibration"
-            f" {found['calibration_seconds']:.0f} s (py-spy slows both).\n\n"
-            + _table(["what", "share"], [[n, _percent(s)] for n, s in shares if s >= 0.005])
+            f"`{stage}`, {result['views'][stage]:,} views, {found['samples']:,} samples of the"
+            f" profiler. Start-up took {found['start_up_seconds']:.0f} s and calibration"
+            f" {found['calibration_seconds']:.0f} s, once per run (py-spy slows both).\n\n"
+            + _table(["activity", "share"], [[n, _percent(s)] for n, s in shares if s >= 0.005])
         )
     return "\n\n".join(parts)
 
@@ -356,12 +362,12 @@ def _draw_forms(result: Result, path: Path) -> None:
 
 
 _PARTS: dict[str, tuple[str, Callable[[Result], str]]] = {
-    "cache_teacher": ("Caching against the bare teacher", _cache_teacher),
-    "scheduling": ("Caching beside an accelerator: scheduling alone", _scheduling),
-    "step": ("A step from the cache against one with the live teacher", _step),
+    "cache_teacher": ("Caching compared with the bare teacher", _cache_teacher),
+    "scheduling": ("Scheduling of caching on an accelerator, simulated", _scheduling),
+    "step": ("Training steps with a cache and with a live teacher", _step),
     "pairs": ("The published pairs", _pairs),
-    "loader": ("Loader with targets against without", _loader),
-    "formats": ("Against other ways to keep the same targets", _formats),
+    "loader": ("Loader with and without targets", _loader),
+    "formats": ("Other formats for the same targets", _formats),
     "growth": ("Growth", _growth),
     "profiles": ("Where the time goes", _profiles),
 }
