@@ -127,8 +127,8 @@ def _scheduling(result: Result) -> str:
         f" {result['coding_ms_per_view']:.1f} ms of coding per view, {result['threads']} threads,"
         f" {result['views']:,} views in shards of 4,096, all times multiplied by"
         f" {result['stretch']:.0f}. The theoretical limit of the ratio is 1, and the goal is 1.05."
-        " Before coding was divided into small tasks and commits moved to the background, the ratios"
-        " were 2.24 and 4.26.\n\n"
+        " Before coding was divided into small tasks and commits moved to the background, the"
+        " ratios were 2.24 and 4.26.\n\n"
         + _table(
             ["teacher's batch", "bare teacher, s", "cached, s", "cached/bare", "goal"],
             rows,
