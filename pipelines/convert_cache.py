@@ -30,8 +30,9 @@ from scalekd.cache.planning import (
 )
 from scalekd.cache.rows import SampleRows, ViewRows
 from scalekd.cache.selection import Selection, refuse_part
+from scalekd.cache.source import SourceCache
 from scalekd.cache.tables import table_files
-from scalekd.cache.transfer import SourceCache, Transfer
+from scalekd.cache.transfer import Transfer
 from scalekd.cache.writer import CacheWriter
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.image_options import ImageOptions

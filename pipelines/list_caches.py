@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from scalekd.cache.documents import FORMAT, MAX_JSON_BYTES, Model, parse_committed
 from scalekd.cache.extensions import extension_names, extension_path
 from scalekd.cache.layout import (
     EXTENSIONS_FOLDER,
@@ -21,14 +22,7 @@ from scalekd.cache.layout import (
     RECORDS_FOLDER,
     SAMPLES,
 )
-from scalekd.cache.manifest import (
-    FORMAT,
-    MAX_JSON_BYTES,
-    Manifest,
-    Model,
-    Plan,
-    parse_committed,
-)
+from scalekd.cache.manifest import Manifest, Plan
 from scalekd.cache.selection import read_selection
 from scalekd.errors import CacheCorrupt, CacheError, DataError
 from scalekd.storage import NotStored, Place, Storage, StoredFileError, open_storage

@@ -19,13 +19,14 @@ import torch
 from pydantic import BaseModel
 
 from scalekd.cache.cache import Cache
+from scalekd.cache.documents import canonical
 from scalekd.cache.files import holds
 from scalekd.cache.finishing import finish
 from scalekd.cache.forms import Form, read_form
 from scalekd.cache.forms.webdataset.form import INFO_FILE
 from scalekd.cache.layout import MANIFEST_FILE, SAMPLES, ShardId, unit_path
 from scalekd.cache.lease import Leases, remove_settled
-from scalekd.cache.manifest import Identity, Plan, ShardRecord, canonical
+from scalekd.cache.manifest import Identity, Plan, ShardRecord
 from scalekd.cache.planning import begin, commit_plan
 from scalekd.cache.repair import (
     ShardDamage,

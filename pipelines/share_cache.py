@@ -27,7 +27,8 @@ from scalekd.cache.selection import (
     selection_lock,
     write_selection,
 )
-from scalekd.cache.transfer import SourceCache, Tally, Transfer
+from scalekd.cache.source import SourceCache
+from scalekd.cache.transfer import Tally, Transfer
 from scalekd.errors import EnvironmentFault, UsageError
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._signals import terminable

@@ -9,18 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Self
 
+from scalekd.cache.documents import MAX_JSON_BYTES, parse_committed
 from scalekd.cache.files import FileDigest, holds, read_bounded
 from scalekd.cache.forms import Form
 from scalekd.cache.forms.webdataset.form import INFO_FILE
 from scalekd.cache.layout import MANIFEST_FILE, PLAN_FILE, SAMPLES, Layout, ShardId, Unit
-from scalekd.cache.manifest import (
-    MAX_JSON_BYTES,
-    Identity,
-    Manifest,
-    Plan,
-    ShardRecord,
-    parse_committed,
-)
+from scalekd.cache.manifest import Identity, Manifest, Plan, ShardRecord
 from scalekd.cache.planning import begin_form, commit_plan, read_plan
 from scalekd.cache.selection import Selection, check_owner, read_selection
 from scalekd.cache.store import unit_documents

@@ -16,8 +16,9 @@ import numpy as np
 from numcodecs import blosc, zstd
 from pcodec import standalone
 
+from scalekd.cache.documents import check_depth
 from scalekd.cache.layout import ArraySpec
-from scalekd.cache.manifest import Identity, check_depth
+from scalekd.cache.manifest import Identity
 from scalekd.errors import CacheCorrupt
 
 Rows = np.ndarray[Any, Any]

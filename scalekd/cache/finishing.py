@@ -1,10 +1,11 @@
 """The end of a cache: its manifest, once every shard is committed."""
 
 from scalekd.cache.cache import Cache
+from scalekd.cache.documents import canonical
 from scalekd.cache.files import digest
 from scalekd.cache.layout import MANIFEST_FILE, PLAN_FILE, SAMPLES, ShardId, Unit
 from scalekd.cache.lease import remove_settled
-from scalekd.cache.manifest import Manifest, canonical
+from scalekd.cache.manifest import Manifest
 from scalekd.cache.planning import commit_documents
 from scalekd.cache.records import record_hash
 from scalekd.cache.tables import table_files

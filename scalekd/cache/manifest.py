@@ -8,21 +8,18 @@ date and no machine name: the same job gives the same manifest.
 """
 
 import hashlib
-import json
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     TypeAdapter,
-    ValidationError,
     field_validator,
     model_serializer,
     model_validator,
 )
 
+from scalekd.cache.documents import FORMAT, FORMAT_VERSION, CacheDocument, canonical
 from scalekd.cache.files import FileDigest
 from scalekd.cache.paths import (
     CodecTablesPath,
@@ -33,16 +30,9 @@ from scalekd.cache.paths import (
     WitnessesPath,
 )
 from scalekd.cache.plausible import check_identity
-from scalekd.errors import CacheCorrupt, CacheMismatch
 from scalekd.shapes import FeatureShape
 from scalekd.teachers import TeacherSpec
 
-FORMAT: Literal["scalekd-cache"] = "scalekd-cache"
-FORMAT_VERSION: Literal[1] = 1
-
-MAX_JSON_BYTES = 64 << 20
-_MAX_JSON_VALUES = 1 << 22
-_MAX_JSON_DEPTH = 32
 _MAX_SAMPLES = 1 << 40
 _MAX_SHARDS = 1 << 20
 _MAX_PASSES = 10_000  # four digits in the names of folders
@@ -53,14 +43,6 @@ _MAX_VIEW_SIDE = 1 << 12
 
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-Model = TypeVar("Model", bound=BaseModel)
-
-
-class CacheDocument(BaseModel):
-    """Base of every JSON document of a cache: frozen, and refusing fields it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class CodecInfo(CacheDocument):
@@ -384,85 +366,6 @@ class Manifest(CacheDocument):
         if len(self.records) != expected:
             raise ValueError(f"it names {len(self.records):,} records where there are {expected:,}")
         return self
-
-
-def canonical(model: BaseModel) -> bytes:
-    """The one JSON text of a model: sorted keys, two spaces, a final newline."""
-    text = json.dumps(
-        model.model_dump(mode="json"), sort_keys=True, indent=2, ensure_ascii=True, allow_nan=False
-    )
-    return text.encode("ascii") + b"\n"
-
-
-def parse(model: type[Model], data: bytes, *, where: str) -> Model:
-    """Read untrusted JSON as ``model``.
-
-    Raises:
-        CacheMismatch: It was written by another version of the format.
-        CacheCorrupt: It is not JSON, nests too deep, or does not fit the model.
-    """
-    # Each value but the first needs one of these; a list of lists takes 25 times its text.
-    num_values = sum(data.count(mark) for mark in (b",", b"[", b"{"))
-    if num_values > _MAX_JSON_VALUES:
-        raise CacheCorrupt(f"{where}: more than {_MAX_JSON_VALUES:,} values")
-    try:
-        document = json.loads(data)
-        check_depth(document)
-    except (ValueError, RecursionError) as error:
-        raise CacheCorrupt(f"{where}: not the JSON of a cache ({error})") from None
-    _check_version(document, where)
-    try:
-        return model.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "document"
-        problem = str(first["msg"]).removeprefix("Value error, ")
-        raise CacheCorrupt(f"{where}: {place}: {problem}") from None
-
-
-def parse_committed(model: type[Model], data: bytes, *, where: str) -> Model:
-    """Read a document that :func:`canonical` wrote, and refuse any other bytes of its meaning.
-
-    Raises:
-        CacheMismatch, CacheCorrupt: As for :func:`parse`; or a byte changed that JSON ignores.
-    """
-    found = parse(model, data, where=where)
-    if canonical(found) != data:
-        raise CacheCorrupt(f"{where}: its bytes changed since it was committed")
-    return found
-
-
-def check_depth(document: Any) -> None:
-    """Refuse a parsed document that nests deeper than any of a cache's.
-
-    Raises:
-        ValueError: It does.
-    """
-    level = [document] if isinstance(document, dict | list) else []
-    for _ in range(_MAX_JSON_DEPTH):
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
-        ]
-        if not level:
-            return
-    raise ValueError(f"it nests deeper than {_MAX_JSON_DEPTH}")
-
-
-def _check_version(document: Any, where: str) -> None:
-    plan = document.get("plan", document) if isinstance(document, dict) else None
-    identity = plan.get("identity") if isinstance(plan, dict) else None
-    if not isinstance(identity, dict):
-        return
-    version = identity.get("format_version")
-    if identity.get("format") == FORMAT and isinstance(version, int) and version != FORMAT_VERSION:
-        newer = version > FORMAT_VERSION
-        raise CacheMismatch(
-            f"{where}: cache format {version}, and this scalekd reads format {FORMAT_VERSION}: "
-            + ("update scalekd to read it" if newer else "write the cache again")
-        )
 
 
 def _identity_hash(identity: Identity) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from scalekd.cache.documents import MAX_JSON_BYTES, canonical, parse_committed
 from scalekd.cache.files import holds, read_bounded
 from scalekd.cache.forms import Form, read_form
 from scalekd.cache.forms.webdataset.form import FORM_FILE, INFO_FILE
@@ -20,7 +21,7 @@ from scalekd.cache.layout import (
     Layout,
 )
 from scalekd.cache.lease import live_lease
-from scalekd.cache.manifest import MAX_JSON_BYTES, Identity, Plan, canonical, parse_committed
+from scalekd.cache.manifest import Identity, Plan
 from scalekd.cache.publish import remove_remote
 from scalekd.cache.store import unit_documents
 from scalekd.cache.tables import table_files

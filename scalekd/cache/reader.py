@@ -16,6 +16,7 @@ import numpy as np
 
 from scalekd.cache.cache import Cache, read_manifest_if_any
 from scalekd.cache.chunks import FREE_EXPANSION_BYTES
+from scalekd.cache.documents import canonical
 from scalekd.cache.files import CommittedFiles, FileDigest, asking_again, digest, read_checked
 from scalekd.cache.forms import Embed, ZarrArrays
 from scalekd.cache.layout import (
@@ -26,12 +27,7 @@ from scalekd.cache.layout import (
     Unit,
     record_path,
 )
-from scalekd.cache.manifest import (
-    Identity,
-    Manifest,
-    ShardRecord,
-    canonical,
-)
+from scalekd.cache.manifest import Identity, Manifest, ShardRecord
 from scalekd.cache.once import Once
 from scalekd.cache.records import record_hash, samples_hash
 from scalekd.cache.tables import check_table, load_witnesses, table_files

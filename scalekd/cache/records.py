@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from scalekd.cache.documents import MAX_JSON_BYTES, canonical, parse_committed
 from scalekd.cache.files import read_bounded
 from scalekd.cache.layout import record_path
-from scalekd.cache.manifest import MAX_JSON_BYTES, ShardRecord, canonical, parse_committed
+from scalekd.cache.manifest import ShardRecord
 from scalekd.errors import CacheMismatch
 from scalekd.storage import Storage
 

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import get_args
 
 from scalekd.cache.cache import Cache
+from scalekd.cache.documents import MAX_JSON_BYTES, canonical, parse_committed
 from scalekd.cache.files import FileDigest, digest, digest_on_disk, holds, read_bounded
 from scalekd.cache.forms import Embed, TarForm
 from scalekd.cache.forms.webdataset.form import FORM_FILE
@@ -25,14 +26,7 @@ from scalekd.cache.layout import (
     ShardId,
     Unit,
 )
-from scalekd.cache.manifest import (
-    MAX_JSON_BYTES,
-    Manifest,
-    Plan,
-    ShardRecord,
-    canonical,
-    parse_committed,
-)
+from scalekd.cache.manifest import Manifest, Plan, ShardRecord
 from scalekd.cache.planning import read_plan
 from scalekd.cache.reader import read_manifest
 from scalekd.cache.records import record_hash

@@ -13,8 +13,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from scalekd.cache.documents import FORMAT_VERSION
 from scalekd.cache.forms.webdataset.form import PackedFields, WebDatasetForm
-from scalekd.cache.manifest import FORMAT_VERSION, Manifest, Plan, ShardRecord
+from scalekd.cache.manifest import Manifest, Plan, ShardRecord
 from scalekd.cache.selection import Selection
 from scalekd.teachers import TeacherSpec
 

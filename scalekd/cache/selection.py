@@ -13,9 +13,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from scalekd.cache.documents import CacheDocument, canonical, parse_committed
 from scalekd.cache.files import read_bounded
 from scalekd.cache.layout import SAMPLES, SELECTION_FOLDER, Unit
-from scalekd.cache.manifest import CacheDocument, Sha256, canonical, parse_committed
+from scalekd.cache.manifest import Sha256
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.storage import LocalStorage, Storage
 

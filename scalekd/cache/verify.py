@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scalekd.cache.cache import Cache
+from scalekd.cache.documents import canonical
 from scalekd.cache.extensions import check_fits, extension_names, extension_path
 from scalekd.cache.files import FileDigest, file_problem
 from scalekd.cache.finishing import manifest_of
@@ -19,7 +20,7 @@ from scalekd.cache.layout import (
     SELECTION_FOLDER,
     ShardId,
 )
-from scalekd.cache.manifest import Manifest, ShardRecord, canonical
+from scalekd.cache.manifest import Manifest, ShardRecord
 from scalekd.cache.planning import read_plan
 from scalekd.cache.reader import open_cache, read_manifest
 from scalekd.cache.records import record_hash

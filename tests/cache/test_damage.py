@@ -12,9 +12,10 @@ import pytest
 import zarr
 
 from scalekd.cache import CacheReader, open_cache
+from scalekd.cache.documents import canonical
 from scalekd.cache.files import digest
 from scalekd.cache.layout import ShardId
-from scalekd.cache.manifest import Manifest, canonical
+from scalekd.cache.manifest import Manifest
 from scalekd.cache.verify import verify
 from scalekd.errors import CacheCorrupt, CacheError, CacheMismatch, DataError
 from tests.reliability.mutations import sealed

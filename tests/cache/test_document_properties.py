@@ -9,16 +9,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from scalekd.cache.documents import canonical, parse_committed
 from scalekd.cache.files import digest
 from scalekd.cache.layout import record_path
-from scalekd.cache.manifest import (
-    Identity,
-    Manifest,
-    Plan,
-    Provenance,
-    canonical,
-    parse_committed,
-)
+from scalekd.cache.manifest import Identity, Manifest, Plan, Provenance
 from scalekd.errors import CacheCorrupt, CacheMismatch
 
 _FROZEN = Path(__file__).parent / "frozen" / "format1" / "float16" / "plan.json"

@@ -13,18 +13,11 @@ from pydantic import ValidationError
 
 from scalekd.cache import read_manifest
 from scalekd.cache.cache import Cache
+from scalekd.cache.documents import canonical, parse, parse_committed
 from scalekd.cache.files import digest
 from scalekd.cache.forms import ZARR
 from scalekd.cache.layout import ArraySpec, Layout, ShardId, chunk_path, record_path
-from scalekd.cache.manifest import (
-    Identity,
-    Manifest,
-    Plan,
-    ShardRecord,
-    canonical,
-    parse,
-    parse_committed,
-)
+from scalekd.cache.manifest import Identity, Manifest, Plan, ShardRecord
 from scalekd.cache.records import record_hash, samples_hash, write_record
 from scalekd.errors import CacheCorrupt, CacheMismatch
 from scalekd.storage import LocalStorage

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scalekd.cache.manifest import canonical
+from scalekd.cache.documents import canonical
 from scalekd.cache.selection import (
     Selection,
     ranges_of,

@@ -14,9 +14,10 @@ import torch
 from torch.utils.data import get_worker_info
 
 from scalekd.cache import TargetDecoder, open_cache
+from scalekd.cache.documents import canonical
 from scalekd.cache.files import digest_on_disk
 from scalekd.cache.layout import MANIFEST_FILE, record_path
-from scalekd.cache.manifest import Manifest, ShardRecord, canonical
+from scalekd.cache.manifest import Manifest, ShardRecord
 from scalekd.cache.store import CommittingStore, open_array
 from scalekd.errors import CacheCorrupt, CacheMismatch, EnvironmentFault, UsageError
 from scalekd.images import ImageDataset, open_dataset

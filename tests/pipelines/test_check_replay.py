@@ -12,8 +12,9 @@ import safetensors.torch
 from safetensors import safe_open
 
 from scalekd.cache import open_cache
+from scalekd.cache.documents import canonical
 from scalekd.cache.finishing import finish
-from scalekd.cache.manifest import ShardRecord, canonical
+from scalekd.cache.manifest import ShardRecord
 from scalekd.cache.store import CommittingStore, open_array
 from scalekd.cache.verify import verify
 from scalekd.cli.main import main

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from scalekd.cache.manifest import ShardRecord, canonical
+from scalekd.cache.documents import canonical
+from scalekd.cache.manifest import ShardRecord
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.pipelines import _arithmetic, _job, _write_shards
 from scalekd.pipelines import cache_teacher as stage_one

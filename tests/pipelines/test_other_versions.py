@@ -14,9 +14,10 @@ import safetensors.numpy
 
 from scalekd.cache import open_cache
 from scalekd.cache.cache import Cache
+from scalekd.cache.documents import canonical
 from scalekd.cache.files import FileDigest, digest
 from scalekd.cache.finishing import finish
-from scalekd.cache.manifest import Identity, Plan, ShardRecord, canonical
+from scalekd.cache.manifest import Identity, Plan, ShardRecord
 from scalekd.cache.planning import read_plan
 from scalekd.cache.verify import verify
 from scalekd.errors import CacheMismatch

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from scalekd.cache import open_cache
+from scalekd.cache.documents import canonical
 from scalekd.cache.files import digest
-from scalekd.cache.manifest import canonical
 from scalekd.cache.reader import read_manifest
 from scalekd.cache.verify import verify
 from scalekd.errors import (

@@ -24,8 +24,9 @@ import torch
 import zarr
 
 from scalekd.cache import TargetDecoder, open_cache
+from scalekd.cache.documents import canonical
 from scalekd.cache.files import digest
-from scalekd.cache.manifest import Manifest, ShardRecord, canonical
+from scalekd.cache.manifest import Manifest, ShardRecord
 from scalekd.cache.records import record_hash
 from scalekd.cache.verify import verify
 from scalekd.codecs import quiet_zarr

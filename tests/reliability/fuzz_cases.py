@@ -12,10 +12,10 @@ import torch
 
 from scalekd.cache import CacheReader, TargetDecoder, open_cache
 from scalekd.cache.chunks import decode_chunk
+from scalekd.cache.documents import canonical as model_bytes
 from scalekd.cache.files import FileDigest, digest
 from scalekd.cache.layout import Layout, record_path
 from scalekd.cache.manifest import Identity, Manifest, Plan, Provenance, ShardRecord
-from scalekd.cache.manifest import canonical as model_bytes
 from scalekd.cache.records import samples_hash
 from scalekd.cache.store import metadata_documents
 from scalekd.cache.tables import table_files

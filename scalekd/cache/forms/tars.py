@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
+from scalekd.cache.documents import canonical
 from scalekd.cache.files import CommittedFiles
 from scalekd.cache.forms.base import Embed, Form, PassReader, Rows, ShardFiles, ShardTarget
 from scalekd.cache.forms.webdataset.blocks import TarBlock, make_block
@@ -27,7 +28,6 @@ from scalekd.cache.forms.webdataset.packing import SOURCE_HASH, ViewPacking
 from scalekd.cache.forms.webdataset.reader import TarReader
 from scalekd.cache.forms.webdataset.shard_file import TarShardFile
 from scalekd.cache.layout import ArraySpec, Layout
-from scalekd.cache.manifest import canonical
 
 if TYPE_CHECKING:
     from scalekd.cache.rows import ViewRows

@@ -7,8 +7,8 @@ every reader, knows the form before it looks at a shard.
 import json
 from typing import Any, Literal
 
+from scalekd.cache.documents import CacheDocument, canonical, parse_committed
 from scalekd.cache.forms.base import Embed
-from scalekd.cache.manifest import CacheDocument, canonical, parse_committed
 from scalekd.errors import CacheCorrupt, CacheMismatch
 from scalekd.storage import NotStored, Place, StoredFileError, open_storage
 
