@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from matplotlib.figure import Figure
 
+from scalekd.export.backbone import any_size_arguments
 from scalekd.models.architectures import import_for
 from scalekd.text import MAX_CELL, markdown, markdown_code, markdown_fence, printable
 from scalekd.training.logs import read_summary
@@ -78,7 +79,8 @@ def model_card(student: TrainedStudent, rows: Sequence[Mapping[str, float]] = ()
         *filter(None, [import_for(spec.architecture)]),
         "import timm",
         'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()',
-        'backbone = timm.create_model("local-dir:FOLDER", pretrained=True, features_only=True)',
+        'backbone = timm.create_model("local-dir:FOLDER", pretrained=True, features_only=True'
+        f"{_any_size(spec.architecture)})",
         "```",
         "",
         "| | |",
@@ -89,6 +91,12 @@ def model_card(student: TrainedStudent, rows: Sequence[Mapping[str, float]] = ()
         "",
     ]
     return "\n".join(lines)
+
+
+def _any_size(architecture: str) -> str:
+    """The arguments by which the backbone takes images of any size, as text."""
+    arguments = any_size_arguments(architecture)
+    return "".join(f", {name}={value}" for name, value in arguments.items())
 
 
 def _curves(rows: Sequence[Mapping[str, float]]) -> list[str]:

@@ -167,7 +167,7 @@ def timm_config(student: TrainedStudent) -> dict[str, Any]:
         "architecture": spec.architecture,
         "num_classes": spec.num_classes,
         "num_features": getattr(model, "num_features", None),
-        "model_args": {"num_classes": spec.num_classes, **arguments},
+        "model_args": arguments,  # transformers passes num_classes itself, and refuses it twice
         "pretrained_cfg": pretrained_cfg,
     }
     if student.class_names is not None and len(student.class_names) == spec.num_classes:

@@ -82,6 +82,8 @@ def build_model(
             torch.manual_seed(seed)
         if checkpoint is None and pretrained and source.folder is not None:
             checkpoint = weights_in(source.folder)
+            # As timm does with published weights: another number of classes leaves the head out.
+            new_head = None if new_head is False else new_head
         if checkpoint is None:
             create = _create_pretrained if pretrained else _create_random
             return create(source, kwargs)
@@ -113,7 +115,13 @@ def _leave_head_out(model: nn.Module, state: dict[str, Tensor], *, always: bool)
     said = ""
     for name in (names,) if isinstance(names, str) else names:
         weight = f"{name}.weight"
-        if weight not in own or weight not in state:
+        if weight not in state:
+            continue
+        if weight not in own and not getattr(model, "num_classes", 0):  # built without a head
+            state.pop(weight)
+            state.pop(f"{name}.bias", None)
+            continue
+        if weight not in own:
             continue
         was, now = len(state[weight]), len(own[weight])
         if always or was != now:

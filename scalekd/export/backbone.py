@@ -1,0 +1,115 @@
+"""An exported student as a backbone, with the proof that its weights are in it.
+
+timm and the libraries on top of it have several ways to open a folder that give random weights
+without an error. What is opened here is compared with the folder's file, tensor by tensor.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from scalekd.errors import DataError, UsageError
+from scalekd.models.arguments import constructor_arguments
+from scalekd.models.build import create_on_meta
+from scalekd.models.names import describe_model
+
+_WEIGHTS_FILE = "model.safetensors"
+# Arguments by which timm's transformers take images of any size; convolutions need none.
+_ANY_SIZE: Mapping[str, Any] = {
+    "dynamic_img_size": True,
+    "dynamic_img_pad": True,
+    "strict_img_size": False,
+}
+
+
+def any_size_arguments(architecture: str) -> dict[str, Any]:
+    """Arguments with which timm builds an architecture for images of any size.
+
+    Empty for models that take any size as they are, and for those that cannot (Mixers).
+    """
+    known = constructor_arguments(type(create_on_meta(architecture, {})))
+    return {name: value for name, value in _ANY_SIZE.items() if name in known}
+
+
+def load_backbone(
+    folder: str | Path, *, out_indices: Sequence[int] | None = None, **arguments: Any
+) -> nn.Module:
+    """Open an exported student as a backbone that gives feature maps.
+
+    Args:
+        folder: From ``scalekd export --format timm`` or ``hf``.
+        out_indices: Levels to give, coarsest last; all when ``None``.
+        arguments: Arguments of ``timm.create_model``, over those of :func:`any_size_arguments`.
+
+    Returns:
+        A timm model that returns a list of maps, with ``feature_info``; Swin's maps are ``(batch,
+        row, column, channel)``, all others ``(batch, channel, row, column)``.
+
+    Raises:
+        UsageError: timm has no such mode for the architecture, or refuses an argument.
+        DataError: The folder cannot be read, or what was opened does not have its weights.
+    """
+    path = Path(folder).expanduser().absolute()
+    try:
+        stored = load_file(path / _WEIGHTS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: is no folder of an exported student: {error}") from error
+    architecture = describe_model(f"local-dir:{path}").architecture
+    chosen = {**any_size_arguments(architecture), **arguments}
+    if out_indices is not None:
+        chosen["out_indices"] = tuple(out_indices)
+    try:
+        backbone: nn.Module = timm.create_model(
+            f"local-dir:{path}", pretrained=True, features_only=True, **chosen
+        )
+    except (RuntimeError, AttributeError, AssertionError, TypeError, ValueError) as error:
+        raise UsageError(f"{path}: {architecture} does not open as a backbone: {error}") from error
+    check_weights(backbone, stored, where=str(path))
+    return backbone
+
+
+def check_weights(backbone: nn.Module, stored: Mapping[str, Tensor], *, where: str) -> None:
+    """Compare the parameters of a backbone with an export's, whatever wraps it.
+
+    Names may have prefixes (``backbone.model.``) and ``_`` for ``.``. Tables of positions that were
+    resampled to another size are not compared.
+
+    Args:
+        backbone: The opened backbone.
+        stored: The tensors of the export's ``model.safetensors``.
+        where: Name of the export, for messages.
+
+    Raises:
+        DataError: A parameter differs, or is none of the export's.
+    """
+    by_name = {_plain(name): tensor for name, tensor in stored.items()}
+    num_compared = 0
+    for name, parameter in backbone.named_parameters():
+        found = next((by_name[n] for n in _endings(_plain(name)) if n in by_name), None)
+        if found is None:
+            raise DataError(f"{where}: has no weights for {name} of the backbone")
+        if found.shape != parameter.shape:
+            continue
+        if not torch.equal(found.to(parameter.dtype), parameter.detach().cpu()):
+            raise DataError(
+                f"{where}: {name} of the backbone is not the student's; the weights were not loaded"
+            )
+        num_compared += 1
+    if not num_compared:
+        raise DataError(f"{where}: no parameter of the backbone could be compared")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[._]", ".", name)
+
+
+def _endings(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
