@@ -62,10 +62,16 @@ class Coordinator:
     """
 
     def __init__(self, num_processes: int) -> None:
+        self.num_processes = num_processes
         self._group: dist.ProcessGroup | None = None
         if num_processes > 1:
             group = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
             self._group = group  # type: ignore[assignment]
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is one process."""
+        return self._group is None
 
     def maximum(self, value: int) -> int:
         """The largest of the processes' values."""

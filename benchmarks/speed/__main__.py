@@ -23,7 +23,17 @@ from benchmarks.speed._measure import Settings, environment
 from benchmarks.speed.tables import markdown
 
 QUESTIONS = (
-    *("cache_teacher", "scheduling", "step", "pairs", "loader", "formats", "growth", "profiles"),
+    *(
+        "cache_teacher",
+        "scheduling",
+        "step",
+        "updates",
+        "pairs",
+        "loader",
+        "formats",
+        "growth",
+        "profiles",
+    ),
 )
 _RESULTS = Path(__file__).parents[1] / "results"
 _DATA = Path(__file__).parents[3] / "shared" / "data"  # beside the repository

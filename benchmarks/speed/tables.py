@@ -136,6 +136,21 @@ def _scheduling(result: Result) -> str:
     )
 
 
+def _updates(result: Result) -> str:
+    rows = [
+        [what, f"{result[name]:.3f}", f"{goal:g}", _goal(result[name] <= goal)]
+        for what, name, goal in (
+            ("device reads", "reads_per_update", 0),
+            ("agreements between processes", "agreements_per_update", 0.1),
+        )
+    ]
+    return (
+        f"Counted over {result['updates']} updates of {result['processes']} processes within an"
+        f" epoch, with a line of the log every {result['log_interval']}; before, 1 and 3.\n\n"
+        + _table(["an update", "number", "goal", ""], rows)
+    )
+
+
 def _step(result: Result) -> str:
     rows = [
         [
@@ -365,6 +380,7 @@ _PARTS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "cache_teacher": ("Caching compared with the bare teacher", _cache_teacher),
     "scheduling": ("Scheduling of caching on an accelerator, simulated", _scheduling),
     "step": ("Training steps with a cache and with a live teacher", _step),
+    "updates": ("Waiting of an update", _updates),
     "pairs": ("The published pairs", _pairs),
     "loader": ("Loader with and without targets", _loader),
     "formats": ("Other formats for the same targets", _formats),

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Sampler
 
 from scalekd.cache import CacheReader, JoinedReader
@@ -114,6 +115,7 @@ class CachedViewLoader:
             collate_fn=as_is,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),  # so that copies to the device need no host
             prefetch_factor=4 if num_workers else None,
             worker_init_fn=prepare_worker,
             multiprocessing_context=start_method(is_remote=num_workers > 0 and is_remote),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         read_checkpoint,
     )
     from scalekd.training.config import TrainConfig
+    from scalekd.training.interfaces import EpochLoader, TrainResult
     from scalekd.training.module import (
         DistillationModule,
         StepOutput,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     )
     from scalekd.training.targets import NoTargets, OnlineTargets
     from scalekd.training.trained import TrainedStudent, load_trained_student, student_facts
-    from scalekd.training.trainer import EpochLoader, Trainer, TrainResult
+    from scalekd.training.trainer import Trainer
 
 __all__ = [
     "CachedTeacher",

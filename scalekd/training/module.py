@@ -5,7 +5,8 @@ and knows no method but ``forward``; a projector left outside would train on one
 """
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -119,6 +120,27 @@ def likeliest_class(logits: LogitTargets) -> Int64[Tensor, " batch"]:
         return logits.probabilities().argmax(dim=1)
     best = logits.log_probs.argmax(dim=1, keepdim=True)
     return logits.indices.gather(1, best).squeeze(1)
+
+
+@contextmanager
+def norm_faults(num_views: int) -> Iterator[None]:
+    """Say in one line that batch normalisation has one value a channel.
+
+    Args:
+        num_views: Of the batch.
+
+    Raises:
+        UsageError: It does.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel"):
+            raise
+        raise UsageError(
+            f"--batch-size {num_views}: batch normalisation of a map of 1 x 1 needs two views in a "
+            "batch; give a larger --batch-size or --img-size"
+        ) from error
 
 
 def is_convolutional(model: nn.Module) -> bool:

@@ -5,7 +5,9 @@ timm groups parameters by what the *student* knows of itself (``no_weight_decay`
 layer decay reaches the student only, and the projectors train at the full rate.
 """
 
+import contextlib
 import fnmatch
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm.optim
@@ -13,7 +15,8 @@ import torch
 from timm.models import group_parameters
 from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.scheduler_factory import create_scheduler_v2, scheduler_kwargs
-from torch import nn
+from timm.utils.agc import adaptive_clip_grad
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from scalekd.errors import UsageError
@@ -121,15 +124,13 @@ def build_optimizer(config: TrainConfig, student: nn.Module, others: nn.Module) 
         arguments["eps"] = config.opt_eps
     if config.opt_betas is not None:
         arguments["betas"] = config.opt_betas
+    on_cuda = any(parameter.is_cuda for parameter in student.parameters())
+    if on_cuda and not {"fused", "foreach"} & arguments.keys():
+        # One kernel instead of many, and it leaves out a step that `GuardedStep` says to leave out.
+        with contextlib.suppress(ValueError, TypeError, RuntimeError):  # few optimisers have it
+            return _create_optimizer(config, groups, {**arguments, "fused": True})
     try:
-        optimizer: Optimizer = timm.optim.create_optimizer_v2(  # type: ignore[attr-defined]
-            groups,
-            opt=config.opt,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            momentum=config.momentum,
-            **arguments,
-        )
+        optimizer = _create_optimizer(config, groups, arguments)
     except (ValueError, TypeError) as error:
         raise UsageError(
             f"--opt {config.opt}: timm cannot build this optimiser: {error}"
@@ -139,6 +140,20 @@ def build_optimizer(config: TrainConfig, student: nn.Module, others: nn.Module) 
             f"--opt {config.opt}: needs second derivatives, and training computes first ones only; "
             "choose an optimiser of first order, such as adamw"
         )
+    return optimizer
+
+
+def _create_optimizer(
+    config: TrainConfig, groups: list[dict[str, Any]], arguments: Mapping[str, Any]
+) -> Optimizer:
+    optimizer: Optimizer = timm.optim.create_optimizer_v2(  # type: ignore[attr-defined]
+        [dict(group) for group in groups],
+        opt=config.opt,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        **arguments,
+    )
     return optimizer
 
 
@@ -175,3 +190,40 @@ def build_scheduler(
     except ValueError as error:
         raise UsageError(f"--sched {config.sched}: {error}") from error
     return scheduler, int(num_epochs)
+
+
+def clip_gradients(
+    parameters: Sequence[nn.Parameter], config: TrainConfig, student: nn.Module
+) -> Tensor:
+    """Clip as configured.
+
+    Args:
+        parameters: All that are trained; their gradients are not scaled.
+        config: Limit and mode.
+        student: Bare timm model, whose classifier adaptive clipping leaves out, as timm does: its
+            rows are meant to grow and shrink freely.
+
+    Returns:
+        Norm of all gradients together before clipping, on their device.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients).float()
+    limit = config.clip_grad
+    if limit is None:
+        return norm
+    if config.clip_mode == "norm":
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    elif config.clip_mode == "value":
+        nn.utils.clip_grad_value_(parameters, limit)
+    else:
+        classifier = student.get_classifier()  # type: ignore[operator]
+        heads = classifier if isinstance(classifier, tuple) else (classifier,)  # DeiT has two
+        head = {id(parameter) for part in heads for parameter in part.parameters()}
+        body = [parameter for parameter in parameters if id(parameter) not in head]
+        adaptive_clip_grad(body, limit)  # type: ignore[no-untyped-call]
+    return norm
+
+
+def current_rate(optimizer: Optimizer) -> float:
+    """The learning rate that was configured: the largest, where layer decay gives several."""
+    return max(float(group["lr"]) for group in optimizer.param_groups)

@@ -1,6 +1,7 @@
 """All that changes while a run trains, gathered so that it can be saved and put back exactly."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,20 +11,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from scalekd.distributed import Coordinator
-from scalekd.errors import DataError
+from scalekd.errors import CacheMismatch, DataError
 from scalekd.training.checkpoint import (
     EMA_FILE,
     OBJECTIVE_FILE,
     STUDENT_FILE,
     Checkpoint,
     Position,
+    read_checkpoint,
 )
 from scalekd.training.module import DistillationModule
 from scalekd.training.random_state import random_state, restore_random_state
 
 # Hyperparameters follow the configuration of this launch; everything else in a group (LAMB and
 # Lookahead count their steps there) belongs to the optimiser's state.
-_CONFIGURED = ("lr", "initial_lr", "lr_scale", "weight_decay")
+_CONFIGURED = ("lr", "initial_lr", "lr_scale", "weight_decay", "fused", "foreach")
 
 # What loading another program's, or a damaged, state raises.
 _DAMAGED = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError)
@@ -102,13 +104,17 @@ class TrainingState:
             for group in self._optimizer.param_groups
         ]
         try:
-            self._optimizer.load_state_dict(checkpoint.training["optimizer"])
+            saved = checkpoint.training["optimizer"]
+            # Before loading: where a step counter lives depends on `fused`.
+            groups = [
+                {**group, **values}
+                for group, values in zip(saved["param_groups"], configured, strict=True)
+            ]
+            self._optimizer.load_state_dict({**saved, "param_groups": groups})
         except _DAMAGED as error:
             raise DataError(
                 f"the checkpoint's optimiser is not that of this run: {error}"
             ) from error
-        for group, values in zip(self._optimizer.param_groups, configured, strict=True):
-            group.update(values)
         try:
             notes += self._restore_generators(checkpoint.training)
         except _DAMAGED as error:
@@ -150,6 +156,36 @@ class TrainingState:
         for model in models:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
+
+
+def read_same_run(
+    path: Path, facts: Mapping[str, Any], *, cache: str | None, has_teacher: bool
+) -> Checkpoint:
+    """Read a checkpoint, and see that it learns from the same teacher and images as this run.
+
+    Args:
+        path: Folder of the checkpoint.
+        facts: Of this run.
+        cache: Its cache, for the message. A cache may be moved or written anew.
+        has_teacher: Whether this run learns from a teacher.
+
+    Raises:
+        DataError: The checkpoint cannot be read.
+        CacheMismatch: It learns from others.
+    """
+    checkpoint = read_checkpoint(path)
+    origins = {"data_fingerprint": "training images"}
+    if has_teacher:
+        origins["teacher_weights_sha256"] = "teacher's weights"
+    for name, what in origins.items():
+        was, now = checkpoint.facts.get(name), facts.get(name)
+        if was and now and was != now:
+            raise CacheMismatch(
+                f"{path}: the run's {what} are {str(was)[:12]}…, and those of {cache} are "
+                f"{str(now)[:12]}…; give --cache as the run was begun, or choose another --output "
+                "(the weights can start a new run by --initial-checkpoint)"
+            )
+    return checkpoint
 
 
 def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

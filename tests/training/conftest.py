@@ -62,7 +62,14 @@ def _one_thread() -> Iterator[None]:
 def make_trainer() -> Callable[..., Trainer]:
     """Builds a trainer from the same seed every time; keywords go to its configuration."""
 
-    def make(output: Path, *, loader: Any = None, evaluate: Any = None, **values: Any) -> Trainer:
+    def make(
+        output: Path,
+        *,
+        loader: Any = None,
+        evaluate: Any = None,
+        late: bool | None = None,
+        **values: Any,
+    ) -> Trainer:
         config = TrainConfig.from_mapping(
             {
                 "model": "test_resnet",
@@ -99,6 +106,7 @@ def make_trainer() -> Callable[..., Trainer]:
             targets=OracleTargets() if config.objective == "kd" else NoTargets(),
             evaluate=evaluate,
             facts=student_facts(student.spec, ("dark", "dim", "light", "bright")),
+            late=late,
         )
 
     return make

@@ -14,7 +14,7 @@ from torch import nn
 
 from scalekd.errors import CacheMismatch, DataError, UsageError
 from scalekd.training import Trainer, TrainingDiverged, TrainingInterrupted, freeze_parameters
-from scalekd.training import trainer as trainer_module
+from scalekd.training import optim as optim_module
 from scalekd.training.checkpoint import STUDENT_FILE, read_checkpoint
 
 Make = Callable[..., Trainer]
@@ -233,13 +233,13 @@ def test_adaptive_clipping_spares_both_heads_of_a_distilled_student(
     make_trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clipped: list[int] = []
-    clip = trainer_module.adaptive_clip_grad
+    clip = optim_module.adaptive_clip_grad
 
     def note(parameters: list[nn.Parameter], limit: float) -> None:
         clipped.extend(id(parameter) for parameter in parameters)
         clip(parameters, limit)
 
-    monkeypatch.setattr(trainer_module, "adaptive_clip_grad", note)
+    monkeypatch.setattr(optim_module, "adaptive_clip_grad", note)
     trainer = make_trainer(
         tmp_path / "run",
         model="deit_tiny_distilled_patch16_224",

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import runpy
 import signal
@@ -88,12 +89,33 @@ def test_a_resumed_run_of_two_processes_ends_the_same(told: Told) -> None:
 
 def test_a_failure_of_one_process_stops_the_other_with_its_code(told: Told) -> None:
     output, first, second = told
-    # Epoch 2 is under way: 3 updates of the first, one of the second.
-    assert second["failing"] == "CacheMismatch 4 4 this view is another one"
+    # Epoch 2 is under way: 3 updates of the first, one of the second. The processes agree at the
+    # end of the epoch, and until then update nothing.
+    assert second["failing"] == "CacheMismatch 4 6 this view is another one"
     assert first["failing"] == (
-        "ScaleKDError 4 4 process 1 failed: CacheMismatch: this view is another one"
+        "ScaleKDError 4 6 process 1 failed: CacheMismatch: this view is another one"
     )
+    for sums in (first["sums"], second["sums"]):
+        assert len(set(sums[:5])) == 5
+        assert set(sums[4:]) == {sums[4]}
     assert find_checkpoint(output / "failing/last") is not None
+
+
+def test_reading_late_changes_nothing_for_two_processes(told: Told) -> None:
+    output, first, second = told
+    assert first["late"] == second["late"] == "done"
+    now, late = (load_file(output / run / "last/model.safetensors") for run in ("whole", "late"))
+    assert all(torch.equal(now[name], late[name]) for name in now)
+
+
+def test_a_loss_of_one_process_that_is_not_finite_updates_neither(told: Told) -> None:
+    _, first, second = told
+    assert second["poisoned"].startswith(
+        "TrainingDiverged 1 3 update 3 (epoch 1): task_loss is nan"
+    )
+    assert first["poisoned"].startswith("ScaleKDError 1 3 process 1 failed: TrainingDiverged")
+    assert first["poisoned_sum"] == second["poisoned_sum"]
+    assert math.isfinite(first["poisoned_sum"])
 
 
 def test_an_evaluation_that_fails_costs_neither_process_an_update(told: Told) -> None:

@@ -30,7 +30,7 @@ from scalekd.students import create_student
 from scalekd.teachers import TeacherConfig, load_teacher
 from scalekd.training import DistillationModule, NoTargets, TrainConfig, Trainer
 from scalekd.training.checkpoint import find_checkpoint
-from scalekd.training.trainer import Evaluate
+from scalekd.training.interfaces import Evaluate
 
 accelerator = Accelerator(cpu=True)
 rank = accelerator.process_index
@@ -56,6 +56,7 @@ def make_trainer(
     *,
     failing: tuple[int, int, int] | None = None,
     evaluate: Evaluate | None = None,
+    late: bool | None = None,
     **values: Any,
 ) -> Trainer:
     config = TrainConfig.from_mapping(
@@ -86,6 +87,7 @@ def make_trainer(
         loader=RankLoader(failing),
         targets=NoTargets(),
         evaluate=evaluate,
+        late=late,
     )
 
 
@@ -169,7 +171,8 @@ def main(output: Path, images: str) -> None:
     told["statistics"] = [float(b.double().sum()) for b in whole._state.student.buffers()]
     told["weights"] = [float(p.double().sum()) for p in whole._state.student.parameters()]
 
-    broken = make_trainer(str(output / "broken"))
+    # The processes agree where a line is logged; otherwise in every tenth update.
+    broken = make_trainer(str(output / "broken"), log_interval=2)
     update = broken._update
 
     def and_preempt(*arguments: Any) -> Any:
@@ -180,7 +183,32 @@ def main(output: Path, images: str) -> None:
     broken._update = and_preempt
     told["preempted"] = attempt(broken)
     told["resumed"] = attempt(make_trainer(str(output / "broken"), resume="auto"))
-    told["failing"] = attempt(make_trainer(str(output / "failing"), failing=(1, 2, 1)))
+    failing = make_trainer(str(output / "failing"), failing=(1, 2, 1))
+    sums = []
+    step = failing._update
+
+    def and_sum(*arguments: Any) -> Any:
+        sums.append(summed(failing._state.student)["top1"])
+        return step(*arguments)
+
+    failing._update = and_sum
+    told["failing"] = attempt(failing)
+    sums.append(summed(failing._state.student)["top1"])
+    told["sums"] = sums
+    late = make_trainer(str(output / "late"), late=True)
+    told["late"] = attempt(late)
+    poisoned = make_trainer(str(output / "poisoned"), late=True, log_interval=2, epochs=3)
+    forward = poisoned._forward
+
+    def poison(batch: Any) -> Any:
+        result = forward(batch)
+        if poisoned._position.num_updates == 2 and rank == 1:
+            return result._replace(losses={n: x * float("nan") for n, x in result.losses.items()})
+        return result
+
+    poisoned._forward = poison
+    told["poisoned"] = attempt(poisoned)
+    told["poisoned_sum"] = summed(poisoned._state.student)["top1"]
 
     told["measured"] = attempt(make_trainer(str(output / "measured"), evaluate=summed))
     again = str(output / "again")

@@ -1,0 +1,203 @@
+"""Everything that a run leaves behind: summary, step log, trackers, checkpoints, lines for people.
+
+The main process writes; the methods that say so are called by every process.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from scalekd.distributed import Coordinator
+from scalekd.errors import DataError
+from scalekd.training.checkpoint import Checkpoint, Position, write_checkpoint
+from scalekd.training.config import TrainConfig
+from scalekd.training.progress import TrainingProgress
+from scalekd.training.run_folder import RunFolder
+from scalekd.training.trackers import Trackers
+
+
+class RunWriter:
+    """Writes a run's folder and trackers, and decides which epoch is the best.
+
+    Args:
+        config: Of the run.
+        accelerator: Of the run.
+        coordinator: Of the run's processes.
+    """
+
+    def __init__(
+        self, config: TrainConfig, accelerator: Accelerator, coordinator: Coordinator
+    ) -> None:
+        self.folder = RunFolder(Path(config.output))
+        self.last_row: dict[str, float] = {}
+        self._config = config
+        self._is_main = accelerator.is_main_process
+        self._coordinator = coordinator
+        self._trackers = Trackers(accelerator, Path(config.output))
+        self._metric_by_epoch: dict[int, float] = {}
+        self._num_epochs = 0
+        self._progress: TrainingProgress | None = None
+
+    @contextlib.contextmanager
+    def writing(self, *, num_epochs: int, updates_per_epoch: int) -> Iterator[None]:
+        """Show progress inside the block; close trackers and release the folder after it."""
+        self._num_epochs = num_epochs
+        self._progress = TrainingProgress(
+            num_epochs=num_epochs, updates_per_epoch=updates_per_epoch, shown=self._is_main
+        )
+        with (
+            self._progress,
+            contextlib.closing(self.folder),
+            contextlib.closing(self._trackers),
+        ):
+            yield
+
+    def say(self, line: str) -> None:
+        """Show a line to the person who watches."""
+        if self._progress is not None:
+            self._progress.say(line)
+
+    def claim(self) -> tuple[Path | None, list[str]]:
+        """Claim the folder for this run; called by every process.
+
+        Returns:
+            The checkpoint to continue from, if any, and sentences on what differs from before.
+        """
+        claimed = self._coordinator.together(
+            lambda: self.folder.claim(self._config) if self._is_main else (None, [])
+        )
+        # Only the main process looked; on a shared file system all read what it found.
+        return self._coordinator.collect(claimed)[0]
+
+    def start(self, position: Position) -> None:
+        """Begin at a position: drop what was logged after it, start trackers; by every process.
+
+        Raises:
+            DataError: The summary is damaged.
+            EnvironmentFault: A tracker cannot be reached or written.
+        """
+
+        def begin() -> None:
+            if not self._is_main:
+                return
+            self.folder.step_log.keep_until(position.num_updates)
+            dropped = self.folder.summary.keep_until(position.epoch)
+            if dropped:
+                self.say(
+                    f"{self.folder.summary.path}: the rows of {dropped} epochs after the checkpoint"
+                    " are dropped; these epochs are trained again"
+                )
+            self._trackers.start(self._config.model_dump(mode="json"))
+
+        self._coordinator.together(begin)
+
+    def log_step(self, record: Mapping[str, float]) -> None:
+        """Write a line of the step log."""
+        if self._is_main:
+            self.folder.step_log.write(record)
+        self._trackers.log(record, step=int(record["step"]), say=self.say)
+        if self._progress is not None:
+            self._progress.step(int(record["epoch"]), int(record["step"]), record)
+
+    def end_epoch(self, row: Mapping[str, float], metric: float | None) -> bool:
+        """Write an epoch's row of the summary.
+
+        Before the checkpoint: a crash between the two trains and writes this epoch again.
+
+        Returns:
+            Whether it is the best epoch so far.
+        """
+        best = False
+        if metric is not None:
+            best = metric > max(self._metric_by_epoch.values(), default=-math.inf)
+            self._metric_by_epoch[int(row["epoch"])] = metric
+        self.last_row = dict(row)
+        if self._is_main:
+            self.folder.summary.write(row)
+        return best
+
+    def announce_epoch(self, row: Mapping[str, float], *, step: int) -> None:
+        """Show a finished epoch, and hand it to the trackers."""
+        self._trackers.log(row, step=step, say=self.say)
+        self.say(_epoch_line(row, self._num_epochs))
+
+    def save(self, checkpoint: Checkpoint, *, best: bool, keep_as: int | None) -> None:
+        """Write ``last``, and copy it where an epoch is kept; called by every process."""
+
+        def write() -> None:
+            if not self._is_main:
+                return
+            write_checkpoint(self.folder.last, checkpoint)
+            if keep_as is not None:
+                self._keep(keep_as, best=best)
+
+        self._coordinator.together(write)
+
+    def copy_again(self, path: Path, position: Position) -> None:
+        """Repeat the copies of ``last`` that a kill just after it was written prevented.
+
+        Called by every process.
+        """
+        epoch = position.epoch - 1
+        if epoch < 0 or position.epoch_samples:
+            return
+
+        def copy() -> None:
+            last = self.folder.last
+            if self._is_main and last.exists() and path.samefile(last):
+                self._keep(epoch, best=epoch == self.best_epoch)
+
+        self._coordinator.together(copy)
+
+    def _keep(self, epoch: int, *, best: bool) -> None:
+        if best:
+            self.folder.keep_best()
+        self.folder.keep_epoch(epoch, self._metric_by_epoch, self._config.checkpoint_hist)
+
+    @property
+    def best_epoch(self) -> int:
+        """The first of the epochs with the best metric; -1 before there is one."""
+        metrics = self._metric_by_epoch
+        return max(metrics, key=lambda epoch: (metrics[epoch], -epoch), default=-1)
+
+    @property
+    def best_metric(self) -> float:
+        """Metric of the best epoch; not a number before there is one."""
+        return self._metric_by_epoch.get(self.best_epoch, float("nan"))
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the epochs so far, as plain values."""
+        return {"metric_by_epoch": dict(self._metric_by_epoch), "last_row": dict(self.last_row)}
+
+    def restore(self, state: Mapping[str, Any], path: Path) -> None:
+        """Take over what :meth:`state` gave.
+
+        Raises:
+            DataError: It is damaged.
+        """
+        try:
+            by_epoch = state["metric_by_epoch"].items()
+            self._metric_by_epoch = {int(epoch): float(value) for epoch, value in by_epoch}
+            self.last_row = {str(name): float(value) for name, value in state["last_row"].items()}
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise DataError(f"{path}: the checkpoint's metrics are damaged: {error!r}") from error
+
+
+_SCORES: Sequence[tuple[str, str]] = (
+    ("eval_top1", "top-1"),
+    ("eval_top5", "top-5"),
+    ("ema_eval_top1", "EMA top-1"),
+)
+
+
+def _epoch_line(row: Mapping[str, float], num_epochs: int) -> str:
+    parts = [f"epoch {int(row['epoch']) + 1}/{num_epochs}", f"loss {row['train_loss']:.4g}"]
+    parts += [f"{label} {row[name]:.2f} %" for name, label in _SCORES if name in row]
+    parts.append(f"{row['samples_viewed']:,.0f} views")
+    parts.append(f"{row['images_per_second']:.0f} images/s")
+    parts.append(f"{row['data_wait_share']:.0%} waiting for data")
+    return "  ".join(parts)
