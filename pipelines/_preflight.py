@@ -14,7 +14,7 @@ from scalekd.cache.selection import refuse_part
 from scalekd.codecs import check_logit_codec, parse_codec
 from scalekd.errors import EnvironmentFault, UsageError
 from scalekd.pipelines._cache_config import CacheTeacherConfig
-from scalekd.storage import LocalStorage, Place, Storage, open_storage
+from scalekd.storage import LocalStorage, Location, Storage, open_storage
 from scalekd.storage.files import TEMPORARY_SUFFIX, remove_abandoned
 from scalekd.teachers import resolve_model_name
 from scalekd.views import ViewPolicy
@@ -44,7 +44,7 @@ def check_options(config: CacheTeacherConfig, *, named: bool = True) -> None:
         )
 
 
-def check_output(output: Place, form: Form, *, overwrite: bool) -> Plan | None:
+def check_output(output: Location, form: Form, *, overwrite: bool) -> Plan | None:
     """Check that a cache in ``form`` can be written at ``output``.
 
     Returns:

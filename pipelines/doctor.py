@@ -23,7 +23,7 @@ from scalekd.loading import open_images
 from scalekd.loading.embedded import EmbeddedImages
 from scalekd.loading.views import ReplayContract
 from scalekd.pipelines.check_replay import chosen_views, drawing_problem
-from scalekd.storage import Place
+from scalekd.storage import Location
 from scalekd.views import ViewPolicy, draw, pixel_environment, render
 
 _PACKAGES = ("scalekd", "torch", "timm", "accelerate", "zarr", "numcodecs", "pcodec", "webdataset")
@@ -107,7 +107,7 @@ class Diagnosis(BaseModel):
 
 
 def diagnose(
-    cache: Place | None = None,
+    cache: Location | None = None,
     *,
     data_dir: str | None = None,
     split: str = "train",

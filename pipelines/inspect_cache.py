@@ -11,7 +11,7 @@ from scalekd.cache.forms import ZARR
 from scalekd.cache.layout import SAMPLES, Unit
 from scalekd.cache.verify import verify
 from scalekd.errors import UsageError
-from scalekd.storage import Place, open_storage
+from scalekd.storage import Location, open_storage
 
 
 class CacheInfo(BaseModel):
@@ -106,18 +106,18 @@ def _machine(facts: dict[str, str]) -> str:
     return ", ".join([facts.get("device", "an unnamed device"), *others])
 
 
-def cache_info(place: Place) -> CacheInfo:
+def cache_info(location: Location) -> CacheInfo:
     """Read what a complete cache says of itself.
 
     Raises:
         DataError: No cache there.
         CacheError: It is damaged or incomplete.
     """
-    reader = open_cache(place)
+    reader = open_cache(location)
     manifest, identity = reader.manifest, reader.identity
     measured = manifest.plan.provenance.measured
     return CacheInfo(
-        path=open_storage(place).place,
+        path=open_storage(location).place,
         cache_id=manifest.plan.cache_id,
         format_version=identity.format_version,
         form=reader.layout.form.name,
@@ -198,11 +198,11 @@ class Verification(BaseModel):
     num_bytes: int
 
 
-def verify_cache(place: Place, *, quick: bool = False) -> Verification:
+def verify_cache(location: Location, *, quick: bool = False) -> Verification:
     """Check every file of a cache; see :func:`scalekd.cache.verify.verify`."""
-    found = verify(place, quick=quick)
+    found = verify(location, quick=quick)
     return Verification(
-        path=open_storage(place).place,
+        path=open_storage(location).place,
         sound=not found.problems,
         problems=tuple(found.problems),
         damaged_shards=tuple(sorted((str(s.unit), s.number) for s in found.damaged)),

@@ -25,7 +25,7 @@ from scalekd.cache.layout import (
 from scalekd.cache.manifest import Manifest, Plan
 from scalekd.cache.selection import read_selection
 from scalekd.errors import CacheCorrupt, CacheError, DataError
-from scalekd.storage import NotStored, Place, Storage, StoredFileError, open_storage
+from scalekd.storage import Location, NotStored, Storage, StoredFileError, open_storage
 
 State = Literal["complete", "part", "begun", "damaged"]
 
@@ -110,7 +110,7 @@ COLUMNS = (
 )
 
 
-def list_caches(root: Place, *, max_depth: int = 4) -> list[ListedCache]:
+def list_caches(root: Location, *, max_depth: int = 4) -> list[ListedCache]:
     """Find the caches below a place, the place itself included, ordered by path.
 
     Symbolic links are not followed, and what lies inside a cache is not searched, but for

@@ -21,7 +21,7 @@ from scalekd.cache.store import unit_documents
 from scalekd.cache.tables import table_files
 from scalekd.cache.targets import CacheCodecs
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError
-from scalekd.storage import NotStored, Place, Storage, StoredFileError, open_storage
+from scalekd.storage import Location, NotStored, Storage, StoredFileError, open_storage
 
 _IN_FLIGHT = 8  # requests to a remote store at once
 
@@ -41,13 +41,15 @@ class Cache:
         plan: Plan of the cache.
     """
 
-    def __init__(self, location: Place, plan: Plan, *, codecs: CacheCodecs | None = None) -> None:
+    def __init__(
+        self, location: Location, plan: Plan, *, codecs: CacheCodecs | None = None
+    ) -> None:
         self.storage: Storage = open_storage(location)
         self.plan = plan
         self._codecs = codecs
 
     @classmethod
-    def open(cls, location: Place) -> Self:
+    def open(cls, location: Location) -> Self:
         """Open a cache that is complete or begun.
 
         Raises:
@@ -62,7 +64,7 @@ class Cache:
         return cls(storage, plan)
 
     @classmethod
-    def begin(cls, location: Place, plan: Plan, form: Form) -> Self:
+    def begin(cls, location: Location, plan: Plan, form: Form) -> Self:
         """Write form and plan, unless another process was first; its plan is then in force.
 
         Raises:

@@ -8,7 +8,7 @@ import torch
 from scalekd.cache.extensions import BASE, JoinedReader, open_extension
 from scalekd.cache.reader import CacheReader, open_cache
 from scalekd.cache.targets import JoinedTargets, TargetDecoder
-from scalekd.storage import Place
+from scalekd.storage import Location
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ChosenTargets:
 
     @classmethod
     def open(
-        cls, cache: Place, *, targets: str | None = None, logits_from: Sequence[str] = ()
+        cls, cache: Location, *, targets: str | None = None, logits_from: Sequence[str] = ()
     ) -> "ChosenTargets":
         """Open a cache, and the extensions named.
 

@@ -26,7 +26,7 @@ from scalekd.cache.publish import remove_remote
 from scalekd.cache.store import unit_documents
 from scalekd.cache.tables import table_files
 from scalekd.errors import CacheMismatch, EnvironmentFault, UsageError
-from scalekd.storage import LocalStorage, Place, Storage, open_storage
+from scalekd.storage import LocalStorage, Location, Storage, open_storage
 from scalekd.storage.files import TEMPORARY_SUFFIX, explained
 
 _EARLY_NAMES = frozenset({TABLES_FOLDER, FORM_FILE})
@@ -38,13 +38,13 @@ _NAMES = _EARLY_NAMES | {
 }
 
 
-def read_plan(place: Place) -> Plan | None:
-    """The plan of the cache at ``place``, or ``None`` when no cache was begun there.
+def read_plan(location: Location) -> Plan | None:
+    """The plan of the cache at ``location``, or ``None`` when no cache was begun there.
 
     Raises:
         UsageError: The folder holds something that is no cache.
     """
-    storage = open_storage(place)
+    storage = open_storage(location)
     if isinstance(storage, LocalStorage):
         if not storage.root.exists():
             return None
@@ -78,7 +78,7 @@ def _refuse_strangers(root: Path, names: frozenset[str]) -> None:
         )
 
 
-def remove_cache(place: Place) -> None:
+def remove_cache(location: Location) -> None:
     """Delete a cache, whole, begun or damaged, with its extensions, and nothing but a cache.
 
     The plan goes last: a removal that was interrupted can be taken up again.
@@ -86,7 +86,7 @@ def remove_cache(place: Place) -> None:
     Raises:
         UsageError: The folder holds something else, or another job writes it; nothing was deleted.
     """
-    storage = open_storage(place)
+    storage = open_storage(location)
     if not isinstance(storage, LocalStorage):
         remove_remote(storage, _NAMES)
         return
@@ -112,22 +112,22 @@ def remove_cache(place: Place) -> None:
                 entry.unlink(missing_ok=True)
 
 
-def begin_form(place: Place, form: Form) -> None:
+def begin_form(location: Location, form: Form) -> None:
     """Write the form of a new cache, before its plan, or make sure that a cache has this form.
 
     Raises:
         CacheMismatch: It was begun in another.
     """
-    storage = open_storage(place)
+    storage = open_storage(location)
     if not storage.exists(PLAN_FILE):
         for relative, content in form.documents().items():
             storage.commit(relative, content, exclusive=True)
     check_form(storage, form)
 
 
-def check_form(place: Place, form: Form) -> None:
+def check_form(location: Location, form: Form) -> None:
     """Raise ``CacheMismatch`` if the cache was begun in another form."""
-    storage = open_storage(place)
+    storage = open_storage(location)
     standing = read_form(storage)
     if standing != form:
         raise CacheMismatch(
@@ -136,14 +136,14 @@ def check_form(place: Place, form: Form) -> None:
         )
 
 
-def commit_plan(place: Place, plan: Plan) -> Plan:
+def commit_plan(location: Location, plan: Plan) -> Plan:
     """Write the plan, unless another process was first.
 
     Returns:
         The plan in force. Machines that begin one cache at once may calibrate to other tables;
         they all go on with those of the first, if its job is theirs.
     """
-    storage = open_storage(place)
+    storage = open_storage(location)
     if storage.commit(PLAN_FILE, canonical(plan), exclusive=True):
         return plan
     standing = read_plan(storage)
@@ -155,9 +155,9 @@ def commit_plan(place: Place, plan: Plan) -> Plan:
     return standing
 
 
-def begin(place: Place, plan: Plan, layout: Layout, num_passes: int) -> None:
+def begin(location: Location, plan: Plan, layout: Layout, num_passes: int) -> None:
     """Write the metadata of all arrays, and remove tables that the plan does not name."""
-    storage = open_storage(place)
+    storage = open_storage(location)
     if isinstance(storage, LocalStorage):
         wanted = set(table_files(plan.identity))
         for path in (storage.root / TABLES_FOLDER).glob("*.safetensors"):

@@ -34,7 +34,7 @@ from scalekd.cache.tables import check_table, load_witnesses, table_files
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
 from scalekd.storage import (
     LocalStorage,
-    Place,
+    Location,
     open_storage,
 )
 from scalekd.views import ViewPolicy
@@ -45,15 +45,15 @@ Rows = np.ndarray[Any, Any]
 _MAX_SAMPLES_EXPANSION = 1024
 
 
-def read_manifest(place: Place) -> Manifest:
+def read_manifest(location: Location) -> Manifest:
     """The manifest of a complete cache.
 
     Raises:
-        DataError: There is no cache at ``place``.
+        DataError: There is no cache at ``location``.
         CacheCorrupt: The cache is incomplete, or its manifest is damaged.
         CacheMismatch: It was written in another version of the format.
     """
-    storage = open_storage(place)
+    storage = open_storage(location)
     if isinstance(storage, LocalStorage) and not storage.root.is_dir():
         raise DataError(f"no cache at {storage.place}: there is no such folder")
     manifest = read_manifest_if_any(storage)
@@ -70,17 +70,17 @@ def read_manifest(place: Place) -> Manifest:
     return manifest
 
 
-def open_cache(place: Place) -> "CacheReader":
+def open_cache(location: Location) -> "CacheReader":
     """Open a complete cache; reads its manifest and codec tables.
 
     Args:
-        place: Its folder, its URL (``s3://…``, ``https://…``), or either opened with
+        location: Its folder, its URL (``s3://…``, ``https://…``), or either opened with
             :func:`scalekd.storage.open_storage`.
 
     Raises:
         DataError, CacheCorrupt, CacheMismatch: As for :func:`read_manifest`.
     """
-    storage = open_storage(place)
+    storage = open_storage(location)
     manifest = read_manifest(storage)
     reader = CacheReader(Cache(storage, manifest.plan), manifest)
     reader.file(PLAN_FILE, digest(canonical(manifest.plan)))

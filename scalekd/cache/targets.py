@@ -33,19 +33,19 @@ from scalekd.distillation import (
     select_classes,
 )
 from scalekd.errors import UsageError
-from scalekd.storage import Place, Storage, open_storage
+from scalekd.storage import Location, Storage, open_storage
 from scalekd.views import ViewPolicy, view_columns
 
 SEPARATOR = ":"
 """Between the name of an extension and the name of an array of it."""
 
 
-def save_codec(place: Place, codec: FeatureCodec | LogitCodec, name: str) -> CodecInfo:
+def save_codec(location: Location, codec: FeatureCodec | LogitCodec, name: str) -> CodecInfo:
     """Describe a codec, and commit its tables, if it has any."""
     tables = codec.tables()
     if not tables:
         return CodecInfo(config=codec.to_config())
-    relative, found = save_arrays(place, name, tables)
+    relative, found = save_arrays(location, name, tables)
     return CodecInfo(config=codec.to_config(), tables=relative, tables_digest=found)
 
 
@@ -56,7 +56,7 @@ def _tables(storage: Storage, info: CodecInfo) -> Tables:
     return load_tables(content, storage.locate(info.tables))
 
 
-def save_table(place: Place, name: str, content: bytes) -> tuple[str, FileDigest]:
+def save_table(location: Location, name: str, content: bytes) -> tuple[str, FileDigest]:
     """Commit a file of tables under a name made from its content, so that none is overwritten.
 
     Returns:
@@ -64,14 +64,14 @@ def save_table(place: Place, name: str, content: bytes) -> tuple[str, FileDigest
     """
     found = digest(content)
     relative = f"{TABLES_FOLDER}/{name}-{found.sha256[:16]}.safetensors"
-    open_storage(place).commit(relative, content)
+    open_storage(location).commit(relative, content)
     return relative, found
 
 
-def save_arrays(place: Place, name: str, arrays: Tables) -> tuple[str, FileDigest]:
+def save_arrays(location: Location, name: str, arrays: Tables) -> tuple[str, FileDigest]:
     """Commit arrays as a safetensors file of the cache; see :func:`save_table`."""
     contiguous = {key: np.ascontiguousarray(arrays[key]) for key in sorted(arrays)}
-    return save_table(place, name, safetensors.numpy.save(contiguous))
+    return save_table(location, name, safetensors.numpy.save(contiguous))
 
 
 class CacheCodecs:
@@ -94,13 +94,13 @@ class CacheCodecs:
         self.form = form
 
     @classmethod
-    def load(cls, place: Place, identity: Identity) -> "CacheCodecs":
+    def load(cls, location: Location, identity: Identity) -> "CacheCodecs":
         """Rebuild the codecs from the plan and the cache's table files, and read its form.
 
         Raises:
             CacheCorrupt: Configuration or tables are damaged or do not fit the stage's shape.
         """
-        storage = open_storage(place)
+        storage = open_storage(location)
         return cls(
             {
                 int(stage): stage_codec(

@@ -27,7 +27,7 @@ from scalekd.cache.records import record_hash
 from scalekd.cache.selection import Selection
 from scalekd.cache.tables import table_files
 from scalekd.errors import CacheError, UsageError
-from scalekd.storage import LocalStorage, Place, Storage, open_storage
+from scalekd.storage import LocalStorage, Location, Storage, open_storage
 from scalekd.storage.files import TEMPORARY_SUFFIX
 
 _OF_WRITERS = frozenset({TEMPORARY_SUFFIX, LEASE_SUFFIX})
@@ -59,18 +59,18 @@ class Findings:
         self.num_bytes = 0
 
 
-def verify(place: Place, *, quick: bool = False) -> Findings:
+def verify(location: Location, *, quick: bool = False) -> Findings:
     """Check every file of a complete cache.
 
     Args:
-        place: Where the cache is; see :func:`~scalekd.cache.reader.open_cache`.
+        location: Where the cache is; see :func:`~scalekd.cache.reader.open_cache`.
         quick: Check records and sizes, but read no data.
 
     Raises:
-        DataError: There is no cache at ``place``.
+        DataError: There is no cache at ``location``.
         CacheError: The manifest is damaged, so that the rest cannot be judged.
     """
-    storage = open_storage(place)
+    storage = open_storage(location)
     manifest = read_manifest(storage)
     cache = Cache(storage, manifest.plan)
     part = cache.selection

@@ -16,8 +16,8 @@ __all__ = [
     "Listing",
     "LocalCache",
     "LocalStorage",
+    "Location",
     "NotStored",
-    "Place",
     "Storage",
     "StoredFile",
     "StoredFileError",
@@ -27,25 +27,25 @@ __all__ = [
     "parse_size",
 ]
 
-Place = str | Path | Storage
+Location = str | Path | Storage
 """A folder, a URL, or what either of them was opened as."""
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
-def is_remote(place: Place) -> bool:
-    """Whether ``place`` is no folder: a URL other than ``file://``, or an opened remote store."""
-    if isinstance(place, Storage):
-        return place.is_remote
-    url = _URL.match(str(place)) if isinstance(place, str) else None
+def is_remote(location: Location) -> bool:
+    """Return whether ``location`` is remote: a URL other than ``file://``, or a remote storage."""
+    if isinstance(location, Storage):
+        return location.is_remote
+    url = _URL.match(str(location)) if isinstance(location, str) else None
     return url is not None and url[1] != "file"
 
 
-def open_storage(place: Place, *, local_cache: LocalCache | None = None) -> Storage:
+def open_storage(location: Location, *, local_cache: LocalCache | None = None) -> Storage:
     """The files at a place. Nothing is read yet.
 
     Args:
-        place: A folder, ``file://``, ``s3://``, ``gs://``, ``az://``, ``https://``, ``hf://``; a
+        location: A folder, ``file://``, ``s3://``, ``gs://``, ``az://``, ``https://``, ``hf://``; a
             storage is given back as it is.
         local_cache: Keeps copies of what is read from a remote place.
 
@@ -53,16 +53,16 @@ def open_storage(place: Place, *, local_cache: LocalCache | None = None) -> Stor
         UsageError: The URL is of an unknown kind, or its package is not installed.
     """
     if local_cache is not None:
-        return local_cache.over(open_storage(place))
-    if isinstance(place, Storage):
-        return place
-    if isinstance(place, Path):
-        return LocalStorage(place)
-    url = _URL.match(place)
+        return local_cache.over(open_storage(location))
+    if isinstance(location, Storage):
+        return location
+    if isinstance(location, Path):
+        return LocalStorage(location)
+    url = _URL.match(location)
     if url is None:
-        return LocalStorage(place)
+        return LocalStorage(location)
     if url[1] == "file":
-        return LocalStorage(place.removeprefix("file://"))
+        return LocalStorage(location.removeprefix("file://"))
     if url[1] == "hf":
-        return HubStorage(place)
-    return ObjectStorage(place)
+        return HubStorage(location)
+    return ObjectStorage(location)

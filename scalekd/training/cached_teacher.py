@@ -24,7 +24,7 @@ from scalekd.images import ImageDataset
 from scalekd.loading import CachedViewLoader, open_images
 from scalekd.loading.cached_views import embedded_images
 from scalekd.models.classes import Classes, ClassMatch, classes_of_data
-from scalekd.storage import LocalCache, LocalStorage, Place, open_storage
+from scalekd.storage import LocalCache, LocalStorage, Location, open_storage
 from scalekd.students import Student
 from scalekd.teachers import FEATURES_ONLY, Tail, TeacherSpec, load_tail, match_teacher
 from scalekd.training.module import DistillationModule
@@ -80,7 +80,7 @@ class CachedTeacher:
 
     def __init__(
         self,
-        cache: Place,
+        cache: Location,
         *,
         data_dir: str | Path | None = None,
         split: str = "train",

@@ -6,7 +6,7 @@ from scalekd.cache.forms.base import IMAGE, Embed, Form, PassReader, ShardFiles
 from scalekd.cache.forms.tars import TarForm
 from scalekd.cache.forms.webdataset.form import read_form_document
 from scalekd.cache.forms.zarr import ZARR, ZarrArrays, ZarrForm
-from scalekd.storage import Place
+from scalekd.storage import Location
 
 __all__ = [
     "IMAGE",
@@ -28,7 +28,7 @@ def form_named(name: Literal["zarr", "webdataset"], embed: Embed) -> Form:
     return TarForm(embed) if name == "webdataset" else ZARR
 
 
-def read_form(location: Place) -> Form:
+def read_form(location: Location) -> Form:
     """The form of a cache that is there or begun.
 
     Raises:

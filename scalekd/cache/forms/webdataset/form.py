@@ -10,7 +10,7 @@ from typing import Any, Literal
 from scalekd.cache.documents import CacheDocument, canonical, parse_committed
 from scalekd.cache.forms.base import Embed
 from scalekd.errors import CacheCorrupt, CacheMismatch
-from scalekd.storage import NotStored, Place, StoredFileError, open_storage
+from scalekd.storage import Location, NotStored, StoredFileError, open_storage
 
 FORM_FILE = "webdataset.json"
 INFO_FILE = "_info.json"
@@ -62,14 +62,14 @@ def fields_document(fields: tuple[PackedField, ...]) -> bytes:
     return canonical(PackedFields(fields=fields))
 
 
-def read_form_document(place: Place) -> WebDatasetForm | None:
+def read_form_document(location: Location) -> WebDatasetForm | None:
     """The form document of a cache; ``None`` for a cache in Zarr form.
 
     Raises:
         CacheCorrupt: It is damaged.
         CacheMismatch: It is of another version.
     """
-    storage = open_storage(place)
+    storage = open_storage(location)
     where = storage.locate(FORM_FILE)
     try:
         data = storage.read(FORM_FILE, max_bytes=_MAX_FORM_BYTES)
