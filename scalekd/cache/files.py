@@ -20,7 +20,7 @@ MAX_FILE_BYTES = 4 << 30  # a block of features has at most half of it
 
 
 class FileDigest(BaseModel):
-    """What a committed file must weigh and hash to."""
+    """Size and SHA-256 of a committed file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

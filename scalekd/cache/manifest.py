@@ -46,7 +46,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class CodecInfo(CacheDocument):
-    """A codec's JSON configuration, and the file of its tables when it has any."""
+    """A codec's JSON configuration, and the file of its tables if it has tables."""
 
     config: dict[str, Any]
     tables: CodecTablesPath | None = None
@@ -60,7 +60,7 @@ class CodecInfo(CacheDocument):
 
 
 class StageInfo(CacheDocument):
-    """One stage's features: their shape for one view, and the codec that holds them."""
+    """Features of one stage: their shape for one view, and their codec."""
 
     grid: tuple[int, int]
     num_channels: int = Field(ge=1, le=1 << 16)
@@ -79,7 +79,7 @@ class StageInfo(CacheDocument):
 
 
 class DataInfo(CacheDocument):
-    """The image set: how many samples, how they are cut into shards, and what must match."""
+    """Description of the image set: size, fingerprint and class names."""
 
     fingerprint: Sha256
     num_samples: int = Field(ge=1, le=_MAX_SAMPLES)
@@ -88,7 +88,7 @@ class DataInfo(CacheDocument):
 
 
 class ViewsInfo(CacheDocument):
-    """How views were drawn, and the pixels' size the teacher saw."""
+    """How views are drawn, and their size in pixels."""
 
     policy: dict[str, Any]
     view_size: tuple[int, int]
@@ -115,7 +115,7 @@ the teacher's classes by number, as the maker of the cache asked for."""
 
 
 class Request(CacheDocument):
-    """What stage one was asked to keep, as its options spell it."""
+    """Requested stages, logits and codec, in the syntax of the options of stage one."""
 
     stages: list[Literal[3, 4]]
     logits: str
@@ -123,7 +123,7 @@ class Request(CacheDocument):
 
 
 class Identity(CacheDocument):
-    """Everything that decides the bytes of a shard."""
+    """Everything that the bytes of a shard depend on."""
 
     format: Literal["scalekd-cache"] = FORMAT
     format_version: Literal[1] = FORMAT_VERSION
@@ -222,7 +222,7 @@ class ErrorSummary(CacheDocument):
 
 
 class MeasuredErrors(CacheDocument):
-    """What coding cost a stage's held-out views: as they are, and in each of the two views."""
+    """Errors of the codec on a stage's held-out views: raw, spatial and frequency."""
 
     num_views: int = Field(ge=1, le=_MAX_SAMPLES)
     raw: ErrorSummary
@@ -236,11 +236,14 @@ _ERRORS_BY_STAGE = TypeAdapter(dict[Literal["3", "4"], MeasuredErrors])
 Computing = Annotated[
     dict[Name, Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=32)
 ]
-"""How a machine rounds a teacher's targets: device, versions, who encodes; see the format."""
+"""What the rounding of targets depends on: device, versions, encoder; see docs/cache-format.md."""
 
 
 class _Computed(CacheDocument):
-    """A document that may say how targets were computed; older releases wrote none of it."""
+    """A document with an optional description of how targets were computed.
+
+    Older releases did not write the field.
+    """
 
     computed: Computing | None = None
 
@@ -255,14 +258,14 @@ class _Computed(CacheDocument):
 
 
 class Provenance(_Computed):
-    """Facts worth keeping that decide no byte: versions, licence, a note of the maker.
+    """Information that is not part of the identity, such as versions, licence and a note.
 
     Attributes:
-        computed: How the targets are computed, but for shards whose records say otherwise.
-        software: Versions, by name.
-        licence: Of the teacher's weights.
-        note: Of the maker.
-        measured: By stage, the codec's errors on views held back from its calibration.
+        computed: How targets are computed, except for shards whose records differ.
+        software: Library versions, by name.
+        licence: Licence of the teacher's weights.
+        note: Note of the cache's author.
+        measured: The codec's errors on views not used for its calibration, by stage.
     """
 
     software: dict[str, str]
@@ -302,17 +305,17 @@ class Plan(CacheDocument):
 
 
 class ShardRecord(_Computed):
-    """Commit of one unit of work: the files of one shard in one pass, or of its samples.
+    """Commit record of one shard of a pass, or of one shard of the samples.
 
     Attributes:
-        cache_id: The cache this shard belongs to.
+        cache_id: Identifier of the cache that the shard belongs to.
         unit: ``"samples"`` or the number of the pass.
         shard: Number of the shard.
-        num_rows: Valid rows; rows after them are padding.
-        samples_sha256: Hash of keys, labels and images of the shard, in order; alike in all passes.
-        files: Digest of every file of the unit, by path inside the cache.
-        skipped: Keys of corrupt images left out at the maker's wish.
-        computed: How the targets were computed, where it is not as the plan says.
+        num_rows: Number of valid rows; rows after them are padding.
+        samples_sha256: Hash of keys, labels and images of the shard, in order; equal in all passes.
+        files: Digest of every file of the shard, by path inside the cache.
+        skipped: Keys of corrupt images that were skipped, if skipping was requested.
+        computed: How the targets were computed, if it differs from the plan.
     """
 
     cache_id: Sha256

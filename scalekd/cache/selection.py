@@ -32,10 +32,10 @@ class Selection(CacheDocument):
     """A part of a cache: the product of some passes, some shards and some targets.
 
     Attributes:
-        cache_id: The cache it is a part of.
-        passes: First and last of each run of passes; all of the manifest's when ``None``.
-        shards: First and last of each run of shards; all when ``None``.
-        targets: Groups of target arrays; all when ``None``. Views are always there.
+        cache_id: Identifier of the whole cache.
+        passes: First and last pass of each selected range; all passes if ``None``.
+        shards: First and last shard of each selected range; all shards if ``None``.
+        targets: Selected groups of target arrays; all groups if ``None``. Views are always present.
     """
 
     cache_id: Sha256

@@ -69,25 +69,25 @@ and what its classes are called."""
 
 
 class TeacherSpec(BaseModel):
-    """A loaded teacher, as a cache's manifest records it.
+    """Description of a loaded teacher, as stored in a cache's manifest.
 
     Attributes:
         model: ``architecture.tag``, ``hf-hub:…`` or the name of a local folder.
-        architecture: timm's entry point.
+        architecture: Name of the model in timm.
         family: ``swin``, ``vit``, ``beit`` or ``eva``: how its tail runs.
-        weights_sha256: Over names, dtypes, shapes and bytes of the whole state dict.
-        weights_source: Where the weights came from.
-        img_size: Height and width of the pixels it takes.
-        mean: Mean of RGB in 0..1.
-        std: Standard deviation of RGB in 0..1.
-        interpolation: timm's name of the resize filter it was trained with.
+        weights_sha256: SHA-256 of names, dtypes, shapes and bytes of the whole state dict.
+        weights_source: Source of the weights.
+        img_size: Height and width of the teacher's input, in pixels.
+        mean: Mean per RGB channel, in 0..1.
+        std: Standard deviation per RGB channel, in 0..1.
+        interpolation: timm's name of the resize filter that the teacher was trained with.
         crop_pct: Share of the shorter side that its evaluation crop keeps.
         stages: Shape of the features of stage 3 and stage 4.
-        num_classes: Width of the logits; ``None`` for a teacher without a classifier.
+        num_classes: Number of logits; ``None`` for a teacher without a classifier.
         licence: Licence of the published weights, as timm records it.
-        model_kwargs: All constructor arguments over timm's defaults for the architecture.
-        tail_blocks: Blocks in the tail of a ViT.
-        class_names: Name of each class of the logits; left out of documents where unknown.
+        model_kwargs: Constructor arguments that differ from timm's defaults for the architecture.
+        tail_blocks: Number of blocks in the tail of a ViT.
+        class_names: Name of each class of the logits; omitted from documents if unknown.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())

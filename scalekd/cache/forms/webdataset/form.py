@@ -24,7 +24,7 @@ class WebDatasetForm(CacheDocument):
     """Content of ``webdataset.json``.
 
     Attributes:
-        embed: What images the tars hold.
+        embed: Which images the tars contain.
     """
 
     format: Literal["scalekd-webdataset"] = "scalekd-webdataset"
@@ -36,10 +36,10 @@ class PackedField(CacheDocument):
     """One array of a packed view.
 
     Attributes:
-        name: That of the array in the Zarr form, such as ``stage4/coefficients``.
-        dtype: NumPy name of the element type; stored little-endian.
-        shape: Of one view.
-        coding: ``raw``: the values; else compressed, or raw where that is no larger.
+        name: Name of the array in the Zarr form, such as ``stage4/coefficients``.
+        dtype: NumPy name of the element type; values are stored little-endian.
+        shape: Shape for one view.
+        coding: ``raw`` for uncompressed values. Other fields are compressed if that is smaller.
     """
 
     name: str
@@ -49,10 +49,10 @@ class PackedField(CacheDocument):
 
 
 class PackedFields(CacheDocument):
-    """Content of ``passes/fields.json``: what Zarr's array metadata are to the Zarr form.
+    """Content of ``passes/fields.json``, which replaces the array metadata of the Zarr form.
 
     Attributes:
-        fields: Arrays of a packed view, in their order there.
+        fields: Arrays of a packed view, in the order in which they are stored.
     """
 
     fields: tuple[PackedField, ...]
