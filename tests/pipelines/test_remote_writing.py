@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from scalekd.cache import open_cache
-from scalekd.cache.layout import MANIFEST_FILE, PLAN_FILE
+from scalekd.cache.layout import MANIFEST_FILE, PLAN_FILE, ShardId
 from scalekd.cache.publish import send_files
 from scalekd.errors import CacheMismatch, EnvironmentFault, UsageError
 from scalekd.pipelines.inspect_cache import verify_cache
@@ -139,21 +139,21 @@ def test_what_another_machine_computes_otherwise_replaces_nothing(
     record = open_cache(sound_cache).record(0, 0)
     files = {path: record.files[path]}
     ours = folder.read(path, max_bytes=10**7)
-    send_files(folder, place, files, 0, 0)
+    send_files(folder, place, files, ShardId(0, 0))
     s3.reset()
-    send_files(folder, place, files, 0, 0)
+    send_files(folder, place, files, ShardId(0, 0))
     assert place.read(path, max_bytes=10**7) == ours
     place.commit(path, ours[::-1])
     with pytest.raises(CacheMismatch, match=r"another job is writing shard 0 of pass 0.*an hour"):
-        send_files(folder, place, files, 0, 0)
+        send_files(folder, place, files, ShardId(0, 0))
     place.commit("records/0000/000000.json", b"{}")
     later = time.time() + 4000
     monkeypatch.setattr(time, "time", lambda: later)
     with pytest.raises(CacheMismatch, match="another job has committed shard 0 of pass 0"):
-        send_files(folder, place, files, 0, 0)
+        send_files(folder, place, files, ShardId(0, 0))
     assert place.read(path, max_bytes=10**7) == ours[::-1]
     place.delete("records/0000/000000.json")
-    send_files(folder, place, files, 0, 0)
+    send_files(folder, place, files, ShardId(0, 0))
     assert place.read(path, max_bytes=10**7) == ours
 
 
