@@ -122,7 +122,9 @@ class _Pair(tuple[str, Any]):
     """A key and its value."""
 
 
-class _Choice(click.Choice[str]):
+class SynonymChoice(click.Choice[str]):
+    """A choice that knows both names of full precision."""
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         synonym = _SYNONYMS.get(value)
         if value not in self.choices and synonym in self.choices:
@@ -148,7 +150,7 @@ def _settings(annotation: Any) -> dict[str, Any]:
     if annotation is bool:
         return {"switch": True, "default": None}
     if get_origin(annotation) is Literal:
-        return {"type": _Choice(arguments)}
+        return {"type": SynonymChoice(arguments)}
     if get_origin(annotation) is dict:
         return {"type": _KeyValue(), "multiple": True}
     if get_origin(annotation) is tuple:

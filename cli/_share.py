@@ -21,7 +21,11 @@ def share_command(name: str, doc: str) -> click.Command:
         "--logits-only", is_flag=True, help="Take logits and views, no features, no tail."
     )
     @click.option(
-        "--jobs", default=8, show_default=True, type=click.IntRange(1, 64), help="Files at once."
+        "--jobs",
+        default=8,
+        show_default=True,
+        type=click.IntRange(1, 64),
+        help="Number of files that travel at once.",
     )
     @click.option("--check", is_flag=True, help="Read what stands there; replace what differs.")
     @click.option(

@@ -12,7 +12,12 @@ from scalekd.cli._output import emit
 @click.command("convert")
 @click.argument("source")
 @click.argument("output")
-@click.option("--format", required=True, type=click.Choice(["zarr", "webdataset"]))
+@click.option(
+    "--format",
+    required=True,
+    type=click.Choice(["zarr", "webdataset"]),
+    help="Form of the new cache: arrays beside the image set, or tars that stream by themselves.",
+)
 @click.option(
     "--embed",
     default="none",
@@ -20,7 +25,7 @@ from scalekd.cli._output import emit
     type=click.Choice(["none", "source", "view"]),
     help="Images in the tars: none, the encoded files, or the rendered views.",
 )
-@click.option("--data-dir", help="With --embed: the images the cache was made from.")
+@click.option("--data-dir", help="The images the cache was made from, which --embed needs.")
 @click.option("--split", default="train", show_default=True, help="Name, folder or pattern.")
 @click.option("-j", "--workers", default=2, show_default=True, help="Processes that read images.")
 @click.option("--shards", type=NumberRange(), help="Do these shards only.")

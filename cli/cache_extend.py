@@ -21,9 +21,11 @@ from scalekd.cli._output import emit
 @click.option("--split", default="train", show_default=True, help="Name, folder or pattern.")
 @click.option("--passes", type=click.IntRange(1, 9999), help="Passes to have in the end.")
 @click.option("--name", help="Add targets under this name, in extensions/NAME/.")
-@click.option("--stages", type=Stages(), help="With --name: 3,4, final or none.")
-@click.option("--logits", help="With --name: full, topk:K or none.")
-@click.option("--codec", help="With --name: codec of the features.")
+@click.option(
+    "--stages", type=Stages(), help="Stages whose features --name keeps: 3,4, final or none."
+)
+@click.option("--logits", help="Logits that --name keeps: full, topk:K or none.")
+@click.option("--codec", help="Codec of the features that --name keeps.")
 @click.option("--model", help="Another teacher, with --name; or the teacher's name here.")
 @click.option("--checkpoint", help="The teacher's weights, when they are read from a file.")
 @click.option(
@@ -32,20 +34,20 @@ from scalekd.cli._output import emit
 @click.option(
     "--teacher-classes",
     type=click.Path(path_type=Path),
-    help="With --name: file with the names of another teacher's classes, one a line.",
+    help="File with the names of another teacher's classes, one a line.",
 )
 @click.option(
     "--class-map",
-    help="With --name: another teacher's class of each label: auto, by name; none, by number; or a "
+    help="Another teacher's class of each label: auto, by name; none, by number; or a "
     "file, one number or name a line.  [default: auto]",
 )
 @click.option(
     "--pretrained/--no-pretrained",
     default=True,
-    help="With another teacher: read its published weights, or leave them random.",
+    help="Read another teacher's published weights, or leave them random.",
 )
-@click.option("--licence", help="With --name: licence of another teacher's weights.")
-@click.option("--note", help="With --name: free text to keep in the manifest.")
+@click.option("--licence", help="Licence of another teacher's weights.")
+@click.option("--note", help="Text to keep in the manifest of --name.")
 @click.option("--shards", type=NumberRange(), help="Do these shards only.")
 @click.option("--local-cache", help="Folder for copies of remote image shards.  [default: none]")
 @click.option(

@@ -9,7 +9,11 @@ from scalekd.cli._output import emit, table
 @click.command("ls")
 @click.argument("root")
 @click.option(
-    "--depth", default=4, show_default=True, type=click.IntRange(0, 64), help="Levels below ROOT."
+    "--depth",
+    default=4,
+    show_default=True,
+    type=click.IntRange(0, 64),
+    help="Number of folder levels below ROOT to search.",
 )
 @json_option
 def command(root: str, *, depth: int, as_json: bool) -> None:

@@ -19,12 +19,21 @@ from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
     metavar="N",
     help="Then draw N views again, and ask the teacher again.",
 )
-@click.option("--data-dir", help="With --deep: the images the cache was made from.")
-@click.option("--split", default="train", show_default=True, help="With --deep: which images.")
-@click.option("--model", help="With --deep: the teacher's name here, if it has another.")
-@click.option("--checkpoint", help="With --deep: the teacher's weights, if from a file.")
+@click.option("--data-dir", help="The images the cache was made from, which --deep needs.")
 @click.option(
-    "--model-kwargs", multiple=True, type=KeyValue(), help="With --deep: model arguments; repeat."
+    "--split", default="train", show_default=True, help="Name, folder or pattern of these images."
+)
+@click.option(
+    "--model", help="The teacher's name here for --deep, when the cache's does not resolve."
+)
+@click.option(
+    "--checkpoint", help="The teacher's weights for --deep, when they were read from a file."
+)
+@click.option(
+    "--model-kwargs",
+    multiple=True,
+    type=KeyValue(),
+    help="Argument of the teacher as key=value for --deep; repeat the option for more.",
 )
 @image_options()
 @json_option

@@ -15,7 +15,11 @@ from scalekd.errors import CacheMismatch
 @click.option("--data-dir", help="An image set to check; with --cache, the one it was made from.")
 @click.option("--split", default="train", show_default=True, help="Name, folder or pattern.")
 @click.option(
-    "--views", default=64, show_default=True, type=click.IntRange(min=1), help="Views to draw."
+    "--views",
+    default=64,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Number of views to draw again.",
 )
 @image_options()
 @json_option

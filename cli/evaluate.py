@@ -7,6 +7,7 @@ import click
 from scalekd.cli._image_options import image_options, taken_options
 from scalekd.cli._options import json_option
 from scalekd.cli._output import emit
+from scalekd.cli._record import SynonymChoice
 
 
 @click.command("evaluate")
@@ -34,10 +35,20 @@ from scalekd.cli._output import emit
 )
 @click.option("--teacher", help="Also run this teacher, and measure the agreement with it.")
 @click.option("--teacher-checkpoint", help="The teacher's weights on disk.")
-@click.option("--teacher-pretrained/--no-teacher-pretrained", default=True)
+@click.option(
+    "--teacher-pretrained/--no-teacher-pretrained",
+    default=True,
+    help="Read the teacher's published weights, or leave them random.",
+)
 @click.option("--teacher-cache", help="Read the teacher's answers from a cache of this split.")
 @click.option("--knn-split", help="Also classify by nearest neighbours from this split.")
-@click.option("--knn-k", default=20, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--knn-k",
+    default=20,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Number of nearest neighbours that vote.",
+)
 @click.option(
     "--knn-temperature",
     default=0.07,
@@ -45,12 +56,28 @@ from scalekd.cli._output import emit
     type=click.FloatRange(0, min_open=True),
     help="A neighbour's vote weighs exp(cosine / temperature).",
 )
-@click.option("-b", "--batch-size", default=128, show_default=True, type=click.IntRange(1))
 @click.option(
-    "-j", "--workers", type=click.IntRange(0), help="[default: 4, or the cores if they are fewer]"
+    "-b",
+    "--batch-size",
+    default=128,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Number of images in a batch of each process.",
 )
 @click.option(
-    "--amp", default="no", show_default=True, type=click.Choice(["auto", "bf16", "fp16", "no"])
+    "-j",
+    "--workers",
+    type=click.IntRange(0),
+    help="Number of processes that decode images; 4, or as many as there are cores, if not given.",
+)
+@click.option(
+    "--amp",
+    "--precision",
+    "amp",
+    default="no",
+    show_default=True,
+    type=SynonymChoice(["auto", "bf16", "fp16", "no"]),
+    help="Precision of autocast: auto is bf16 where the device has it; no, or fp32, for none.",
 )
 @image_options()
 @json_option

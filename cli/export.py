@@ -11,7 +11,12 @@ from scalekd.cli._output import emit
 
 @click.command("export")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="Not yet existing.")
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder or file to write, which must not exist.",
+)
 @click.option(
     "--format",
     "export_format",

@@ -105,6 +105,15 @@ def test_every_field_of_a_record_is_an_option_described_by_a_sentence(path: str)
         assert len(sentence.split()) >= 2
 
 
+def test_every_option_of_every_command_is_described_by_a_sentence() -> None:
+    for path, command in commands(group):
+        for option in command.params:
+            if isinstance(option, click.Option):
+                text = re.sub(r"\s*\[default[^]]*\]$", "", option.help or "")
+                assert text.endswith("."), (path, option.opts, text)
+                assert len(text.split()) >= 2, (path, option.opts, text)
+
+
 def test_help_made_from_records_loads_no_torch() -> None:
     program = (
         "import sys; from scalekd.cli.main import main\n"
