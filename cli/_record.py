@@ -25,6 +25,9 @@ _NAMES = {
 """Names of options that are more than their field's; one option has the same name everywhere."""
 
 
+_REPEATED = {"multiple": True, "callback": lambda context, parameter, values: values or None}
+"""Settings of an option that may be repeated: ``None`` where it is not given."""
+
 _SYNONYMS = {"no": "fp32", "fp32": "no"}
 """Full precision, which one command calls fp32 and another no: both take both."""
 
@@ -111,9 +114,9 @@ def _by_heading(
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
     """Keep the values of options that were given; pairs of ``key=value`` become a mapping."""
-    values = {name: value for name, value in options.items() if value not in (None, ())}
+    values = {name: value for name, value in options.items() if value is not None}
     for name, value in values.items():
-        if isinstance(value, tuple) and all(isinstance(pair, _Pair) for pair in value):
+        if value and isinstance(value, tuple) and all(isinstance(pair, _Pair) for pair in value):
             values[name] = dict(value)
     return values
 
@@ -152,15 +155,15 @@ def _settings(annotation: Any) -> dict[str, Any]:
     if get_origin(annotation) is Literal:
         return {"type": SynonymChoice(arguments)}
     if get_origin(annotation) is dict:
-        return {"type": _KeyValue(), "multiple": True}
+        return {"type": _KeyValue(), **_REPEATED}
     if get_origin(annotation) is tuple:
         if get_origin(arguments[0]) is Literal:
             return {"type": Stages()}
         if arguments == (int, int):
             return {"type": NumberRange()}
-        return {"multiple": True} if arguments[0] is str else {"type": Numbers()}
+        return {**_REPEATED} if arguments[0] is str else {"type": Numbers()}
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return {"type": KeyValue(dotted=True), "multiple": True}
+        return {"type": KeyValue(dotted=True), **_REPEATED}
     return {"type": annotation if annotation in (int, float) else str}
 
 

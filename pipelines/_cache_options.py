@@ -1,4 +1,4 @@
-"""Options of ``scalekd cache-teacher``, whose help is made from them; they load no torch."""
+"""Options of commands that write or move caches; help is made from them, and they load no torch."""
 
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -109,3 +109,53 @@ class CacheOptions(ImageOptions):
     themselves."""
     embed: Literal["none", "source", "view"] = "none"
     """Images in the tars: none, source for the encoded files, view for the rendered views."""
+
+
+class ConvertConfig(ImageOptions):
+    """Options of ``scalekd cache convert``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    headings: ClassVar[dict[str, str]] = {"source": "Conversion", "labels": "Reading of the images"}
+
+    source: str
+    """Folder or URL of the cache."""
+    output: str
+    """Folder of the new cache."""
+    format: Literal["zarr", "webdataset"]
+    """Form of the new cache: zarr for arrays beside the image set, webdataset for tars."""
+    embed: Literal["none", "source", "view"] = "none"
+    """Images in the tars: none, source for the encoded files, view for the rendered views."""
+    data_dir: str | None = None
+    """Folder, URL or pattern of the images the cache was made from, which --embed needs."""
+    split: str = "train"
+    """Name, folder or pattern of these images."""
+    workers: int = Field(default=2, ge=0)
+    """Number of processes that read images."""
+    shards: tuple[int, int] | None = None
+    """Work on these shards only, as A-B, both included."""
+
+
+class ShareConfig(BaseModel):
+    """Options of ``scalekd cache push`` and ``scalekd cache pull``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    headings: ClassVar[dict[str, str]] = {"source": "What travels", "jobs": "Transfer"}
+
+    source: str
+    """Folder or URL of the cache."""
+    target: str
+    """Folder or URL where it is to be."""
+    passes: tuple[int, int] | None = None
+    """Take these passes only, as A-B, both included."""
+    shards: tuple[int, int] | None = None
+    """Take these shards only, as A-B, both included."""
+    stages: tuple[Literal[3, 4], ...] | None = None
+    """Take these stages only: 3,4, final or none."""
+    logits_only: bool = False
+    """Take logits and views, without features and the teacher's tail."""
+    jobs: int = Field(default=8, ge=1, le=64)
+    """Number of files that travel at once."""
+    check: bool = False
+    """Read the files that are at the target already, and replace those that differ."""
+    read_back: bool = True
+    """Read each file back from a remote target, and check it."""

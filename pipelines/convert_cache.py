@@ -10,17 +10,16 @@ goes on, and several divide the work. Converting back gives the files that stood
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 
 from scalekd.cache import CacheReader, open_cache
 from scalekd.cache.cache import Cache
 from scalekd.cache.extensions import begun_extensions, extension_path
 from scalekd.cache.files import FileDigest
 from scalekd.cache.finishing import finish
-from scalekd.cache.forms import Embed, Form, form_named
+from scalekd.cache.forms import Form, form_named
 from scalekd.cache.planning import (
     begin,
     begin_form,
@@ -35,39 +34,13 @@ from scalekd.cache.tables import table_files
 from scalekd.cache.transfer import Transfer
 from scalekd.cache.writer import CacheWriter
 from scalekd.errors import CacheMismatch, UsageError
-from scalekd.image_options import ImageOptions
 from scalekd.loading import open_images, worker_faults
 from scalekd.loading.embedding import BlockImages, BlockRequest, ImagesToEmbed, images_of_blocks
+from scalekd.pipelines._cache_options import ConvertConfig
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._signals import terminable
 from scalekd.storage import Storage, is_remote, open_storage
 from scalekd.storage.files import remove_abandoned
-
-
-class ConvertConfig(ImageOptions):
-    """What ``scalekd cache convert`` was asked for.
-
-    Attributes:
-        source: Place of the cache, a folder or a URL.
-        output: Folder of the new one.
-        format: Its form.
-        embed: What images its tars are to hold.
-        data_dir: The images the cache was made from, where they must be looked at.
-        split: Which of them; see :func:`scalekd.images.open_dataset`.
-        workers: Processes that read or draw images.
-        shards: First and last shard this command is to do; all when ``None``.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    source: str
-    output: str
-    format: Literal["zarr", "webdataset"]
-    embed: Embed = "none"
-    data_dir: str | None = None
-    split: str = "train"
-    workers: int = Field(default=2, ge=0)
-    shards: tuple[int, int] | None = None
 
 
 class ConvertResult(BaseModel):

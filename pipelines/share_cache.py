@@ -13,9 +13,8 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 
 from scalekd.cache.card import check_hub_limits, dataset_card
 from scalekd.cache.extensions import begun_extensions, extension_path
@@ -30,39 +29,12 @@ from scalekd.cache.selection import (
 from scalekd.cache.source import SourceCache
 from scalekd.cache.transfer import Tally, Transfer
 from scalekd.errors import EnvironmentFault, UsageError
+from scalekd.pipelines._cache_options import ShareConfig
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._signals import terminable
 from scalekd.storage import HubStorage, LocalStorage, Storage, open_storage
 
 Range = tuple[int, int]
-
-
-class ShareConfig(BaseModel):
-    """What ``scalekd cache push`` or ``pull`` was asked for.
-
-    Attributes:
-        source: Folder or URL of the cache.
-        target: Folder or URL it is to stand at.
-        passes: First and last pass to take; all when ``None``.
-        shards: First and last shard to take; all when ``None``.
-        stages: Stages to take; all when ``None``.
-        logits_only: Take no stage and no tail.
-        jobs: Files in flight at once, each in memory.
-        check: Read what stands at the target already, and replace what differs.
-        read_back: Read every file back from a remote target.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    source: str
-    target: str
-    passes: Range | None = None
-    shards: Range | None = None
-    stages: tuple[Literal[3, 4], ...] | None = None
-    logits_only: bool = False
-    jobs: int = Field(default=8, ge=1, le=64)
-    check: bool = False
-    read_back: bool = True
 
 
 class ShareResult(BaseModel):

@@ -83,6 +83,9 @@ FROM_RECORDS = {
         "scalekd.pipelines._cache_options.TeacherOptions",
         "scalekd.pipelines._cache_options.CacheOptions",
     ],
+    "cache convert": ["scalekd.pipelines._cache_options.ConvertConfig"],
+    "cache push": ["scalekd.pipelines._cache_options.ShareConfig"],
+    "cache pull": ["scalekd.pipelines._cache_options.ShareConfig"],
 }
 
 
@@ -97,6 +100,8 @@ def test_every_field_of_a_record_is_an_option_described_by_a_sentence(path: str)
     parameters = {parameter.name: parameter for parameter in dict(commands(group))[path].params}
     for field, info in _fields(path):
         parameter = parameters[field]
+        if isinstance(parameter, click.Argument):
+            continue
         assert isinstance(parameter, click.Option)
         assert (parameter.help or "").startswith(info.description.replace("\n", " "))
         sentence = re.sub(r"  \[default: [^]]+\]$", "", parameter.help or "")
@@ -154,6 +159,8 @@ class _Record(BaseModel):
     """Betas of it."""
     shards: tuple[int, int] | None = None
     """Range of it."""
+    stages: tuple[Literal[3, 4], ...] = (3, 4)
+    """Stages of it."""
     place: str | Path = "."
     """Place of it."""
     size: ByteSize = ByteSize(10**9)
@@ -172,7 +179,8 @@ def test_a_records_fields_become_options() -> None:
     assert values == {}
     line = (
         "--name b --kind y --tags p --tags q --extra k=false --extra l=1 --inner heads=3 --rate 0.1"
-        " --no-flag --betas 0.5,0.6 --shards 2-3 --place /x --size 2GB"
+        " --no-flag --betas 0.5,0.6 --shards 2-3 --stages none"
+        " --place /x --size 2GB"
     )
     it.main(line.split(), standalone_mode=False)
     assert values.pop("inner") == (("heads", 3),)
@@ -185,6 +193,7 @@ def test_a_records_fields_become_options() -> None:
         "flag": False,
         "betas": (0.5, 0.6),
         "shards": (2, 3),
+        "stages": (),
         "place": "/x",
         "size": "2GB",
     }
@@ -195,7 +204,7 @@ def test_a_records_fields_become_options() -> None:
     assert text.index("Rates:") < text.index("--rate") < text.index("Names:") < text.index("--name")
     for default in ("[default: a]", "[default: 0.5]", "[default: 0.9,0.99]", "[default: 1GB]"):
         assert default in text
-    assert text.count("[default") == 5
+    assert text.count("[default") == 6
 
 
 @pytest.mark.parametrize("name", ["--amp", "--precision"])
