@@ -160,6 +160,8 @@ def open_parquet(files: Sequence[Path], place: str, columns: Columns) -> Hugging
     with _explained(place):
         for file in files:
             count = read_metadata(file).num_rows
+            if count > file.stat().st_size:  # names are made before the file is read
+                raise DataError(f"{file}: states {count:,} rows, more than it has bytes")
             names += [f"{file.stem}/{row:08d}" for row in range(count)]
         table = library.load_dataset(
             "parquet", data_files={"train": [str(file) for file in files]}, split="train"

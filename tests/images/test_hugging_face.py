@@ -14,6 +14,8 @@ from scalekd.errors import DataError, EnvironmentFault, ScaleKDError, UsageError
 from scalekd.images import ImageDataset, ImageOptions, open_dataset
 
 datasets = pytest.importorskip("datasets")
+pyarrow = pytest.importorskip("pyarrow")
+pytest.importorskip("pyarrow.parquet")
 NUM_ROWS = 12
 CLASSES = ["ant", "bee", "cat"]
 
@@ -214,6 +216,11 @@ def test_damaged_and_hostile_folders_are_refused(table: Callable[..., Any], tmp_
     with pytest.raises(DataError, match=r"set.*: .*[Pp]arquet") as caught:
         open_dataset(str(tmp_path / "set"))
     assert "\n" not in str(caught.value)
+
+    few_bytes = pyarrow.table({"image": pyarrow.nulls(10**6, pyarrow.binary())})
+    pyarrow.parquet.write_table(few_bytes, path)
+    with pytest.raises(DataError, match="states 1,000,000 rows, more than it has bytes"):
+        open_dataset(str(tmp_path / "set"))
 
     saved = tmp_path / "saved"
     table().save_to_disk(str(saved))
