@@ -20,6 +20,7 @@ _RULES = (
     ("entropy coding", r"pcodec|numcodecs|_decode_(blosc|zstd|pcodec)"),
     ("transform codec, encoding", r"codecs/(_quantiser|_trellis|_analysis|_fit|transform)\.py"),
     ("transform codec, decoding", r"codecs/_decoder\.py"),
+    ("packing views' parameters", r"\b(un)?pack_views? \("),
     ("image decode and drawing", r"PIL/|views/_(decode|view|crop|flip|rand|jitter|erase|policy)"),
     ("reading images", r"data/samples\.py"),
     ("indexing the image set", r"data/index\.py|tarfile\.py"),
@@ -33,7 +34,6 @@ _RULES = (
     ("writing through zarr", r"zarr/|cache/store\.py"),
     ("reading the cache", r"cache/(reader|chunks)\.py|data/blocks\.py"),
     ("checkpoints", r"training/(checkpoint|run_folder|state)\.py"),
-    ("packing views' parameters", r"views/_columns"),
     ("batches between processes", r"multiprocessing|data/_workers|torch/utils/data"),
     ("waiting", r"threading\.py|selectors\.py|queue\.py|socket\.py"),
 )
