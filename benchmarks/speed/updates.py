@@ -114,7 +114,6 @@ def _train(rank: int, port: int, num_updates: int, folder: str) -> None:
     # The last update ends the epoch, with exchanges of its own.
     result = (reads.count / len(counts), (counts[-1] - counts[0]) / (len(counts) - 1))
     torch.save(result, Path(folder) / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 def _count_agreements() -> list[str]:
