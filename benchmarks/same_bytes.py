@@ -99,9 +99,7 @@ def _copy_plan(source: Path, target: Path) -> None:
 
 def differences(old: Path, new: Path) -> Iterator[str]:
     """Each file that is in one tree only, or differs in more than provenance."""
-    trees = [
-        {p.relative_to(r).as_posix(): p for p in r.rglob("*") if p.is_file()} for r in (old, new)
-    ]
+    trees = [_files(root) for root in (old, new)]
     for name in sorted(trees[0].keys() ^ trees[1].keys()):
         yield f"{name}: only in {old if name in trees[0] else new}"
     for name in sorted(trees[0].keys() & trees[1].keys()):
@@ -112,6 +110,17 @@ def differences(old: Path, new: Path) -> Iterator[str]:
             contents = [_without_provenance(json.loads(content)) for content in contents]
         if contents[0] != contents[1]:
             yield f"{name}: differs"
+
+
+def _files(root: Path) -> dict[str, Path]:
+    """Files by path; of numbered selections the last, which is the one that counts."""
+    files: dict[str, Path] = {}
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        name = path.relative_to(root)
+        if name.parent.name == "selection":
+            name = name.with_name("the last")
+        files[name.as_posix()] = path
+    return files
 
 
 def _without_provenance(document: Any) -> Any:
