@@ -38,21 +38,32 @@ def search(values: Tensor, weights: Tensor) -> Tensor:
 
 @cache
 def _can_fuse() -> bool:
-    """Whether Triton is there and can build kernels, for which it needs a C compiler."""
+    """Whether Triton builds the kernel, for which it needs a C compiler, and it finds the paths.
+
+    The kernel is compiled for whatever device is here, so it is compared once in each process with
+    the operations that it replaces.
+    """
     if importlib.util.find_spec("triton") is None:
         return False
+    generator = torch.Generator().manual_seed(0)
+    values = (4 * torch.randn(4 * STEPS, 64, generator=generator)).to("cuda")
+    weights = (1 + torch.rand(STEPS, generator=generator)).to("cuda")
     try:
         from scalekd.codecs._viterbi_triton import search_fused
 
-        search_fused(torch.zeros(STEPS, 1, device="cuda"), torch.ones(STEPS, device="cuda"))
+        fused = search_fused(values, weights)
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        warnings.warn(
-            f"Triton cannot build a kernel here, so that encoding is slower: {reason[0][:200]}",
-            stacklevel=2,
-        )
-        return False
-    return True
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    else:
+        num_different = int((fused != search_stepwise(values, weights)).sum())
+        if not num_different:
+            return True
+        reason = f"{num_different} of {values.numel()} of its indices differ from torch's"
+    warnings.warn(
+        f"the Triton kernel of the encoder is not used, so that encoding is slower: {reason[:200]}",
+        stacklevel=2,
+    )
+    return False
 
 
 def search_stepwise(values: Tensor, weights: Tensor) -> Tensor:
