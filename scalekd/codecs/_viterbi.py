@@ -29,7 +29,7 @@ def search(values: Tensor, weights: Tensor) -> Tensor:
     Returns:
         int16 indices of the same shape.
     """
-    if values.device.type == "cuda" and _can_fuse():
+    if values.device.type == "cuda" and _can_fuse(values.device.type):
         from scalekd.codecs._viterbi_triton import search_fused
 
         return search_fused(values, weights)
@@ -37,7 +37,7 @@ def search(values: Tensor, weights: Tensor) -> Tensor:
 
 
 @cache
-def _can_fuse() -> bool:
+def _can_fuse(device: str) -> bool:
     """Whether Triton builds the kernel, for which it needs a C compiler, and it finds the paths.
 
     The kernel is compiled for whatever device is here, so it is compared once in each process with
@@ -46,8 +46,8 @@ def _can_fuse() -> bool:
     if importlib.util.find_spec("triton") is None:
         return False
     generator = torch.Generator().manual_seed(0)
-    values = (4 * torch.randn(4 * STEPS, 64, generator=generator)).to("cuda")
-    weights = (1 + torch.rand(STEPS, generator=generator)).to("cuda")
+    values = (4 * torch.randn(4 * STEPS, 64, generator=generator)).to(device)
+    weights = (1 + torch.rand(STEPS, generator=generator)).to(device)
     try:
         from scalekd.codecs._viterbi_triton import search_fused
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -203,9 +204,26 @@ def test_without_a_compiler_the_search_goes_step_by_step(monkeypatch: pytest.Mon
         raise RuntimeError("Failed to find C compiler.\nSet CC")
 
     monkeypatch.setattr(_viterbi_triton, "search_fused", fail)
-    monkeypatch.setattr(torch, "zeros", lambda *shape, device: torch.full(shape, 0.0))
-    monkeypatch.setattr(torch, "ones", lambda *shape, device: torch.full(shape, 1.0))
     _viterbi._can_fuse.cache_clear()
     with pytest.warns(UserWarning, match="encoding is slower: Failed to find C compiler.$"):
-        assert not _viterbi._can_fuse()
+        assert not _viterbi._can_fuse("cpu")
+    _viterbi._can_fuse.cache_clear()
+
+
+@pytest.mark.parametrize("off", [0, 1])
+def test_a_kernel_that_finds_other_paths_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, off: int
+) -> None:
+    pytest.importorskip("triton")
+    from scalekd.codecs import _viterbi, _viterbi_triton
+
+    def search(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        indices = _viterbi.search_stepwise(values, weights)
+        indices[-1, -1] += off
+        return indices
+
+    monkeypatch.setattr(_viterbi_triton, "search_fused", search)
+    _viterbi._can_fuse.cache_clear()
+    with pytest.warns(UserWarning, match="1 of 32768 of its indices") if off else nullcontext():
+        assert _viterbi._can_fuse("cpu") == (not off)
     _viterbi._can_fuse.cache_clear()
