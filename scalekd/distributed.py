@@ -1,8 +1,8 @@
-"""Agreement between processes: one that fails or is told to stop takes the others with it.
+"""Agreement between the processes of a run: if one fails or receives a signal, all of them stop.
 
-Without this, a process that raises while reading a batch leaves the others waiting in the
-next gradient exchange until something kills them. The words exchanged are a few bytes on
-the CPU, over gloo even where gradients travel by NCCL, so no accelerator is made to wait.
+Without this, a process that raises while reading a batch leaves the others waiting in the next
+gradient exchange until they are killed. Processes exchange a few bytes on the CPU, over gloo even
+if gradients are exchanged by NCCL, so that no accelerator waits.
 """
 
 import signal
@@ -19,17 +19,17 @@ import torch.distributed as dist
 from scalekd.errors import EnvironmentFault, ScaleKDError
 
 T = TypeVar("T")
-# Processes that are done wait for the slowest, and for the one that calibrates: torch's half hour
-# would end jobs of hours.
+# Processes wait for the slowest one, and for the one that calibrates; torch's default of 30 minutes
+# would end long jobs.
 _LONGEST_WAIT = timedelta(days=1)
 
 
 class TrainingDiverged(ScaleKDError):
-    """A loss or gradient stopped being finite; nothing was updated with it."""
+    """A loss or gradient is not finite; the weights were not updated with it."""
 
 
 class TrainingInterrupted(ScaleKDError):
-    """A signal asked the run to stop, and it wrote a checkpoint; exits with 128 + the signal."""
+    """The run received a signal and wrote a checkpoint; it exits with 128 + the signal."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
@@ -38,14 +38,14 @@ class TrainingInterrupted(ScaleKDError):
 
 @contextmanager
 def process_faults() -> Iterator[None]:
-    """Say in one line that another process of the run ended while this one exchanged data with it.
+    """Report in one line that the connection to another process of the run was lost.
 
     Raises:
-        EnvironmentFault: The connection to another process is lost.
+        EnvironmentFault: The connection to another process was lost.
     """
     try:
         yield
-    except RuntimeError as error:  # gloo has no class of its own
+    except RuntimeError as error:  # gloo has no exception class
         text = " ".join(str(error).split())
         if not isinstance(error, dist.DistError) and "gloo" not in text.lower():
             raise
@@ -56,9 +56,10 @@ def process_faults() -> Iterator[None]:
 
 
 class Coordinator:
-    """Collective agreement of the processes of a run; alone, every question answers itself.
+    """Collective operations of the processes of a run.
 
-    Every method must be called by all processes, in the same order.
+    Every method must be called by all processes, in the same order. With one process nothing is
+    exchanged.
     """
 
     def __init__(self, num_processes: int) -> None:
@@ -70,11 +71,11 @@ class Coordinator:
 
     @property
     def is_alone(self) -> bool:
-        """Whether there is one process."""
+        """Whether the run has only one process."""
         return self._group is None
 
     def maximum(self, value: int) -> int:
-        """The largest of the processes' values."""
+        """Return the largest of the processes' values."""
         if self._group is None:
             return value
         shared = torch.tensor(value, dtype=torch.int64)
@@ -82,7 +83,7 @@ class Coordinator:
         return int(shared)
 
     def collect(self, value: T) -> list[T]:
-        """Every process's value, in the order of ranks."""
+        """Return the values of all processes, in the order of their ranks."""
         if self._group is None:
             return [value]
         values: list[T | None] = [None] * dist.get_world_size(self._group)
@@ -90,11 +91,11 @@ class Coordinator:
         return values  # type: ignore[return-value]
 
     def together(self, work: Callable[[], T]) -> T:
-        """Do ``work`` in every process; where one fails, all raise, before anything is exchanged.
+        """Call ``work`` in every process; if it fails in one, all raise an error.
 
         Raises:
-            ScaleKDError: This process's own error, or, where only others failed, the first of
-                theirs with its exit code.
+            ScaleKDError: The error of this process, or, if only others failed, the first of their
+                errors with its exit code.
         """
         result: T | None = None
         failure: Exception | None = None
@@ -113,14 +114,14 @@ class Coordinator:
             if failure is not None:
                 raise failure
             rank, report = next((r, x) for r, x in enumerate(reports) if x is not None)
-            relayed = ScaleKDError(f"process {rank} failed: {report[1]}")
-            relayed.exit_code = report[0]
-            raise relayed
+            remote = ScaleKDError(f"process {rank} failed: {report[1]}")
+            remote.exit_code = report[0]
+            raise remote
         return result  # type: ignore[return-value]
 
 
 class StopRequest:
-    """Remembers the first SIGTERM or SIGINT; a second SIGINT interrupts at once."""
+    """A record of the first SIGTERM or SIGINT; a second SIGINT interrupts at once."""
 
     def __init__(self) -> None:
         self.signal_number = 0
@@ -132,7 +133,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        """Catch the signals inside the block; outside the main thread Python allows no handlers."""
+        """Catch the signals inside the block; does nothing outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return

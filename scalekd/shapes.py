@@ -1,16 +1,17 @@
-"""The shape of one view's features at one stage, as every room of the house speaks of it."""
+"""The shape of one view's features at one stage."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class FeatureShape:
-    """Features of one view are ``(token, channel)``: prefix tokens first, then the grid row by row.
+    """Shape of features ``(token, channel)``: prefix tokens first, then the grid row by row.
 
     Attributes:
-        grid: Rows and columns of patch tokens.
-        num_channels: Width of a token.
-        num_prefix_tokens: Class, distillation and register tokens before the patch tokens.
+        grid: Number of rows and columns of patch tokens.
+        num_channels: Number of channels of a token.
+        num_prefix_tokens: Number of class, distillation and register tokens before the patch
+            tokens.
     """
 
     grid: tuple[int, int]

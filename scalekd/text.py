@@ -1,8 +1,8 @@
-"""Text that others wrote, made safe to show: on a terminal, in Markdown, in HTML.
+"""Safe display of untrusted text on a terminal, in Markdown and in HTML.
 
-Names, notes and error texts come from caches, run folders, file names and servers. Shown as they
-are, they could move a terminal's cursor, imitate another line of output, hide characters or fill
-the screen. The functions here write what cannot be seen as an escape and bound the length.
+Names, notes and error texts come from caches, run folders, file names and servers. Unchanged, they
+could move a terminal's cursor, imitate another line of output, hide characters or fill the screen.
+The functions here write invisible characters as escapes and limit the length.
 """
 
 import html as _html
@@ -10,15 +10,15 @@ import re
 import unicodedata
 
 MAX_LINE = 2000
-"""Characters of one line of output, from its beginning and its end."""
+"""Largest number of characters of one line of output; a longer one loses its middle."""
 MAX_CELL = 200
-"""Characters of one name, note or number in a table."""
+"""Largest number of characters of one name, note or number in a table."""
 
-# Zero-width by Unicode's Default_Ignorable_Code_Point, but of a category that is printable.
+# Default_Ignorable_Code_Point characters (zero-width) that Python calls printable.
 _IGNORABLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
-# An underscore inside a word is no markup, and model names have many.
+# An underscore inside a word is not markup, and model names have many.
 _MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
 
 
@@ -30,8 +30,8 @@ def printable(text: object, *, limit: int = MAX_LINE) -> str:
     its middle.
 
     Args:
-        text: Anything that ``str`` takes.
-        limit: Most characters of the result.
+        text: An object; its ``str`` is written.
+        limit: Largest number of characters of the result.
     """
     line = _cut(str(text), limit)
     if not (line.isascii() and line.isprintable()):
@@ -45,12 +45,12 @@ def one_line(text: object, *, limit: int = MAX_LINE) -> str:
 
 
 def markdown(text: object, *, limit: int = MAX_LINE) -> str:
-    """Write text as a run of plain Markdown: no markup, HTML or end of a table's cell."""
+    """Write text as plain Markdown: escape markup, HTML and the separator of table cells."""
     return _MARKDOWN.sub(r"\\\g<0>", _html.escape(one_line(text, limit=limit), quote=False))
 
 
 def markdown_code(text: object, *, limit: int = MAX_LINE) -> str:
-    """Write text as a Markdown code span that also fits a table's cell."""
+    """Write text as a Markdown code span that is also valid in a table cell."""
     line = one_line(text, limit=limit)
     ticks = markdown_fence(line, shortest=1)
     space = " " if "`" in line or not line else ""
@@ -58,7 +58,7 @@ def markdown_code(text: object, *, limit: int = MAX_LINE) -> str:
 
 
 def markdown_fence(text: str, *, shortest: int = 3) -> str:
-    """Give a run of backticks that does not occur in the text."""
+    """Return a run of backticks that does not occur in the text."""
     longest = max(map(len, re.findall("`+", text)), default=0)
     return "`" * max(shortest, longest + 1)
 
@@ -79,5 +79,5 @@ def _shown(character: str) -> str:
 def _cut(text: str, limit: int) -> str:
     if len(text) <= limit:
         return text
-    tail = limit // 3  # an error ends with what to do
+    tail = limit // 3  # keep the end: errors end with what to do
     return f"{text[: limit - tail - 1]}…{text[len(text) - tail :]}"

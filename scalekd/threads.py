@@ -1,7 +1,7 @@
 """Limits on the threads of numerical libraries.
 
-A sum that several threads share is added up in another order, so its last bits depend on how many
-there are. That number differs between a plain run and ``torchrun``, and between machines.
+Several threads add up a sum in another order, so that its last bits depend on the number of
+threads. That number differs between a plain run and ``torchrun``, and between machines.
 """
 
 from collections.abc import Iterator
@@ -31,8 +31,8 @@ def one_thread() -> Iterator[None]:
 def one_blas_thread() -> Iterator[None]:
     """Limit NumPy's and SciPy's BLAS to one thread inside the block, in the whole process.
 
-    Threads that encode side by side would otherwise start one BLAS thread a core each. torch keeps
-    its own threads, because the teacher's forward uses them.
+    Threads that encode in parallel would otherwise each start one BLAS thread per core. torch keeps
+    its own threads, because the teacher's forward pass uses them.
     """
     controller = ThreadpoolController()
     paths = [

@@ -1,4 +1,4 @@
-"""Codecs: features and logits as small integer arrays, and back. The contract is in ``base``."""
+"""Codecs that encode features and logits as small integer arrays; ``base`` has the contract."""
 
 from scalekd.codecs.base import (
     Codec,

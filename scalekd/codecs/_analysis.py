@@ -1,4 +1,4 @@
-"""The encoder's transforms: features to gains and sorted, scaled coefficients."""
+"""The transforms of the encoder, from features to gains and sorted, scaled coefficients."""
 
 import numpy as np
 
@@ -6,21 +6,21 @@ from scalekd.codecs._spatial import forward
 from scalekd.codecs.options import Gain, Metric
 from scalekd.shapes import FeatureShape
 
-# Gains are powers of two in eighths: sixteenths save 0.001 bit a value (docs/LOG.md).
+# Gains are powers of two in steps of 1/8 octave: 1/16 saves 0.001 bit a value (docs/LOG.md).
 GAIN_STEPS = 8
 # Gains and their inverses stay within float32's normal numbers.
 MAX_OCTAVES = 120
-# In the frequency view a token close to its view's mean counts as much as any, but following it
-# down without end would cost the other coefficients of its view all their bits.
+# Smallest gain of a token in the frequency view, as a fraction of its view's typical one. Without
+# it, a token close to its view's mean would take most bits of the view.
 FREQUENCY_FLOOR = 0.25
 
 
 def gain_logs(features: np.ndarray, shape: FeatureShape, metric: Metric, gain: Gain) -> np.ndarray:
-    """Binary logarithm of what each token (or view) is divided by; ``-inf`` for zero tokens.
+    """Return the binary logarithm of each token's (or view's) divisor; ``-inf`` for zero tokens.
 
     The losses compare unit vectors, so an error counts relative to its token's length (in the
-    frequency view: its distance from the view's mean). After division one step fits all tokens,
-    and massive tokens cost no more than others.
+    frequency view: its distance from the view's mean). After division one quantiser step suits all
+    tokens, and tokens of large norm cost no more than others.
     """
     if metric == "frequency":
         first = shape.num_prefix_tokens
@@ -39,13 +39,13 @@ def gain_logs(features: np.ndarray, shape: FeatureShape, metric: Metric, gain: G
 
 
 def quantise_gains(logs: np.ndarray, reference: float) -> np.ndarray:
-    """Stored gains, int16 ``(view, gain)``; a zero token gets the reference gain."""
+    """Round gains to their stored form, int16 ``(view, gain)``; zero tokens get the reference."""
     octaves = np.clip(np.where(np.isfinite(logs), logs, reference), -MAX_OCTAVES, MAX_OCTAVES)
     return np.asarray(np.rint((octaves - reference) * GAIN_STEPS).astype(np.int16))
 
 
 def normalise(features: np.ndarray, gains: np.ndarray, reference: float) -> np.ndarray:
-    """Divide by the stored gains; a new float32 array."""
+    """Divide features by the stored gains; return a new float32 array."""
     inverse = np.exp2(-(gains / GAIN_STEPS + reference))
     return np.asarray(features * inverse[..., None].astype(np.float32), np.float32)
 
@@ -57,14 +57,14 @@ def analyse(
     bands: np.ndarray,
     shape: FeatureShape,
 ) -> list[np.ndarray]:
-    """Coefficients by band, each float32 ``(view, row of the band, component)``.
+    """Compute the coefficients of each band, float32 ``(view, row of the band, component)``.
 
     Args:
-        normalised: float32 ``(view, token, channel)``; overwritten.
-        mean: float32 ``(token, channel)``.
-        bases: float32 ``(component, channel)`` by band.
+        normalised: Normalised features, float32 ``(view, token, channel)``; overwritten.
+        mean: Mean of normalised features, float32 ``(token, channel)``.
+        bases: Basis of each band, float32 ``(component, channel)``.
         bands: Band of each row.
-        shape: Of the features.
+        shape: Shape of the features.
     """
     normalised -= mean
     rows = forward(normalised, shape)
@@ -80,13 +80,13 @@ def analyse(
 def coefficient_columns(
     order: np.ndarray, bands: np.ndarray, sizes: list[int], num_channels: int
 ) -> np.ndarray:
-    """Where each sorted coefficient lies when the bands' coefficients are laid end to end.
+    """Return the index of each sorted coefficient in the concatenation of all bands.
 
     Args:
-        order: ``row * num_channels + component``.
+        order: ``row * num_channels + component`` of each coefficient.
         bands: Band of each row.
-        sizes: Components of each band's basis.
-        num_channels: Of the features.
+        sizes: Number of components of each band's basis.
+        num_channels: Number of channels of the features.
 
     Returns:
         int64 ``(coefficient,)``.
@@ -103,6 +103,6 @@ def _lengths(features: np.ndarray) -> np.ndarray:
     values = features.astype(np.float32, copy=False)
     with np.errstate(over="ignore"):
         squares = np.einsum("vtc,vtc->vt", values, values).astype(np.float64)
-    if not np.isfinite(squares).all():  # magnitudes beyond 1e19: rare, so slow is fine
+    if not np.isfinite(squares).all():  # magnitudes beyond 1e19 are rare
         squares = np.einsum("vtc,vtc->vt", values, values, dtype=np.float64)
     return np.asarray(np.sqrt(squares))

@@ -1,4 +1,4 @@
-"""Checks of configurations and tables that came from a file, and so may be damaged or foreign."""
+"""Checks of configurations and tables read from a file, which may be damaged or malicious."""
 
 from collections.abc import Mapping
 
@@ -15,17 +15,17 @@ def check_config(
     *,
     keys: frozenset[str] = frozenset(),
 ) -> None:
-    """Check name, version and exact keys of a configuration, and that a table-free codec has none.
+    """Check name, version and keys of a configuration, and that a codec without tables has none.
 
     Args:
         codec: The class that the configuration should describe.
-        config: As read from JSON.
-        tables: Given by codecs without tables.
-        keys: Keys expected besides ``codec`` and ``version``.
+        config: Configuration as read from JSON.
+        tables: Tables of the cache; passed only by codecs that have no tables.
+        keys: Expected keys besides ``codec`` and ``version``.
 
     Raises:
-        CacheMismatch: Another codec, or a version that this release does not know.
-        CacheCorrupt: Keys are missing or unknown, or tables came with a codec that has none.
+        CacheMismatch: The codec is another one, or its version is unknown to this release.
+        CacheCorrupt: Keys are missing or unknown, or a codec without tables has some.
     """
     if config.get("codec") != codec.name:
         raise CacheMismatch(
@@ -36,13 +36,13 @@ def check_config(
             f"codec {codec.name!r} is stored in version {config.get('version')!r} and this release "
             f"reads version {codec.version}; install the release that wrote the cache, or newer"
         )
-    found = frozenset(config) - {"codec", "version"}
-    if found != keys:
+    stored = frozenset(config) - {"codec", "version"}
+    if stored != keys:
         raise CacheCorrupt(
-            f"configuration of codec {codec.name!r} has keys {sorted(found)}, "
+            f"configuration of codec {codec.name!r} has keys {sorted(stored)}, "
             f"expected {sorted(keys)}"
         )
     if tables:
         raise CacheCorrupt(
-            f"codec {codec.name!r} has no tables, but the cache holds {sorted(tables)}"
+            f"codec {codec.name!r} has no tables, but the cache contains {sorted(tables)}"
         )

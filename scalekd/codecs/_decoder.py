@@ -1,4 +1,4 @@
-"""The transform codec's decoder: integers to features in a few matrix products."""
+"""The decoder of the transform codec: integers to features in a few matrix products."""
 
 from collections.abc import Mapping
 
@@ -13,12 +13,12 @@ from scalekd.codecs._tables import TransformTables
 from scalekd.codecs.base import FeatureDecoder
 from scalekd.shapes import FeatureShape
 
-# On a CPU a few views at a time stay in its caches (a third faster than 256 at once).
+# On a CPU, small chunks of views stay in its caches (a third faster than 256 at once).
 _CPU_VIEWS = 16
 
 
 class TransformDecoder(FeatureDecoder):
-    """Dequantise, inverse channel transforms by band, inverse cosine transform, gains."""
+    """Inverse quantisation, channel transforms of each band, cosine transform and gains."""
 
     sources: Tensor
     scale: Tensor
@@ -49,7 +49,7 @@ class TransformDecoder(FeatureDecoder):
         for band, basis in enumerate(tables.bases):
             matrix = torch.from_numpy(basis.astype(np.float32)).to(compute_dtype)
             self.register_buffer(f"basis_{band}", matrix, persistent=False)
-        # Bands lie end to end: frequencies in the order of their bands, prefix tokens last.
+        # Rows are ordered by band: frequencies first, prefix tokens last.
         order = np.argsort(bands[shape.num_prefix_tokens :], kind="stable")
         matrices = [cosine_basis(size).astype(np.float32) for size in shape.grid]
         self.dense = shape.num_patch_tokens <= DENSE_TOKENS
@@ -78,7 +78,7 @@ class TransformDecoder(FeatureDecoder):
         return result
 
     def _dequantise(self, indices: Tensor) -> Tensor:
-        """Values of all coefficients, the dropped ones zero: ``(view, coefficient by band)``."""
+        """Return all coefficients, dropped ones as zero: ``(view, coefficient by band)``."""
         points = indices.float().mul_(2)
         if self.num_trellis:
             trellis = points[:, : self.num_trellis]
@@ -87,11 +87,11 @@ class TransformDecoder(FeatureDecoder):
         near = points.clamp(-0.5, 0.5).mul_(self.pull)
         values = points.new_zeros((len(indices), points.shape[1] + 1), dtype=self.compute_dtype)
         values[:, :-1] = near.addcmul_(points, self.scale)
-        # Gathering is three times as fast as scattering; absent ones point at the zero at the end.
+        # Gathering is three times as fast as scattering; dropped ones read the zero at the end.
         return values.index_select(1, self.sources)
 
     def _synthesise(self, coefficients: Tensor) -> Tensor:
-        """Inverse of both transforms and of the mean: ``(view, token, channel)``, normalised."""
+        """Invert both transforms and add the mean: normalised ``(view, token, channel)``."""
         views, channels = len(coefficients), self.shape.num_channels
         rows = coefficients.new_empty((views, self.shape.num_tokens, channels))
         start = first_row = 0

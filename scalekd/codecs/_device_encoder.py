@@ -1,7 +1,7 @@
-"""The transform codec's encoder as torch operations: features on a device to integers there.
+"""The encoder of the transform codec as torch operations on the device of the features.
 
-It follows ``TransformCodec.encode`` step by step. Rows lie before views, so that the products give
-coefficients in the order in which they are stored.
+It follows ``TransformCodec.encode`` step by step. The row axis comes before the view axis, so that
+the products give coefficients in the order in which they are stored.
 """
 
 import numpy as np
@@ -15,18 +15,19 @@ from scalekd.codecs._trellis import STEPS
 from scalekd.codecs.encoder import Encoding, FeatureEncoder
 from scalekd.shapes import FeatureShape
 
-# Values worked on at a time: 134 MB for each of about five temporaries in float32.
+# Values encoded at a time: 134 MB for each of about five float32 temporaries.
 _MOST_VALUES = 1 << 25
 
 
 class TransformEncoder(FeatureEncoder):
-    """Gains, cosine transform, channel transforms by band, quantisation.
+    """Gains, cosine transform, channel transforms of each band, and quantisation.
 
     Args:
-        shape: Of the features.
-        tables: Of the codec.
-        num_views: Views a batch; smaller ones are padded, so that products have one shape.
-        largest: Largest index that a plane may hold.
+        shape: Shape of the features.
+        tables: Tables of the codec.
+        num_views: Number of views in a batch; smaller batches are padded, so that all matrix
+            products have the same shape.
+        largest: Largest index that a plane can store.
     """
 
     columns: Tensor
@@ -58,7 +59,7 @@ class TransformEncoder(FeatureEncoder):
         self._register("slab_weights", tables.groups[:STEPS, 3])
         for band, basis in enumerate(tables.bases):
             self._register(f"basis_{band}", basis.astype(np.float32))
-        # Rows in the order of their bands: frequencies, then prefix tokens, which are last.
+        # Rows are ordered by band: frequencies first, prefix tokens last.
         order = np.argsort(bands[shape.num_prefix_tokens :], kind="stable")
         rows, columns_ = (cosine_basis(size).astype(np.float32) for size in shape.grid)
         self._dense = shape.num_patch_tokens <= DENSE_TOKENS
@@ -98,7 +99,7 @@ class TransformEncoder(FeatureEncoder):
         return Encoding(planes, finite[:num_views], more_octaves[:num_views])
 
     def _encode(self, features: Tensor, octaves: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Coefficients, gains, finite tokens, missing octaves of a chunk of views."""
+        """Return coefficients, gains, finite tokens and missing octaves of a chunk of views."""
         gains, finite = self._gains(features)
         gains = gains + (octaves * _analysis.GAIN_STEPS)[:, None]
         exponent = gains.double() / _analysis.GAIN_STEPS + self._tables.reference
@@ -114,7 +115,7 @@ class TransformEncoder(FeatureEncoder):
         return self._quantise(values), gains.T.contiguous(), finite, missing
 
     def _gains(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Stored gains, int16 ``(view, gain)``, and whether tokens are finite."""
+        """Return stored gains, int16 ``(view, gain)``, and whether each token is finite."""
         tables, first = self._tables, self.shape.num_prefix_tokens
         lengths = _lengths(features)
         finite = lengths.isfinite()
@@ -134,7 +135,7 @@ class TransformEncoder(FeatureEncoder):
         return gains.to(torch.int16), finite
 
     def _frequencies(self, tokens: Tensor) -> Tensor:
-        """Transform over the token grid: ``(row by band, view, channel)`` from token-first."""
+        """Transform token-first features over the grid: ``(row by band, view, channel)``."""
         first = self.shape.num_prefix_tokens
         _, views, channels = tokens.shape
         patches = tokens[first:].contiguous()
@@ -157,7 +158,7 @@ class TransformEncoder(FeatureEncoder):
         return torch.cat(parts)
 
     def _quantise(self, values: Tensor) -> Tensor:
-        """Indices, int16, of coefficients in units of the fine step."""
+        """Quantise coefficients, in units of the fine step, to int16 indices."""
         count = self._tables.num_trellis
         magnitude = values.abs()
         moved = (magnitude - self.shift).clamp_(min=0)
@@ -172,6 +173,6 @@ class TransformEncoder(FeatureEncoder):
 
 
 def _lengths(features: Tensor) -> Tensor:
-    """Length of each token, float64 ``(view, token)``; finite where the token is."""
+    """Return the length of each token, float64 ``(view, token)``; finite if the token is."""
     lengths: Tensor = torch.linalg.vector_norm(features, dim=-1, dtype=torch.float64)
     return lengths

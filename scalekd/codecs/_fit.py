@@ -1,8 +1,8 @@
-"""Fitting the transform codec: statistics in one pass, then the step by bisection.
+"""Fitting of the transform codec: statistics in one pass, then the step by bisection.
 
-Four views in five feed the mean and the bases, which are accumulated and not kept. Every fifth is
-held back, and the step and the quantisers' tuning are found on those: on views that the bases have
-seen, the smallest components look smaller than they are.
+Four views in five contribute to the mean and the bases, and are not kept. Every fifth is held out,
+and the step and the tuning of the quantisers are fitted to those: on views that contributed to the
+bases, the smallest components look smaller than they are.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -22,30 +22,30 @@ _HOLD_OUT_EVERY = 5
 _HOLD_OUT_VIEWS = 640
 _HOLD_OUT_BYTES = 1 << 30
 # Radial bands: 8 instead of 4 saved 0.008 bit a value; 16 another 0.001 for twice the tables
-# (docs/LOG.md). Few views cannot tell that many bases apart.
+# (docs/LOG.md). Few calibration views allow only fewer bases.
 _NUM_BANDS = 8
 _NUM_BANDS_SHORT = 4
 _SHORT_TOKENS_PER_CHANNEL = 50
-# A band's covariance is shrunk towards all bands' by this many channels' worth of tokens.
+# Weight of the covariance of all bands in that of one band: tokens per channel.
 _POOLING = 0.5
-# Views' worth of trust in one mean for all patch tokens against each position's own.
+# Weight, in views, of the mean over all patch tokens in the mean of each position.
 _MEAN_PRIOR = 8.0
-# Views' worth of trust in a component's average over its band against its own variance.
+# Weight, in views, of a component's variance over its band in the variance of each row.
 _VARIANCE_PRIOR = 8.0
-# In fine steps. From here up the trellis beats a dead-zone quantiser, below the lowest a
-# coefficient is almost always zero and is dropped. Both are flat: docs/LOG.md.
+# Standard deviations in fine steps. From the first on, the trellis is better than a dead-zone
+# quantiser; below the second a coefficient is almost always zero and is dropped. Both optima are
+# flat: docs/LOG.md.
 _TRELLIS_SIGMA = 0.65
 _DROP_SIGMA = 0.25
-_TOLERANCE = 0.003  # of the target error, on the held-out views
+_TOLERANCE = 0.003  # relative difference from the target error, on the held-out views
 _MAX_ITERATIONS = 24
 
 Decode = Callable[[TransformTables, Mapping[str, np.ndarray]], np.ndarray]
-Progress = Callable[[str, float], None]
 
 
 @dataclass
 class _Statistics:
-    """Sums over calibration views; bands carry their own second moments."""
+    """Sums over calibration views, with the second moments of each band."""
 
     shape: FeatureShape
     gain: Gain
@@ -63,11 +63,20 @@ def fit(
     calibration: Iterable[np.ndarray],
     options: TransformOptions,
     decode: Decode,
-    progress: Progress | None = None,
 ) -> TransformTables:
-    """Fit tables; ``decode`` is how a codec with given tables decodes planes."""
-    tell = progress or (lambda _what, _fraction: None)
-    statistics = _accumulate(shape, calibration, options, tell)
+    """Fit the tables of a transform codec.
+
+    Args:
+        shape: Shape of one view's features.
+        calibration: Blocks of features ``(view, token, channel)``, read once and in order.
+        options: Target error.
+        decode: Function that decodes planes with given tables.
+
+    Raises:
+        UsageError: There are no views, or their shape differs.
+        DataError: A view contains NaN or infinity.
+    """
+    statistics = _accumulate(shape, calibration, options)
     bases = _bases(statistics)
     held = statistics.held
     logs = _analysis.gain_logs(held, shape, options.metric, statistics.gain)
@@ -76,14 +85,13 @@ def fit(
     sigmas = _sigmas(values, statistics, bases)
     order = np.argsort(-sigmas, kind="stable")
     search = _Search(statistics, options, bases, values, sigmas, order, gains, decode)
-    return search.run(tell)
+    return search.run()
 
 
 def _accumulate(
     shape: FeatureShape,
     calibration: Iterable[np.ndarray],
     options: TransformOptions,
-    tell: Progress,
 ) -> _Statistics:
     expected = options.num_calibration_views(shape)
     num_bands = _choose_bands(shape, expected)
@@ -101,9 +109,9 @@ def _accumulate(
         _check(block, shape, seen)
         for start in range(0, len(block), 256):
             part = np.asarray(block[start : start + 256], np.float32)
-            place = np.arange(seen, seen + len(part))
+            index = np.arange(seen, seen + len(part))
             seen += len(part)
-            hold = place % _HOLD_OUT_EVERY == _HOLD_OUT_EVERY - 1
+            hold = index % _HOLD_OUT_EVERY == _HOLD_OUT_EVERY - 1
             hold &= kept + np.cumsum(hold) <= limit
             kept += int(hold.sum())
             held.append(part[hold])
@@ -123,16 +131,15 @@ def _accumulate(
             for band in range(count_bands):
                 flat = rows[:, bands == band].reshape(-1, channels)
                 moments[band] += flat.T @ flat
-            tell("statistics", 0.5 * min(seen / expected, 1.0))
     if reference is None or gain is None:
         raise UsageError("the transform codec is fitted on features, and got no view")
-    if kept == 0:  # fewer than five views: better the same ones than none
+    if kept == 0:  # fewer than five views: use them for both
         held = [np.asarray(part)]
     own = total / used
     mean = own.copy()
     first = shape.num_prefix_tokens
     mean[first:] += (own[first:].mean(axis=0) - own[first:]) * (_MEAN_PRIOR / (used + _MEAN_PRIOR))
-    # Moments about ``mean`` from moments about zero; ``own`` is the mean that was seen.
+    # Moments about ``mean`` from moments about zero; ``own`` is the mean of the views.
     seen_rows = forward(own.astype(np.float32)[None], shape)[0].astype(np.float64)
     rows = forward(mean.astype(np.float32)[None], shape)[0].astype(np.float64)
     for band in range(count_bands):
@@ -158,7 +165,7 @@ def _check(block: np.ndarray, shape: FeatureShape, seen: int) -> None:
     bad = np.argwhere(~np.isfinite(block))
     if len(bad):
         view, token, _ = (int(i) for i in bad[0])
-        raise DataError(f"calibration view {seen + view} holds NaN or infinity at token {token}")
+        raise DataError(f"calibration view {seen + view} contains NaN or infinity at token {token}")
 
 
 def _choose_bands(shape: FeatureShape, num_views: int) -> int:
@@ -167,10 +174,10 @@ def _choose_bands(shape: FeatureShape, num_views: int) -> int:
 
 
 def _choose_gain(views: np.ndarray, shape: FeatureShape, options: TransformOptions) -> Gain:
-    """Token or view gains, whichever the rate-distortion bound of the first views favours.
+    """Choose token or view gains by the rate-distortion bound of the first views.
 
-    Equal relative errors for all tokens are what the loss asks for, and massive tokens demand
-    them; but where lengths differ little, dividing by them also disturbs what the tokens share.
+    The loss measures relative errors of tokens, which token gains equalise. If the lengths of
+    tokens differ little, however, dividing by them weakens the correlation between tokens.
     """
     if options.metric == "raw":
         return "view"
@@ -188,17 +195,17 @@ def _choose_gain(views: np.ndarray, shape: FeatureShape, options: TransformOptio
         flat = rows.reshape(-1, shape.num_channels)
         _, vectors = np.linalg.eigh((flat.T @ flat).astype(np.float64))
         variances = np.square(rows @ vectors.astype(np.float32)).mean(axis=0, dtype=np.float64)
-        # White noise of this size a value meets the target on average.
+        # White noise of this variance per value meets the target on average.
         weight = np.exp2(2 * logs) if gain == "view" else energy
         level = options.error / (shape.num_channels * float((weight / energy).mean()))
         rate = 0.5 * np.log2(np.maximum(variances / level, 1)).sum()
-        # Gains of tokens cost about 3 bits each.
+        # A token gain costs about 3 bits.
         rates[gain] = float(rate) + (3.0 * shape.num_tokens if gain == "token" else 0.0)
     return min(GAINS, key=lambda gain: rates[gain])
 
 
 def _bases(statistics: _Statistics) -> tuple[np.ndarray, ...]:
-    """Orthonormal eigenvectors by band, float16 ``(component, channel)``, by falling energy."""
+    """Return the eigenvectors of each band, float16 ``(component, channel)``, by falling energy."""
     shape, bands = statistics.shape, statistics.bands
     is_prefix = np.zeros(int(bands.max()) + 1, bool)
     is_prefix[bands[: shape.num_prefix_tokens]] = True
@@ -207,7 +214,7 @@ def _bases(statistics: _Statistics) -> tuple[np.ndarray, ...]:
     for band, moment in enumerate(statistics.moments):
         family = is_prefix == is_prefix[band]
         pool = statistics.moments[family].sum(axis=0) / counts[family].sum()
-        # The pool lends its shape at the band's own level of energy.
+        # The pooled covariance is scaled to the energy of the band.
         level = np.trace(moment) / max(counts[band] * np.trace(pool), 1e-300)
         covariance = moment + _POOLING * shape.num_channels * level * pool
         _, vectors = np.linalg.eigh(covariance)
@@ -222,7 +229,7 @@ def _bases(statistics: _Statistics) -> tuple[np.ndarray, ...]:
 def _coefficients(
     statistics: _Statistics, gains: np.ndarray, bases: tuple[np.ndarray, ...], shape: FeatureShape
 ) -> np.ndarray:
-    """All coefficients of the held-out views: float32 ``(row * channels + component, view)``."""
+    """Return the coefficients of the held-out views: ``(row * channels + component, view)``."""
     held, bands = statistics.held, statistics.bands
     result = np.empty((shape.num_tokens, shape.num_channels, len(held)), np.float32)
     single = tuple(basis.astype(np.float32) for basis in bases)
@@ -239,7 +246,7 @@ def _coefficients(
 def _sigmas(
     values: np.ndarray, statistics: _Statistics, bases: tuple[np.ndarray, ...]
 ) -> np.ndarray:
-    """Standard deviation by coefficient, drawn towards its component's average over the band."""
+    """Return the standard deviation of each coefficient, shrunk to its band's average."""
     tokens, channels = statistics.shape.num_tokens, statistics.shape.num_channels
     num_views = values.shape[1]
     own = np.einsum("cv,cv->c", values, values, dtype=np.float64).reshape(tokens, channels)
@@ -255,7 +262,7 @@ def _sigmas(
 
 @dataclass
 class _Search:
-    """Bisection on the step, each trial tuned and measured as it would be used."""
+    """Bisection on the step; the quantisers are tuned and the error is measured at each step."""
 
     statistics: _Statistics
     options: TransformOptions
@@ -266,20 +273,19 @@ class _Search:
     gains: np.ndarray
     decode: Decode
 
-    def run(self, tell: Progress) -> TransformTables:
+    def run(self) -> TransformTables:
         target = self.options.error
-        # White noise of this size misses the target by little: start there, follow the slope.
+        # Start near the target, at the step whose white noise would have about this error.
         step = float(np.sqrt(target / (0.27 * self.statistics.shape.num_channels)))
         low: tuple[float, float] | None = None
         high: tuple[float, float] | None = None
         best: tuple[float, TransformTables] | None = None
-        for iteration in range(_MAX_ITERATIONS):
+        for _ in range(_MAX_ITERATIONS):
             tables = self._tune(step)
             error = self._measure(tables)
             miss = abs(np.log(max(error, 1e-30) / target))
             if best is None or miss < best[0]:
                 best = (miss, tables)
-            tell("step", 0.5 + 0.5 * min((iteration + 1) / 8, 1.0))
             if miss <= _TOLERANCE or not 1e-7 < step < 1e3:
                 break
             if error < target:
@@ -295,24 +301,23 @@ class _Search:
                 step *= float(np.clip((target / max(error, 1e-30)) ** 0.6, 0.2, 5.0))
         if best is None:  # cannot happen: the loop runs at least once
             raise UsageError("the transform codec's search made no trial")
-        tell("step", 1.0)
         return best[1]
 
     def _tune(self, step: float) -> TransformTables:
         scaled = self.sigmas[self.order] / step
-        # At least one coefficient, or there would be no array to store.
+        # At least one coefficient, so that there is an array to store.
         count = max(int((scaled >= _DROP_SIGMA).sum()), 1)
         trellis = int((scaled >= _TRELLIS_SIGMA).sum()) // _trellis.STEPS * _trellis.STEPS
         order = self.order[:count]
-        of = coefficient_groups(count, trellis)
-        groups = _quantiser.initial_groups(scaled[:count], of, trellis)
+        group_of = coefficient_groups(count, trellis)
+        groups = _quantiser.initial_groups(scaled[:count], group_of, trellis)
         values = self.values[order] * np.float32(1 / step)
         for _ in range(2):
-            points = self._points(values, groups, of, trellis)
-            groups = _quantiser.tune_points(groups, points, values, of)
-            groups = _quantiser.tune_rates(groups, points, of, trellis)
-        points = self._points(values, groups, of, trellis)
-        groups = _quantiser.tune_points(groups, points, values, of)
+            points = self._points(values, groups, group_of, trellis)
+            groups = _quantiser.tune_points(groups, points, values, group_of)
+            groups = _quantiser.tune_rates(groups, points, group_of, trellis)
+        points = self._points(values, groups, group_of, trellis)
+        groups = _quantiser.tune_points(groups, points, values, group_of)
         channels = self.statistics.shape.num_channels
         row, component = np.divmod(order, channels)
         sizes = [
@@ -337,38 +342,38 @@ class _Search:
         )
 
     def _points(
-        self, values: np.ndarray, groups: np.ndarray, of: np.ndarray, trellis: int
+        self, values: np.ndarray, groups: np.ndarray, group_of: np.ndarray, trellis: int
     ) -> np.ndarray:
-        indices = _quantise_in_parts(values, groups, of, trellis)
+        indices = _quantise_in_parts(values, groups, group_of, trellis)
         return _quantiser.points(indices, _choices(indices, trellis))
 
     def _measure(self, tables: TransformTables) -> float:
         held, errors = self.statistics.held, []
-        of = tables.group_of()
+        group_of = tables.group_of()
         scaled = np.float32(1 / tables.step)
         for start in range(0, len(held), 128):
             part = slice(start, start + 128)
             values = self.values[tables.order, part] * scaled
-            indices = _quantise_in_parts(values, tables.groups, of, tables.num_trellis)
+            indices = _quantise_in_parts(values, tables.groups, group_of, tables.num_trellis)
             planes = {
                 "coefficients": np.clip(indices, -32_768, 32_767).astype(np.int16),
                 "gains": np.ascontiguousarray(self.gains[part].T),
             }
             decoded = self.decode(tables, planes)
-            found = view_errors(held[part], decoded, self.statistics.shape)
-            errors.append(found[self.options.metric])
+            by_metric = view_errors(held[part], decoded, self.statistics.shape)
+            errors.append(by_metric[self.options.metric])
         return float(np.concatenate(errors).mean())
 
 
 def _quantise_in_parts(
-    values: np.ndarray, groups: np.ndarray, of: np.ndarray, trellis: int
+    values: np.ndarray, groups: np.ndarray, group_of: np.ndarray, trellis: int
 ) -> np.ndarray:
     result = np.empty(values.shape, np.int32)
     views = max(1, (1 << 20) // len(values))
     for start in range(0, values.shape[1], views):
         part = slice(start, start + views)
         result[:, part] = _quantiser.quantise(
-            np.ascontiguousarray(values[:, part]), groups, of, trellis
+            np.ascontiguousarray(values[:, part]), groups, group_of, trellis
         )
     return result
 

@@ -10,29 +10,31 @@ the plain nearest-point search the rate-aware one.
 import numpy as np
 
 from scalekd.codecs import _trellis
+from scalekd.codecs._tables import GROUP_COLUMNS
 
 # Squared fine steps that a bit is worth. At high rate the slope of the curve is 2 ln 2 times the
 # distortion, 0.36; a little less was best on real features (docs/LOG.md).
 _BIT_PRICE = 0.30
-# Counts added to each group's histogram, and views' worth of trust in undistorted points.
+# Counts added to each group's histogram, and weight of undistorted points in units of views.
 _PRIOR = 4.0
 
 
 def quantise(
-    values: np.ndarray, groups: np.ndarray, of: np.ndarray, num_trellis: int
+    values: np.ndarray, groups: np.ndarray, group_of: np.ndarray, num_trellis: int
 ) -> np.ndarray:
-    """Indices of coefficients.
+    """Quantise coefficients to indices.
 
     Args:
         values: float32 ``(coefficient, view)`` in units of the fine step.
-        groups: Tuning, see :class:`~scalekd.codecs._tables.TransformTables`.
-        of: Group of each coefficient.
-        num_trellis: How many come first and are trellis-coded.
+        groups: Tuning of each group; see :class:`~scalekd.codecs._tables.TransformTables`.
+        group_of: Group of each coefficient.
+        num_trellis: Number of trellis-coded coefficients, which come first.
 
     Returns:
-        int32 ``(coefficient, view)``.
+        Indices, int32 ``(coefficient, view)``.
     """
-    shift, weight, threshold = (groups[of, column][:, None] for column in (2, 3, 4))
+    columns = (GROUP_COLUMNS.index(name) for name in ("shift", "weight", "threshold"))
+    shift, weight, threshold = (groups[group_of, column][:, None] for column in columns)
     magnitude = np.abs(values)
     moved = np.maximum(magnitude - shift, 0)
     indices = np.empty(values.shape, np.int32)
@@ -48,11 +50,11 @@ def quantise(
 
 
 def points(indices: np.ndarray, choices: np.ndarray) -> np.ndarray:
-    """Reproduction points, float32, in units of the fine step.
+    """Return reproduction points, float32, in units of the fine step.
 
     Args:
-        indices: ``(coefficient, view)``.
-        choices: Quantisers of the trellis-coded coefficients, which come first.
+        indices: Indices ``(coefficient, view)``.
+        choices: Quantiser (0 or 1) of each trellis-coded coefficient; these come first.
     """
     result = indices.astype(np.float32) * 2
     trellis = result[: len(choices)]
@@ -61,16 +63,16 @@ def points(indices: np.ndarray, choices: np.ndarray) -> np.ndarray:
     return result
 
 
-def initial_groups(sigmas: np.ndarray, of: np.ndarray, num_trellis: int) -> np.ndarray:
-    """Tuning for Gaussian coefficients, where ``c`` is ``1 / (2 ln 2 sigma**2)``.
+def initial_groups(sigmas: np.ndarray, group_of: np.ndarray, num_trellis: int) -> np.ndarray:
+    """Return the tuning for Gaussian coefficients, where ``c`` is ``1 / (2 ln 2 sigma**2)``.
 
     Args:
-        sigmas: Standard deviations in units of the step, by coefficient.
-        of: Group of each coefficient.
-        num_trellis: How many come first and are trellis-coded.
+        sigmas: Standard deviation of each coefficient, in units of the step.
+        group_of: Group of each coefficient.
+        num_trellis: Number of trellis-coded coefficients, which come first.
     """
-    count = int(of[-1]) + 1
-    variance = np.bincount(of, weights=np.square(sigmas)) / np.bincount(of)
+    count = int(group_of[-1]) + 1
+    variance = np.bincount(group_of, weights=np.square(sigmas)) / np.bincount(group_of)
     groups = np.zeros((count, 5), np.float32)
     groups[:, 0] = 1
     groups[:, 3] = 1
@@ -82,13 +84,13 @@ def initial_groups(sigmas: np.ndarray, of: np.ndarray, num_trellis: int) -> np.n
 
 
 def tune_rates(
-    groups: np.ndarray, points_: np.ndarray, of: np.ndarray, num_trellis: int
+    groups: np.ndarray, reproduced: np.ndarray, group_of: np.ndarray, num_trellis: int
 ) -> np.ndarray:
-    """Refit ``shift``, ``weight`` and ``threshold`` to how often each point was used."""
+    """Refit ``shift``, ``weight`` and ``threshold`` to the counts of the points."""
     tuned = groups.copy()
     first = _trellis.STEPS if num_trellis else 0
-    for group, rows in _runs(of):
-        magnitude = np.abs(points_[rows])
+    for group, rows in _runs(group_of):
+        magnitude = np.abs(reproduced[rows])
         if group < first:
             counts = np.bincount(magnitude.astype(np.int32).reshape(-1))
             linear, quadratic = _fit_bits(counts + _PRIOR / len(counts))
@@ -100,7 +102,7 @@ def tune_rates(
             bits = -np.log2(frequency / frequency.sum())
             one = max(2 * groups[group, 0] + 0.5 * groups[group, 1], 1.0)
             two = max(4 * groups[group, 0] + 0.5 * groups[group, 1], one + 1.0)
-            # One bit more than zero for the sign; midpoints moved by what the bits are worth.
+            # Nonzero levels have a sign bit; bounds are midpoints moved by the bit price.
             bound = one / 2 + _BIT_PRICE * max(bits[1] + 1 - bits[0], 0) / (2 * one)
             next_bound = (one + two) / 2 + _BIT_PRICE * max(bits[2] - bits[1], 0) / (
                 2 * (two - one)
@@ -111,12 +113,12 @@ def tune_rates(
 
 
 def tune_points(
-    groups: np.ndarray, points_: np.ndarray, values: np.ndarray, of: np.ndarray
+    groups: np.ndarray, reproduced: np.ndarray, values: np.ndarray, group_of: np.ndarray
 ) -> np.ndarray:
-    """Refit ``scale`` and ``pull`` so that points lie at the centroids of what maps to them."""
+    """Refit ``scale`` and ``pull`` so that points are the centroids of their values."""
     tuned = groups.copy()
-    for group, rows in _runs(of):
-        point, value = points_[rows].astype(np.float64), values[rows]
+    for group, rows in _runs(group_of):
+        point, value = reproduced[rows].astype(np.float64), values[rows]
         near = np.clip(point, -0.5, 0.5)
         cross = float((point * near).sum())
         normal = np.array(
@@ -129,7 +131,7 @@ def tune_points(
 
 
 def _fit_bits(counts: np.ndarray) -> tuple[float, float]:
-    """Non-negative ``b`` and ``c`` of ``a + b|y| + c y**2``, weighted by use."""
+    """Fit non-negative ``b`` and ``c`` of ``a + b|y| + c y**2``, weighted by counts."""
     magnitude = np.arange(len(counts)) + 0.5
     bits = -np.log2(counts / counts.sum())
     root = np.sqrt(counts)
@@ -149,10 +151,10 @@ def _fit_bits(counts: np.ndarray) -> tuple[float, float]:
     return max(float(fit(magnitude)[1]), 0.0), 0.0
 
 
-def _runs(of: np.ndarray) -> list[tuple[int, slice]]:
-    """Groups as slices: ``of`` never falls."""
-    starts = np.flatnonzero(np.r_[True, np.diff(of) > 0])
+def _runs(group_of: np.ndarray) -> list[tuple[int, slice]]:
+    """Return the slice of each group; ``group_of`` is sorted."""
+    starts = np.flatnonzero(np.r_[True, np.diff(group_of) > 0])
     return [
-        (int(of[start]), slice(int(start), int(end)))
-        for start, end in zip(starts, np.r_[starts[1:], len(of)], strict=True)
+        (int(group_of[start]), slice(int(start), int(end)))
+        for start, end in zip(starts, np.r_[starts[1:], len(group_of)], strict=True)
     ]

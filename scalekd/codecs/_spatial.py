@@ -1,15 +1,15 @@
-"""The fixed half of the transform: a cosine basis over the token grid, and its radial bands."""
+"""The fixed part of the transform: a cosine basis over the token grid, and its radial bands."""
 
 import numpy as np
 
 from scalekd.shapes import FeatureShape
 
-# Up to this many tokens one dense matrix is faster than two small ones (and 1.6 MB at most).
+# Up to this many tokens one dense matrix (1.6 MB at most) is faster than two small ones.
 DENSE_TOKENS = 400
 
 
 def cosine_basis(size: int) -> np.ndarray:
-    """Orthonormal DCT-II, float64 ``(frequency, position)``."""
+    """Return the orthonormal DCT-II basis, float64 ``(frequency, position)``."""
     frequency, position = np.arange(size)[:, None], np.arange(size)[None]
     basis = np.sqrt(2 / size) * np.cos(np.pi * (position + 0.5) * frequency / size)
     basis[0] /= np.sqrt(2)
@@ -17,10 +17,10 @@ def cosine_basis(size: int) -> np.ndarray:
 
 
 def radial_bands(shape: FeatureShape, num_bands: int) -> np.ndarray:
-    """Band of each row of the transformed tokens, int64 ``(token,)``.
+    """Return the band of each row of the transformed tokens, int64 ``(token,)``.
 
-    Band 0 holds the lowest frequencies; equal widths in radius. Prefix tokens are rows of
-    their own before them, in a band of their own, the last.
+    Bands have equal widths in radius, and band 0 contains the lowest frequencies. Prefix tokens are
+    the first rows; they form the last band.
     """
     height, width = shape.grid
     squares = np.add.outer(
@@ -28,14 +28,14 @@ def radial_bands(shape: FeatureShape, num_bands: int) -> np.ndarray:
     ).reshape(-1)
     largest = max(float(squares.max()), 1e-12)
     bands = np.minimum((np.sqrt(squares / largest) * num_bands).astype(np.int64), num_bands - 1)
-    # Small grids leave bands empty: number those in use.
+    # Small grids leave bands empty: renumber the bands in use.
     bands = np.unique(bands, return_inverse=True)[1].reshape(-1)
     prefix = np.full(shape.num_prefix_tokens, bands.max() + 1, np.int64)
     return np.concatenate([prefix, bands])
 
 
 def forward(tokens: np.ndarray, shape: FeatureShape) -> np.ndarray:
-    """Prefix tokens as they are, then frequencies; float32 ``(view, row, channel)``."""
+    """Transform patch tokens to frequencies; prefix tokens stay: ``(view, row, channel)``."""
     views, _, channels = tokens.shape
     first = shape.num_prefix_tokens
     rows, columns = (cosine_basis(size).astype(np.float32) for size in shape.grid)

@@ -1,4 +1,4 @@
-"""What a fitted transform codec consists of, and the checks that a file holds exactly that."""
+"""The tables of a fitted transform codec, and their checks when they are read from a file."""
 
 import sys
 from collections.abc import Mapping
@@ -13,34 +13,34 @@ from scalekd.codecs.options import GAINS, METRICS, Gain, Metric, TransformOption
 from scalekd.errors import CacheCorrupt, UsageError
 from scalekd.shapes import FeatureShape
 
-# Coefficients of one group share their quantiser's fine tuning: one slab of trellis paths, or
-# this many scalar-coded ones.
+# Coefficients of one group share the fine tuning of their quantiser. A group is one slab of trellis
+# paths, or this many scalar-coded coefficients.
 SCALAR_GROUP = 128
 GROUP_COLUMNS = ("scale", "pull", "shift", "weight", "threshold")
 
 
 @dataclass(frozen=True)
 class TransformTables:
-    """Everything that a calibration decides.
+    """The result of fitting a transform codec to calibration views.
 
     A coefficient is a row (prefix token or spatial frequency) and a component of its band's basis.
     Stored coefficients are sorted by falling standard deviation; the first ``num_trellis`` are
-    trellis-coded, the others have a quantiser of their own, and absent ones are zero.
+    trellis-coded, the others are scalar-coded, and dropped coefficients are zero.
 
     Attributes:
-        options: Target that the step was fitted to.
-        gain: What is divided by its own length: each token, or the view as a whole.
-        num_bands: Radial bands asked for; small grids use fewer.
-        step: Fine step, in units of normalised features.
-        reference: Binary logarithm of the gain that a stored gain of 0 means.
-        num_trellis: A multiple of ``_trellis.STEPS``.
-        mean: float32 ``(token, channel)``, mean of normalised features.
-        bases: By band, float16 ``(component, channel)``, most energetic component first.
-        order: int32 ``(coefficient,)``: ``row * channels + component``.
-        groups: float32 ``(group, 5)``: the columns of ``GROUP_COLUMNS``, in units of the step.
-            Decoding maps a point ``y`` to ``scale * y + pull * clamp(y, -1/2, 1/2)``; encoding
-            first moves a magnitude ``a`` to ``(a - shift) / weight``; scalar-coded magnitudes up to
-            ``threshold`` become zero.
+        options: Target error that the step was fitted to.
+        gain: Whether each token or the whole view is divided by its length.
+        num_bands: Requested number of radial bands; small grids use fewer.
+        step: Fine quantiser step, in units of normalised features.
+        reference: Binary logarithm of the gain whose stored value is 0.
+        num_trellis: Number of trellis-coded coefficients, a multiple of ``_trellis.STEPS``.
+        mean: Mean of normalised features, float32 ``(token, channel)``.
+        bases: Basis of each band, float16 ``(component, channel)``, sorted by falling energy.
+        order: ``row * channels + component`` of each coefficient, int32 ``(coefficient,)``.
+        groups: Tuning of each group, float32 ``(group, 5)``, with the columns ``GROUP_COLUMNS`` in
+            units of the step. Decoding maps a point ``y`` to
+            ``scale * y + pull * clamp(y, -1/2, 1/2)``; encoding first moves a magnitude ``a`` to
+            ``(a - shift) / weight``; scalar-coded magnitudes up to ``threshold`` become zero.
     """
 
     options: TransformOptions
@@ -59,11 +59,11 @@ class TransformTables:
         return len(self.order)
 
     def num_gains(self, shape: FeatureShape) -> int:
-        """Stored gains of a view."""
+        """Return the number of stored gains of a view."""
         return shape.num_tokens if self.gain == "token" else 1
 
     def group_of(self) -> np.ndarray:
-        """Group of each coefficient, int64 ``(coefficient,)``."""
+        """Return the group of each coefficient, int64 ``(coefficient,)``."""
         return coefficient_groups(self.num_coefficients, self.num_trellis)
 
     def to_config(self) -> JsonDict:
@@ -83,7 +83,7 @@ class TransformTables:
 
 
 def coefficient_groups(num_coefficients: int, num_trellis: int) -> np.ndarray:
-    """Trellis slabs first, then runs of ``SCALAR_GROUP`` coefficients."""
+    """Return group numbers: trellis slabs first, then runs of ``SCALAR_GROUP`` coefficients."""
     slab = max(num_trellis // _trellis.STEPS, 1)
     trellis = np.arange(num_trellis) // slab
     first = _trellis.STEPS if num_trellis else 0
@@ -95,17 +95,19 @@ def coefficient_groups(num_coefficients: int, num_trellis: int) -> np.ndarray:
 def tables_from(
     config: JsonDict, arrays: Mapping[str, np.ndarray], shape: FeatureShape
 ) -> TransformTables:
-    """Check and assemble; the keys of ``config`` have been checked.
+    """Build tables from a configuration, whose keys have been checked, and arrays.
 
     Raises:
-        CacheCorrupt: A value is out of range, an array is missing, unexpected, of another type or
-            shape, not finite, or points outside the others.
+        CacheCorrupt: A value is out of range, or an array is missing, unexpected, not finite, of
+            another type or shape, or has indices out of range.
     """
     num_bands = _integer(config, "num_bands", 1, 1024)
     num_trellis = _integer(config, "num_trellis", 0, shape.num_tokens * shape.num_channels)
     step, reference = _real(config, "step"), _real(config, "reference")
     if step <= 0 or abs(reference) > 200 or num_trellis % _trellis.STEPS:
-        raise CacheCorrupt(f"transform codec: {step=}, {reference=}, {num_trellis=} cannot be")
+        raise CacheCorrupt(
+            f"transform codec: {step=}, {reference=}, {num_trellis=} are out of range"
+        )
     metric: Metric = config["metric"]
     gain: Gain = config["gain"]
     if metric not in METRICS or gain not in GAINS:
@@ -132,7 +134,7 @@ def tables_from(
     groups = _array(arrays, "groups", np.float32, (count, len(GROUP_COLUMNS)))
     row, component = np.divmod(order, shape.num_channels)
     if order.min() < 0 or row.max() >= shape.num_tokens or len(np.unique(order)) != len(order):
-        raise CacheCorrupt("transform codec: the coefficient order is not one")
+        raise CacheCorrupt("transform codec: the coefficient order is not valid")
     if (component >= np.array([len(basis) for basis in bases])[bands[row]]).any():
         raise CacheCorrupt("transform codec: a coefficient lies outside its band's basis")
     if (groups[:, 3] < 1).any():
@@ -151,7 +153,7 @@ def _integer(config: JsonDict, key: str, low: int, high: int) -> int:
 
 def _real(config: JsonDict, key: str) -> float:
     value = config[key]
-    # Whole numbers come from JSON as long as they like; a float holds those below 2**1024.
+    # Integers in JSON have any length; a float can represent those below 2**1024.
     if (
         not isinstance(value, int | float)
         or isinstance(value, bool)
@@ -174,5 +176,5 @@ def _array(
             f"{np.dtype(dtype)}{shape}"
         )
     if not np.isfinite(array).all():
-        raise CacheCorrupt(f"transform codec: table {name!r} holds NaN or infinity")
+        raise CacheCorrupt(f"transform codec: table {name!r} contains NaN or infinity")
     return array

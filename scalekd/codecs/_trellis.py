@@ -1,4 +1,4 @@
-"""Trellis-coded quantisation: two interleaved quantisers and a rule that says which comes next.
+"""Trellis-coded quantisation: two interleaved quantisers and a state machine that selects one.
 
 A scalar quantiser at a given entropy stays a quarter of a bit above the rate-distortion bound. Two
 quantisers of twice the step, chosen value by value by a finite-state machine that the decoder can
@@ -34,7 +34,7 @@ _STATES = 8
 
 
 class Machine(NamedTuple):
-    """The code: what the two branches into each state are, uint8 ``(state, branch)``.
+    """The state machine as the two branches into each state, uint8 ``(state, branch)``.
 
     Attributes:
         predecessor: State that the branch comes from.
@@ -78,8 +78,8 @@ def encode(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
     Args:
         values: float32 ``(STEPS * lanes, view)`` in units of the fine step, already moved towards
-            zero for the rate's sake.
-        weights: float32 ``(STEPS,)``; what a squared distance costs in each slab.
+            zero to lower the bit rate.
+        weights: float32 ``(STEPS,)``, the weight of squared distances in each slab.
 
     Returns:
         Indices ``k``, int32, of the same shape.
@@ -144,7 +144,7 @@ def encode(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def quantiser_choices(indices: Tensor) -> Tensor:
-    """Which quantiser each value was coded with.
+    """Return the quantiser that each value was coded with.
 
     Solves ``h(D) z = D**2 p`` with ``h = 1 + D + D**3``: over GF(2) ``h**(2**j)`` is
     ``1 + D**(2**j) + D**(3 * 2**j)`` and is 1 within ``STEPS`` once ``2**j >= STEPS``, so

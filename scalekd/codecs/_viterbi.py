@@ -1,7 +1,7 @@
 """The trellis search on an accelerator: the same paths as :func:`scalekd.codecs._trellis.encode`.
 
-Every operation is elementwise over the paths, and rounds as NumPy's does, so that the indices are
-NumPy's to the last one. With Triton the whole search is one kernel; otherwise it is some 25 torch
+Every operation is elementwise over the paths and rounds as in NumPy, so that the indices are equal
+to NumPy's. With Triton the whole search is one kernel; otherwise it is some 25 torch
 operations a step. Both are chosen by :func:`search`.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from scalekd.codecs._trellis import MACHINE, STEPS
 
 _STATES = 8
-_FAR = 1e9  # of the states in which no path starts
+_FAR = 1e9  # cost of the states in which no path starts
 
 
 def search(values: Tensor, weights: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def search(values: Tensor, weights: Tensor) -> Tensor:
 
     Args:
         values: float32 ``(STEPS * lanes, view)`` in units of the fine step, contiguous.
-        weights: float32 ``(STEPS,)``: what a squared distance costs in each slab.
+        weights: float32 ``(STEPS,)``, the weight of squared distances in each slab.
 
     Returns:
         int16 indices of the same shape.
@@ -38,7 +38,7 @@ def search(values: Tensor, weights: Tensor) -> Tensor:
 
 @cache
 def _can_fuse(device: str) -> bool:
-    """Whether Triton builds the kernel, for which it needs a C compiler, and it finds the paths.
+    """Return whether Triton builds the kernel, for which it needs a C compiler, and it finds the paths.
 
     The kernel is compiled for whatever device is here, so it is compared once in each process with
     the operations that it replaces.
@@ -67,7 +67,7 @@ def _can_fuse(device: str) -> bool:
 
 
 def search_stepwise(values: Tensor, weights: Tensor) -> Tensor:
-    """:func:`search` by torch operations, on any device."""
+    """Do :func:`search` with torch operations, on any device."""
     rows, views = values.shape
     width, device = rows // STEPS * views, values.device
     slabs = values.reshape(STEPS, width)

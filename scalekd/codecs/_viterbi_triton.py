@@ -1,9 +1,9 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, attr-defined"
 # ruff: noqa: ANN001, ANN202 (a kernel has no Python types)
-"""The trellis search as one Triton kernel: a thread follows a lane, its eight costs in registers.
+"""The trellis search as one Triton kernel: one thread per lane, its eight costs in registers.
 
-Importing this needs Triton, which torch brings for CUDA on Linux. Fused multiply-add is switched
-off, so that sums round as NumPy's do.
+This module needs Triton, which torch installs for CUDA on Linux. Fused multiply-add is switched
+off, so that sums round as in NumPy.
 """
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scalekd.codecs._trellis import MACHINE, STEPS
 
-_LANES = 128  # of a program
+_LANES = 128  # lanes of one program
 OPTIONS = {"enable_fp_fusion": False}
 _NUM_STEPS = tl.constexpr(STEPS)
 # (state, branch) to the state it comes from, three bits each, and to its coset, two bits each.
@@ -25,7 +25,7 @@ _FAR = tl.constexpr(1e9)
 
 
 def search_fused(values: Tensor, weights: Tensor) -> Tensor:
-    """:func:`scalekd.codecs._viterbi.search` in one kernel."""
+    """Do :func:`scalekd.codecs._viterbi.search` in one kernel."""
     rows, views = values.shape
     width = rows // STEPS * views
     decisions = torch.empty((STEPS, width), dtype=torch.uint8, device=values.device)
@@ -45,7 +45,7 @@ def search_fused(values: Tensor, weights: Tensor) -> Tensor:
 
 @triton.jit
 def _best(first, second):
-    """Cost of the cheaper branch, and whether it is the second."""
+    """Return the cost of the cheaper branch, and whether it is the second."""
     chosen = second < first
     return tl.where(chosen, second, first), chosen.to(tl.int32)
 

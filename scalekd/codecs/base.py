@@ -1,28 +1,28 @@
-"""The contract that every codec keeps.
+"""The contract of codecs.
 
 A *codec* turns a block of views into a few arrays, its *planes*, and back. One feature codec
 belongs to one stage: it knows the stage's :class:`~scalekd.shapes.FeatureShape`.
 
 Encoding runs on the CPU with NumPy, beside the teacher, and may be called from several threads at
-once: ``encode`` reads the codec and changes nothing. It takes any number of views from one up, and
-what it makes of a view depends neither on the other views of the call nor on their number. It
-refuses NaN, infinity and wrong shapes with an error that names the view (by its place in the
-call; the caller knows its key) and the token.
+once: ``encode`` does not change the codec. It takes one or more views, and the encoding of a view
+depends neither on the other views of the call nor on their number. It refuses NaN, infinity and
+wrong shapes with an error that names the view (by its index in the call; the caller knows its key)
+and the token.
 
-A plane is stored with the view axis wherever it compresses best: an array of shape
+The view axis of a stored plane is where it compresses best: a plane is an array of shape
 ``(*shape_before, view, *shape_after)``. :meth:`PlaneSpec.zarr_kwargs` gives the Zarr v3 codecs, all
 of them from zarr and numcodecs, so that any Zarr reader gets the stored integers without this
 package. :meth:`PlaneSpec.pack` is the same coding for one array outside Zarr.
 
-Decoding has two halves. Whoever reads the planes gets small integers. The module that
-``codec.decoder()`` returns turns them into features on the training device, batched; it holds its
-tables as buffers, so it moves with ``.to(device)``. It takes planes as tensors with the view axis
+Decoding has two steps. Readers of the planes get small integers. The module that
+``codec.decoder()`` returns turns them into features on the training device, in batches; its tables
+are buffers, so that it moves with ``.to(device)``. It takes planes as tensors with the view axis
 **first**, whatever the stored layout.
 
 A codec is described by a JSON configuration (``to_config``) and by tables (``tables``), arrays that
 go into a safetensors file. ``codec_from_config(config, tables, shape)`` rebuilds it exactly:
-same planes for the same features. Configurations carry the codec's name and version; what a
-version decodes to never changes, a test keeps frozen bytes of each.
+same planes for the same features. Configurations carry the codec's name and version; the
+decoded values of a version never change, which is tested with frozen bytes of each version.
 """
 
 import math
@@ -45,9 +45,9 @@ from scalekd.shapes import FeatureShape
 Planes = Mapping[str, np.ndarray]
 JsonDict = dict[str, Any]
 
-# pcodec codes a page with one table of bins: long pages share the table's cost (about 60 bytes),
-# short ones follow the data closer. 2**16 is best for coefficients sorted by scale, this is 0.001
-# bit worse and decodes 3 % faster (docs/LOG.md).
+# pcodec codes a page with one table of bins (about 60 bytes): long pages have fewer tables, short
+# ones fit the data more closely. 2**16 is best for coefficients sorted by scale; this is 0.001 bit
+# worse and decodes 3 % faster (docs/LOG.md).
 DEFAULT_PAGE_VALUES = 131_072
 _LEAST_PAGE_VALUES = 4_096  # best for single views; measured from 2**10 to 2**14
 _FEW_VIEWS = 64
@@ -58,12 +58,12 @@ class PlaneSpec:
     """One array of a codec: its element type, its layout and how its bytes are compressed.
 
     Attributes:
-        name: Unique within the codec; letters, digits and underscores.
-        dtype: NumPy name of the element type; stored little-endian.
-        shape_before: Axes before the view axis in the stored array.
-        shape_after: Axes after it.
-        compression: ``pcodec`` for 16-, 32- and 64-bit numbers, ``zstd`` for anything.
-        page_values: With ``pcodec``, the number of values that share one table.
+        name: Name of the plane, unique within the codec, of letters, digits and underscores.
+        dtype: NumPy name of the element type; values are stored little-endian.
+        shape_before: Sizes of the axes before the view axis in the stored array.
+        shape_after: Sizes of the axes after the view axis in the stored array.
+        compression: ``pcodec`` for 16-, 32- and 64-bit numbers, ``zstd`` for all types.
+        page_values: Number of values that share one table of ``pcodec``.
     """
 
     name: str
@@ -83,14 +83,14 @@ class PlaneSpec:
 
     @property
     def bytes_per_view(self) -> int:
-        """Bytes of one view in memory, uncompressed."""
+        """Size of one view in memory, uncompressed, in bytes."""
         return self.values_per_view * np.dtype(self.dtype).itemsize
 
     def stored_shape(self, num_views: int) -> tuple[int, ...]:
         return (*self.shape_before, num_views, *self.shape_after)
 
     def views_first(self, stored: np.ndarray) -> np.ndarray:
-        """The stored array with the view axis moved first, as the decoder takes it (no copy)."""
+        """Return a view of the stored array with the view axis first, as decoders take it."""
         return np.moveaxis(stored, self.view_axis, 0)
 
     def check(self, stored: np.ndarray) -> int:
@@ -113,10 +113,10 @@ class PlaneSpec:
         return int(shape[axis])
 
     def zarr_kwargs(self) -> dict[str, Any]:
-        """What ``zarr.create_array`` takes to decide the bytes: serializer, compressors, filters.
+        """Return serializer, compressors and filters for ``zarr.create_array``.
 
-        A crc32c of the compressed bytes closes every chunk, so that a reader without our
-        records still notices a flipped bit.
+        Every chunk ends with a crc32c of its compressed bytes, so that readers without the commit
+        records of the cache also detect damage.
         """
         from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
         from zarr.codecs.numcodecs import PCodec
@@ -132,10 +132,10 @@ class PlaneSpec:
         return {"filters": (), "serializer": serializer, "compressors": (Crc32cCodec(),)}
 
     def pack(self, stored: np.ndarray) -> bytes:
-        """Compress one array of this plane much as a chunk of Zarr is, without the checksum.
+        """Compress one array of this plane like a chunk of Zarr, without the checksum.
 
-        Few views make short pages: a page of one view's sorted coefficients would otherwise mix
-        scales (9 instead of 28 % more bytes than in a block of 256).
+        Few views get shorter pages: a page of one view's sorted coefficients would otherwise have
+        values of different scales (28 instead of 9 % more bytes than in a block of 256).
         """
         num_views = self.check(stored)
         contiguous = np.ascontiguousarray(stored)
@@ -156,8 +156,8 @@ class PlaneSpec:
         out = np.empty(self.stored_shape(num_views), self.dtype)
         try:
             count = self._decompress(data, out.reshape(-1))
-        # The Rust and C decoders raise RuntimeError, ValueError and TypeError as they please,
-        # and pyo3's PanicException derives from BaseException.
+        # The Rust and C decoders raise RuntimeError, ValueError and TypeError on damage, and
+        # pyo3's PanicException derives from BaseException.
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
@@ -173,7 +173,7 @@ class PlaneSpec:
         return out
 
     def _decompress(self, data: bytes, out: np.ndarray) -> int:
-        """Fill ``out`` and return how many values the bytes held, -1 when they went on."""
+        """Fill ``out`` and return the number of decoded values, or -1 if there are more."""
         if self.compression == "zstd":
             decoded = np.frombuffer(self._zstd().decode(data), self.dtype)
             if decoded.size == out.size:
@@ -187,8 +187,8 @@ class PlaneSpec:
         return int(progress.n_processed) if progress.finished else -1
 
     def _pcodec_config(self) -> JsonDict:
-        # Level 8, classic, no delta: neighbours are independent draws of one distribution, and
-        # pcodec's guesses about modes and deltas only cost time.
+        # Level 8, classic, no delta: neighbouring values are independent draws of one
+        # distribution, so that pcodec's search for modes and deltas would only cost time.
         return {
             "level": 8,
             "mode_spec": "classic",
@@ -211,7 +211,7 @@ class PlaneSpec:
 
 @dataclass
 class _SharedFilter:
-    """How many threads are inside `quiet_zarr`, and what the first of them has to put back."""
+    """Number of threads inside `quiet_zarr`, and the filters to restore after the last one."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     num_inside: int = 0
@@ -225,12 +225,12 @@ _FILTER = _SharedFilter()
 def quiet_zarr() -> Iterator[None]:
     """Silence zarr's notice that numcodecs' codecs are not in the Zarr v3 specification.
 
-    It is raised whenever such an array is created or opened. The notice is true and chosen: the
-    manifest names the codec, and zarr itself ships the reader.
+    zarr warns whenever such an array is created or opened. The codec is deliberate: the manifest
+    names it, and zarr itself has its reader.
 
     Warning filters belong to the process, and zarr opens arrays in a thread of its own, so the
-    filter stands from the first thread that comes in until the last one has gone out: with one
-    ``catch_warnings`` a thread, whoever left first would take away the others' filter.
+    filter stays from the first thread that enters until the last one leaves. With one
+    ``catch_warnings`` per thread, the first thread to leave would remove the others' filter.
     """
     with _FILTER.lock:
         if _FILTER.num_inside == 0:
@@ -248,14 +248,14 @@ def quiet_zarr() -> Iterator[None]:
 
 
 class FeatureDecoder(nn.Module, ABC):
-    """Turns planes, view axis first, into features on the planes' device."""
+    """Base class of modules that decode planes, view axis first, to features on their device."""
 
     @abstractmethod
     def forward(self, planes: Mapping[str, Tensor]) -> Tensor:
         """Decode a batch.
 
         Args:
-            planes: By plane name, each ``(view, *shape_before, *shape_after)``.
+            planes: Planes by name, each ``(view, *shape_before, *shape_after)``.
 
         Returns:
             float32 ``(view, token, channel)``, prefix tokens first.
@@ -263,7 +263,7 @@ class FeatureDecoder(nn.Module, ABC):
 
 
 class Codec(ABC):
-    """What feature codecs and logit codecs share: planes, configuration, tables."""
+    """Base class of feature and logit codecs: planes, configuration and tables."""
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
@@ -271,21 +271,21 @@ class Codec(ABC):
     @property
     @abstractmethod
     def planes(self) -> tuple[PlaneSpec, ...]:
-        """The arrays that :meth:`encode` makes, in a fixed order."""
+        """Specifications of the arrays that :meth:`encode` returns, in a fixed order."""
 
     @abstractmethod
     def to_config(self) -> JsonDict:
-        """JSON-only description; with :meth:`tables` it is the whole codec."""
+        """Return the configuration as JSON types; with :meth:`tables` it describes the codec."""
 
     def tables(self) -> dict[str, np.ndarray]:
-        """Arrays fitted on calibration views; empty for a codec that needs none."""
+        """Return the arrays fitted on calibration views; empty for a codec without tables."""
         return {}
 
     def check_planes(self, planes: Planes) -> int:
         """Return the number of views in stored planes.
 
         Raises:
-            CacheCorrupt: A plane is missing, has another type or shape, or other views.
+            CacheCorrupt: A plane is missing, or its type, shape or number of views differs.
         """
         counts = set()
         for spec in self.planes:
@@ -299,7 +299,7 @@ class Codec(ABC):
         return counts.pop()
 
     def tensors(self, planes: Planes) -> dict[str, Tensor]:
-        """Stored planes as tensors with the view axis first, checked."""
+        """Check stored planes and return them as tensors with the view axis first."""
         self.check_planes(planes)
         return {
             spec.name: torch.from_numpy(np.ascontiguousarray(spec.views_first(planes[spec.name])))
@@ -307,12 +307,16 @@ class Codec(ABC):
         }
 
     def pack(self, planes: Planes) -> dict[str, bytes]:
-        """Compress stored planes outside Zarr, one byte string a plane."""
+        """Compress stored planes outside Zarr, to one byte string per plane."""
         self.check_planes(planes)
         return {spec.name: spec.pack(planes[spec.name]) for spec in self.planes}
 
     def unpack(self, packed: Mapping[str, bytes], num_views: int) -> dict[str, np.ndarray]:
-        """Invert :meth:`pack`; raises :class:`CacheCorrupt` on missing or damaged bytes."""
+        """Invert :meth:`pack`.
+
+        Raises:
+            CacheCorrupt: A plane is missing, or its bytes are damaged.
+        """
         missing = [spec.name for spec in self.planes if spec.name not in packed]
         if missing:
             raise CacheCorrupt(f"planes {missing} of codec {self.name!r} are missing")
@@ -320,7 +324,7 @@ class Codec(ABC):
 
 
 class FeatureCodec(Codec):
-    """A codec of one stage's dense features."""
+    """Base class of codecs of one stage's dense features."""
 
     def __init__(self, shape: FeatureShape) -> None:
         self.shape = shape
@@ -336,34 +340,34 @@ class FeatureCodec(Codec):
             Stored planes by name, ``(*shape_before, view, *shape_after)``, contiguous.
 
         Raises:
-            DataError: NaN, infinity, or a value the codec cannot hold.
-            UsageError: Another shape than the codec's.
+            DataError: A value is NaN, infinite, or out of the range of the codec.
+            UsageError: The features have another shape or type than the codec expects.
         """
 
     @property
     def views_at_once(self) -> int:
-        """Views that :meth:`encode` works on at a time.
+        """Number of views that :meth:`encode` processes at a time.
 
-        Splitting a batch at multiples of it changes no bit of the planes. Elsewhere a matrix
-        product has another number of rows, and may round otherwise.
+        Splitting a batch at multiples of this number does not change the planes. At other
+        boundaries a matrix product has another number of rows and may round differently.
         """
         return 1
 
     def encoder(self, num_views: int) -> FeatureEncoder | None:
-        """A new device encoder on the CPU; ``None`` where the codec has none.
+        """Return a new device encoder, on the CPU; ``None`` if the codec has none.
 
         Args:
-            num_views: Views a batch, at most; smaller batches are padded to it.
+            num_views: Largest number of views in a batch; smaller batches are padded to it.
         """
         del num_views
         return None
 
     @abstractmethod
     def decoder(self, *, compute_dtype: torch.dtype = torch.float32) -> FeatureDecoder:
-        """A new decoder module on the CPU.
+        """Return a new decoder module, on the CPU.
 
         Args:
-            compute_dtype: Type of the matrix products, float32 or bfloat16; output is float32.
+            compute_dtype: Type of the matrix products, float32 or bfloat16; the output is float32.
         """
 
     @classmethod
@@ -374,17 +378,17 @@ class FeatureCodec(Codec):
         """Rebuild a codec from :meth:`to_config` and :meth:`tables`.
 
         Raises:
-            CacheCorrupt: Configuration or tables are not those of a codec of this shape.
+            CacheCorrupt: The configuration or tables are invalid for features of this shape.
         """
 
     def decode(self, planes: Planes) -> np.ndarray:
-        """Decode stored planes on the CPU; float32 ``(view, token, channel)``."""
+        """Decode stored planes on the CPU to float32 ``(view, token, channel)``."""
         tensors = self.tensors(planes)
         with torch.inference_mode():
             return np.asarray(self.decoder()(tensors).numpy())
 
     def check_features(self, features: np.ndarray) -> None:
-        """Refuse what no codec can hold; see :meth:`encode` for the errors."""
+        """Refuse features that no codec can encode; see :meth:`encode` for the errors."""
         expected = (self.shape.num_tokens, self.shape.num_channels)
         if features.ndim != 3 or features.shape[1:] != expected or features.shape[0] == 0:
             raise UsageError(
@@ -393,8 +397,8 @@ class FeatureCodec(Codec):
             )
         if features.dtype not in (np.float16, np.float32):
             raise UsageError(f"features are {features.dtype}; expected float16 or float32")
-        # One pass without a temporary: a sum is finite unless a term is not, or it overflows;
-        # only then look closer.
+        # One pass without a temporary array: the sum is finite unless a value is not or the sum
+        # overflows; only then are the values checked one by one.
         with np.errstate(invalid="ignore", over="ignore"):
             total = features.sum(dtype=np.float64)
         if np.isfinite(total):
@@ -403,22 +407,22 @@ class FeatureCodec(Codec):
         if bad.any():
             view, token, channel = (int(i) for i in np.argwhere(bad)[0])
             raise DataError(
-                f"features of view {view} hold {features[view, token, channel]} at token {token}, "
-                f"channel {channel} ({int(bad.sum())} such values in this block of "
+                f"features of view {view} contain {features[view, token, channel]} at token"
+                f" {token}, channel {channel} ({int(bad.sum())} such values in this block of "
                 f"{features.shape[0]} views); the teacher overflowed or its weights are damaged"
             )
 
 
 class LogitDecoder(nn.Module, ABC):
-    """Turns planes of logits, view axis first, into tensors for a loss."""
+    """Base class of modules that decode planes of logits, view axis first, for a loss."""
 
     @abstractmethod
     def forward(self, planes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Decode a batch; the codec's class says which tensors come back."""
+        """Decode a batch; the class of the codec documents the returned tensors."""
 
 
 class LogitCodec(Codec):
-    """A codec of a classifier's scores before softmax."""
+    """Base class of codecs of a classifier's scores before softmax."""
 
     def __init__(self, num_classes: int) -> None:
         if num_classes < 1:
@@ -427,11 +431,16 @@ class LogitCodec(Codec):
 
     @abstractmethod
     def encode(self, logits: np.ndarray) -> dict[str, np.ndarray]:
-        """Encode float16 or float32 ``(view, class)``; errors as for features."""
+        """Encode float16 or float32 logits ``(view, class)``.
+
+        Raises:
+            DataError: A value is NaN, infinite, or out of the range of the codec.
+            UsageError: The logits have another shape or type than the codec expects.
+        """
 
     @abstractmethod
     def decoder(self) -> LogitDecoder:
-        """A new decoder module on the CPU."""
+        """Return a new decoder module, on the CPU."""
 
     def decode(self, planes: Planes) -> dict[str, np.ndarray]:
         """Decode stored planes on the CPU."""
@@ -450,6 +459,6 @@ class LogitCodec(Codec):
         if bad.any():
             view, column = (int(i) for i in np.argwhere(bad)[0])
             raise DataError(
-                f"logits of view {view} hold {logits[view, column]} at class {column}; "
+                f"logits of view {view} contain {logits[view, column]} at class {column}; "
                 "the teacher overflowed or its weights are damaged"
             )

@@ -1,4 +1,4 @@
-"""Codec files: configuration and tables in one safetensors file, exact and never unpickled."""
+"""Codec files: configuration and tables of a feature codec in one safetensors file."""
 
 import json
 from pathlib import Path
@@ -13,8 +13,8 @@ from scalekd.errors import CacheCorrupt
 from scalekd.shapes import FeatureShape
 
 _KEY = "scalekd_codec"
-# Tables are a few mean maps and at most a few dozen channel bases: 2,048 channels and 32 bases
-# come to 270 MB. A file that claims more than this is not one of ours.
+# Tables are a few mean maps and at most a few dozen channel bases: 2,048 channels and 32 bases take
+# 270 MB. A larger file is not a codec file.
 _MAX_BYTES = 4 << 30
 
 
@@ -26,7 +26,7 @@ def codec_to_bytes(codec: FeatureCodec) -> bytes:
 
 
 def save_codec(path: Path, codec: FeatureCodec) -> None:
-    """Write a codec file; the caller commits it (temporary name, fsync, rename)."""
+    """Write a codec file. The write is not atomic: the caller renames the file."""
     path.write_bytes(codec_to_bytes(codec))
 
 
@@ -34,8 +34,8 @@ def load_codec(path: Path, shape: FeatureShape) -> FeatureCodec:
     """Read a codec file for features of ``shape``.
 
     Raises:
-        CacheCorrupt: Not such a file, damaged, or tables that do not fit the shape.
-        CacheMismatch: A codec or version that this release does not know.
+        CacheCorrupt: The file is not a codec file, is damaged, or does not fit the shape.
+        CacheMismatch: The codec or its version is unknown to this release.
     """
     try:
         if path.stat().st_size > _MAX_BYTES:

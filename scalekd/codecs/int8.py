@@ -24,9 +24,9 @@ class _Int8Decoder(FeatureDecoder):
 
 
 class Int8Codec(FeatureCodec):
-    """``code * scale`` with a code in -127…127 and one float32 scale a token.
+    """Features as ``code * scale``, with a code in -127…127 and one float32 scale per token.
 
-    Error at most half a scale, the scale being the token's largest magnitude over 127.
+    The error is at most half a scale; the scale is the token's largest magnitude divided by 127.
     """
 
     name = "int8"
@@ -44,7 +44,7 @@ class Int8Codec(FeatureCodec):
         values = features.astype(np.float32, copy=False)
         largest = np.maximum(values.max(axis=-1), -values.min(axis=-1))
         scales = largest / np.float32(_LEVELS)
-        # Below the smallest normal number the division would lose precision: such a token is zero.
+        # Division by a subnormal scale would lose precision: such a token is stored as zero.
         scales[scales < np.finfo(np.float32).tiny] = 0
         inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > 0)
         codes = np.rint(values * inverse[..., None])

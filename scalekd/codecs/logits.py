@@ -1,8 +1,8 @@
-"""Logits: all classes in half precision, or the K likeliest with what is left over.
+"""Logit codecs: all classes in half precision, or the K likeliest and the remaining mass.
 
-Softmax ignores a common offset, so ``topk`` stores scores relative to the largest and a log-sum-exp
-relative to it too: half precision is finest near zero, where the likely classes are. With the mass
-of the rest the distribution can be formed at any temperature; the rest is spread evenly.
+Softmax ignores a common offset, so ``topk`` stores scores and their log-sum-exp relative to the
+largest score: half precision is finest near zero, where the likely classes are. From the
+probability mass of the other classes, spread evenly, the distribution follows at any temperature.
 """
 
 from collections.abc import Mapping
@@ -66,7 +66,7 @@ class _TopKDecoder(LogitDecoder):
     def forward(self, planes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         log_sum_exp = planes["log_sum_exp"].float()
         return {
-            # A class beyond the last can only come from damage; it must not index out of range.
+            # Only damaged data has an index beyond the last class.
             "indices": planes["indices"].long().clamp(max=self.num_classes - 1),
             "log_probs": planes["scores"].float() - log_sum_exp[:, None],
             "log_sum_exp": log_sum_exp,
@@ -75,7 +75,7 @@ class _TopKDecoder(LogitDecoder):
 
 
 class TopKLogitCodec(LogitCodec):
-    """The K likeliest classes, likeliest first.
+    """The scores of the K likeliest classes, likeliest first.
 
     Decodes to ``indices`` int64 ``(view, k)``; ``log_probs`` float32 ``(view, k)``,
     log-probabilities at temperature 1; ``log_sum_exp`` float32 ``(view,)`` of the scores *relative
@@ -101,7 +101,7 @@ class TopKLogitCodec(LogitCodec):
         index_type = "uint16" if self.num_classes <= 65_536 else "uint32"
         kept = (self.num_kept,)
         return (
-            # Rank by rank: the scores of a rank are alike, and the first rank's are all zero.
+            # Stored by rank: scores of one rank are similar, and those of the first are all zero.
             PlaneSpec("indices", index_type, shape_before=kept, page_values=262_144),
             PlaneSpec("scores", "float16", shape_before=kept, page_values=4_096),
             PlaneSpec("log_sum_exp", "float32", page_values=262_144),

@@ -1,13 +1,13 @@
-"""How far decoded features are from the originals, in the units that the losses care about.
+"""Errors of decoded features, in the units that the losses measure.
 
-All errors are relative and squared, one number a view, of which mean, 95th percentile and maximum
-over the views are reported:
+All errors are relative and squared, one number per view. Mean, 95th percentile and maximum over the
+views are reported:
 
-* ``raw``: squared distance over squared norm of the whole view, prefix tokens included;
+* ``raw``: squared distance divided by the squared norm of the whole view, prefix tokens included;
 * ``spatial``: mean over patch tokens of the squared distance between unit vectors, the distance
   that the spatial feature loss measures;
 * ``frequency``: the same after each view's mean patch token is subtracted, which is what removing
-  the zero frequency does.
+  the zero frequency means.
 """
 
 from collections.abc import Iterable
@@ -18,14 +18,14 @@ import numpy as np
 from scalekd.codecs.base import JsonDict
 from scalekd.shapes import FeatureShape
 
-# A vector this much shorter than its view's largest token is rounding noise without direction; both
-# sides then count as the zero vector. Float32 sums leave about 1e-7.
+# A vector shorter than this fraction of its view's largest token is rounding noise without a
+# direction; it counts as the zero vector. Float32 sums leave about 1e-7.
 _NEGLIGIBLE = 1e-6
 
 
 @dataclass(frozen=True)
 class ErrorSummary:
-    """Relative squared error over views."""
+    """Statistics over views of a relative squared error."""
 
     mean: float
     p95: float
@@ -39,7 +39,7 @@ class ErrorSummary:
 
 @dataclass(frozen=True)
 class FeatureErrors:
-    """Errors of the raw features and of both targets, with the number of views measured."""
+    """Error statistics of raw features and of both targets, with the number of measured views."""
 
     raw: ErrorSummary
     spatial: ErrorSummary
@@ -53,21 +53,21 @@ class FeatureErrors:
 def view_errors(
     original: np.ndarray, decoded: np.ndarray, shape: FeatureShape
 ) -> dict[str, np.ndarray]:
-    """Errors view by view.
+    """Return the errors of each view.
 
     Args:
-        original: ``(view, token, channel)``, any float type.
-        decoded: The same shape.
-        shape: Tells prefix tokens from patch tokens.
+        original: Features ``(view, token, channel)`` of any float type.
+        decoded: Decoded features of the same shape.
+        shape: Shape of one view's features; gives the number of prefix tokens.
 
     Returns:
-        ``raw``, ``spatial``, ``frequency``: float64 ``(view,)``.
+        The errors ``raw``, ``spatial`` and ``frequency``, each float64 ``(view,)``.
     """
     if original.shape != decoded.shape:
         raise ValueError(f"{original.shape = } but {decoded.shape = }")
     before = np.asarray(original, np.float32)
     after = np.asarray(decoded, np.float32)
-    # Scaled by the view's largest value, or squares of float32 features could overflow.
+    # Scaled by the view's largest value, so that squares do not overflow in float32.
     largest = np.abs(before).max(axis=(1, 2), keepdims=True)
     scale = np.divide(1, largest, out=np.ones_like(largest), where=largest > 0)
     before, after = before * scale, after * scale

@@ -1,4 +1,4 @@
-"""What may be asked of the transform codec, and how much calibration that takes."""
+"""Options of the transform codec, and the number of calibration views they need."""
 
 import math
 from dataclasses import dataclass
@@ -12,23 +12,23 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 Gain = Literal["token", "view"]
 GAINS: tuple[Gain, ...] = get_args(Gain)
 
-# Calibration: at least 150 tokens a channel, from at least 500 images (measured: fewer images cost
-# more than fewer tokens, their tokens being alike). A quarter on top is held out of the bases
-# to find the step on views that the bases have not seen.
+# Calibration takes at least 150 tokens per channel, from at least 500 images (measured: fewer
+# images cost more than fewer tokens, because tokens of one image are similar). A quarter more is
+# held out from the bases, to find the step on views that did not contribute to them.
 _TOKENS_PER_CHANNEL = 150
 _MIN_VIEWS = 500
 _MAX_VIEWS = 8192
-# Memory: the fit keeps the views that it is given in float32.
+# Limit of the memory of calibration views in float32.
 _MAX_BYTES = 3 << 30
 
 
 @dataclass(frozen=True)
 class TransformOptions:
-    """Target of the transform codec.
+    """The target error of the transform codec.
 
     Attributes:
         error: Mean relative squared error to reach, in ``metric``; 0.01 is one per cent.
-        metric: Whose error: see :mod:`scalekd.codecs.measure`.
+        metric: Name of the error: one of those in :mod:`scalekd.codecs.measure`.
     """
 
     error: float = 0.01
@@ -64,7 +64,7 @@ class TransformOptions:
         return cls(error, metric)  # type: ignore[arg-type]  # __post_init__ checks
 
     def num_calibration_views(self, shape: FeatureShape) -> int:
-        """Views that a good fit takes, fewer where their memory would exceed 3 GiB."""
+        """Return the number of views for a good fit, or fewer if they would exceed 3 GiB."""
         wanted = math.ceil(_TOKENS_PER_CHANNEL * shape.num_channels / shape.num_patch_tokens)
         fitting = _MAX_BYTES // (4 * shape.num_tokens * shape.num_channels)
         views = min(math.ceil(1.25 * max(wanted, _MIN_VIEWS)), _MAX_VIEWS)

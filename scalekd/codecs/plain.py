@@ -1,4 +1,4 @@
-"""Half-precision features: the codec that changes least, and what others are measured against."""
+"""Half-precision features: the codec with the smallest error, and the baseline of the others."""
 
 from collections.abc import Mapping
 
@@ -18,9 +18,9 @@ class _Float16Decoder(FeatureDecoder):
 
 
 class Float16Codec(FeatureCodec):
-    """IEEE half precision, losslessly compressed (about 1.1×: noise does not compress).
+    """Features in IEEE half precision, losslessly compressed (by about 1.1×).
 
-    Relative error at most 2**-11 for normal numbers; beyond 65504 a value is refused.
+    The relative error is at most 2**-11 for normal numbers; values beyond 65504 are refused.
     """
 
     name = "float16"

@@ -1,4 +1,4 @@
-"""Codecs by name: what a command line says, and what a manifest says, become a codec.
+"""Construction of codecs by name, from the command line or from a manifest.
 
 The command line's form is ``name`` or ``name:key=value,key=value`` (``transform:error=0.01``), for
 logits ``full`` or ``topk:K``. The manifest's form is the codec's own configuration and tables.
@@ -6,7 +6,7 @@ logits ``full`` or ``topk:K``. The manifest's form is the codec's own configurat
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,23 +28,16 @@ _LOGIT_CODECS: dict[str, type[FullLogitCodec] | type[TopKLogitCodec]] = {
 }
 DEFAULT_FEATURE_CODEC = "transform"
 
-Progress = Callable[[str, float], None]
-"""Called with what is being done and the fraction of the whole fit that is behind it."""
-
 
 @dataclass(frozen=True)
 class CodecRequest:
-    """A feature codec as asked for: ``str()`` gives the form that was parsed, normalised."""
+    """A requested feature codec; ``str()`` gives the normalised form of the parsed text."""
 
     name: str
     options: TransformOptions | None = None
 
-    @property
-    def needs_calibration(self) -> bool:
-        return self.options is not None
-
     def num_calibration_views(self, shape: FeatureShape) -> int:
-        """Views to draw for :func:`fit_codec`; 0 for a codec without tables."""
+        """Return the number of views for :func:`fit_codec`; 0 for a codec without tables."""
         return 0 if self.options is None else self.options.num_calibration_views(shape)
 
     def __str__(self) -> str:
@@ -55,7 +48,7 @@ def parse_codec(text: str) -> CodecRequest:
     """Read ``float16``, ``int8`` or ``transform[:error=0.01][,metric=spatial|frequency|raw]``.
 
     Raises:
-        UsageError: Unknown codec, option or value.
+        UsageError: The codec, an option or a value is unknown.
     """
     name, _, rest = text.partition(":")
     if name not in _FEATURE_CODECS:
@@ -71,39 +64,36 @@ def fit_codec(
     request: str | CodecRequest,
     shape: FeatureShape,
     calibration: Iterable[np.ndarray] | None = None,
-    *,
-    progress: Progress | None = None,
 ) -> FeatureCodec:
-    """Make the codec asked for, fitted on calibration views where it has tables.
+    """Make a codec; fit its tables, if it has any, on calibration views.
 
     Args:
-        request: As :func:`parse_codec` reads it.
-        shape: Of the stage's features.
-        calibration: Blocks ``(view, token, channel)``, read once and in order, of which the codec
-            keeps what it needs; the same blocks give the same tables on the same machine.
-        progress: Told how far the fit is.
+        request: The codec, as text that :func:`parse_codec` reads or parsed.
+        shape: Shape of the stage's features.
+        calibration: Blocks of features ``(view, token, channel)``, read once and in order. The same
+            blocks give the same tables on the same machine.
 
     Raises:
-        UsageError: A codec that needs calibration got none, or views of another shape.
-        DataError: Calibration views hold NaN or infinity.
+        UsageError: The codec needs calibration views and there are none, or their shape differs.
+        DataError: Calibration views contain NaN or infinity.
     """
-    asked = parse_codec(request) if isinstance(request, str) else request
-    if asked.options is None:
-        return _FEATURE_CODECS[asked.name].from_config(
-            {"codec": asked.name, "version": _FEATURE_CODECS[asked.name].version}, {}, shape
+    parsed = parse_codec(request) if isinstance(request, str) else request
+    if parsed.options is None:
+        return _FEATURE_CODECS[parsed.name].from_config(
+            {"codec": parsed.name, "version": _FEATURE_CODECS[parsed.name].version}, {}, shape
         )
     if calibration is None:
-        raise UsageError(f"codec {asked} is fitted on features of the data set, and got none")
-    return TransformCodec.fit(shape, calibration, options=asked.options, progress=progress)
+        raise UsageError(f"codec {parsed} is fitted on features of the data set, and got none")
+    return TransformCodec.fit(shape, calibration, options=parsed.options)
 
 
 def codec_from_config(
     config: JsonDict, tables: Mapping[str, np.ndarray], shape: FeatureShape
 ) -> FeatureCodec:
-    """Rebuild a feature codec from what a cache holds.
+    """Rebuild a feature codec from its configuration and tables in a cache.
 
     Raises:
-        CacheMismatch: A codec or version that this release does not know.
+        CacheMismatch: The codec or its version is unknown to this release.
         CacheCorrupt: Configuration or tables are inconsistent.
     """
     name = config.get("codec")
@@ -113,10 +103,10 @@ def codec_from_config(
 
 
 def create_logit_codec(text: str, num_classes: int) -> LogitCodec:
-    """Make the logit codec that ``full`` or ``topk:K`` asks for.
+    """Make the logit codec for the text ``full`` or ``topk:K``.
 
     Raises:
-        UsageError: Another text, or K out of range.
+        UsageError: The text is another one, or K is out of range.
     """
     name, _, rest = text.partition(":")
     if name == FullLogitCodec.name and not rest:
@@ -130,7 +120,7 @@ def check_logit_codec(text: str) -> None:
     """Check the spelling of ``full`` or ``topk:K``, before the number of classes is known.
 
     Raises:
-        UsageError: As :func:`create_logit_codec`; the largest K is not checked.
+        UsageError: The text is invalid. The largest K is checked by :func:`create_logit_codec`.
     """
     digits = re.fullmatch(r"topk:([0-9]{1,9})", text)
     num_kept = int(digits[1]) if digits else 1
@@ -140,7 +130,12 @@ def check_logit_codec(text: str) -> None:
 
 
 def logit_codec_from_config(config: JsonDict) -> LogitCodec:
-    """Rebuild a logit codec; errors as :func:`codec_from_config`."""
+    """Rebuild a logit codec from its configuration.
+
+    Raises:
+        CacheMismatch: The codec or its version is unknown to this release.
+        CacheCorrupt: The configuration is invalid.
+    """
     name = config.get("codec")
     if not isinstance(name, str) or name not in _LOGIT_CODECS:
         raise CacheMismatch(_unknown("logit codec", str(name), _LOGIT_CODECS))

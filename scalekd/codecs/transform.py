@@ -1,16 +1,17 @@
-"""Dense features at a fraction of their size: transform, trellis quantisation, entropy coding.
+"""The transform codec: channel and cosine transforms, trellis quantisation, entropy coding.
 
 Each token is divided by its length (the losses compare unit vectors), the mean map is subtracted, a
 two-dimensional cosine transform over the token grid and, in each radial band of frequencies, a
-Karhunen-Loève basis over the channels gather the energy in few coefficients. One step fits them
-all; coefficients that stay below it are dropped. What is left is quantised along trellis paths
+Karhunen-Loève basis over the channels gather the energy in few coefficients. All have the same
+step; coefficients that stay below it are dropped. The others are quantised along trellis paths
 (:mod:`scalekd.codecs._trellis`), sorted by scale, and stored coefficient-major as 16-bit integers,
-so that pcodec sees one scale at a time. Decoding is a few matrix products on the training device.
+so that each page of pcodec has values of similar scale. Decoding is a few matrix products on the
+training device.
 
 ``docs/codec.md`` explains the choices and gives the measurements.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -35,11 +36,11 @@ from scalekd.shapes import FeatureShape
 _CONFIG_KEYS = frozenset(
     {"error", "metric", "gain", "num_bands", "step", "reference", "num_trellis"}
 )
-_LARGEST = 32_000  # indices stay below int16's end
-# Values that the encoder works on at a time: the trellis' arrays then stay in a core's cache, and
-# memory does not grow with the block.
+_LARGEST = 32_000  # largest index; int16 ends at 32,767
+# Values encoded at a time: the arrays of the trellis then stay in a core's cache, and memory does
+# not grow with the block.
 _BLOCK_VALUES = 1 << 20
-# Pages in a block of 256 views: enough that each holds coefficients of about one scale.
+# Pages in a block of 256 views: enough that each has coefficients of similar scale.
 _PAGES = 48
 
 
@@ -48,10 +49,10 @@ def _page_values(num_coefficients: int) -> int:
 
 
 class TransformCodec(FeatureCodec):
-    """See the module. Two planes: ``coefficients`` int16 and ``gains`` int16.
+    """Codec of two int16 planes, ``coefficients`` and ``gains``; the module describes the method.
 
-    Stated bound: none for a single value; the mean error over views like those of the calibration
-    is the target's, and is measured.
+    Single values have no error bound. The mean error over views like those of the calibration is
+    the target error of the options.
     """
 
     name = "transform"
@@ -103,7 +104,7 @@ class TransformCodec(FeatureCodec):
     def _encode_block(
         self, features: np.ndarray, gains: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Quantise; a view whose indices outgrow int16 gets larger gains, so coarser steps."""
+        """Quantise a block; a view whose indices exceed int16 gets larger gains."""
         tables = self.transform_tables
         normalised = _analysis.normalise(features, gains, tables.reference)
         parts = _analysis.analyse(normalised, tables.mean, self._bases, self._bands, self.shape)
@@ -150,11 +151,10 @@ class TransformCodec(FeatureCodec):
         calibration: Iterable[np.ndarray],
         *,
         options: TransformOptions,
-        progress: Callable[[str, float], None] | None = None,
     ) -> "TransformCodec":
         """Fit to calibration views; see :func:`scalekd.codecs.fit_codec`."""
 
         def decode(tables: TransformTables, planes: Mapping[str, np.ndarray]) -> np.ndarray:
             return cls(shape, tables).decode(planes)
 
-        return cls(shape, _fit.fit(shape, calibration, options, decode, progress))
+        return cls(shape, _fit.fit(shape, calibration, options, decode))

@@ -1,4 +1,4 @@
-"""Where files are: a folder, an object store, a web server; one interface for all."""
+"""Folders, object stores and web servers behind one interface, :class:`Storage`."""
 
 import re
 from pathlib import Path
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 Location = str | Path | Storage
-"""A folder, a URL, or what either of them was opened as."""
+"""A folder, a URL, or a :class:`Storage` that was opened from either."""
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -42,12 +42,12 @@ def is_remote(location: Location) -> bool:
 
 
 def open_storage(location: Location, *, local_cache: LocalCache | None = None) -> Storage:
-    """The files at a place. Nothing is read yet.
+    """Open the storage at a location. Nothing is read yet.
 
     Args:
         location: A folder, ``file://``, ``s3://``, ``gs://``, ``az://``, ``https://``, ``hf://``; a
-            storage is given back as it is.
-        local_cache: Keeps copies of what is read from a remote place.
+            storage is returned unchanged.
+        local_cache: Local cache that keeps copies of the files read from a remote location.
 
     Raises:
         UsageError: The URL is of an unknown kind, or its package is not installed.

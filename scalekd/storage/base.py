@@ -1,8 +1,8 @@
-"""What a store of files can do, whatever holds it: a folder, a bucket, a web server.
+"""The interface of all storages: a folder, a bucket or a web server.
 
-Names are relative POSIX paths below the *place* that was opened. A read gives the whole of what
-was asked for or an error, never less; after a commit readers get the whole content or what was
-there before. Nothing here knows what the files mean: callers check digests.
+Names are relative POSIX paths below the *location* that was opened. A read returns all the bytes
+requested or raises an error, never fewer; after a commit readers get the whole new content or the
+whole previous content. A storage does not interpret the files: callers check digests.
 """
 
 import io
@@ -16,10 +16,11 @@ from scalekd.errors import CacheCorrupt, DataError
 
 
 class StoredFileError(DataError):
-    """A file cannot be read as asked: it is missing, too large, or no plain file.
+    """A file cannot be read: it is missing, too large, or not a plain file.
 
     Attributes:
-        problem: What is wrong with it, without saying where: ``is missing``.
+        where: Path or URL of the file.
+        problem: What is wrong with the file, as a predicate without its path: ``is missing``.
     """
 
     def __init__(self, where: str, problem: str) -> None:
@@ -32,7 +33,7 @@ class StoredFileError(DataError):
 
 
 class NotStored(StoredFileError):
-    """There is no such file."""
+    """The file does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +41,10 @@ class StoredFile:
     """One file of a listing.
 
     Attributes:
-        path: Relative to the place.
-        size: Bytes.
-        modified: Seconds since 1970 by the clock of the store.
-        version: Changes whenever the content does: the store's own tag, or size and time.
+        path: Path relative to the location of the storage.
+        size: Size of the file in bytes.
+        modified: Time of the last change in seconds since 1970, by the clock of the store.
+        version: Text that changes whenever the content does: the store's own tag, or size and time.
     """
 
     path: str
@@ -58,33 +59,37 @@ class Listing:
 
     Attributes:
         files: The files, in no particular order.
-        skipped: Reason and relative path of each entry that was passed over, such as a broken link.
+        skipped: Reason and relative path of each entry that was skipped, such as a broken link.
     """
 
     files: Sequence[StoredFile]
     skipped: Sequence[tuple[str, str]] = ()
 
 
-def check_relative(place: str, relative: str) -> str:
-    """Refuse a name that could lead out of the place.
+def check_relative(location: str, relative: str) -> str:
+    """Return a relative path in normal form; refuse one that could lead out of the location.
+
+    Args:
+        location: Folder or URL that the path is relative to, for the message.
+        relative: The path to check.
 
     Raises:
-        CacheCorrupt: It is absolute, empty, climbs with ``..``, or is not written plainly.
+        CacheCorrupt: The path is absolute, empty, or contains ``..``, a backslash or a NUL.
     """
     parts = PurePosixPath(relative)
     strange = ".." in parts.parts or "\\" in relative or "\0" in relative
     if parts.is_absolute() or not parts.parts or strange:
-        raise CacheCorrupt(f"{place}: {relative!r} is not a path inside the cache")
+        raise CacheCorrupt(f"{location}: {relative!r} is not a path inside the cache")
     return str(parts)
 
 
 class Storage(ABC):
-    """Files below one place. Safe to pickle, and to use from several threads.
+    """Files below one location. Safe to pickle, and to use from several threads.
 
     Attributes:
-        place: Folder or URL that was opened, for messages; without credentials.
-        is_remote: Whether reading goes over a network.
-        commits_together: Whether files are better written by :meth:`commit_all` than one by one.
+        place: Folder or URL that was opened, without credentials, for messages.
+        is_remote: Whether files are read over a network.
+        commits_together: Whether :meth:`commit_all` is much cheaper than writing files one by one.
     """
 
     place: str
@@ -92,90 +97,91 @@ class Storage(ABC):
     commits_together: bool = False
 
     def locate(self, relative: str) -> str:
-        """Full path or URL of a file, for messages."""
+        """Return the full path or URL of a file, for messages."""
         return f"{self.place}/{relative}"
 
     @abstractmethod
     def below(self, folder: str) -> "Storage":
-        """The files below a folder of this place, read in the same way."""
+        """Return a storage of the same kind for the files below a folder of this one."""
 
     @abstractmethod
     def read(self, relative: str, *, max_bytes: int, sha256: str | None = None) -> bytes:
-        """The whole content of a file, whose size is known before memory is taken.
+        """Read the whole content of a file, after checking its size.
 
         Args:
-            relative: Path below the place.
+            relative: Path relative to the location of the storage.
             max_bytes: Largest size accepted.
-            sha256: Hash the content is to have, where known. A cache finds it by this; nothing
-                is checked here.
+            sha256: Expected hash of the content, where known. A local cache stores the content
+                under it; the hash is not checked here.
 
         Raises:
-            NotStored: There is no such file.
-            StoredFileError: It is no plain file, or larger than ``max_bytes``.
-            CacheCorrupt: ``relative`` leads out of the place.
-            EnvironmentFault: The store cannot be reached or does not let us in.
+            NotStored: The file does not exist.
+            StoredFileError: The file is not a plain file, or is larger than ``max_bytes``.
+            CacheCorrupt: ``relative`` leads out of the location.
+            EnvironmentFault: The store cannot be reached or refuses the credentials.
         """
 
     @abstractmethod
     def read_range(
         self, relative: str, start: int, length: int, *, version: str | None = None
     ) -> bytes:
-        """Exactly ``length`` bytes from ``start`` on.
+        """Read exactly ``length`` bytes from offset ``start`` on.
 
         Args:
-            relative: Path below the place.
-            start: First byte.
+            relative: Path relative to the location of the storage.
+            start: Offset of the first byte.
             length: Number of bytes.
-            version: Of the file (:attr:`StoredFile.version`), where known. With it, a local cache
-                fetches the whole file once and serves its parts from there.
+            version: Version of the file (:attr:`StoredFile.version`), where known. A local cache
+                then fetches the whole file once and reads its parts from the copy.
 
         Raises:
-            StoredFileError: Missing, or it ends before; and as for :meth:`read`.
+            StoredFileError: The file is missing or ends before ``start + length``; other errors
+                are those of :meth:`read`.
         """
 
     @abstractmethod
     def stream(self, relative: str) -> Iterator[bytes]:
-        """The whole content in pieces of a few megabytes, so that its size costs no memory.
+        """Yield the whole content in pieces of a few megabytes, so that memory use is bounded.
 
         Raises:
-            StoredFileError: Missing, or it ended before the size that was announced.
+            StoredFileError: The file is missing, or ended before the size that was announced.
         """
 
     def open(self, relative: str, *, version: str | None = None) -> BinaryIO:
-        """The content as a file that is read from its start; it may not be able to seek.
+        """Open a file for reading from its start; the result may not be able to seek.
 
         Args:
-            relative: Path below the place.
-            version: As for :meth:`read_range`.
+            relative: Path relative to the location of the storage.
+            version: Version of the file, where known; see :meth:`read_range`.
         """
         del version
         return io.BufferedReader(_Pieces(self.stream(relative)), io.DEFAULT_BUFFER_SIZE)
 
     @abstractmethod
     def describe(self, relative: str) -> StoredFile | None:
-        """Size, time and version of a file, or ``None`` where it does not exist."""
+        """Return size, time and version of a file, or ``None`` if it does not exist."""
 
     def size(self, relative: str) -> int | None:
-        """Bytes of a file, or ``None`` where it does not exist."""
-        found = self.describe(relative)
-        return None if found is None else found.size
+        """Return the size of a file in bytes, or ``None`` if it does not exist."""
+        file = self.describe(relative)
+        return None if file is None else file.size
 
     def exists(self, relative: str) -> bool:
-        """Whether there is such a file."""
+        """Return whether a file exists."""
         return self.size(relative) is not None
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[StoredFile]:
-        """All files below the folder ``prefix``, at any depth; none when there is no such folder.
+        """Yield all files below the folder ``prefix``, at any depth; a missing folder has no files.
 
-        A listing may lag behind what was written or deleted a moment ago.
+        A listing may not yet show files that were written or deleted a moment ago.
 
         Raises:
             UsageError: The store cannot list (a web server).
         """
 
     def listing(self, prefix: str = "") -> Listing:
-        """All files below the folder ``prefix``, with the entries that were passed over.
+        """List all files below the folder ``prefix``, with the entries that were skipped.
 
         Raises:
             UsageError: The store cannot list (a web server).
@@ -183,18 +189,18 @@ class Storage(ABC):
         return Listing(tuple(self.list(prefix)))
 
     def files(self, prefix: str = "") -> Sequence[StoredFile]:
-        """The files directly below the folder ``prefix``, sorted by path.
+        """Return the files directly below the folder ``prefix``, sorted by path.
 
         Raises:
             UsageError: The store cannot list (a web server).
         """
         depth = prefix.count("/") + 2 if prefix else 1
-        found = (file for file in self.list(prefix) if file.path.count("/") + 1 == depth)
-        return sorted(found, key=lambda file: file.path)
+        files = (file for file in self.list(prefix) if file.path.count("/") + 1 == depth)
+        return sorted(files, key=lambda file: file.path)
 
     @abstractmethod
     def folders(self, prefix: str = "") -> Sequence[str]:
-        """Names of the folders directly below the folder ``prefix``, sorted.
+        """Return the names of the folders directly below the folder ``prefix``, sorted.
 
         Raises:
             UsageError: The store cannot list (a web server).
@@ -202,26 +208,26 @@ class Storage(ABC):
 
     @abstractmethod
     def commit(self, relative: str, data: bytes | memoryview, *, exclusive: bool = False) -> bool:
-        """Write a file so that readers see all of ``data`` or what was there before.
+        """Write a file so that readers see all of ``data`` or the whole previous content.
 
         Args:
-            relative: Path below the place.
+            relative: Path relative to the location of the storage.
             data: The whole content.
-            exclusive: Write once: leave an existing file alone.
+            exclusive: Leave an existing file unchanged.
 
         Returns:
-            Whether this call made the file; always true unless ``exclusive``.
+            Whether this call wrote the file; always true unless ``exclusive``.
 
         Raises:
             UsageError: The store is read-only.
-            EnvironmentFault: Disk full, no permission, store out of reach.
+            EnvironmentFault: The disk is full, permission is denied, or the store is unreachable.
         """
 
     def commit_all(self, files: Mapping[str, bytes], *, exclusive: bool = False) -> set[str]:
-        """Write several files in order, together where the store can; see :meth:`commit`.
+        """Write several files in order, in one commit if the store supports it; see :meth:`commit`.
 
         Returns:
-            The files that this call made.
+            Paths of the files that this call wrote.
         """
         return {
             path for path, data in files.items() if self.commit(path, data, exclusive=exclusive)
@@ -229,22 +235,27 @@ class Storage(ABC):
 
     @abstractmethod
     def delete(self, relative: str) -> None:
-        """Remove a file; no error where it does not exist."""
+        """Delete a file; a missing file is not an error."""
 
     def forget(
         self, relative: str, *, sha256: str | None = None, version: str | None = None
     ) -> bool:
-        """Drop any copy kept of a file that turned out damaged.
+        """Drop the local copies of a file whose content turned out to be damaged.
+
+        Args:
+            relative: Path relative to the location of the storage.
+            sha256: Hash under which a copy was kept, if it was read with one.
+            version: Version under which a copy was kept, if it was read with one.
 
         Returns:
-            Whether reading it once more may give something else.
+            Whether reading the file again may give another content.
         """
         del relative, sha256, version
         return self.is_remote
 
 
 class _Pieces(io.RawIOBase):
-    """Reads from pieces that come one after another."""
+    """A raw stream over an iterator of byte pieces."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces

@@ -1,7 +1,7 @@
-"""Files of a folder that are either wholly there or not there.
+"""Atomic writes of local files, and removal of the temporary files of dead writers.
 
-Every file is written to a temporary neighbour, synced, renamed, and its folder synced, so that
-after a crash it holds all of its content or what it held before.
+Every file is written to a temporary file in the same folder, synced and renamed, and its folder is
+synced, so that after a crash it has its whole new content or its whole previous content.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ _OWNER = re.compile(
 
 @contextlib.contextmanager
 def explained(path: Path, doing: str) -> Iterator[None]:
-    """Turn the operating system's refusals into errors that say what to do next."""
+    """Turn errors of the operating system into errors that say what to do next."""
     try:
         yield
     except OSError as error:
@@ -45,19 +45,19 @@ def commit_file(
     exclusive: bool = False,
     check: Callable[[], None] | None = None,
 ) -> bool:
-    """Write ``path`` so that after a crash it holds all of ``data`` or what it held before.
+    """Write a file so that after a crash it has all of ``data`` or its whole previous content.
 
     Args:
-        path: Final name; its folder is made when missing.
+        path: Final path; a missing folder is created.
         data: The whole content.
-        exclusive: Write once: leave an existing file alone.
-        check: Called immediately before the file gets its name; what it raises keeps it from that.
+        exclusive: Leave an existing file unchanged.
+        check: Called immediately before the file gets its name; if it raises, nothing is written.
 
     Returns:
-        Whether this call made the file; always true unless ``exclusive``.
+        Whether this call wrote the file; always true unless ``exclusive``.
 
     Raises:
-        EnvironmentFault: Disk full, read-only, not permitted.
+        EnvironmentFault: The disk is full or read-only, or permission is denied.
     """
     temporary = temporary_beside(path)
     with explained(path, "cannot write"):
@@ -86,18 +86,18 @@ def commit_file(
 
 
 def temporary_beside(path: Path) -> Path:
-    """A new name in the folder of ``path`` that says which process of which machine uses it."""
+    """Return a new path in the folder of ``path`` that names its machine and process."""
     owner = f"{host_name()}-{_namespace_number()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     return path.with_name(f".{path.name}.{owner}{TEMPORARY_SUFFIX}")
 
 
 def remove_abandoned(root: Path) -> None:
-    """Delete the temporary files of writers that are dead for certain.
+    """Delete the temporary files of writers that have ended.
 
-    The name of a temporary file says which process of which machine made it. Those of this
-    machine's dead processes go at once; those of other machines, and of containers with processes
-    of their own, after a day. So do the folders in which a repair works, but only those of this
-    machine, since age proves nothing there.
+    The name of a temporary file contains the machine and process that made it. Files of this
+    machine's ended processes are deleted at once; those of other machines, and of containers with
+    their own process numbers, after a day. Working folders of a repair are deleted only if they
+    belong to this machine, since their age does not show that the repair has ended.
     """
     here = host_name(), _namespace_number()
     for path in list(root.rglob(f".*{TEMPORARY_SUFFIX}")):
@@ -113,18 +113,18 @@ def remove_abandoned(root: Path) -> None:
             elif abandoned:
                 path.unlink()
         except FileNotFoundError:
-            continue  # its writer finished or another process tidied up meanwhile
+            continue  # its writer finished or another process deleted it meanwhile
 
 
 def host_name() -> str:
-    """This machine's name, in letters that a file's name may hold."""
+    """Return this machine's name, in characters that are safe in a file name."""
     return re.sub(r"[^a-z0-9_]", "_", socket.gethostname().lower()) or "unnamed"
 
 
 def process_namespace() -> str:
-    """The namespace that a process number belongs to; empty where the system has none.
+    """Return the namespace that process numbers belong to; empty if the system has none.
 
-    Containers on one machine may share its name and not its processes.
+    Containers on one machine may share its name but not its process numbers.
     """
     try:
         return os.readlink("/proc/self/ns/pid")  # noqa: PTH115 (Path would read it as a path)
@@ -133,23 +133,23 @@ def process_namespace() -> str:
 
 
 def _namespace_number() -> str:
-    """The digits of ``pid:[4026531836]``."""
+    """Return the digits of the namespace, such as those of ``pid:[4026531836]``."""
     return "".join(filter(str.isdigit, process_namespace()))
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process of this machine exists."""
+    """Return whether a process of this machine exists."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # somebody else's process: alive
+        pass  # a process of another user: alive
     return True
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder that survives a power cut: a new folder is an entry of its parent."""
+    """Create a folder and sync its parents, so that it survives a power failure."""
     if folder.is_dir():
         return
     _make_folder(folder.parent)
@@ -166,14 +166,14 @@ def _sync_folder(folder: Path) -> None:
 
 
 def inside(root: Path, relative: str) -> Path:
-    """The path of ``relative`` below ``root``, refusing anything that could lead elsewhere.
+    """Return the path of ``relative`` below ``root``; refuse one that could lead elsewhere.
 
     Raises:
-        CacheCorrupt: ``relative`` is absolute, climbs with ``..``, or passes a symbolic link.
+        CacheCorrupt: ``relative`` is absolute, contains ``..``, or passes a symbolic link.
     """
     path = root
     for part in check_relative(str(root), relative).split("/"):
         path = path / part
         if path.is_symlink():
-            raise CacheCorrupt(f"{path} is a symbolic link; a cache holds plain files only")
+            raise CacheCorrupt(f"{path} is a symbolic link; a cache contains plain files only")
     return path

@@ -1,10 +1,10 @@
 """Dataset repositories of the Hugging Face Hub, through huggingface_hub.
 
 A repository is a git history: every write is a commit, commits are made one after another, and
-many small ones are refused. So files are best written together (:meth:`HubStorage.commit_all`), in
-commits of at most 50: the Hub recommends fewer than 100 files a commit
-(https://huggingface.co/docs/hub/storage-limits). A commit names the one it follows, so that what
-must not be replaced is not, however many write.
+the Hub refuses many small ones. Files are therefore written together
+(:meth:`HubStorage.commit_all`), in commits of at most 50: the Hub recommends fewer than 100 files a
+commit (https://huggingface.co/docs/hub/storage-limits). A commit names its parent, so that an
+exclusive write never replaces a file, even with several writers.
 """
 
 import functools
@@ -21,31 +21,31 @@ from scalekd.storage.base import NotStored, Storage, StoredFile, StoredFileError
 _URL = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/@]+))?(/(?P<inner>.+))?")
 _FILES_PER_COMMIT = 50
 _PIECE_BYTES = 8 << 20
-_ATTEMPTS = 20  # at a commit that others keep getting in front of
+_ATTEMPTS = 20  # at a commit while others commit to the same repository
 
 
 class HubStorage(Storage):
     """Files of a dataset repository, or below a folder of it.
 
     Endpoint and token are those of huggingface_hub (``HF_ENDPOINT``, ``HF_TOKEN``, ``hf auth
-    login``). A repository that does not exist is made by the first commit, private.
+    login``). The first commit creates a missing repository as a private one.
 
     Args:
-        url: ``hf://datasets/owner/name``, ``hf://datasets/owner/name@revision/folder``.
+        url: A URL ``hf://datasets/owner/name``, ``hf://datasets/owner/name@revision/folder``.
 
     Raises:
-        UsageError: The URL is another, or huggingface_hub is not installed.
+        UsageError: The URL has another form, or huggingface_hub is not installed.
     """
 
     commits_together = True
 
     def __init__(self, url: str) -> None:
-        found = _URL.fullmatch(url.rstrip("/"))
-        if found is None:
+        match = _URL.fullmatch(url.rstrip("/"))
+        if match is None:
             raise UsageError(f"{url}: not of the form hf://datasets/owner/name[@revision][/folder]")
         self.place = url.rstrip("/")
-        self.repo, self.revision = found["repo"], found["revision"] or "main"
-        self._inner = f"{check_relative(url, found['inner'])}/" if found["inner"] else ""
+        self.repo, self.revision = match["repo"], match["revision"] or "main"
+        self._inner = f"{check_relative(url, match['inner'])}/" if match["inner"] else ""
         _hub()
 
     def below(self, folder: str) -> "HubStorage":
@@ -53,7 +53,7 @@ class HubStorage(Storage):
 
     def read(self, relative: str, *, max_bytes: int, sha256: str | None = None) -> bytes:
         del sha256
-        with self._asked(relative) as response:
+        with self._response(relative) as response:
             size = int(response.headers.get("Content-Length", -1))
             if size > max_bytes:
                 raise StoredFileError(
@@ -78,30 +78,30 @@ class HubStorage(Storage):
         del version
         if not length:
             return b""
-        with self._asked(relative, {"Range": f"bytes={start}-{start + length - 1}"}) as response:
+        with self._response(relative, {"Range": f"bytes={start}-{start + length - 1}"}) as response:
             data = b"".join(response.iter_bytes(_PIECE_BYTES))
         if len(data) != length:
             raise StoredFileError(
-                self.locate(relative), f"gave {len(data):,} bytes where {length:,} were asked for"
+                self.locate(relative), f"gave {len(data):,} bytes instead of {length:,}"
             )
         return data
 
     def stream(self, relative: str) -> Iterator[bytes]:
-        with self._asked(relative) as response:
+        with self._response(relative) as response:
             yield from response.iter_bytes(_PIECE_BYTES)
 
     def describe(self, relative: str) -> StoredFile | None:
         path = self._path(relative)
         with self._explained("look at", relative):
             try:
-                found = _api().get_paths_info(
+                entries = _api().get_paths_info(
                     self.repo, [path], revision=self.revision, repo_type="dataset"
                 )
             except _errors().RepositoryNotFoundError:
                 return None
             except _errors().RevisionNotFoundError:
                 return None
-        for entry in found:
+        for entry in entries:
             if entry.path == path and hasattr(entry, "size"):
                 return StoredFile(relative, entry.size, 0.0, entry.blob_id)
         return None
@@ -110,8 +110,8 @@ class HubStorage(Storage):
         yield from self._files(self._tree(prefix, recursive=True))
 
     def files(self, prefix: str = "") -> Sequence[StoredFile]:
-        found = self._files(self._tree(prefix, recursive=False))
-        return sorted(found, key=lambda file: file.path)
+        files = self._files(self._tree(prefix, recursive=False))
+        return sorted(files, key=lambda file: file.path)
 
     def _files(self, entries: Iterator[Any]) -> Iterator[StoredFile]:
         for entry in entries:
@@ -120,8 +120,8 @@ class HubStorage(Storage):
                 yield StoredFile(path, entry.size, 0.0, entry.blob_id)
 
     def folders(self, prefix: str = "") -> Sequence[str]:
-        found = self._tree(prefix, recursive=False)
-        return sorted(e.path.rpartition("/")[2] for e in found if not hasattr(e, "size"))
+        entries = self._tree(prefix, recursive=False)
+        return sorted(e.path.rpartition("/")[2] for e in entries if not hasattr(e, "size"))
 
     def commit(self, relative: str, data: bytes | memoryview, *, exclusive: bool = False) -> bool:
         return bool(self.commit_all({relative: bytes(data)}, exclusive=exclusive))
@@ -146,7 +146,7 @@ class HubStorage(Storage):
                 return
 
     def _commit_some(self, files: dict[str, bytes], exclusive: bool) -> set[str]:
-        """One commit; with ``exclusive`` it holds only what its parent does not have."""
+        """Make one commit; with ``exclusive`` only of the files that its parent does not have."""
         errors, api = _errors(), _api()
         first = next(iter(files))
         with self._explained("write", first):
@@ -177,15 +177,15 @@ class HubStorage(Storage):
                     raise
                 return set(new)
         raise EnvironmentFault(
-            f"cannot write {self.locate(first)}: others commit to this repository all the time;"
-            " run the same command again later, what was committed is kept"
+            f"cannot write {self.locate(first)}: other processes keep committing to this"
+            " repository; run the same command again later, what was committed is kept"
         )
 
     def _missing(self, files: dict[str, bytes], head: str) -> dict[str, bytes]:
         paths = {self._path(path): path for path in files}
-        found = _api().get_paths_info(self.repo, [*paths], revision=head, repo_type="dataset")
-        standing = {paths[entry.path] for entry in found if entry.path in paths}
-        return {path: data for path, data in files.items() if path not in standing}
+        entries = _api().get_paths_info(self.repo, [*paths], revision=head, repo_type="dataset")
+        existing = {paths[entry.path] for entry in entries if entry.path in paths}
+        return {path: data for path, data in files.items() if path not in existing}
 
     def _tree(self, prefix: str, *, recursive: bool) -> Iterator[Any]:
         errors, below = _errors(), self._path(prefix) if prefix else self._inner.rstrip("/")
@@ -209,8 +209,8 @@ class HubStorage(Storage):
         return self._inner + check_relative(self.place, relative)
 
     @contextmanager
-    def _asked(self, relative: str, headers: Mapping[str, str] | None = None) -> Iterator[Any]:
-        """The answer to a GET of a file, its body not read yet; throttling is waited out."""
+    def _response(self, relative: str, headers: Mapping[str, str] | None = None) -> Iterator[Any]:
+        """Send a GET for a file and yield the response before its body; wait while throttled."""
         api, hub = _api(), _hub()
         url = (
             f"{api.endpoint}/datasets/{self.repo}/resolve/{quote(self.revision, safe='')}/"
@@ -230,7 +230,7 @@ class HubStorage(Storage):
 
     @contextmanager
     def _explained(self, doing: str, relative: str) -> Iterator[None]:
-        """Turn what the Hub answers into one line that says what to do."""
+        """Turn errors of the Hub into one line that says what to do."""
         errors, where = _errors(), self.locate(relative) if relative else self.place
         try:
             yield
@@ -239,12 +239,12 @@ class HubStorage(Storage):
         except errors.RepositoryNotFoundError:
             raise NotStored(
                 where,
-                "is missing (no such dataset repository, or HF_TOKEN does not open it)",
+                "is missing (no such dataset repository, or HF_TOKEN has no access to it)",
             ) from None
         except errors.HfHubHTTPError as error:
             status = getattr(error.response, "status_code", 0)
             advice = (
-                "set HF_TOKEN to a token that may do this"
+                "set HF_TOKEN to a token with this permission"
                 if status in (401, 403)
                 else "run the same command again later; what was committed is kept"
             )
@@ -277,13 +277,13 @@ def _errors() -> Any:
 
 @functools.cache
 def _api() -> Any:
-    """The client, of the environment as it is when first asked for."""
+    """Return the client, made from the environment at the first call."""
     return _hub().HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
 
 
 @functools.cache
 def _network_errors() -> tuple[type[Exception], ...]:
-    """What the HTTP library of huggingface_hub raises, whichever it uses."""
+    """Return the exceptions of the HTTP library that huggingface_hub uses."""
     from huggingface_hub.utils._http import _DEFAULT_RETRY_ON_EXCEPTIONS
 
     return (OSError, *_DEFAULT_RETRY_ON_EXCEPTIONS)

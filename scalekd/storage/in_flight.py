@@ -1,4 +1,4 @@
-"""Requests to a remote store, several under way at once, in threads of this process."""
+"""Concurrent requests to a remote store, in threads of this process."""
 
 import os
 from collections import OrderedDict
@@ -7,7 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, ParamSpec, TypeVar
 
 REQUESTS_IN_FLIGHT = 16
-"""A process. Ten requests of 20 ms each hide behind one batch of decoding (not studied)."""
+"""Threads of one process. Ten requests of 20 ms take about as long as decoding one batch (not
+measured further)."""
 
 Arguments = ParamSpec("Arguments")
 Key = TypeVar("Key", bound=Hashable)
@@ -19,7 +20,7 @@ _pools: dict[int, ThreadPoolExecutor] = {}
 def submit(
     work: Callable[Arguments, Value], *arguments: Arguments.args, **options: Arguments.kwargs
 ) -> Future[Value]:
-    """Run ``work`` in one of this process's threads."""
+    """Run ``work`` in a thread of this process's pool."""
     pool = _pools.get(os.getpid())
     if pool is None:  # a worker process has threads of its own
         _pools.clear()
@@ -29,11 +30,12 @@ def submit(
 
 
 class Ahead(Generic[Key, Value]):
-    """Values that are on their way before they are asked for.
+    """Values that are fetched in the background before they are needed.
 
     Args:
-        fetch: Gives the value of a key.
-        max_waiting: Values kept that nobody has asked for yet; the oldest are given up.
+        fetch: Function that returns the value of a key.
+        max_waiting: Number of prefetched values that are kept until they are taken; beyond it the
+            oldest are dropped.
     """
 
     def __init__(self, fetch: Callable[[Key], Value], max_waiting: int) -> None:
@@ -45,7 +47,7 @@ class Ahead(Generic[Key, Value]):
         return {**self.__dict__, "_coming": OrderedDict()}
 
     def want(self, keys: Iterable[Key]) -> None:
-        """Begin to fetch what is going to be asked for."""
+        """Start fetching the values of keys that will be taken soon."""
         for key in keys:
             if key not in self._coming:
                 self._coming[key] = submit(self._fetch, key)
@@ -54,16 +56,16 @@ class Ahead(Generic[Key, Value]):
             given_up.cancel()
 
     def take(self, key: Key) -> Value:
-        """The value of a key, fetched now if nobody wanted it before.
+        """Return the value of a key; fetch it now unless :meth:`want` has started already.
 
         Raises:
-            ScaleKDError: What fetching it met.
+            ScaleKDError: Fetching the value failed.
         """
         coming = self._coming.pop(key, None)
         return self._fetch(key) if coming is None else coming.result()
 
     def clear(self) -> None:
-        """Give up all that is on its way, and wait for what cannot be given up."""
+        """Cancel all pending fetches, and wait for those that have started."""
         coming, self._coming = list(self._coming.values()), OrderedDict()
         for future in coming:
             if not future.cancel():

@@ -1,4 +1,4 @@
-"""A folder whose symbolic links are followed, as a folder of images is read."""
+"""Folders read through symbolic links, as folders of images are."""
 
 import contextlib
 import os
@@ -16,8 +16,8 @@ _MAX_LINKED_FOLDERS = 1 << 16  # followed in one listing: links can multiply fol
 class LinkedStorage(LocalStorage):
     """Files below a folder, read through symbolic links as timm and torchvision read them.
 
-    A link to a folder that contains the link is not followed, so that a listing ends. A path is
-    one that :meth:`listing` gave or that the user wrote; it is not kept inside the folder.
+    A link to a folder that contains the link is not followed, so that a listing ends. Paths come
+    from :meth:`listing` or from the user; they may lead out of the folder.
     """
 
     def path(self, relative: str) -> Path:
@@ -31,11 +31,11 @@ class LinkedStorage(LocalStorage):
         yield from self.listing(prefix).files
 
     def listing(self, prefix: str = "") -> Listing:
-        """All files below the folder ``prefix``, and the entries that cannot be read as files.
+        """List all files below the folder ``prefix``, and the entries that cannot be read as files.
 
         Raises:
             EnvironmentFault: A folder cannot be read.
-            DataError: Links lead to more folders than any image set has.
+            DataError: Symbolic links lead to more than 65,536 folders.
         """
         with _readable(self.path(prefix)):
             return _walk(self.path(prefix), prefix)
@@ -77,7 +77,7 @@ def _walk(top: Path, prefix: str) -> Listing:
     files: list[StoredFile] = []
     skipped: list[tuple[str, str]] = []
     num_linked = 0
-    # Each folder comes with the folders that contain it, as the links were followed, and itself.
+    # Each entry has a folder, its prefix, and the identities of the folders it was reached through.
     above = frozenset(_identity(folder) for folder in (top, *top.resolve().parents))
     waiting = [(str(top), prefix, above)]
     while waiting:

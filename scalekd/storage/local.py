@@ -1,4 +1,4 @@
-"""A folder of this machine, or of a shared file system."""
+"""Storage in a folder of this machine or of a shared file system."""
 
 import contextlib
 import os
@@ -14,10 +14,10 @@ _PIECE_BYTES = 1 << 20
 
 
 class LocalStorage(Storage):
-    """Files below a folder; no symbolic link is followed below it.
+    """Files below a folder; symbolic links below it are not followed.
 
     Attributes:
-        root: The folder.
+        root: Path of the folder.
     """
 
     is_remote = False
@@ -33,7 +33,7 @@ class LocalStorage(Storage):
         return LocalStorage(self.path(folder))
 
     def path(self, relative: str) -> Path:
-        """The file itself, refusing a name that leads elsewhere."""
+        """Return the path of a file; refuse a name that leads out of the folder."""
         return inside(self.root, relative)
 
     def read(self, relative: str, *, max_bytes: int, sha256: str | None = None) -> bytes:
@@ -129,6 +129,6 @@ class LocalStorage(Storage):
 
 
 def described(relative: str, status: os.stat_result) -> StoredFile:
-    """A file of a listing, from its status."""
+    """Return the listing entry of a file from its status."""
     version = f"{status.st_size}-{status.st_mtime_ns}"
     return StoredFile(relative, status.st_size, status.st_mtime, version)

@@ -1,12 +1,14 @@
-"""Copies of remote files on a local disk, so that what was read once is not fetched again.
+"""Copies of remote files on a local disk, so that a file is fetched only once.
 
-Contents that have a digest are kept under it; parts of a larger file (an image of a tar shard) come
-from a copy of the whole file, kept under its place, name and version. Nothing else is kept: what
-could change under the same name is asked for again.
+Contents with a known digest are kept under it; parts of a larger file (an image of a tar shard) are
+read from a copy of the whole file, kept under its location, name and version. Nothing else is kept:
+a file that could change under the same name is fetched again.
 
-Any number of processes share one folder. A copy appears whole, by a rename; of several processes
-that want the same file one fetches it and the others wait; what was used longest ago goes first.
-Copies are trusted no more than the network is: callers that have a digest check it, and call
+Any number of processes can share one folder. A complete copy appears by a rename; of several
+processes that need the same file one fetches it and the others wait; the least recently used copies
+are evicted first.
+
+Copies are not trusted more than the network: callers that have a digest check it, and call
 :meth:`~CachedStorage.forget` when it does not match.
 """
 
@@ -25,7 +27,7 @@ from scalekd.errors import EnvironmentFault
 from scalekd.storage.base import Storage, StoredFile, StoredFileError
 from scalekd.storage.files import explained, remove_abandoned, temporary_beside
 
-_KEPT_AFTER_EVICTION = 0.9  # of the limit, so that not every new file starts a search
+_KEPT_AFTER_EVICTION = 0.9  # fraction of the limit, so that not every new file causes an eviction
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([KMGTP])(I)?)?B?")
 _LOCK_SUFFIX = ".lock"
 _USAGE_FILE = "usage"
@@ -36,54 +38,54 @@ class LocalCache:
     """A folder for copies of remote files.
 
     Attributes:
-        folder: Created when missing; must not be used for anything else.
-        max_bytes: Copies take no more than this.
+        folder: Folder of the copies. It is created if missing, and must not contain other files.
+        max_bytes: Largest total size of the copies in bytes.
     """
 
     folder: Path
     max_bytes: int
 
     def over(self, storage: Storage) -> Storage:
-        """The same files, read through this cache if they are remote."""
+        """Return a storage that reads ``storage`` through this cache; a local one is unchanged."""
         return CachedStorage(storage, self) if storage.is_remote else storage
 
     def find(self, key: str) -> BinaryIO | None:
-        """The copy under ``key``, opened, or ``None``; it counts as used now."""
+        """Open the copy under ``key`` and mark it as used; return ``None`` if there is no copy."""
         path = self._path(key)
         try:
             file = path.open("rb")
         except FileNotFoundError:
             return None
-        with contextlib.suppress(OSError):  # it may be going this moment
+        with contextlib.suppress(OSError):  # another process may evict it at this moment
             os.utime(path)
         return file
 
     def fetch(self, key: str, size: int, fill: Callable[[BinaryIO], None]) -> BinaryIO:
-        """The copy under ``key``, made by ``fill`` unless another process was faster.
+        """Open the copy under ``key``; make it with ``fill`` unless another process has made it.
 
         Args:
-            key: Hexadecimal.
-            size: Bytes it is going to have, at most.
-            fill: Writes them; what it raises comes through, and nothing is kept.
+            key: Hexadecimal name of the copy.
+            size: Largest size of the copy in bytes.
+            fill: Function that writes the content. If it raises, no copy is kept.
         """
         path = self._path(key)
         with explained(path, "cannot keep a copy at"):
             path.parent.mkdir(parents=True, exist_ok=True)
             with _locked(path.with_name(path.name + _LOCK_SUFFIX), once=True):
-                found = self.find(key)
-                if found is not None:
-                    return found
+                existing = self.find(key)
+                if existing is not None:
+                    return existing
                 temporary = temporary_beside(path)
                 try:
                     with self._counting():
                         self._make_room(size)
                         with temporary.open("xb") as file:
-                            file.truncate(size)  # counted from now on
+                            file.truncate(size)  # from here on the file counts with its full size
                     with temporary.open("r+b") as file:
                         fill(file)
                         unused = size - file.tell()
                         file.truncate()
-                    kept = temporary.open("rb")  # even if somebody evicts it at once
+                    kept = temporary.open("rb")  # readable even if it is evicted at once
                     with self._counting():
                         temporary.replace(path)
                         self._book(-unused)
@@ -92,34 +94,34 @@ class LocalCache:
                     temporary.unlink(missing_ok=True)
 
     def drop(self, key: str) -> None:
-        """Remove a copy, if there is one."""
+        """Delete the copy under ``key``, if there is one."""
         self._path(key).unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / key
 
     def _counting(self) -> AbstractContextManager[None]:
-        """While it is held, no copy comes or changes its name."""
+        """Return a lock; while it is held, no copy is added or renamed."""
         return _locked(self.folder / f"{_USAGE_FILE}{_LOCK_SUFFIX}")
 
     def _make_room(self, size: int) -> None:
-        """Book ``size`` bytes, and evict what was used longest ago if they exceed the limit."""
+        """Reserve ``size`` bytes; evict the least recently used copies if the limit is exceeded."""
         if self._book(size) > self.max_bytes:
             self._book(size, used=self._evict(self.max_bytes - size))
 
     def _book(self, size: int, *, used: int | None = None) -> int:
-        """Add to the bytes that all copies are taken to have; returns their sum."""
+        """Add to the recorded total size of all copies, and return the total."""
         usage = self.folder / _USAGE_FILE
         if used is None:
             try:
                 used = int(usage.read_text())
             except (FileNotFoundError, ValueError):
-                used = self.max_bytes  # unknown: an eviction counts
+                used = self.max_bytes  # unknown: an eviction will count the copies
         usage.write_text(str(used + size))
         return used + size
 
     def _evict(self, allowed: int) -> int:
-        """Delete the oldest copies if all exceed ``allowed`` bytes; returns what is left."""
+        """Delete the oldest copies until ``allowed`` bytes are left; return the bytes left."""
         remove_abandoned(self.folder)
         copies = []
         for path in self.folder.glob("??/*"):
@@ -139,7 +141,7 @@ class LocalCache:
 
 
 class CachedStorage(Storage):
-    """Reads ``origin`` through a :class:`LocalCache`."""
+    """A storage that reads ``origin`` through a :class:`LocalCache`."""
 
     def __init__(self, origin: Storage, cache: LocalCache) -> None:
         self.origin = origin
@@ -158,7 +160,7 @@ class CachedStorage(Storage):
             with kept:
                 if os.fstat(kept.fileno()).st_size <= max_bytes:
                     return kept.read()
-            self.cache.drop(sha256)  # a damaged copy: the true content is no larger
+            self.cache.drop(sha256)  # the copy is damaged: the content has at most ``max_bytes``
         if max_bytes > self.cache.max_bytes:
             return self.origin.read(relative, max_bytes=max_bytes)
 
@@ -225,7 +227,7 @@ class CachedStorage(Storage):
         return hashlib.sha256("\0".join((self.place, relative, version)).encode()).hexdigest()
 
     def _kept(self, relative: str, version: str | None) -> BinaryIO | None:
-        """A copy of a whole file; ``None`` when it cannot be kept."""
+        """Open a local copy of a whole file; return ``None`` if it cannot be kept."""
         if version is None:
             return None
         key = self._key(relative, version)
@@ -241,10 +243,10 @@ class CachedStorage(Storage):
             if num_bytes != size:
                 raise StoredFileError(
                     self.locate(relative),
-                    f"has {num_bytes:,} bytes, and had {size:,} when it was opened",
+                    f"has {num_bytes:,} bytes, but had {size:,} when it was opened",
                 )
             file.flush()
-            os.fsync(file.fileno())  # nobody has a digest of it
+            os.fsync(file.fileno())  # there is no digest to detect an incomplete copy
 
         return self.cache.fetch(key, size, fill)
 
@@ -255,11 +257,11 @@ def _write(file: BinaryIO, pieces: Iterable[bytes]) -> int:
 
 @contextmanager
 def _locked(path: Path, *, once: bool = False) -> Iterator[None]:
-    """Hold a lock between processes and threads; it ends with its process, however that ends.
+    """Hold a lock between processes and threads; the system releases it if the process ends.
 
     Args:
-        path: Its file, made when missing.
-        once: Remove the file when done. Who waited for it meanwhile makes it anew.
+        path: File of the lock, created if missing.
+        once: Whether to delete the file at the end. Processes that waited for it create it again.
     """
     while True:
         try:
@@ -289,33 +291,37 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def parse_size(text: str | int) -> int:
-    """Bytes of a size such as ``100GB``, ``1.5 TiB`` or ``4096``.
+    """Parse a size such as ``100GB``, ``1.5 TiB`` or ``4096`` into bytes.
 
     Raises:
         ValueError: The text is not a size.
     """
-    found = _SIZE.fullmatch(str(text).strip().upper())
-    if found is None:
+    match = _SIZE.fullmatch(str(text).strip().upper())
+    if match is None:
         raise ValueError("not a size such as 100GB")
-    number, prefix, binary = found.groups()
+    number, prefix, binary = match.groups()
     size = int(float(number) * (1024 if binary else 1000) ** " KMGTP".index(prefix or " "))
     if not 0 < size < 1 << 60:
         raise ValueError("not a size that a disk has")
     return size
 
 
-def make_local_cache(place: str | None, max_bytes: int) -> LocalCache | None:
-    """A cache in the folder ``place``, which must be writable; ``None`` without a folder.
+def make_local_cache(folder: str | None, max_bytes: int) -> LocalCache | None:
+    """Open a local cache in a folder, which is created if missing.
+
+    Args:
+        folder: Folder of the copies; ``None`` returns ``None``.
+        max_bytes: Largest total size of the copies in bytes.
 
     Raises:
-        EnvironmentFault: It cannot.
+        EnvironmentFault: The folder cannot be written to.
     """
-    if place is None:
+    if folder is None:
         return None
-    folder = Path(place)
+    path = Path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = temporary_beside(folder / "probe")
+        path.mkdir(parents=True, exist_ok=True)
+        probe = temporary_beside(path / "probe")
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -323,4 +329,4 @@ def make_local_cache(place: str | None, max_bytes: int) -> LocalCache | None:
             f"--local-cache {folder}: cannot be written to ({error.strerror}); choose another"
             " folder"
         ) from error
-    return LocalCache(folder, max_bytes)
+    return LocalCache(path, max_bytes)

@@ -1,12 +1,13 @@
 """Object stores and web servers, through obstore (the Rust crate ``object_store``).
 
-obstore repeats requests that met throttling (429, 503), server errors, timeouts and dropped
-connections, with exponential backoff and within bounds; it goes on in the middle of a body. What
-no repetition mends (no credentials, expired ones, no permission, no such bucket) comes at once.
+obstore repeats requests after throttling (429, 503), server errors, timeouts and dropped
+connections, with exponential backoff up to a limit; it resumes in the middle of a body. Errors that
+a repetition cannot fix (missing or expired credentials, no permission, no such bucket) are raised
+at once.
 
-Its runtime does not survive a fork: a forked process would wait without end on threads that it does
-not have. A store is opened when it is first used, and one used in a forked process says so;
-loaders start their workers afresh where a store is remote.
+Its runtime does not survive a fork: a forked process would wait permanently for threads that it
+does not have. A store is opened when it is first used, and raises an error in a forked process;
+loaders do not fork their workers if a store is remote.
 """
 
 import functools
@@ -42,12 +43,12 @@ _RETRIES = {
 }
 _CLIENT = {
     "connect_timeout": timedelta(seconds=10),
-    "read_timeout": timedelta(seconds=60),  # of silence
-    "timeout": timedelta(minutes=30),  # of a whole request; a file has at most 4 GiB
+    "read_timeout": timedelta(seconds=60),  # without receiving any byte
+    "timeout": timedelta(minutes=30),  # for a whole request; a file has at most 4 GiB
 }
 _PIECE_BYTES = 8 << 20
 _CREDENTIALS = {
-    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where given, AWS_SESSION_TOKEN (for a"
+    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if needed, AWS_SESSION_TOKEN (for a"
     " public bucket AWS_SKIP_SIGNATURE=true)",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
@@ -60,7 +61,7 @@ _REFUSED = re.compile(
 )
 _STATUS = re.compile(r"status code: (\d{3}[^:<\n]*)")
 _CODE = re.compile(r"<Code>([A-Za-z]{1,64})</Code>")
-_used_by: int | None = None  # the process whose runtime obstore runs in
+_used_by: int | None = None  # number of the process that started the runtime of obstore
 
 
 class ObjectStorage(Storage):
@@ -70,11 +71,11 @@ class ObjectStorage(Storage):
     ``AWS_ACCESS_KEY_ID``, ``GOOGLE_APPLICATION_CREDENTIALS``, ``AZURE_STORAGE_ACCOUNT_KEY``, …).
 
     Args:
-        url: ``s3://bucket/prefix``, ``gs://…``, ``az://container/prefix``, ``https://host/path``,
+        url: URL of the form ``s3://bucket/prefix``, ``gs://…``, ``az://container/prefix``, ``https://host/path``,
             or ``memory://`` for tests.
 
     Raises:
-        UsageError: The URL is of another kind or holds a password, or obstore is not installed.
+        UsageError: The URL is of another kind or contains a password, or obstore is not installed.
     """
 
     def __init__(self, url: str) -> None:
@@ -83,7 +84,7 @@ class ObjectStorage(Storage):
         self.read_only = self.scheme in ("http", "https")
         if self.scheme not in SCHEMES:
             raise UsageError(
-                f"{url}: {self.scheme}:// is none of s3://, gs://, az://, hf://, https://, http://"
+                f"{url}: {self.scheme}:// is not one of s3://, gs://, az://, hf://, https://, http://"
             )
         if parts.username or parts.password:
             raise UsageError(
@@ -92,18 +93,18 @@ class ObjectStorage(Storage):
             )
         if parts.query or parts.fragment:
             raise UsageError(
-                f"{self.scheme}://{parts.netloc}{parts.path}: what follows '?' or '#' cannot be"
-                " part of the place of a cache; signed links are not supported"
+                f"{self.scheme}://{parts.netloc}{parts.path}: the part after '?' or '#' cannot"
+                " belong to a location; signed links are not supported"
             )
         if not parts.netloc and self.scheme != "memory":
-            raise UsageError(f"{url}: names no bucket or host")
+            raise UsageError(f"{url}: the bucket or host is missing")
         self.place = url.rstrip("/")
         self._opened: tuple[int, ObjectStore] | None = None
         _obstore()
 
     def __getstate__(self) -> dict[str, Any]:
         if self.scheme == "memory":
-            raise UsageError(f"{self.place}: lives in one process only")
+            raise UsageError(f"{self.place}: can be used in one process only")
         return {**self.__dict__, "_opened": None}
 
     def below(self, folder: str) -> "ObjectStorage":
@@ -113,13 +114,13 @@ class ObjectStorage(Storage):
         del sha256
         path = self._path(relative)
         with self._explained("read", relative):
-            found = _obstore().get(self._store, path)
-            size = found.meta["size"]
+            response = _obstore().get(self._store, path)
+            size = response.meta["size"]
             if size > max_bytes:
                 raise StoredFileError(
                     self.locate(path), f"has {size:,} bytes, more than the {max_bytes:,} allowed"
                 )
-            data = bytes(found.bytes())
+            data = bytes(response.bytes())
         if len(data) != size:
             raise StoredFileError(
                 self.locate(path), f"gave {len(data):,} bytes of the {size:,} it announced"
@@ -145,14 +146,14 @@ class ObjectStorage(Storage):
     def stream(self, relative: str) -> Iterator[bytes]:
         path, num_bytes = self._path(relative), 0
         with self._explained("read", relative):
-            found = _obstore().get(self._store, path)
-            for piece in found.stream(min_chunk_size=_PIECE_BYTES):
+            response = _obstore().get(self._store, path)
+            for piece in response.stream(min_chunk_size=_PIECE_BYTES):
                 num_bytes += len(piece)
                 yield bytes(piece)
-        if num_bytes != found.meta["size"]:
+        if num_bytes != response.meta["size"]:
             raise StoredFileError(
                 self.locate(path),
-                f"gave {num_bytes:,} bytes of the {found.meta['size']:,} it announced",
+                f"gave {num_bytes:,} bytes of the {response.meta['size']:,} it announced",
             )
 
     def describe(self, relative: str) -> StoredFile | None:
@@ -167,19 +168,19 @@ class ObjectStorage(Storage):
         below = self._path(prefix) if prefix else None
         with self._explained("list", prefix):
             for batch in _obstore().list(self._store, below, chunk_size=1000):
-                for found in batch:
-                    yield _described(found)
+                for entry in batch:
+                    yield _described(entry)
 
     def files(self, prefix: str = "") -> Sequence[StoredFile]:
-        found = map(_described, self._below(prefix)["objects"])
-        return sorted(found, key=lambda file: file.path)
+        files = map(_described, self._below(prefix)["objects"])
+        return sorted(files, key=lambda file: file.path)
 
     def folders(self, prefix: str = "") -> Sequence[str]:
-        found = self._below(prefix)["common_prefixes"]
-        return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
+        prefixes = self._below(prefix)["common_prefixes"]
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in prefixes)
 
     def _below(self, prefix: str) -> Any:
-        """Objects and common prefixes directly below a folder, in one listing."""
+        """List the objects and common prefixes directly below a folder."""
         self._check_lists()
         below = self._path(prefix) if prefix else None
         with self._explained("list", prefix):
@@ -187,11 +188,11 @@ class ObjectStorage(Storage):
 
     def commit(self, relative: str, data: bytes | memoryview, *, exclusive: bool = False) -> bool:
         if self.read_only:
-            raise UsageError(f"{self.place}: a web server can be read from, not written to")
+            raise UsageError(f"{self.place}: a web server is read-only")
         path, obstore = self._path(relative), _obstore()
         try:
             with self._explained("write", relative):
-                # One request: parts of an upload that was interrupted would stay, and be paid for.
+                # One request: the parts of an interrupted upload would stay and be billed.
                 obstore.put(
                     self._store,
                     path,
@@ -205,7 +206,7 @@ class ObjectStorage(Storage):
 
     def delete(self, relative: str) -> None:
         if self.read_only:
-            raise UsageError(f"{self.place}: a web server can be read from, not written to")
+            raise UsageError(f"{self.place}: a web server is read-only")
         try:
             with self._explained("delete", relative):
                 _obstore().delete(self._store, self._path(relative))
@@ -214,14 +215,14 @@ class ObjectStorage(Storage):
 
     @property
     def _store(self) -> "ObjectStore":
-        """The opened store, of this process."""
+        """The opened store of this process."""
         global _used_by
         process = os.getpid()
         if _used_by not in (None, process):
             raise UsageError(
                 f"{self.place}: remote stores were used before this process was forked, and their"
-                " client cannot follow; start processes with multiprocessing's 'forkserver' or"
-                " 'spawn'"
+                " client does not survive a fork; start processes with multiprocessing's"
+                " 'forkserver' or 'spawn'"
             )
         _used_by = process
         if self._opened is None or self._opened[0] != process:
@@ -233,11 +234,11 @@ class ObjectStorage(Storage):
 
     def _check_lists(self) -> None:
         if self.read_only:
-            raise UsageError(f"{self.place}: a web server has no listing of its files")
+            raise UsageError(f"{self.place}: a web server cannot list its files")
 
     @contextmanager
     def _explained(self, doing: str, relative: str) -> Iterator[None]:
-        """Turn what a store answers into one line that says what to do."""
+        """Turn errors of a store into one line that says what to do."""
         errors = _obstore().exceptions
         where = self.locate(relative) if relative else self.place
         try:
@@ -253,8 +254,8 @@ class ObjectStorage(Storage):
             refused = isinstance(error, errors.PermissionDeniedError | errors.UnauthenticatedError)
             if refused or _REFUSED.search(text):
                 raise EnvironmentFault(
-                    f"cannot {doing} {where}: the store refuses the credentials given, or they do"
-                    f" not permit it ({_answer(text)}); renew or set "
+                    f"cannot {doing} {where}: the store refuses the credentials, or they do"
+                    f" not permit this ({_answer(text)}); renew or set "
                     + _CREDENTIALS.get(self.scheme, "them")
                 ) from None
             if "NoSuchBucket" in text:
@@ -267,18 +268,18 @@ class ObjectStorage(Storage):
             ) from None
 
 
-def _described(found: Any) -> StoredFile:
-    size, modified = int(found["size"]), found["last_modified"].timestamp()
-    tag = found.get("e_tag") or f"{modified}"
-    return StoredFile(found["path"], size, modified, f"{size}-{tag}")
+def _described(entry: Any) -> StoredFile:
+    size, modified = int(entry["size"]), entry["last_modified"].timestamp()
+    tag = entry.get("e_tag") or f"{modified}"
+    return StoredFile(entry["path"], size, modified, f"{size}-{tag}")
 
 
 def _answer(text: str) -> str:
-    """A store's answer in a few words, taken from its XML or obstore's debug output."""
+    """Shorten an error of a store to a few words from its XML or obstore's debug output."""
     status, code = _STATUS.search(text), _CODE.search(text)
-    found = [match[1].strip() for match in (status, code) if match]
-    # A query may hold a signature.
-    return ", ".join(found) or re.sub(r"\?\S+", "?…", text.split("\n")[0])[:300]
+    parts = [match[1].strip() for match in (status, code) if match]
+    # A query may contain a signature.
+    return ", ".join(parts) or re.sub(r"\?\S+", "?…", text.split("\n")[0])[:300]
 
 
 def _open(scheme: str, url: str) -> "ObjectStore":
@@ -297,10 +298,10 @@ def _open(scheme: str, url: str) -> "ObjectStore":
 
 
 def _may_be_plain(scheme: str, url: str) -> bool:
-    """Whether somebody asked for a connection without TLS, as people do for stores of their own."""
-    asked = [url, os.environ.get("AWS_ENDPOINT_URL_S3"), os.environ.get("AWS_ENDPOINT_URL")]
-    asked.append(os.environ.get("AWS_ENDPOINT"))
-    return any(place is not None and place.startswith("http://") for place in asked)
+    """Return whether the URL or the environment asks for a connection without TLS."""
+    endpoints = [url, os.environ.get("AWS_ENDPOINT_URL_S3"), os.environ.get("AWS_ENDPOINT_URL")]
+    endpoints.append(os.environ.get("AWS_ENDPOINT"))
+    return any(endpoint is not None and endpoint.startswith("http://") for endpoint in endpoints)
 
 
 @functools.cache

@@ -189,19 +189,6 @@ def test_fit_is_deterministic_and_independent_of_block_sizes(
     assert codec_to_bytes(one) == codec_to_bytes(two)
 
 
-def test_progress_rises_to_one(make_features: Callable[..., np.ndarray]) -> None:
-    seen: list[float] = []
-    calibration = make_features(SHAPE, 300)
-    fit_codec(
-        "transform",
-        SHAPE,
-        np.array_split(calibration, 4),
-        progress=lambda _, done: seen.append(done),
-    )
-    assert seen == sorted(seen)
-    assert seen[-1] == 1
-
-
 def test_bad_calibration_is_refused(make_features: Callable[..., np.ndarray]) -> None:
     calibration = make_features(SHAPE, 30)
     calibration[21, 3, 2] = np.nan
@@ -231,8 +218,6 @@ def test_options_are_parsed() -> None:
     assert request.options == TransformOptions(0.05, "frequency")
     assert str(request) == "transform:error=0.05,metric=frequency"
     assert parse_codec(str(request)) == request
-    assert request.needs_calibration
-    assert not parse_codec("int8").needs_calibration
 
 
 @pytest.mark.parametrize(

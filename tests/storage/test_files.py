@@ -92,7 +92,7 @@ def test_the_systems_refusal_says_what_to_do_and_leaves_nothing(
 
 def test_a_file_where_a_folder_is_needed_is_said(tmp_path: Path) -> None:
     (tmp_path / "taken").write_bytes(b"")
-    with pytest.raises(EnvironmentFault, match="a file stands where a folder is needed"):
+    with pytest.raises(EnvironmentFault, match="there is a file where a folder is needed"):
         commit_file(tmp_path / "taken" / "file", b"x")
 
 

@@ -82,7 +82,7 @@ def test_a_shard_that_changed_size_since_it_was_opened_is_noticed(
     found = storage.describe("shard.tar")
     assert found is not None
     (web.root / "shard.tar").write_bytes(CONTENT[:-5])
-    with pytest.raises(StoredFileError, match=r"has 10,235 bytes, and had 10,240"):
+    with pytest.raises(StoredFileError, match=r"has 10,235 bytes, but had 10,240"):
         storage.read_range("shard.tar", 0, 9, version=found.version)
     assert copies(cache) == []
 

@@ -147,7 +147,7 @@ def test_a_web_server_is_read_only(web: Any) -> None:
     with pytest.raises(NotStored):
         storage.read("missing", max_bytes=1)
     for ask in (lambda: storage.commit("x", b""), lambda: storage.delete("x")):
-        with pytest.raises(UsageError, match="not written to"):
+        with pytest.raises(UsageError, match="a web server is read-only"):
             ask()
     for ask in (lambda: list(storage.list()), lambda: storage.folders()):
         with pytest.raises(UsageError, match="no listing"):
@@ -173,10 +173,10 @@ def test_places(place: str, remote: bool) -> None:
 @pytest.mark.parametrize(
     ("place", "words"),
     [
-        ("ftp://host/x", "ftp:// is none of"),
+        ("ftp://host/x", "ftp:// is not one of"),
         ("https://user:secret@host/x", "user or password"),
         ("https://host/x?X-Amz-Signature=secret", "signed links"),
-        ("s3:///x", "names no bucket"),
+        ("s3:///x", "the bucket or host is missing"),
     ],
 )
 def test_a_place_that_cannot_be_is_refused_without_its_secret(place: str, words: str) -> None:
