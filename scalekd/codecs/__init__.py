@@ -6,8 +6,6 @@ from scalekd.codecs.base import (
     FeatureDecoder,
     LogitCodec,
     LogitDecoder,
-    PlaneSpec,
-    quiet_zarr,
 )
 from scalekd.codecs.files import codec_to_bytes, load_codec, save_codec
 from scalekd.codecs.int8 import Int8Codec
@@ -21,6 +19,7 @@ from scalekd.codecs.measure import (
 )
 from scalekd.codecs.options import TransformOptions
 from scalekd.codecs.plain import Float16Codec
+from scalekd.codecs.planes import PlaneSpec, quiet_zarr
 from scalekd.codecs.registry import (
     DEFAULT_FEATURE_CODEC,
     CodecRequest,

@@ -38,7 +38,7 @@ def search(values: Tensor, weights: Tensor) -> Tensor:
 
 @cache
 def _can_fuse(device: str) -> bool:
-    """Return whether Triton builds the kernel, for which it needs a C compiler, and it finds the paths.
+    """Return whether Triton builds the kernel, which needs a C compiler, and it finds the paths.
 
     The kernel is compiled for whatever device is here, so it is compared once in each process with
     the operations that it replaces.

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from scalekd.codecs._checks import check_config
-from scalekd.codecs.base import FeatureCodec, FeatureDecoder, JsonDict, PlaneSpec
+from scalekd.codecs.base import FeatureCodec, FeatureDecoder, JsonDict
+from scalekd.codecs.planes import PlaneSpec
 from scalekd.shapes import FeatureShape
 
 _LEVELS = 127  # symmetric: -128 stays unused, so that decode(-codes) == -decode(codes)

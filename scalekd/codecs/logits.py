@@ -11,7 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from scalekd.codecs._checks import check_config
-from scalekd.codecs.base import JsonDict, LogitCodec, LogitDecoder, PlaneSpec
+from scalekd.codecs.base import JsonDict, LogitCodec, LogitDecoder
+from scalekd.codecs.planes import PlaneSpec
 from scalekd.errors import CacheCorrupt, DataError, UsageError
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from scalekd.codecs._checks import check_config
-from scalekd.codecs.base import FeatureCodec, FeatureDecoder, JsonDict, PlaneSpec
+from scalekd.codecs.base import FeatureCodec, FeatureDecoder, JsonDict
+from scalekd.codecs.planes import PlaneSpec
 from scalekd.errors import DataError
 from scalekd.shapes import FeatureShape
 

@@ -23,14 +23,13 @@ from scalekd.codecs._device_encoder import TransformEncoder
 from scalekd.codecs._spatial import radial_bands
 from scalekd.codecs._tables import TransformTables, tables_from
 from scalekd.codecs.base import (
-    DEFAULT_PAGE_VALUES,
     FeatureCodec,
     FeatureDecoder,
     JsonDict,
-    PlaneSpec,
 )
 from scalekd.codecs.encoder import FeatureEncoder
 from scalekd.codecs.options import TransformOptions
+from scalekd.codecs.planes import DEFAULT_PAGE_VALUES, PlaneSpec
 from scalekd.shapes import FeatureShape
 
 _CONFIG_KEYS = frozenset(

@@ -22,12 +22,7 @@ from accelerate.utils import set_seed
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from scalekd.distributed import (
-    Coordinator,
-    StopRequest,
-    TrainingInterrupted,
-    process_faults,
-)
+from scalekd.distributed import Coordinator, StopRequest, TrainingInterrupted, process_faults
 from scalekd.errors import DataError, UsageError
 from scalekd.training.checkpoint import Position
 from scalekd.training.compilation import compile_faults, compile_parts

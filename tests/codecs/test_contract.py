@@ -1,4 +1,4 @@
-"""The contract of scalekd.codecs.base, held against every codec."""
+"""The contract of scalekd.codecs.base, tested with every codec."""
 
 import json
 import warnings
