@@ -1,4 +1,4 @@
-"""ScaleKD as a library: projectors, losses, and their composition for any training loop."""
+"""ScaleKD's projectors, losses and objectives, for any training loop."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Objectives by the names that command lines and recipes use."""
+"""Construction of objectives by the names that command lines and recipes use."""
 
 from collections.abc import Mapping, Sequence
 
@@ -28,10 +28,11 @@ def build_objective(
     Args:
         name: ``"scalekd"``, ``"scalekd-light"``, ``"kd"`` (logits only) or ``"none"`` (no
             teacher).
-        config: Shared by all; each reads its part.
-        student_levels: See `ScaleKDObjective`; other objectives ignore it.
-        teacher_stages: Likewise.
-        tail: Likewise.
+        config: Settings of all objectives; each reads the fields that it uses.
+        student_levels: Shapes of the student's last two levels; only the feature objectives use
+            them, see `ScaleKDObjective`.
+        teacher_stages: Shapes of the teacher's stages; only the feature objectives use them.
+        tail: The teacher's tail; only the feature objectives use it.
 
     Raises:
         UsageError: The name is unknown, or the objective cannot be built as configured.
@@ -41,7 +42,7 @@ def build_objective(
     if name == "kd":
         return KDObjective(config)
     if name not in FORMS:
-        raise UsageError(f"unknown objective {name!r}; there are {', '.join(FORMS)}, kd and none")
+        raise UsageError(f"unknown objective {name!r}; known are {', '.join(FORMS)}, kd and none")
     if student_levels is None or teacher_stages is None:
         raise UsageError(
             f"the {name} objective needs the shapes of the student's levels and of the teacher's "

@@ -1,6 +1,6 @@
-"""The whole of ScaleKD: projectors, the teacher's tail, and their losses in one objective.
+"""The ScaleKD objective: projectors, the teacher's tail, and their losses.
 
-Wrap it together with the student in one module, so that data parallelism sees both.
+Put it and the student into one module, so that data parallelism wraps both.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ from scalekd.errors import UsageError
 from scalekd.shapes import FeatureShape
 
 StudentLevel = FeatureShape | tuple[int, Grid]
-"""One level of the student: its shape, or plainly its channels and grid."""
+"""One level of the student: its shape, or a pair of its channels and its grid."""
 
 _VIEWS: tuple[View, ...] = ("spatial", "frequency")
 
@@ -34,8 +34,8 @@ class ScaleKDObjective(Objective):
 
     For each view (spatial, frequency): the student's stage-3 map is projected onto the
     teacher's stage-3 tokens, passes the teacher's frozen tail, and is compared with the
-    teacher's final features. What left the tail, not detached, then asks the student's
-    stage-4 map through a second projector, whose answer is compared with the same features.
+    teacher's final features. The output of the tail, not detached, is the query of a second
+    projector of the student's stage-4 map, whose output is compared with the same features.
     Both views pass the tail in one batch.
 
     A view or stage of weight 0 builds no module, computes nothing and returns no term. The one
@@ -43,14 +43,14 @@ class ScaleKDObjective(Objective):
     the stage-4 projector of its view takes its queries from it.
 
     The tail is set to eval mode and its parameters to ``requires_grad=False``; gradients pass
-    through it. It moves with the objective between devices and dtypes but is no submodule:
-    ``parameters()``, ``state_dict()``, ``train()`` and data parallelism do not see it, for it
-    belongs to the teacher and is restored from there.
+    through it. It moves with the objective between devices and dtypes but is not a submodule:
+    ``parameters()``, ``state_dict()``, ``train()`` and data parallelism do not see it, because it
+    is restored from the teacher.
 
     Args:
-        config: Weights, heads and switches.
-        form: Size of the projectors: `PUBLISHED` or `LIGHT`. Where views share a projector, its
-            softmax scale is the spatial view's.
+        config: Weights, attention heads and switches.
+        form: Size of the projectors: `PUBLISHED` or `LIGHT`. If views share a projector, it has the
+            softmax scale of the spatial view.
         student_levels: Shapes of the student's last two levels, stage 3 first.
         teacher_stages: Shapes of the teacher's stages 3 and 4; only patch tokens are compared.
         tail: Maps stage-3 patch tokens ``(batch, token, channel)`` to final patch tokens.
@@ -72,12 +72,12 @@ class ScaleKDObjective(Objective):
     ) -> None:
         config = config or ScaleKDConfig()
         super().__init__(config, task_weight=config.task_weight)
-        # The projector that answers for a view: its own, or one for both.
+        # Name of the projector of each view: its own, or one for both.
         self._branch = {view: "shared" if form.shared_views else view for view in _VIEWS}
         self._stage4 = self._branches(4)
-        asking = self._stage4 if config.cap and not config.self_query else []
-        self._stage3 = list(dict.fromkeys([*self._branches(3), *asking]))
-        self._asking = frozenset(asking)
+        querying = self._stage4 if config.cap and not config.self_query else []
+        self._stage3 = list(dict.fromkeys([*self._branches(3), *querying]))
+        self._querying = frozenset(querying)
         if not self._stage3 and not self._stage4:
             raise UsageError(
                 "every feature loss of the scalekd objective has weight 0 or is switched off; "
@@ -91,12 +91,12 @@ class ScaleKDObjective(Objective):
         if len(student_levels) != 2 or not needed <= set(teacher_stages):
             raise UsageError(
                 f"the scalekd objective needs the student's last two levels and the shapes of the "
-                f"teacher's stages {sorted(needed)}, and got {len(student_levels)} levels and "
+                f"teacher's stages {sorted(needed)}, but got {len(student_levels)} levels and "
                 f"stages {sorted(teacher_stages)}"
             )
         if through_tail and tail is None:
             raise UsageError(
-                "the scalekd objective sends stage 3 through the teacher's tail, and none was "
+                "the scalekd objective sends stage 3 through the teacher's tail, but none was "
                 "given; pass the tail of the teacher that made the targets, or set tpp=False"
             )
         self._final = teacher_stages[4]
@@ -114,7 +114,7 @@ class ScaleKDObjective(Objective):
                 branch,
                 student_levels[1],
                 self._final,
-                learned_query=branch not in asking,
+                learned_query=branch not in querying,
             )
         self.projectors = nn.ModuleDict(projectors)
 
@@ -125,15 +125,15 @@ class ScaleKDObjective(Objective):
 
     @property
     def tail(self) -> nn.Module | None:
-        """The frozen tail, where one is used."""
+        """The frozen tail; ``None`` if the objective uses none."""
         return self._tail_holder[0] if self._tail_holder else None
 
     def no_weight_decay(self) -> set[str]:
-        """The projectors' position embeddings, by timm's convention."""
+        """Return the names of the projectors' position embeddings (timm's convention)."""
         return {name for name, _ in self.named_parameters() if name.endswith("pos_embed")}
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        if self.tail is not None:  # .to(), .double(), .cuda() reach what is not registered
+        if self.tail is not None:  # so that .to(), .double() and .cuda() also move the tail
             self.tail._apply(fn, recurse)  # type: ignore[no-untyped-call]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
@@ -143,7 +143,7 @@ class ScaleKDObjective(Objective):
         return (*super()._terms(), *kd, *(name for name, _, _ in self._feature_terms()))
 
     def _branches(self, stage: Stage) -> list[str]:
-        """The projectors that a stage's own losses call for."""
+        """Return the names of the projectors that a stage's losses need."""
         views = (view for view in _VIEWS if self.config.feature_weight(stage, view) > 0)
         return list(dict.fromkeys(self._branch[view] for view in views))
 
@@ -172,7 +172,7 @@ class ScaleKDObjective(Objective):
         return losses
 
     def _predict(self, levels: Sequence[Tensor]) -> dict[tuple[Stage, str], Tensor]:
-        """Final-stage tokens as the student predicts them, by stage and branch."""
+        """Predict final-stage tokens from the student's levels, by stage and branch."""
         if len(levels) != 2:
             raise ValueError(
                 f"the scalekd objective takes the student's last two levels, not {len(levels)}"
@@ -183,7 +183,7 @@ class ScaleKDObjective(Objective):
             for name, tokens in zip(self._stage3, self._through_tail(projected), strict=True):
                 predicted[3, name] = tokens
         for name in self._stage4:
-            query = (predicted[3, name],) if name in self._asking else ()
+            query = (predicted[3, name],) if name in self._querying else ()
             predicted[4, name] = self.projectors[f"stage4_{name}"](levels[1], *query)
         return predicted
 
@@ -212,7 +212,7 @@ class ScaleKDObjective(Objective):
         if targets.features.shape[1:] != expected:
             rows, columns = self._final.grid
             raise ValueError(
-                f"{tuple(targets.features.shape) = }, where the teacher's final stage has "
+                f"{tuple(targets.features.shape) = }, but the teacher's final stage has "
                 f"{expected[0]} patch tokens ({rows} x {columns}) of {expected[1]} channels; "
                 "prefix tokens must be dropped, and the teacher must be the one that the "
                 "objective was built for"

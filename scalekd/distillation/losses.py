@@ -1,8 +1,7 @@
-"""The terms that the objectives add up.
+"""The losses that the objectives add up.
 
-Every loss here takes half precision, computes in float32 or better, averages over the batch
-only, and carries no weight: weights belong to the objective. The teacher's side gets no
-gradient.
+Every loss here accepts half precision, computes in float32 or better, averages over the batch only,
+and has no weight: the objective applies weights. No gradient flows to the teacher.
 """
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from scalekd.distillation.config import View
 from scalekd.distillation.targets import FullLogits, LogitTargets, TopKLogits, at_least_float32
 
-_MIN_NORM = 1e-12  # as the published method; a shorter token is taken to have no direction
+_MIN_NORM = 1e-12  # as in the published method; a shorter token has no direction
 
 
 def spatial_loss(
@@ -44,13 +43,13 @@ def frequency_loss(
     predicted: Float[Tensor, "batch token channel"],
     target: Float[Tensor, "batch token channel"],
 ) -> Float[Tensor, ""]:
-    """`spatial_loss` after each channel's mean over the grid is removed (DFM's frequency view).
+    """Compute `spatial_loss` without each channel's mean over the grid (DFM's frequency view).
 
     The published method takes a 2-D DCT of each channel, zeroes the constant coefficient and
     transforms back. That is exactly the subtraction of the mean, so neither a transform nor a
-    square grid is needed. A spatially constant map leaves exact zeros and therefore costs
-    nothing against another constant map and has no gradient, where the transform's rounding
-    noise would be blown up to unit length.
+    square grid is needed. A spatially constant map gives exact zeros. Its loss against another
+    constant map is therefore zero and has no gradient, whereas the rounding noise of a transform
+    would be scaled to unit length.
 
     Args:
         predicted: Tokens of the student, in the teacher's width, on the teacher's grid.
@@ -68,7 +67,7 @@ def frequency_loss(
 def target_view(
     target: Float[Tensor, "batch token channel"], view: View
 ) -> Float[Tensor, "batch token channel"]:
-    """Unit vectors of the teacher's tokens in a view, for every loss of a step that compares them.
+    """Return unit vectors of the teacher's tokens in a view, shared by all losses of a step.
 
     Args:
         target: Tokens of the teacher; no gradient flows.
@@ -87,7 +86,7 @@ def view_loss(
 
     Args:
         predicted: Tokens of the student, in the teacher's width, on the teacher's grid.
-        target: From `target_view`, of the same view.
+        target: Result of `target_view` for the same view.
         view: ``"spatial"`` or ``"frequency"``.
 
     Raises:
@@ -129,12 +128,13 @@ def topk_kd_loss(
     *,
     temperature: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """`kd_loss` from the teacher's likeliest classes; the others share the rest evenly.
+    """Compute `kd_loss` from the teacher's likeliest classes; the others share the rest evenly.
 
     Args:
         student_logits: Scores of all classes before softmax.
-        teacher_logits: What the cache kept; no gradient flows.
-        temperature: Any, whatever was cached: see `TopKLogits.probabilities`.
+        teacher_logits: Top-k scores from the cache; no gradient flows.
+        temperature: Divides both sets of scores; any positive value, see
+            `TopKLogits.probabilities`.
 
     Returns:
         Loss in nats.
@@ -151,7 +151,7 @@ def soft_cross_entropy(
     *,
     temperature: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """The one body of `kd_loss` and `topk_kd_loss`, for targets of either kind."""
+    """Compute `kd_loss` or `topk_kd_loss`, for any kind of teacher logits."""
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
     if student_logits.shape[-1] != teacher_logits.num_classes:
@@ -212,13 +212,13 @@ def bce_loss(
 
 
 TASK_LOSSES = {"cross_entropy": cross_entropy_loss, "bce": bce_loss}
-"""The student's own loss by name; all take ``(logits, labels, *, label_smoothing)``."""
+"""The task losses by name; all take ``(logits, labels, *, label_smoothing)``."""
 
 
 def _unit(tokens: Float[Tensor, "batch token channel"]) -> Float[Tensor, "batch token channel"]:
     squared = tokens.square().sum(dim=-1, keepdim=True)
     has_direction = squared > _MIN_NORM**2
-    # The inner `where` keeps the root's infinite slope at zero out of the backward pass.
+    # The inner `where` keeps the infinite slope of the root at zero out of the backward pass.
     return tokens * (torch.where(has_direction, squared, 1.0).rsqrt() * has_direction)
 
 
@@ -229,8 +229,8 @@ def _of_view(tokens: Tensor, view: View) -> Tensor:
 def _without_mean(
     tokens: Float[Tensor, "batch token channel"],
 ) -> Float[Tensor, "batch token channel"]:
-    # Any shift cancels, also in the gradient; this one makes a constant map exactly zero and
-    # costs a map of large mean no precision.
+    # Any shift cancels, also in the gradient. This one makes a constant map exactly zero and
+    # loses no precision for a map of large mean.
     shifted = tokens - tokens[:, :1].detach()
     return shifted - shifted.mean(dim=1, keepdim=True)
 

@@ -1,7 +1,7 @@
-"""Objectives of one signature: no teacher, or the teacher's logits.
+"""The base class of objectives, and the objectives without features: task loss, logit loss.
 
-Each returns its terms already weighted, beside their sum, and says which parts of the targets
-it reads. A trainer holds one and never asks which.
+An objective returns its weighted terms and their sum, and declares which parts of the targets it
+reads, so that a trainer works with any of them.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from scalekd.errors import UsageError
 
 
 class Objective(nn.Module):
-    """Base of the objectives: the task loss, and the sum.
+    """Base class of the objectives: the task loss, and the sum of all losses.
 
     Attributes:
-        config: As given.
+        config: Settings of the losses.
         loss_names: Keys of the returned losses in their order, ``total`` last.
-        needs_features: Whether `Targets.features` is read, so that a reader can spare it.
-        needs_logits: Whether `Targets.logits` is read.
+        needs_features: Whether the objective reads `Targets.features`.
+        needs_logits: Whether the objective reads `Targets.logits`.
     """
 
     needs_features = False
@@ -51,8 +51,8 @@ class Objective(nn.Module):
         Args:
             levels: The student's last two feature maps, stage 3 first.
             logits: The student's scores before softmax.
-            labels: Classes.
-            targets: What the teacher says about the same views.
+            labels: Class of each image.
+            targets: The teacher's outputs for the same views.
 
         Returns:
             Weighted terms by name, float32 or better, and ``total``, their sum.
@@ -76,7 +76,7 @@ class Objective(nn.Module):
 
 
 class PlainObjective(Objective):
-    """The task loss alone, with weight 1: what a student reaches without a teacher."""
+    """The task loss alone, with weight 1: training without a teacher."""
 
     def __init__(self, config: ScaleKDConfig | None = None) -> None:
         super().__init__(config or ScaleKDConfig(), task_weight=1.0)
@@ -86,7 +86,7 @@ class KDObjective(Objective):
     """Task loss and logit loss (Hinton et al. 2015); needs logits only.
 
     Args:
-        config: Of which ``kd_alpha``, ``temperature`` and the task loss are read.
+        config: Settings; ``kd_alpha``, ``temperature`` and those of the task loss are used.
 
     Raises:
         UsageError: The logit loss is switched off or has weight 0.
@@ -114,7 +114,7 @@ class KDObjective(Objective):
 
 
 def weighted_kd_loss(config: ScaleKDConfig, logits: Tensor, targets: Targets) -> Tensor:
-    """The logit loss with its weight, for the objectives that have one."""
+    """Compute the logit loss times its weight."""
     if targets.logits is None:
         raise ValueError(
             "the kd loss needs the teacher's logits and the targets have none; read them from "

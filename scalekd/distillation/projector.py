@@ -1,8 +1,8 @@
-"""From a student's feature map to tokens that a teacher could have written.
+"""Projectors from a student's feature map to tokens on the teacher's grid and of its width.
 
-`CrossAttentionProjector` (ScaleKD's CAP) asks the student's map one question per teacher
-token. The student's grid and the teacher's are independent, so any student fits any teacher.
-`ConvProjector` is what the method is compared with: the same stem, no attention.
+`CrossAttentionProjector` (ScaleKD's CAP) attends to the student's map with one query per teacher
+token. The grids of student and teacher are independent, so any student fits any teacher.
+`ConvProjector` is the baseline of the method: the same stem, no attention.
 """
 
 import math
@@ -17,8 +17,10 @@ from scalekd.errors import UsageError
 Grid = tuple[int, int]
 """Rows and columns."""
 
-_POSITION_STD = 0.02  # as the published code; its truncation at +-2 never cuts anything
-_HEAD_WIDTH = 64  # of most published pairs, and of the teachers themselves up to a factor of two
+_POSITION_STD = 0.02  # as in the published code, whose truncation at +-2 has no effect
+_HEAD_WIDTH = (
+    64  # as in most published pairs; the teachers' heads differ by a factor of two at most
+)
 _PUBLISHED_FFN_RATIO = 4
 
 
@@ -36,7 +38,7 @@ NORMS: dict[str, type[nn.BatchNorm2d] | type[ChannelLayerNorm]] = {
     "layer": ChannelLayerNorm,
 }
 """Norms of the projectors' stem: batch norm as published for most students, channel layer norm
-for students that themselves avoid batch statistics."""
+for students without batch norm."""
 
 
 class _Stem(nn.Module):
@@ -47,7 +49,7 @@ class _Stem(nn.Module):
     ) -> None:
         super().__init__()
         if norm not in NORMS:
-            raise UsageError(f"unknown projector norm {norm!r}; there are {', '.join(NORMS)}")
+            raise UsageError(f"unknown projector norm {norm!r}; known are {', '.join(NORMS)}")
         self.expected = (num_channels, *grid)
         self.conv = nn.Conv2d(
             num_channels,
@@ -77,24 +79,23 @@ class CrossAttentionProjector(nn.Module):
     The student's map passes a 3 x 3 convolution, norm and ReLU, gets a learned position added,
     and serves as keys and values. The queries, learned or given, pass a linear layer and ReLU.
     Then: multi-head attention, layer norm, a ReLU MLP with a residual from the normed tokens.
-    There is no residual from the queries, and no final norm, as in the published code. Unlike
-    there, keys have no bias: it would add one number to all scores of a query, which softmax
-    ignores, and so would only drift on its gradient's rounding noise.
+    There is no residual from the queries, and no final norm, as in the published code. Unlike in
+    the published code, keys have no bias: it would add the same number to all scores of a query,
+    which softmax ignores, so that it would only follow the rounding noise of its gradient.
 
     Args:
         student_channels: Channels of the student's map.
         student_grid: Rows and columns of the student's map.
         teacher_channels: Width of queries and outputs.
-        query_grid: Rows and columns of the teacher's grid; with learned queries one query per
-            position, otherwise what the given queries are checked against.
+        query_grid: Rows and columns of the teacher's grid, with one query per position.
         num_heads: Attention heads; must divide ``teacher_channels``.
         softmax_scale: Multiplies the attention scores beside ``head_width ** -0.5``: above 1
             attention is sharper. The published pairs use 5, 1 and 0.2.
         norm: ``"batch"`` or ``"layer"``, the stem's norm.
-        depthwise_stem: The stem's convolution mixes no channels; keys and values do so after it.
-        ffn_ratio: Width of the MLP over ``teacher_channels``.
-        learned_query: Owns its queries. Without, they are passed to ``forward`` and no unused
-            parameter is made.
+        depthwise_stem: Whether the stem's convolution is depthwise; keys and values mix channels.
+        ffn_ratio: Width of the MLP divided by ``teacher_channels``.
+        learned_query: Whether the queries are parameters of the projector. Otherwise they are
+            passed to ``forward``.
 
     Raises:
         UsageError: ``num_heads`` does not divide ``teacher_channels``, or ``norm`` is unknown.
@@ -155,14 +156,15 @@ class CrossAttentionProjector(nn.Module):
 
         Args:
             x: The student's map.
-            query: Queries, row by row of the query grid; given exactly when none are learned.
+            query: Queries, row by row of the query grid; required if the projector does not learn
+                them, and refused otherwise.
 
         Returns:
             Tokens of the teacher's width, row by row of the query grid.
 
         Raises:
             ValueError: The map or the queries have another shape than the projector was built
-                for, or the queries are missing or superfluous.
+                for, or the queries are missing or not allowed.
         """
         keys = (self.stem(x) + self.pos_embed).flatten(2).transpose(1, 2)
         batch = x.shape[0]
@@ -178,7 +180,7 @@ class CrossAttentionProjector(nn.Module):
         return projected
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that recipes without decay on positions exclude (timm's convention)."""
+        """Return the names of the position embeddings, which recipes exclude from weight decay."""
         return {"pos_embed"}
 
     def _queries(self, query: Tensor | None) -> Tensor:
@@ -192,10 +194,10 @@ class CrossAttentionProjector(nn.Module):
         rows, columns = self.query_grid
         expected = (rows * columns, self.q.in_features)
         if query is None or query.shape[1:] != expected:
-            found = "none" if query is None else f"{tuple(query.shape)}"
+            shape = "none" if query is None else f"{tuple(query.shape)}"
             raise ValueError(
                 f"the projector takes queries of shape (batch, {expected[0]}, {expected[1]}), one "
-                f"per position of its {rows} x {columns} query grid, and got {found}"
+                f"per position of its {rows} x {columns} query grid, but got {shape}"
             )
         return query
 
@@ -205,10 +207,10 @@ class CrossAttentionProjector(nn.Module):
 
 
 class ConvProjector(nn.Module):
-    """The attention-free counterpart: stem, linear layer, average over each teacher cell.
+    """Projector without attention: stem, linear layer, average over cells of the teacher's grid.
 
-    A teacher position averages the student positions that it covers, and repeats the nearest
-    one where the student's grid is the coarser.
+    A position of the teacher's grid is the average of the student's positions that it covers, or
+    the nearest one if the student's grid is coarser.
 
     Args:
         student_channels: Channels of the student's map.
@@ -216,7 +218,7 @@ class ConvProjector(nn.Module):
         teacher_channels: Width of the outputs.
         query_grid: Rows and columns of the teacher's grid.
         norm: ``"batch"`` or ``"layer"``, the stem's norm.
-        depthwise_stem: See `CrossAttentionProjector`.
+        depthwise_stem: Whether the stem's convolution is depthwise.
 
     Raises:
         UsageError: ``norm`` is unknown.
@@ -240,17 +242,21 @@ class ConvProjector(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch student_channel row column"]
     ) -> Float[Tensor, "batch token channel"]:
-        """Project a student's map onto the query grid; a map of another shape is a ValueError."""
+        """Project a student's map onto the query grid.
+
+        Raises:
+            ValueError: The map has another shape than the projector was built for.
+        """
         resized = F.adaptive_avg_pool2d(self.proj(self.stem(x)), self.query_grid)
         return resized.flatten(2).transpose(1, 2)
 
 
 def divisors(number: int) -> list[int]:
-    """All positive divisors, ascending."""
+    """Return all positive divisors of a number, ascending."""
     small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
     return sorted({*small, *(number // d for d in small)})
 
 
 def default_num_heads(width: int) -> int:
-    """The head count whose heads are nearest to 64 wide; the larger count if two are."""
+    """Return the head count whose heads are nearest to 64 wide, the larger one of two."""
     return min(divisors(width), key=lambda heads: (abs(width / heads - _HEAD_WIDTH), -heads))

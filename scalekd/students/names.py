@@ -1,8 +1,8 @@
-"""Short names of the paper's students, and the way from a typed name to a timm model."""
+"""Short names of the paper's students, and their resolution to timm models."""
 
 from scalekd.models.names import resolve_name
 
-# timm's published weights for each architecture give preprocessing and, if asked for, a start.
+# The published weights that timm describes for each architecture; they define the preprocessing.
 ALIASES: dict[str, str] = {
     "mobilenet_v1": "mobilenetv1_100.ra4_e3600_r224_in1k",
     "convnext_t": "convnext_tiny.fb_in1k",
@@ -18,9 +18,9 @@ ALIASES: dict[str, str] = {
 
 
 def resolve_student_name(name: str) -> tuple[str, str | None]:
-    """As :func:`scalekd.teachers.resolve_model_name`, with the students' aliases.
+    """Expand a student's name; see :func:`scalekd.teachers.resolve_model_name`.
 
     Raises:
-        UsageError: Nothing has this name; the message suggests the nearest ones.
+        UsageError: The name is unknown; the message suggests similar ones.
     """
     return resolve_name(name, ALIASES)

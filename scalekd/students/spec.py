@@ -1,4 +1,4 @@
-"""What a student is, as a run's files record it."""
+"""The description of a student in a run's files."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from scalekd.shapes import FeatureShape
 
 
 class StudentSpec(BaseModel):
-    """A created student.
+    """Description of a student, as recorded in a run's files.
 
     Attributes:
         model: ``architecture.tag``, ``hf-hub:…`` or the name of a local folder.

@@ -17,11 +17,11 @@ from scalekd.students.spec import StudentSpec
 
 
 class StudentOutput(NamedTuple):
-    """What a student makes of a batch.
+    """The outputs of a student for a batch.
 
     Attributes:
         logits: ``(batch, class)``, equal to the bare model's output.
-        levels: The penultimate and the final map, each ``(batch, channel, row, column)``.
+        levels: The penultimate and the final feature map, each ``(batch, channel, row, column)``.
     """
 
     logits: Tensor
@@ -29,11 +29,11 @@ class StudentOutput(NamedTuple):
 
 
 class Student(nn.Module):
-    """A trainable timm model with its last two levels laid open. Made by :func:`create_student`.
+    """A trainable timm model that also returns its last two levels; see :func:`create_student`.
 
     Attributes:
         model: The bare timm model; its state dict is what is exported.
-        spec: What it is, for files and checks.
+        spec: Description of the student, for files and checks.
     """
 
     def __init__(self, model: nn.Module, spec: StudentSpec, levels: Levels) -> None:
@@ -43,7 +43,7 @@ class Student(nn.Module):
         self._levels = levels
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> StudentOutput:
-        """Logits and levels of normalised images, in one pass through the model."""
+        """Compute logits and levels of normalised images in one forward pass of the model."""
         model: Any = self.model
         final, (third, fourth) = model.forward_intermediates(
             images, indices=list(self._levels.indices)
@@ -73,24 +73,24 @@ def create_student(
 
     Args:
         model: Any name that :func:`~scalekd.students.resolve_student_name` takes.
-        num_classes: Width of the logits; another number than that of published weights gives the
-            classifier random weights.
-        img_size: Pixels; by default the model's own size.
-        pretrained: Start from the published weights.
-        checkpoint: Start from weights on disk.
+        num_classes: Number of logits. If it differs from that of the weights, the classifier gets
+            random weights.
+        img_size: Input size in pixels; by default the model's own size.
+        pretrained: Whether to start from the published weights.
+        checkpoint: Path of weights to start from.
         model_kwargs: Arguments of the timm model's constructor.
-        mean: Mean of RGB in 0..1, when not the one timm records for the model.
-        std: Standard deviation of RGB in 0..1, when not the one timm records.
-        crop_pct: Share of the shorter side that its evaluation crop keeps, when not timm's.
-        interpolation: Resize filter of its evaluation, when not timm's; one of
-            `scalekd.views.Interpolation`.
-        new_head: Whether the classifier of the weights is left out and stays random; by default
-            where the weights have another number of classes.
-        notes: Receives a sentence where the classifier is left out.
+        mean: Mean per RGB channel, in 0..1; by default the one timm records for the model.
+        std: Standard deviation per RGB channel, in 0..1; by default the one timm records.
+        crop_pct: Share of the shorter side that the evaluation crop keeps; by default timm's.
+        interpolation: Resize filter of the evaluation, one of `scalekd.views.Interpolation`; by
+            default timm's.
+        new_head: Whether the classifier keeps random weights instead of the loaded ones; by default
+            only if the weights have another number of classes.
+        notes: List that receives a sentence if the classifier keeps random weights.
 
     Raises:
-        UsageError: Unknown model, an argument or image size it does not take, weights that do not
-            fit, or features that distillation cannot use.
+        UsageError: The model is unknown, does not accept an argument or the image size, does not
+            fit the weights, or has features that distillation cannot use.
         DataError: A checkpoint or model folder cannot be read.
         EnvironmentFault: Published weights are neither cached nor reachable.
     """

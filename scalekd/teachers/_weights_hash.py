@@ -1,4 +1,4 @@
-"""A fingerprint of weights that depends on their values, not on the file they came from."""
+"""A fingerprint of weights that depends on their values, not on their file."""
 
 import hashlib
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and little-endian bytes, in the order of the names."""
+    """Compute the SHA-256 of names, dtypes, shapes and little-endian bytes, sorted by name."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().to("cpu").contiguous()

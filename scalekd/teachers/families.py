@@ -1,8 +1,8 @@
-"""The kinds of timm backbone a teacher may be: where its last stage begins and how it runs.
+"""Families of timm backbones with a known last stage, the tail.
 
-A family knows four things of a timm model: the shapes of its last two stages, how to read them in
-one forward, how to cut the model down to its tail, and how to run that tail. Heads are timm's own
-``forward_head`` throughout, so that every pooling and final norm is the model's.
+A family defines the shapes of the last two stages, how to compute them in one forward pass, how to
+reduce the model to its tail, and how to run the tail. Heads always run by timm's own
+``forward_head``, with the pooling and final norm of the model.
 """
 
 from collections.abc import Mapping
@@ -22,64 +22,68 @@ from torch.utils.checkpoint import checkpoint
 from scalekd.errors import UsageError
 from scalekd.shapes import FeatureShape
 
-TimmModel = Any  # timm's models share conventions that no type states
+TimmModel = Any  # timm's models follow conventions that have no type
 Tokens = Float[Tensor, "batch token channel"]
 
 
 class Family:
-    """What the code around a teacher needs to know of its architecture. Instances hold no state."""
+    """The architecture-specific functions of a teacher. Instances have no state."""
 
     name: ClassVar[str]
-    about: ClassVar[str]  # the models people know it by
+    about: ClassVar[str]  # common names of its models
     model_classes: ClassVar[tuple[type[nn.Module], ...]]
-    modules: ClassVar[tuple[str, ...]]  # of timm, whose entry points a tail file may name
-    kept: ClassVar[frozenset[str]]  # direct submodules that a tail keeps, besides its blocks
+    modules: ClassVar[tuple[str, ...]]  # modules of timm whose entry points a tail file may name
+    kept: ClassVar[frozenset[str]]  # direct submodules that a tail keeps
 
     def check(self, model: TimmModel, tail_blocks: int) -> None:
-        """Raise UsageError if the model has no such last stage."""
+        """Check that the model has a last stage of ``tail_blocks`` blocks.
+
+        Raises:
+            UsageError: It has not.
+        """
         raise NotImplementedError
 
     def size_multiple(self, model: TimmModel) -> tuple[int, int]:
-        """Pixels that height and width must be a multiple of."""
+        """Return the pixels that the input's height and width must be multiples of."""
         raise NotImplementedError
 
     def stages(self, model: TimmModel, tail_blocks: int) -> dict[int, FeatureShape]:
-        """Shapes of stage 3 and stage 4 at the image size the model was built for."""
+        """Return the shapes of stages 3 and 4 at the image size the model was built for."""
         raise NotImplementedError
 
     def forward(
         self, model: TimmModel, images: Float[Tensor, "batch 3 height width"], tail_blocks: int
     ) -> tuple[Tokens, Tokens]:
-        """Features of both stages, prefix tokens included, in one pass."""
+        """Compute the features of both stages, with prefix tokens, in one forward pass."""
         raise NotImplementedError
 
     def cut(self, model: TimmModel, tail_blocks: int) -> None:
-        """Remove, in place, all that runs before the last stage."""
+        """Remove, in place, all modules that run before the last stage."""
         raise NotImplementedError
 
     def tail_name(self, name: str, model: TimmModel, tail_blocks: int) -> str | None:
-        """The name in a cut model of a tensor of the whole one; none if the tail lacks it."""
+        """Return the name in a cut model of a tensor of the whole one; ``None`` if it was cut."""
         raise NotImplementedError
 
     def rope(self, model: TimmModel, tail_blocks: int) -> Tensor | None:
-        """Rotary embedding that the tail's blocks are given, where the family has one."""
+        """Return the rotary embedding of the tail's blocks; ``None`` for most families."""
         return None
 
     def run_tail(
         self, cut: TimmModel, tokens: Tokens, rope: Tensor | None, *, checkpointed: bool
     ) -> Tokens:
-        """From stage 3 to stage 4, both with prefix tokens."""
+        """Compute stage 4 from stage 3, both with prefix tokens."""
         raise NotImplementedError
 
     def outputs(
         self, model: TimmModel, images: Tensor, tail_blocks: int, *, logits: bool
     ) -> tuple[Tokens, Tokens, Float[Tensor, "batch cls"] | None]:
-        """Features of both stages, and logits if they are asked for, in one pass."""
+        """Compute the features of both stages, and logits if requested, in one forward pass."""
         stage3, stage4 = self.forward(model, images, tail_blocks)
         return stage3, stage4, self.run_head(model, stage4) if logits else None
 
     def run_head(self, model: TimmModel, features: Tokens) -> Float[Tensor, "batch cls"]:
-        """Logits from stage 4 with prefix tokens."""
+        """Compute logits from stage 4 with prefix tokens."""
         return cast(Tensor, model.forward_head(features))
 
 
@@ -214,12 +218,12 @@ class ViTFamily(Family):
         return cast(Tensor, cut.norm(x))
 
     def block_kwargs(self, cut: TimmModel, rope: Tensor | None, index: int) -> Mapping[str, Any]:
-        """What a block of the tail is called with besides its tokens."""
+        """Return the arguments of a block of the tail besides its tokens."""
         return {}
 
 
 class BeitFamily(ViTFamily):
-    """BEiT and BEiT v2: as ViT, with relative position biases of each block or of all."""
+    """BEiT and BEiT v2: as ViT, with relative position biases per block or shared."""
 
     name = "beit"
     about = "BEiT, BEiT v2"
@@ -233,7 +237,7 @@ class BeitFamily(ViTFamily):
 
 
 class EvaFamily(ViTFamily):
-    """EVA, EVA-02, DINOv3: as ViT, with a rotary embedding given to every block."""
+    """EVA, EVA-02, DINOv3: as ViT, with a rotary embedding as an argument of every block."""
 
     name = "eva"
     about = "EVA, EVA-02, DINOv3, PE"
@@ -241,7 +245,7 @@ class EvaFamily(ViTFamily):
     modules = ("eva",)
 
     def rope(self, model: TimmModel, tail_blocks: int) -> Tensor | None:
-        """As ``Eva._pos_embed`` computes it, for the one grid of this image size."""
+        """Compute the embedding like ``Eva._pos_embed``, for the grid of the image size."""
         eva = model
         if eva.rope is None:
             return None
@@ -264,9 +268,9 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(model: nn.Module, architecture: str) -> Family | None:
-    """The family of a timm model made by the entry point ``architecture``.
+    """Return the family of a timm model made by the entry point ``architecture``.
 
-    ``None`` for a model of none of those with a known tail.
+    Returns ``None`` for a model without a known tail.
     """
     for family in FAMILIES.values():
         if isinstance(model, family.model_classes) and is_model_in_modules(
@@ -283,5 +287,5 @@ def _run(block: nn.Module, x: Tensor, kwargs: Mapping[str, Any], checkpointed: b
 
 
 def _as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Tokens row by row to ``(batch, row, column, channel)``, as Swin's layers take them."""
+    """Reshape tokens to ``(batch, row, column, channel)``, as Swin's layers take them."""
     return tokens.reshape(len(tokens), *grid, tokens.shape[-1])

@@ -1,8 +1,8 @@
-"""Teachers without a tail: every other timm model, and modules of one's own.
+"""Teachers without a tail: all other timm models, and modules of the user.
 
-Their features can be distilled, and their logits where they have a classifier. What they lack is a
-last stage that runs by itself, which teacher parameter perception needs, so students learn from
-them with ``tpp=false``.
+Their features can be distilled, and their logits if they have a classifier. They have no last stage
+that runs by itself, which teacher parameter perception needs, so students learn from them with
+``tpp=false``.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,19 +17,19 @@ from scalekd.shapes import FeatureShape
 from scalekd.teachers.families import Family, TimmModel, Tokens
 
 FEATURES_ONLY = "features"
-"""Name of the family in documents."""
+"""Name of the family in the documents of a cache."""
 
 Map = Float[Tensor, "batch channel row column"]
 
 
 class FeaturesOnly(Family):
-    """Any timm model with ``forward_intermediates``: its last two levels, as of a student.
+    """Any timm model with ``forward_intermediates``: its last two levels, as for a student.
 
-    Stage 4 is what the model's classifier pools where that has the resolution of the last level;
-    prefix tokens are left out.
+    Stage 4 is the input of the classifier's pooling if that has the resolution of the last level;
+    prefix tokens are dropped.
 
     Args:
-        levels: Of the model.
+        levels: The last two levels of the model.
     """
 
     name: ClassVar[str] = FEATURES_ONLY
@@ -41,10 +41,10 @@ class FeaturesOnly(Family):
         self._levels = levels
 
     def check(self, model: TimmModel, tail_blocks: int) -> None:
-        """Accept it: :func:`find_levels` did."""
+        """Do nothing: :func:`find_levels` has checked the model."""
 
     def size_multiple(self, model: TimmModel) -> tuple[int, int]:
-        return 1, 1  # a size that it cannot take was refused when its levels were looked up
+        return 1, 1  # find_levels has refused invalid sizes
 
     def stages(self, model: TimmModel, tail_blocks: int) -> dict[int, FeatureShape]:
         return dict(zip((3, 4), self._levels.shapes, strict=True))
@@ -63,7 +63,7 @@ class OwnModule(Family):
     """A module that returns features, or features and logits, of normalised images.
 
     Args:
-        stages: Shapes of what it returns.
+        stages: Shapes of the features that it returns.
     """
 
     name: ClassVar[str] = FEATURES_ONLY
@@ -72,7 +72,7 @@ class OwnModule(Family):
         self._stages = stages
 
     def check(self, model: nn.Module, tail_blocks: int) -> None:
-        """Accept it: what it returns was looked at."""
+        """Do nothing: the outputs of the module have been checked."""
 
     def size_multiple(self, model: nn.Module) -> tuple[int, int]:
         return 1, 1
@@ -89,19 +89,19 @@ class OwnModule(Family):
 
 
 def returned(model: Callable[[Tensor], Any], images: Tensor) -> tuple[list[Tensor], Tensor | None]:
-    """Sort what a module of one's own returns into feature maps and logits.
+    """Run a user's module and split its output into feature maps and logits.
 
     Raises:
-        UsageError: It is something else.
+        UsageError: The output is neither.
     """
-    found = model(images)
-    features, logits = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+    output = model(images)
+    features, logits = output if isinstance(output, tuple) and len(output) == 2 else (output, None)
     maps = list(features) if isinstance(features, list) else [features]
     if not 1 <= len(maps) <= 2 or not all(isinstance(m, Tensor) and m.ndim == 4 for m in maps):
         raise UsageError(
             "a teacher's module must return its final feature map (batch, channel, row, column), or"
             " a list of the one before it and the final one; or a pair of that and logits (batch,"
-            f" class) or None; it returned {_described(found)}"
+            f" class) or None; it returned {_described(output)}"
         )
     if logits is not None and (not isinstance(logits, Tensor) or logits.ndim != 2):
         raise UsageError(f"logits must be (batch, class), not {_described(logits)}")
@@ -109,10 +109,10 @@ def returned(model: Callable[[Tensor], Any], images: Tensor) -> tuple[list[Tenso
 
 
 def family_by_levels(model: Any, label: str, img_size: tuple[int, int]) -> FeaturesOnly:
-    """The family of a timm model that has no known tail.
+    """Return the family of a timm model that has no known tail.
 
     Raises:
-        UsageError: timm gives no access to its inner features, or it does not take the size.
+        UsageError: timm gives no access to its inner features, or it does not accept the size.
     """
     return FeaturesOnly(find_levels(model, label, img_size, role="teacher"))
 

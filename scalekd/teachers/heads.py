@@ -19,23 +19,23 @@ from scalekd.models.classes import (
 from scalekd.models.names import ModelSource, describe_model
 from scalekd.teachers.spec import TeacherSpec
 
-# Classes of published classifiers that are no selection of ImageNet's in timm's lists: ImageNet-W21
-# winter release (MViTv2), Bamboo.
+# Class counts of published classifiers that are not in timm's ImageNet lists: the winter release of
+# ImageNet-21K (MViTv2), Bamboo.
 _OTHER_CLASSIFIERS = frozenset({19168, 115217})
-# Widths of all published projections are multiples of it, and no number of classes is.
+# All widths of published projections are multiples of this, and no number of classes is.
 _EMBEDDING_MULTIPLE = 64
 
 
 def why_no_classifier(
     source: ModelSource, num_outputs: int, *, reads_published: bool, named: bool
 ) -> str | None:
-    """Say in a clause why a head of a model is no classifier; ``None`` where it is one.
+    """Return a clause that says why a model's head is no classifier; ``None`` if it is one.
 
     Args:
         source: The model.
-        num_outputs: Width of the head that is asked for; 0 for none.
-        reads_published: Whether the published weights, or those of a folder or repository, are
-            read, rather than a checkpoint or random ones.
+        num_outputs: Requested number of outputs of the head; 0 for no head.
+        reads_published: Whether the weights are the published ones, or those of a folder or
+            repository, rather than a checkpoint or random.
         named: Whether the user names the classes, which makes any head a classifier.
     """
     if num_outputs == 0:
@@ -61,17 +61,17 @@ def why_no_classifier(
 def class_names_of(
     source: ModelSource, num_classes: int, *, published: bool, given: Sequence[str] | None
 ) -> tuple[str, ...] | None:
-    """Names of a classifier's classes, as the user, its folder or timm gives them.
+    """Return the names of a classifier's classes from the user, its folder or timm.
 
     Args:
         source: The model.
-        num_classes: Width of its head.
-        published: Whether it has the weights that ``source`` describes.
-        given: Names from the user, which count first.
+        num_classes: Number of outputs of the model's head.
+        published: Whether the model has the weights that ``source`` describes.
+        given: Names from the user, which take precedence.
 
     Raises:
-        UsageError: The user gives another number of names.
-        DataError: The model's folder does, or gives something else than names.
+        UsageError: The number of names from the user is wrong.
+        DataError: The number of names in the model's folder is wrong, or they are not names.
     """
     if given is not None:
         if len(given) != num_classes:
@@ -89,7 +89,7 @@ def class_names_of(
     if not isinstance(names, list | tuple) or not all(
         isinstance(name, str) and len(name) <= MAX_NAME_LENGTH for name in names
     ):
-        raise DataError(f"{source.label}: label_names of its config.json is no list of names")
+        raise DataError(f"{source.label}: label_names of its config.json is not a list of names")
     if len(names) != num_classes:
         raise DataError(
             f"{source.label}: label_names of its config.json has {len(names):,} names, and the"
@@ -99,7 +99,7 @@ def class_names_of(
 
 
 def _is_embedding(architecture: str, num_outputs: int) -> bool:
-    """Whether timm publishes weights of the architecture with a projection of this width."""
+    """Return whether timm's weights of the architecture have a projection of this width."""
     from timm.models import get_arch_pretrained_cfgs
 
     if num_outputs in _OTHER_CLASSIFIERS or imagenet_names(num_outputs) is not None:
@@ -118,20 +118,19 @@ def match_teacher(
     """Find the teacher's class of each label of a data set.
 
     Args:
-        data: The classes of the labels.
-        teacher: What gives the logits.
-        request: As for :func:`scalekd.models.classes.match_classes`.
-        stored: ``class_map`` of the cache that holds the logits; it counts where ``request`` is
-            ``auto``.
+        data: The classes of the data set.
+        teacher: Description of the teacher that gives the logits.
+        request: Requested mapping; see :func:`scalekd.models.classes.match_classes`.
+        stored: ``class_map`` of the cache of the logits; used if ``request`` is ``auto``.
 
     Raises:
         DataError: Classes cannot be matched.
-        UsageError: The teacher's head is no classifier, or the map asked for does not fit.
+        UsageError: The teacher's head is not a classifier, or the requested map does not fit.
     """
     names = teacher.class_names
     published = teacher.weights_source == "pretrained"
     if names is None and teacher.num_classes and published and ":" not in teacher.model:
-        # A cache of an older version, which kept no names and any head.
+        # Caches of older versions have no class names, and any head.
         reason, names = _published(teacher.model, teacher.num_classes)
         if reason is not None:
             raise UsageError(f"the teacher {teacher.model} gives no logits to learn from: {reason}")
@@ -139,7 +138,9 @@ def match_teacher(
         request = "none" if isinstance(stored, str) else stored
     classes = Classes(teacher.classes.owner, teacher.num_classes or 0, names)
     if request == "auto" and teacher.weights_source == "random" and names is None:
-        match = match_classes(data, classes, "none")  # its classes mean nothing
+        match = match_classes(
+            data, classes, "none"
+        )  # the classes of random weights have no meaning
         if data.count == teacher.num_classes or not data.count:
             return match
         return replace(match, note=f"{classes.owner} has random weights: classes go by number")
@@ -147,11 +148,11 @@ def match_teacher(
 
 
 def _published(model: str, num_classes: int) -> tuple[str | None, tuple[str, ...] | None]:
-    """Why published weights are no classifier, and the names of their classes."""
+    """Return why published weights are no classifier, and the names of their classes."""
     from timm.models import is_model
 
     if not is_model(model.partition(".")[0]):
-        return None, None  # the name of a folder
+        return None, None  # the model is a folder
     source = describe_model(model)
     reason = why_no_classifier(source, num_classes, reads_published=True, named=False)
     if reason is not None:

@@ -1,4 +1,4 @@
-"""Short names of teachers, and the way from a typed name to a timm model."""
+"""Short names of teachers, and their resolution to timm models."""
 
 import re
 
@@ -64,12 +64,12 @@ LIVE_TEACHER_ADVICE = {
     ". Classes, image size and widths are set with --model-kwargs and --img-size": "",
     "--checkpoint": "--teacher-checkpoint",
 }
-"""What messages about a teacher's weights say of the options of a command that has a teacher beside
-its own model; for :func:`scalekd.errors.rewording`."""
+"""Replacements for messages about a teacher's weights in commands whose options set another model;
+for :func:`scalekd.errors.rewording`."""
 
 
-# Teachers whose own size is made for dense features; smaller views cost less to draw, store and
-# compute, and give a token grid (16 x 16, 14 x 14) near the maps of a student.
+# Teachers whose own image size is meant for dense features; smaller views cost less to draw, store
+# and compute, and give a token grid (16 x 16, 14 x 14) near the maps of a student.
 ALIAS_SIZES: dict[str, int] = {
     alias: 224
     for alias in ALIASES
@@ -78,7 +78,7 @@ ALIAS_SIZES: dict[str, int] = {
 
 
 def resolve_model_name(name: str) -> tuple[str, str | None]:
-    """Expand what the user typed into the name of one timm model.
+    """Expand a name from the user to the full name of a timm model.
 
     Args:
         name: An alias, ``architecture``, ``architecture.tag``, ``hf-hub:owner/name``,
@@ -86,10 +86,10 @@ def resolve_model_name(name: str) -> tuple[str, str | None]:
 
     Returns:
         The full name (``architecture.tag``, ``hf-hub:…`` or ``local-dir:`` with an absolute path),
-        and a sentence to print when it is not what was typed.
+        and a sentence to print if it differs from ``name``.
 
     Raises:
-        UsageError: Nothing has this name; the message suggests the nearest ones.
+        UsageError: The name is unknown; the message suggests similar ones.
     """
     resolved, sentence = resolve_name(name, ALIASES)
     if sentence is not None and (side := ALIAS_SIZES.get(name.strip())) is not None:
@@ -98,23 +98,23 @@ def resolve_model_name(name: str) -> tuple[str, str | None]:
 
 
 def teacher_named_by_cache(name: str, *, option: str) -> str:
-    """The name of a teacher as a cache tells it, if it can mean nothing but a model of timm.
+    """Return the teacher's name from a cache, if it is the name of a timm model.
 
-    A cache is not trusted: the name it gives must not fetch a stranger's repository, nor read a
-    folder of this machine. Whoever wants that says so.
+    A cache is not trusted: its name of the teacher must not download an unknown repository or read
+    a folder of this machine. The user can name either with ``option``.
 
     Args:
-        name: From the cache's plan.
-        option: What the user can name the teacher with, for the message.
+        name: Name of the teacher in the cache's plan.
+        option: Option with which the user names the teacher, for the message.
 
     Raises:
-        UsageError: It names a repository, a folder, or nothing that timm knows.
+        UsageError: The name is that of a repository or a folder, or is unknown to timm.
     """
     from timm.models import is_model
 
     if re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?", name) and is_model(name.split(".")[0]):
         return name
     raise UsageError(
-        f"the cache says that its teacher is {name!r}, which is no model of timm; if you know and"
-        f" trust it, name it with {option}"
+        f"the cache says that its teacher is {name!r}, which is not a model of timm; if you know"
+        f" and trust it, name it with {option}"
     )

@@ -1,4 +1,4 @@
-"""A module of one's own as a teacher, for caches written from Python."""
+"""User-defined modules as teachers, for caches written from Python."""
 
 from collections.abc import Sequence
 
@@ -24,24 +24,24 @@ def teacher_from_module(
     class_names: Sequence[str] | None = None,
     licence: str | None = None,
 ) -> Teacher:
-    """Make a teacher of any module, frozen and in eval mode.
+    """Make a teacher from any module, frozen and in eval mode.
 
     The module takes normalised images ``(batch, 3, row, column)``. It returns its final feature
     map ``(batch, channel, row, column)``, or a list of the map before it and the final one; or a
-    pair of that and logits ``(batch, class)``. The same pixels must give the same answer, whatever
-    else is in the batch.
+    pair of that and logits ``(batch, class)``. The output for an image must not depend on the
+    other images of the batch.
 
     Args:
-        module: On the CPU; it is run once on a blank image.
-        name: What caches call it.
-        img_size: Pixels of the views, one number for a square.
-        mean: Mean of RGB in 0..1 that its input is normalised with.
-        std: Standard deviation of RGB in 0..1.
-        class_names: Name of each class of its logits.
-        licence: Licence of its weights.
+        module: The module, on the CPU; it is run once on a blank image.
+        name: Name of the teacher in caches.
+        img_size: Height and width of the views in pixels; one number for a square.
+        mean: Mean per RGB channel, in 0..1, for the normalisation of the input.
+        std: Standard deviation per RGB channel, in 0..1.
+        class_names: Name of each class of the logits.
+        licence: Licence of the weights.
 
     Raises:
-        UsageError: The module returns something else, or another number of classes.
+        UsageError: The outputs have another form, or ``class_names`` another number of classes.
     """
     size = (img_size, img_size) if isinstance(img_size, int) else img_size
     module = module.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""What a teacher is asked to be, and what it turned out to be."""
+"""Records of a requested teacher and of a loaded one."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -64,8 +64,8 @@ class TeacherConfig(BaseModel):
 
 
 ABOUT_ORIGIN = frozenset({"model", "weights_source", "licence", "class_names"})
-"""Fields of a :class:`TeacherSpec` that decide no byte of a target: where its weights came from,
-and what its classes are called."""
+"""Fields of a :class:`TeacherSpec` that do not affect targets: the source of the weights and the
+names of the classes."""
 
 
 class TeacherSpec(BaseModel):
@@ -111,7 +111,7 @@ class TeacherSpec(BaseModel):
 
     @property
     def classes(self) -> Classes:
-        """Its classes, for comparisons; none at all without a classifier."""
+        """The classes of the teacher, for comparisons; zero classes without a classifier."""
         return Classes(f"the teacher {self.model}", self.num_classes or 0, self.class_names)
 
     @model_validator(mode="after")
@@ -124,7 +124,7 @@ class TeacherSpec(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_unknown_names(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the names out where unknown: documents of older versions do not have the field."""
+        """Omit unknown class names: documents of older versions do not have the field."""
         document: dict[str, Any] = handler(self)
         if self.class_names is None:
             document.pop("class_names", None)

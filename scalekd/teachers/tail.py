@@ -1,11 +1,11 @@
-"""A teacher's last stage, norm and head on their own, and their file.
+"""The tail of a teacher: its last stage, norm and head.
 
 Teacher parameter perception sends the student's stage-3 projection through this frozen tail. A
-student run must not pay for the whole teacher, so the tail is cut from a model built without
-memory (on torch's ``meta`` device) and only what remains is allocated and filled.
+student run does not need the whole teacher, so the tail is cut from a model built without memory
+(on torch's ``meta`` device), and only the tail is allocated and filled.
 
-Prefix tokens (class, distillation, register) are no part of a student's projection. The tail
-holds constant ones: the mean, over calibration images, of those that enter it in the teacher.
+A student's projection has no prefix tokens (class, distillation, register). The tail has constant
+ones: the mean, over calibration images, of the prefix tokens that enter it in the teacher.
 """
 
 import json
@@ -22,17 +22,17 @@ from scalekd.teachers.families import FAMILIES, Family
 
 
 class TailConfig(BaseModel):
-    """All that is needed to rebuild a tail's modules; it travels in the tail file as JSON.
+    """The configuration that rebuilds the modules of a tail; stored in the tail file as JSON.
 
     Attributes:
-        format_version: Of the tail file.
-        architecture: timm's entry point, without tag.
-        family: One of :data:`~scalekd.teachers.families.FAMILIES`.
-        model_kwargs: Constructor arguments over timm's defaults.
-        img_size: Height and width in pixels that the teacher took.
-        num_classes: Outputs of the head; 0 without one.
-        global_pool: timm's pooling before the head.
-        tail_blocks: Blocks of a ViT in the tail.
+        format_version: Version of the tail file's format.
+        architecture: Name of the model in timm, without tag.
+        family: Name of the family in :data:`~scalekd.teachers.families.FAMILIES`.
+        model_kwargs: Constructor arguments that differ from timm's defaults.
+        img_size: Height and width of the teacher's input, in pixels.
+        num_classes: Number of outputs of the head; 0 without a head.
+        global_pool: timm's name of the pooling before the head.
+        tail_blocks: Number of blocks of a ViT in the tail.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -48,11 +48,11 @@ class TailConfig(BaseModel):
 
 
 class Tail(nn.Module):
-    """Frozen modules from stage 3 to the logits. Always in eval mode; autograd runs through it.
+    """Frozen modules from stage 3 to the logits, always in eval mode. Gradients flow through them.
 
     Attributes:
-        config: How it was built.
-        stages: Shapes of what enters (3) and leaves (4), prefix tokens included.
+        config: Configuration that the tail was built from.
+        stages: Shapes of its input (3) and output (4), including prefix tokens.
     """
 
     prefix_tokens: Tensor | None
@@ -67,7 +67,7 @@ class Tail(nn.Module):
         stages: Mapping[int, FeatureShape],
         rope: Tensor | None,
     ) -> None:
-        """Use :meth:`from_config`, ``teacher.tail()`` or :func:`load_tail`."""
+        """Wrap modules; use :meth:`from_config`, ``teacher.tail()`` or :func:`load_tail`."""
         super().__init__()
         self.config = config
         self.stages = dict(stages)
@@ -83,7 +83,7 @@ class Tail(nn.Module):
     def from_config(cls, config: TailConfig) -> Self:
         """Build the modules, allocated with undefined values, without the rest of the teacher.
 
-        Fill it with ``load_state_dict``; tables that timm computes are already right.
+        Fill it with ``load_state_dict``; tables that timm computes are already filled.
 
         Raises:
             UsageError: timm cannot build the architecture with these arguments.
@@ -92,7 +92,7 @@ class Tail(nn.Module):
 
     @classmethod
     def on_meta(cls, config: TailConfig) -> Self:
-        """As :meth:`from_config`, but without memory: shapes only."""
+        """Build the modules on torch's meta device, with shapes but without memory."""
         from scalekd.models.build import create_on_meta
 
         family = FAMILIES[config.family]
@@ -112,7 +112,7 @@ class Tail(nn.Module):
         return cls(config, model, family=family, stages=stages, rope=rope)
 
     def allocated(self) -> Self:
-        """Give a tail built by :meth:`on_meta` its memory and its computed tables."""
+        """Allocate a tail built by :meth:`on_meta`, and compute its tables."""
         self.to_empty(device="cpu")
         for module in self.modules():
             init = getattr(module, "init_non_persistent_buffers", None)
@@ -126,19 +126,19 @@ class Tail(nn.Module):
 
     @property
     def num_classes(self) -> int | None:
-        """Width of the logits; none for a teacher without a head."""
+        """Number of logits; ``None`` for a teacher without a head."""
         return self.config.num_classes or None
 
     def set_prefix_tokens(self, prefix: Float[Tensor, "prefix channel"] | None) -> None:
-        """Set the constant prefix; a teacher without prefix tokens needs none.
+        """Set the constant prefix tokens; ``None`` for a teacher without prefix tokens.
 
         Raises:
             ValueError: The shape is not ``(prefix tokens, channels)`` of stage 3.
         """
         shape = (self.num_prefix_tokens, self.stages[3].num_channels)
         if prefix is None or tuple(prefix.shape) != shape:
-            found = None if prefix is None else tuple(prefix.shape)
-            raise ValueError(f"prefix tokens of shape {found}; this tail takes {shape}")
+            given = None if prefix is None else tuple(prefix.shape)
+            raise ValueError(f"prefix tokens of shape {given}; this tail takes {shape}")
         parameter = next(self.parameters())
         self.prefix_tokens = prefix.detach().to(parameter.device, parameter.dtype).clone()
 
@@ -155,13 +155,13 @@ class Tail(nn.Module):
 
         Args:
             tokens: Patch tokens of stage 3, row by row; gradients flow back to them.
-            prefix_tokens: Those of the same images; the constant ones when left out.
+            prefix_tokens: Prefix tokens of the same images; by default the constant ones.
 
         Returns:
             Patch tokens of the final stage, after the last norm.
 
         Raises:
-            ValueError: Wrong shapes, or constant prefix tokens are needed and were never set.
+            ValueError: A shape is wrong, or constant prefix tokens are needed and were not set.
         """
         features = self.forward_features(tokens, prefix_tokens)
         return features[:, self.stages[4].num_prefix_tokens :]
@@ -171,7 +171,7 @@ class Tail(nn.Module):
         tokens: Float[Tensor, "batch patch channel3"],
         prefix_tokens: Float[Tensor, "batch prefix channel3"] | None = None,
     ) -> Float[Tensor, "batch final_token channel4"]:
-        """As :meth:`forward`, keeping the prefix tokens: what :meth:`head` takes."""
+        """Do :meth:`forward`, but keep the prefix tokens, as :meth:`head` needs them."""
         shape = self.stages[3]
         if tokens.ndim != 3 or tokens.shape[1:] != (shape.num_patch_tokens, shape.num_channels):
             raise ValueError(
@@ -187,10 +187,10 @@ class Tail(nn.Module):
     def head(
         self, features: Float[Tensor, "batch final_token channel4"]
     ) -> Float[Tensor, "batch cls"]:
-        """Logits of final-stage features, prefix tokens included, by the teacher's own head.
+        """Compute logits from final-stage features with prefix tokens, by the teacher's head.
 
         Raises:
-            ValueError: The teacher has no head, or the features are not those of its last stage.
+            ValueError: The teacher has no head, or the features have another shape.
         """
         if self.num_classes is None:
             raise ValueError(f"{self.config.architecture} was loaded without a classification head")
@@ -203,7 +203,7 @@ class Tail(nn.Module):
         return self.family.run_head(self.model, features)
 
     def train(self, mode: bool = True) -> Self:
-        """Do nothing: the teacher's stochastic depth and dropout never act."""
+        """Do nothing: the tail stays in eval mode."""
         return self
 
     def _prefix_for(self, tokens: Tensor, given: Tensor | None) -> Tensor:

@@ -1,9 +1,8 @@
 """A tail as one safetensors file: its tensors, and its configuration as JSON in the header.
 
-Tail files travel with caches and are not trusted. Reading one never unpickles and never
-downloads; it builds nothing but timm backbones of the known families, from plain arguments, and
-takes no memory before names, dtypes and shapes in the file's header are those the configuration
-leads to.
+Tail files are part of caches and are not trusted. Reading one does not unpickle and does not
+download; it only builds timm backbones of the known families, from plain arguments, and allocates
+no memory before names, dtypes and shapes in the file's header match its configuration.
 """
 
 import contextlib
@@ -27,12 +26,12 @@ from scalekd.teachers.tail import Tail, TailConfig
 
 _METADATA_KEY = "scalekd_tail"
 _ITEM_BYTES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
-_MAX_HEADER_BYTES = 1 << 20  # a header of Swin-L's tail has 5 kB
+_MAX_HEADER_BYTES = 1 << 20  # the header of Swin-L's tail has 5 kB
 _MAX_TABLE_BYTES = 1 << 30  # computed tables; the largest real one, 37 x 37 tokens, is 15 MB
 
 
 def save_tail(tail: Tail, path: str | Path) -> None:
-    """Write a tail. Tensors that lose nothing in float16 are stored so.
+    """Write a tail file. Tensors that float16 represents exactly are stored in float16.
 
     Raises:
         ValueError: The tail needs constant prefix tokens and has none.
@@ -45,17 +44,17 @@ def save_tail(tail: Tail, path: str | Path) -> None:
         )
     tensors = {name: _smallest(tensor) for name, tensor in tail.state_dict().items()}
     metadata = {_METADATA_KEY: json.dumps(tail.config.model_dump(mode="json"), sort_keys=True)}
-    try:  # through bytes, because save_file makes files that only their owner can read
+    try:  # not save_file, whose files only their owner can read
         Path(path).write_bytes(save(tensors, metadata=metadata))
     except OSError as error:
         raise EnvironmentFault(f"cannot write the tail file {path}: {error}") from error
 
 
 def load_tail(path: str | Path) -> Tail:
-    """Read a tail without building the teacher it was cut from. On the CPU, float32 or float64.
+    """Read a tail file into a tail on the CPU, in float32 or float64, without building the teacher.
 
     Raises:
-        CacheCorrupt: No such file, or it is damaged, or not a tail, or asks for what no tail needs.
+        CacheCorrupt: The file is missing, damaged, not a tail, or has implausible values.
     """
     with _reporting(path), safe_open(str(path), framework="pt", device="cpu") as file:
         names = list(file.keys())
@@ -76,7 +75,7 @@ def load_tail_bytes(content: bytes, path: str) -> Tail:
     """Read a tail from the content of its file; ``path`` is its name, for messages.
 
     Raises:
-        CacheCorrupt: As for :func:`load_tail`.
+        CacheCorrupt: The content is invalid; see :func:`load_tail`.
     """
     tail = inspect_tail(content, path)
     with _reporting(path):
@@ -88,14 +87,14 @@ def inspect_tail(content: bytes, path: str) -> Tail:
     """Check the content of a tail file without allocating the tail.
 
     Args:
-        content: The whole file.
-        path: Its name, for messages.
+        content: The whole content of the file.
+        path: Name of the file, for messages.
 
     Returns:
-        The tail on torch's meta device: its configuration and its shapes.
+        The tail on torch's meta device, with its configuration and its shapes.
 
     Raises:
-        CacheCorrupt: As for :func:`load_tail`.
+        CacheCorrupt: The content is invalid; see :func:`load_tail`.
     """
     with _reporting(path):
         length = int.from_bytes(content[:8], "little")
@@ -116,7 +115,7 @@ def inspect_tail(content: bytes, path: str) -> Tail:
 
 
 def _on_meta(metadata: Mapping[str, str], header: Mapping[str, tuple[str, Sequence[int]]]) -> Tail:
-    """The tail that a file describes, without memory; ``header`` has dtype and shape by name."""
+    """Build a file's tail without memory; ``header`` has dtype and shape by name."""
     tail = Tail.on_meta(_config_of(metadata))
     shape = tail.stages[3]
     if shape.num_prefix_tokens:
@@ -127,7 +126,7 @@ def _on_meta(metadata: Mapping[str, str], header: Mapping[str, tuple[str, Sequen
 
 
 def _smallest(tensor: Tensor) -> Tensor:
-    """The tensor in float16 where that is exact, as it is for weights published in float16."""
+    """Convert a tensor to float16 if that is exact, as for weights published in float16."""
     tensor = tensor.detach().to("cpu").contiguous().clone()
     if tensor.dtype != torch.float32:
         return tensor
@@ -152,7 +151,9 @@ def _config_of(metadata: Mapping[str, str]) -> TailConfig:
         raise CacheCorrupt(str(error)) from None
     family = FAMILIES[config.family]
     if not is_model_in_modules(config.architecture, family.modules):
-        raise CacheCorrupt(f"{config.architecture!r} is no timm backbone of family {config.family}")
+        raise CacheCorrupt(
+            f"{config.architecture!r} is not a timm backbone of family {config.family}"
+        )
     known = {name for cls in family.model_classes for name in constructor_arguments(cls)}
     if unknown := sorted(set(config.model_kwargs) - known):
         raise CacheCorrupt(f"{config.architecture} has no argument {unknown[0]!r}")
@@ -160,7 +161,7 @@ def _config_of(metadata: Mapping[str, str]) -> TailConfig:
 
 
 def _check_header(tail: Tail, header: Mapping[str, tuple[str, Sequence[int]]]) -> None:
-    """Compare names, shapes and dtypes in the header with those the configuration leads to."""
+    """Compare names, shapes and dtypes in the header with those of the configuration."""
     expected = tail.state_dict()
     stored = {name: torch.empty(shape, device="meta") for name, (_, shape) in header.items()}
     if differences := describe_mismatch(expected, stored):
@@ -168,7 +169,7 @@ def _check_header(tail: Tail, header: Mapping[str, tuple[str, Sequence[int]]]) -
     for name, (dtype, _) in header.items():
         if dtype not in _ITEM_BYTES:
             known = ", ".join(_ITEM_BYTES)
-            raise CacheCorrupt(f"{name} is of type {dtype}; a tail holds {known}")
+            raise CacheCorrupt(f"{name} is of type {dtype}; a tail may contain {known}")
 
 
 def _check_tables(tail: Tail) -> None:
@@ -184,7 +185,7 @@ def _check_tables(tail: Tail) -> None:
 
 @contextlib.contextmanager
 def _reporting(path: str | Path) -> Iterator[None]:
-    """Name the file in every complaint, and let no other kind of error out of a hostile one."""
+    """Turn every error into a CacheCorrupt that names the file."""
     try:
         yield
     except ScaleKDError as error:

@@ -1,4 +1,4 @@
-"""A frozen timm model that gives the features of its last two stages and its logits."""
+"""Teachers: frozen timm models that return the features of their last two stages and logits."""
 
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, Self
@@ -23,17 +23,17 @@ from scalekd.teachers.names import ALIAS_SIZES, resolve_model_name
 from scalekd.teachers.spec import TeacherConfig, TeacherSpec
 from scalekd.teachers.tail import Tail, TailConfig
 
-_USUAL_CLASSES = 1000  # of an architecture that timm describes no weights of
-_RANDOM_SEED = 0  # random teachers are the same on every process and at every resume
+_USUAL_CLASSES = 1000  # for an architecture without weights in timm
+_RANDOM_SEED = 0  # random teachers are equal in all processes and after a resume
 
 
 class TeacherOutput(NamedTuple):
-    """What a teacher says about a batch.
+    """The outputs of a teacher for a batch.
 
     Attributes:
-        features: Stage 3 (what enters the tail, not normed) and stage 4 (after the last norm),
-            each ``(batch, token, channel)`` with prefix tokens first.
-        logits: ``(batch, class)``; none for a teacher without a head.
+        features: Features of stage 3 (the input of the tail, without norm) and stage 4 (after the
+            last norm), each ``(batch, token, channel)`` with prefix tokens first.
+        logits: Logits ``(batch, class)``; ``None`` for a teacher without a head.
     """
 
     features: dict[int, Tensor]
@@ -41,12 +41,12 @@ class TeacherOutput(NamedTuple):
 
 
 class Teacher(nn.Module):
-    """Frozen, in eval mode for ever. Made by :func:`load_teacher`.
+    """A frozen model that stays in eval mode. Made by :func:`load_teacher`.
 
     Attributes:
-        spec: What it is, for manifests.
+        spec: Description of the teacher, for manifests.
         model: The timm model.
-        no_classifier: Why it gives no logits, as a clause; ``None`` where it gives them.
+        no_classifier: Clause that says why the teacher has no logits; ``None`` if it has them.
     """
 
     mean: Tensor
@@ -74,7 +74,7 @@ class Teacher(nn.Module):
         super().train(False)
 
     def forward(self, pixels: UInt8[Tensor, "batch 3 height width"]) -> TeacherOutput:
-        """Features and logits of a batch, in one pass through the model.
+        """Compute features and logits of a batch in one forward pass of the model.
 
         Under autocast the model runs in the lower precision; the normalisation does not.
 
@@ -89,7 +89,7 @@ class Teacher(nn.Module):
 
     @property
     def has_tail(self) -> bool:
-        """Whether its last stage runs by itself, as teacher parameter perception needs."""
+        """Whether the last stage runs by itself, as teacher parameter perception needs."""
         return self.spec.family in FAMILIES
 
     def normalise(
@@ -107,14 +107,14 @@ class Teacher(nn.Module):
     def calibrate_prefix(
         self, entering: Iterable[Float[Tensor, "batch token channel"]]
     ) -> Float[Tensor, "prefix channel"] | None:
-        """Average the prefix tokens that enter the tail, for the tails taken from now on.
+        """Set the constant prefix tokens of later tails to the mean over calibration images.
 
         Args:
             entering: Stage-3 features of calibration images, batch by batch, prefix tokens first;
                 the result does not depend on their order beyond rounding in float64.
 
         Returns:
-            The mean over all images, or none for a teacher without prefix tokens.
+            The mean over all images, or ``None`` for a teacher without prefix tokens.
 
         Raises:
             ValueError: There were no images.
@@ -133,13 +133,13 @@ class Teacher(nn.Module):
         return self.prefix_tokens
 
     def tail(self) -> Tail:
-        """Copies of the last stage, norm and head, on the CPU.
+        """Return a copy of the last stage, norm and head, on the CPU.
 
-        Its constant prefix tokens are those of the last :meth:`calibrate_prefix`; without one, a
-        tail that needs them must be given prefix tokens at every call.
+        The constant prefix tokens are those of the last :meth:`calibrate_prefix`. Without such a
+        call, a tail that needs prefix tokens must get them in every forward pass.
 
         Raises:
-            UsageError: Its last stage does not run by itself.
+            UsageError: The last stage does not run by itself.
         """
         if not self.has_tail:
             raise UsageError(f"{self.spec.model} has no tail: only its features can be distilled")
@@ -158,7 +158,7 @@ class Teacher(nn.Module):
         return tail
 
     def train(self, mode: bool = True) -> Self:
-        """Do nothing: targets never carry stochastic depth or dropout."""
+        """Do nothing: the teacher stays in eval mode, without stochastic depth or dropout."""
         return self
 
     def _tail_config(self) -> TailConfig:
@@ -174,11 +174,11 @@ class Teacher(nn.Module):
 
 
 def load_teacher(config: TeacherConfig) -> Teacher:
-    """Build the teacher a configuration asks for, on the CPU, frozen.
+    """Build the teacher of a configuration, frozen, on the CPU.
 
     Raises:
-        UsageError: Unknown model, unsupported family, an image size or argument the model does
-            not take, a checkpoint that does not fit.
+        UsageError: The model is unknown or unsupported, does not accept the image size or an
+            argument, or does not fit the checkpoint.
         DataError: A checkpoint or model folder cannot be read.
         EnvironmentFault: Published weights are neither cached nor reachable.
     """
@@ -239,7 +239,7 @@ def _spec(
     known = set(constructor_arguments(type(model))) - {"img_size", "num_classes", "global_pool"}
     model_kwargs = {k: v for k, v in kwargs.items() if k in known and v is not None}
     if "global_pool" in kwargs or source.pretrained_cfg.get("global_pool"):
-        # A folder's configuration sets it without naming it among the arguments.
+        # The configuration of a model folder sets the pooling outside the arguments.
         usual = create_on_meta(source.architecture, {})
         pooling = getattr(model, "global_pool", None)
         if pooling is not None and pooling != getattr(usual, "global_pool", None):
@@ -280,7 +280,7 @@ def _spec(
 
 
 def _takes_img_size(source: ModelSource) -> bool:
-    """Whether the constructor takes an image size; convolutions take any without being told."""
+    """Return whether the constructor has an image size; most convolutional models have none."""
     if source.pretrained_cfg.get("fixed_input_size"):
         return True
     return "img_size" in constructor_arguments(type(create_on_meta(source.architecture, {})))

@@ -160,7 +160,7 @@ def test_impossible_arguments_are_refused() -> None:
         kd_loss(torch.zeros(1, 3), torch.zeros(1, 3), temperature=0)
     with pytest.raises(ValueError, match="student scores 3 classes and the teacher 4"):
         kd_loss(torch.zeros(1, 3), torch.zeros(1, 4))
-    with pytest.raises(ValueError, match="not top-k logits"):
+    with pytest.raises(ValueError, match="invalid top-k logits"):
         TopKLogits(
             torch.zeros(1, 5, dtype=torch.int64),
             torch.zeros(1, 5),

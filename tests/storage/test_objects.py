@@ -150,7 +150,7 @@ def test_a_web_server_is_read_only(web: Any) -> None:
         with pytest.raises(UsageError, match="a web server is read-only"):
             ask()
     for ask in (lambda: list(storage.list()), lambda: storage.folders()):
-        with pytest.raises(UsageError, match="no listing"):
+        with pytest.raises(UsageError, match="cannot list its files"):
             ask()
 
 
