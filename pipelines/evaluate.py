@@ -4,9 +4,8 @@ scalekd evaluate ./run --data-dir /imagenet --split val
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -22,12 +21,12 @@ from scalekd.evaluation import (
     evaluate_neighbours,
     live_answers,
 )
-from scalekd.image_options import ImageOptions
 from scalekd.images import ImageDataset
 from scalekd.loading import open_images, worker_faults
 from scalekd.models.build import Preprocessing, build_model, preprocessing_of
 from scalekd.models.classes import Classes, ClassMatch, classes_of_data, match_classes
 from scalekd.models.names import ModelSource, describe_model
+from scalekd.pipelines._evaluate_options import EvaluateConfig
 from scalekd.pipelines._notes import note
 from scalekd.students import StudentSpec, resolve_student_name
 from scalekd.teachers import (
@@ -40,60 +39,6 @@ from scalekd.teachers import (
 from scalekd.teachers.heads import class_names_of, why_no_classifier
 from scalekd.training import find_run_checkpoint, load_trained_student
 from scalekd.training.accelerator import make_accelerator
-from scalekd.training.config import default_workers
-from scalekd.views import Interpolation
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """What ``scalekd evaluate`` was asked for.
-
-    Attributes:
-        model: A run's folder, a checkpoint in it, or a model by name.
-        data_dir: Where the images are.
-        split: Which of them.
-        image_options: How they are read.
-        use_ema: Take the run's averaged weights.
-        checkpoint: Weights on disk, for a model by name.
-        pretrained: Take published weights, for a model by name; random ones otherwise.
-        img_size: Pixels, when not the model's own.
-        crop_pct: Share of the resized side that is kept, when not the model's own.
-        interpolation: Resize filter of the images, when not the model's own.
-        class_map: ``auto`` finds the model's class of each label by name where both have names;
-            ``none`` goes by number; otherwise a file, see `scalekd.models.classes.read_class_map`.
-        teacher: Name of a teacher that is asked too, for the agreement with it.
-        teacher_checkpoint: Its weights on disk.
-        teacher_pretrained: Take its published weights; random ones otherwise.
-        teacher_cache: Cache of the split to read a teacher's answers from instead.
-        knn_split: Split that nearest neighbours come from; without one there are none.
-        knn_k: Neighbours that vote.
-        knn_temperature: Of their weights.
-        batch_size: Images a batch on each process.
-        workers: Processes that decode images.
-        amp: Precision.
-    """
-
-    model: str
-    data_dir: str
-    split: str = "val"
-    image_options: ImageOptions = field(default_factory=ImageOptions)
-    use_ema: bool = False
-    checkpoint: str | None = None
-    pretrained: bool = True
-    img_size: int | None = None
-    crop_pct: float | None = None
-    interpolation: Interpolation | None = None
-    class_map: str = "auto"
-    teacher: str | None = None
-    teacher_checkpoint: str | None = None
-    teacher_pretrained: bool = True
-    teacher_cache: str | None = None
-    knn_split: str | None = None
-    knn_k: int = 20
-    knn_temperature: float = 0.07
-    batch_size: int = 128
-    workers: int = field(default_factory=default_workers)
-    amp: Literal["auto", "bf16", "fp16", "no"] = "no"
 
 
 class _Opened(NamedTuple):

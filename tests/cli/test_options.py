@@ -78,6 +78,7 @@ def test_no_option_is_lost_and_no_default_moves() -> None:
 
 
 FROM_RECORDS = {
+    "evaluate": ["scalekd.pipelines._evaluate_options.EvaluateConfig"],
     "train-student": ["scalekd.training.config.TrainConfig"],
     "cache-teacher": [
         "scalekd.pipelines._cache_options.TeacherOptions",

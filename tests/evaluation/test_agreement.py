@@ -131,20 +131,27 @@ def test_a_subset_is_evaluated_by_the_names_of_its_classes(
     names = [synsets[number] for number in (999, *range(9))]
     (tmp_path / "named/classes.txt").write_text("\n".join(names))
     settings = EvaluateConfig(
-        "test_vit", str(tmp_path / "named"), "train", pretrained=False, workers=0, img_size=32
+        model="test_vit",
+        data_dir=str(tmp_path / "named"),
+        split="train",
+        pretrained=False,
+        workers=0,
+        img_size=32,
     )
     by_name = evaluate(settings)
     assert by_name["num_classes_evaluated"] == 10
     (tmp_path / "map.txt").write_text("\n".join(map(str, (999, *range(9)))))
-    assert evaluate(replace(settings, class_map=str(tmp_path / "map.txt"))) == by_name
-    by_number = evaluate(replace(settings, class_map="none"))
+    assert evaluate(settings.model_copy(update={"class_map": str(tmp_path / "map.txt")})) == by_name
+    by_number = evaluate(settings.model_copy(update={"class_map": "none"}))
     assert by_number["num_classes_evaluated"] is None
     assert by_number["loss"] > by_name["loss"] + 1  # 1000 classes are in the running, not ten
 
 
 def test_options_that_contradict_one_another_are_refused(tiny_images: Path) -> None:
-    settings = EvaluateConfig("test_vit", str(tiny_images), "train", pretrained=False, workers=0)
+    settings = EvaluateConfig(
+        model="test_vit", data_dir=str(tiny_images), split="train", pretrained=False, workers=0
+    )
     with pytest.raises(UsageError, match="one or the other"):
-        evaluate(replace(settings, teacher="test_vit", teacher_cache="cache"))
+        evaluate(settings.model_copy(update={"teacher": "test_vit", "teacher_cache": "cache"}))
     with pytest.raises(UsageError, match="needs --teacher"):
-        evaluate(replace(settings, teacher_checkpoint="weights.pt"))
+        evaluate(settings.model_copy(update={"teacher_checkpoint": "weights.pt"}))

@@ -1,5 +1,4 @@
 import csv
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -341,13 +340,13 @@ def test_evaluate_measures_a_subset_of_the_classes(
     subset = tmp_path / "subset"
     shutil.copytree(image_folder / "val/red", subset / "val/red")
     (tmp_path / "map.txt").write_text("2\n")
-    config = EvaluateConfig(str(tmp_path / "run"), str(subset), workers=0)
-    mapped = evaluate(dataclasses.replace(config, class_map=tmp_path / "map.txt"))
+    config = EvaluateConfig(model=str(tmp_path / "run"), data_dir=str(subset), workers=0)
+    mapped = evaluate(config.model_copy(update={"class_map": str(tmp_path / "map.txt")}))
     assert (mapped["top1"], mapped["num_samples"]) == (100, 5)  # of one class, the first is right
     (tmp_path / "short.txt").write_text("2\n1\n")
-    config = EvaluateConfig(str(tmp_path / "run"), str(image_folder), workers=0)
+    config = EvaluateConfig(model=str(tmp_path / "run"), data_dir=str(image_folder), workers=0)
     with pytest.raises(UsageError, match=r"has 2 entries and .* has 3 classes"):
-        evaluate(dataclasses.replace(config, class_map=tmp_path / "short.txt"))
+        evaluate(config.model_copy(update={"class_map": str(tmp_path / "short.txt")}))
 
 
 def test_flags_override_a_recipe_and_unknown_keys_name_the_nearest(tmp_path: Path) -> None:

@@ -54,13 +54,13 @@ def test_crop_filter_and_normalisation_stay_with_the_run(
         spec = load_trained_student(run / checkpoint).spec
         assert (spec.crop_pct, spec.interpolation) == (0.6, "bilinear-opencv")
         assert (spec.mean, spec.std) == ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
-    asked = EvaluateConfig(str(run / "last"), str(image_folder), workers=0)
+    asked = EvaluateConfig(model=str(run / "last"), data_dir=str(image_folder), workers=0)
     found = evaluate(asked)
     assert (found["crop_pct"], found["interpolation"]) == (0.6, "bilinear-opencv")
     assert found["loss"] == pytest.approx(result.metrics["eval_loss"], rel=1e-5)
     # Each of the two changes what is measured; the command line's win over the run's.
     for changes in ({"crop_pct": 1.0}, {"interpolation": "bicubic"}):
-        other = evaluate(EvaluateConfig(str(run / "last"), str(image_folder), workers=0, **changes))
+        other = evaluate(asked.model_copy(update=changes))
         assert other["loss"] != pytest.approx(found["loss"], rel=1e-5)
     export(run, tmp_path / "export", export_format="timm")
     written = json.loads((tmp_path / "export/config.json").read_text())["pretrained_cfg"]
