@@ -38,10 +38,15 @@ class ChosenTargets:
             logits_from: Extensions that give logits, or ``base`` for the cache itself.
 
         Raises:
-            UsageError: There is no such extension.
+            UsageError: There is no such extension, or no pass of the cache is here.
             DataError, CacheError: As for :func:`~scalekd.cache.open_cache`.
         """
         base, features = open_cache(cache), targets or BASE
+        if not base.passes:
+            raise UsageError(
+                f"{base.place}: no pass of the cache is here (the part is {base.part}); fetch one"
+                " with `scalekd cache pull`"
+            )
         named = sorted({features, *logits_from} - {BASE})
         caches = {BASE: base, **{name: open_extension(base, name) for name in named}}
         own = features if caches[features].identity.logits is not None else BASE

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from scalekd.cache import open_cache
+from scalekd.cache import ChosenTargets, open_cache
 from scalekd.cache.cache import Cache
 from scalekd.cache.files import digest
 from scalekd.cache.forms import ZARR, TarForm
 from scalekd.cache.layout import ShardId
-from scalekd.errors import CacheCorrupt, CacheMismatch, DataError
+from scalekd.cache.selection import Selection, selection_lock, write_selection
+from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
 
 
 def test_a_complete_cache_and_one_that_is_begun_are_opened_alike(cache_copy: Path) -> None:
@@ -65,6 +66,15 @@ def test_the_first_plan_is_in_force(cache_copy: Path, tmp_path: Path) -> None:
     assert Cache.begin(tmp_path / "new", later, ZARR).plan == plan
     with pytest.raises(CacheMismatch, match="Zarr form"):
         Cache.begin(tmp_path / "new", plan, TarForm("none"))
+
+
+def test_a_part_without_passes_is_not_trained_on(cache_copy: Path) -> None:
+    cache = Cache.open(cache_copy)
+    selection = Selection(cache_id=cache.plan.cache_id, passes=((7, 9),))
+    with selection_lock(cache.storage, create=True):
+        write_selection(cache.storage, selection)
+    with pytest.raises(UsageError, match=r"no pass of the cache is here \(the part is passes 7-9"):
+        ChosenTargets.open(cache_copy)
 
 
 def test_a_shard_says_what_it_is() -> None:
