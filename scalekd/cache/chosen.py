@@ -8,6 +8,7 @@ import torch
 from scalekd.cache.extensions import BASE, JoinedReader, open_extension
 from scalekd.cache.reader import CacheReader, open_cache
 from scalekd.cache.targets import JoinedTargets, TargetDecoder
+from scalekd.errors import UsageError
 from scalekd.storage import Location
 
 
