@@ -39,7 +39,7 @@ def make_accelerator(
 
     Args:
         amp: Precision; see `choose_precision`.
-        log_with: Trackers.
+        log_with: Names of trackers.
         output: Folder that trackers write to.
         note: Receives a sentence for each setting of the environment that is overridden.
 
@@ -63,8 +63,8 @@ def make_accelerator(
     AcceleratorState._reset_state()
     try:
         return Accelerator(
-            # Accelerate starts gloo for processes on CPUs only when it is told that CPUs are meant;
-            # otherwise each would train alone.
+            # Accelerate starts gloo for processes on CPUs only if `cpu` is set; otherwise each
+            # process would train alone.
             cpu=cpu,
             mixed_precision=precision,
             # Objects, because Accelerate prefers the environment to plain arguments.
@@ -79,7 +79,7 @@ def make_accelerator(
 
 
 def _overridden(precision: str) -> list[str]:
-    """What the environment asks for and the options decide otherwise."""
+    """List settings of the environment that the options override."""
     asked = {
         "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "--grad-accum-steps decides"),
         "ACCELERATE_GRADIENT_CLIPPING": ("none", "--clip-grad decides"),

@@ -1,4 +1,4 @@
-"""What a student learns from: a cache and its images, for the trainer and for any other loop."""
+"""A cached teacher and its images, for the trainer and for any other training loop."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -43,19 +43,19 @@ class TargetSource(Protocol):
 
 
 class CachedTeacher:
-    """A teacher that has already said everything: its cache, and the images it was shown.
+    """A teacher whose outputs are read from a cache, and the images that it saw.
 
     ``docs/your-own-loop.md`` shows it in plain PyTorch, Accelerate and Lightning.
 
     Args:
         cache: Folder or URL of a complete cache.
         data_dir: The images the cache was made from; see `scalekd.images.open_dataset`.
-            Needed where the cache holds no images itself, or holds views and the student takes
-            another size.
-        split: Which of them.
-        image_options: How they are read.
+            Needed if the cache contains no images, or contains views of a size other than the
+            student's.
+        split: Split of the image set.
+        image_options: How images, labels and keys are read.
         local_cache: Keeps copies of what is read from remote places.
-        num_classes: Of the student; by default those of the data set.
+        num_classes: Number of classes of the student; by default that of the data set.
         targets: Extension of the cache that gives features, tail and, if it has any, logits.
         logits_from: Extensions that give logits, or ``base``; several teachers are averaged.
         class_map: The teacher's class of each label: ``auto``, as the cache says, or by name;
@@ -63,19 +63,19 @@ class CachedTeacher:
 
     Attributes:
         chosen: The opened cache and extensions.
-        reader: What views and targets are read from.
-        images: The image set; ``None`` where the cache's own images do.
+        reader: Reads views and targets.
+        images: The image set; ``None`` if the images of the cache are used.
         class_names: Name of each class of the student, where known.
-        matches: For each cache that gives logits, how its labels are classes of its teacher; or
-            the error to raise when logits are read.
-        spec: The teacher whose features count, as its cache describes it.
-        num_classes: Of the student.
+        matches: For each cache that gives logits, the teacher's class of each label, or the error
+            to raise when logits are read.
+        spec: The teacher whose features are used, as its cache describes it.
+        num_classes: Number of classes of the student.
 
     Raises:
         DataError: There is no cache or no image set, or a label of the cache, which is what the
-            student learns, is none of the classes.
+            student learns, is not one of the classes.
         CacheCorrupt: The cache is incomplete or damaged.
-        UsageError: The cache holds no images, and ``data_dir`` is not given.
+        UsageError: The cache contains no images, and ``data_dir`` is not given.
     """
 
     def __init__(
@@ -145,9 +145,9 @@ class CachedTeacher:
 
     @property
     def notes(self) -> list[str]:
-        """What a person should know about the classes, a line each."""
-        found = [m.note for m in self.matches.values() if isinstance(m, ClassMatch)]
-        return [note for note in dict.fromkeys(found) if note]
+        """Messages about the classes for the user, one line each."""
+        notes = [m.note for m in self.matches.values() if isinstance(m, ClassMatch)]
+        return [note for note in dict.fromkeys(notes) if note]
 
     def class_indices(self) -> dict[str, tuple[int, ...] | None]:
         """The teacher's class of each class of the student, for each cache that gives logits.
@@ -164,7 +164,7 @@ class CachedTeacher:
 
     @property
     def logit_teachers(self) -> list[TeacherSpec]:
-        """Those whose logits count."""
+        """Teachers whose logits are used."""
         return [_spec(self.chosen.caches[name]) for name in self.chosen.logits]
 
     @property
@@ -173,12 +173,12 @@ class CachedTeacher:
 
     @property
     def licence(self) -> str | None:
-        """Of the weights that features come from, as the maker of the cache states it."""
+        """Licence of the teacher's weights, as stated when the cache was written."""
         return self._features.manifest.plan.provenance.licence or self.spec.licence
 
     @property
     def note(self) -> str | None:
-        """What the maker of the cache noted."""
+        """Note that was stored when the cache was written."""
         return self._features.manifest.plan.provenance.note
 
     @property
@@ -200,8 +200,8 @@ class CachedTeacher:
         Args:
             student: Made by `scalekd.students.create_student`.
             objective: ``scalekd``, ``scalekd-light``, ``kd`` (logits only) or ``none``.
-            config: Weights, heads and switches of the objective. Of a teacher without a tail
-                ``tpp`` is off unless it is asked for.
+            config: Weights, heads and switches of the objective. If the teacher has no tail,
+                ``tpp`` is off unless it is set explicitly.
             channels_last: See `DistillationModule`.
             tail_checkpointing: Keep less of the teacher's tail in memory, at the price of a second
                 forward through it.
@@ -249,15 +249,15 @@ class CachedTeacher:
     def targets(
         self, objective: Objective, *, compute_dtype: torch.dtype = torch.float32
     ) -> JoinedTargets | NoTargets:
-        """A module that decodes, on the device, what an objective reads of the cache.
+        """Build a module that decodes the targets of an objective on the device.
 
         Args:
-            objective: Of the module.
+            objective: Objective of the module.
             compute_dtype: Type of the products that decode features; bfloat16 adds an error of
                 1e-5 to the codec's 1e-2, and uses a GPU's tensor cores.
 
         Raises:
-            UsageError: The cache does not hold it.
+            UsageError: The cache does not contain what the objective reads.
         """
         if not objective.needs_features and not objective.needs_logits:
             return NoTargets()
@@ -269,11 +269,11 @@ class CachedTeacher:
         )
 
     def loader(self, student: Student, targets: TargetSource, **options: Any) -> CachedViewLoader:
-        """Epochs of batches at the student's image size, with the arrays that targets need.
+        """Build a loader of batches at the student's image size with the arrays of the targets.
 
         Args:
-            student: Its image size is the batches'.
-            targets: From :meth:`targets`.
+            student: Gives the image size of the batches.
+            targets: Result of :meth:`targets`.
             options: ``batch_size``, ``num_workers``, ``seed``, ``allowed_drift``,
                 ``teacher_pixels``, ``fresh_views``, ``rank`` and ``world_size`` of
                 `scalekd.loading.CachedViewLoader`.
@@ -281,7 +281,7 @@ class CachedTeacher:
         Raises:
             CacheMismatch: The images are not those of the cache, or are labelled or drawn
                 differently here.
-            UsageError: The cache holds fewer views than one batch of all ranks.
+            UsageError: The cache contains fewer views than one batch of all ranks.
         """
         size, images = student.spec.img_size, self.images
         embedded = embedded_images(self.reader, size)
@@ -299,8 +299,8 @@ class CachedTeacher:
     def _open_images(self) -> ImageDataset:
         if self._data_dir is None:
             raise UsageError(
-                f"--data-dir is missing: {self.reader.place} holds targets, and the images stay"
-                " where they are"
+                f"--data-dir is missing: {self.reader.place} contains targets but no images; pass"
+                " the images that it was made from"
             )
         return open_images(
             str(self._data_dir),
@@ -319,7 +319,7 @@ class CachedTeacher:
             )
         if identity.tail is None:
             raise UsageError(
-                f"{reader.place}: holds no teacher tail, which stage 3 of the scalekd "
+                f"{reader.place}: contains no teacher tail, which stage 3 of the scalekd "
                 "objective passes through; write the cache again by cache-teacher, which keeps it "
                 "with any --stages, or give --distillation tpp=false"
             )

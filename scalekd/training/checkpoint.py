@@ -43,7 +43,7 @@ _MAX_DEPTH = 20
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands, between two optimiser updates.
+    """Progress of a run between two optimiser updates.
 
     Attributes:
         epoch: The epoch under way, or the next one when ``epoch_samples`` is 0.
@@ -63,7 +63,7 @@ class Checkpoint:
     """The content of a checkpoint folder.
 
     Attributes:
-        position: Where the run stood.
+        position: Progress of the run when it was saved.
         weights: File name to tensors, for the files of weights.
         training: Optimiser, schedule, scaler, random states per rank, meters.
         facts: JSON beside it: metrics and what the weights belong to.

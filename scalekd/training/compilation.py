@@ -1,4 +1,4 @@
-"""``--torchcompile``: student and objective compiled in place, and what can go wrong with it."""
+"""``--torchcompile``: compilation of student and objective, and its errors."""
 
 import difflib
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ def compile_parts(module: nn.Module, backend: str) -> None:
 
     Args:
         module: A `DistillationModule`.
-        backend: One of ``torch.compiler.list_backends``.
+        backend: A name from ``torch.compiler.list_backends``.
 
     Raises:
         UsageError: torch has no such backend.
@@ -40,18 +40,18 @@ def check_backend(backend: str) -> None:
 
 @contextmanager
 def compile_faults(backend: str | None) -> Iterator[None]:
-    """Say in one line that compilation failed; it happens in the first forward and backward.
+    """Report a failed compilation, which happens in the first forward and backward, in one line.
 
     Raises:
-        EnvironmentFault: It did.
+        EnvironmentFault: Compilation failed.
     """
     try:
         yield
     except RuntimeError as error:
         if backend is None or not isinstance(error, torch._dynamo.exc.TorchDynamoException):
             raise
-        told = str(error).strip().partition("\n\n")[0]  # hints on debugging torch follow
-        reason = " ".join(told.split()) or type(error).__name__
+        message = str(error).strip().partition("\n\n")[0]  # hints on debugging torch follow
+        reason = " ".join(message.split()) or type(error).__name__
         raise EnvironmentFault(
             f"--torchcompile {backend}: {reason[:300]}; leave the option out, or try another "
             "backend such as aot_eager"

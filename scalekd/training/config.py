@@ -252,7 +252,7 @@ class TrainConfig(ImageOptions):
 
         Args:
             values: Names of this record's fields, with ``-`` or ``_``, to values.
-            source: Where they come from, for the error's text.
+            source: Origin of the values, for the error message.
 
         Raises:
             UsageError: A name is unknown, missing or its value impossible.
@@ -291,7 +291,7 @@ class TrainConfig(ImageOptions):
         """Read a run's ``args.yaml``.
 
         Raises:
-            DataError: It cannot be read, or is not the configuration of a run.
+            DataError: The file cannot be read, or is not the configuration of a run.
         """
         try:
             return cls.from_mapping(read_yaml_mapping(path), source=str(path))
@@ -335,7 +335,7 @@ def read_yaml_mapping(path: Path) -> dict[str, Any]:
     """Read a YAML file that must hold one mapping with text keys.
 
     Raises:
-        UsageError: It cannot be read, is not YAML, or holds something else.
+        UsageError: The file cannot be read, is not YAML, or holds something else.
     """
     try:
         content = load_plain(read_text(path))

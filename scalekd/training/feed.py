@@ -1,4 +1,4 @@
-"""Batches on their way to the device: copied beside the computation, one ahead of it."""
+"""Copies batches to the device, one batch ahead of the computation."""
 
 from collections.abc import Iterator
 
@@ -11,10 +11,10 @@ from scalekd.training.targets import Batch
 
 
 def num_batches(loader: EpochLoader, coordinator: Coordinator, batch_size: int) -> int:
-    """Batches of an epoch, which every process must have the same number of.
+    """Return the number of batches of an epoch, which must be the same on every process.
 
     Raises:
-        UsageError: The numbers differ, or there is none.
+        UsageError: The numbers differ, or an epoch has no full batch.
     """
     number = loader.num_batches
     if coordinator.maximum(number) + coordinator.maximum(-number):
@@ -35,13 +35,13 @@ def on_device(
 ) -> Iterator[Batch]:
     """Move batches to a device.
 
-    On CUDA each is copied on a stream of its own while the one before is trained on; batches of a
-    loader that pins its memory are then copied without the host. An error of the loader is raised
-    only after the batches before it were given.
+    On CUDA each batch is copied on a separate stream while the previous one is trained on. If the
+    loader pins its memory, the host does not wait for the copy. An error of the loader is raised
+    only after all earlier batches were returned.
 
     Args:
-        batches: From the loader.
-        device: Where they are needed.
+        batches: Batches of the loader.
+        device: Device to copy to.
         ahead: Batches to copy before they are needed; 1 on CUDA and 0 elsewhere by default.
     """
     stream = (

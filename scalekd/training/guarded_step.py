@@ -1,4 +1,4 @@
-"""The optimiser's step, left out on the device where a gradient was not finite."""
+"""An optimiser step that is skipped, on the device, after a gradient that is not finite."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 class GuardedStep:
     """Steps an optimiser unless a gradient's norm was not finite, now or before.
 
-    The host does not look: fused optimisers of torch take the decision as a tensor, and for others
-    the parameters are put back where they were. What an optimiser keeps beside the parameters is
-    then worthless, which does no harm: no step follows, and the run ends at the next look. With a
+    The host does not wait: fused optimisers of torch take the decision as a tensor, and for others
+    the parameters are restored after the step. The optimiser's own state is then
+    invalid, which does no harm: no step follows, and the run ends at the next check. With a
     gradient scaler, the scaler decides and the run goes on.
 
     Args:
         optimizer: As prepared by Accelerate.
-        parameters: All that it trains.
+        parameters: All parameters that it trains.
         scaled: Whether a gradient scaler is in use.
     """
 
@@ -35,7 +35,7 @@ class GuardedStep:
         """Step, if every norm so far was finite.
 
         Args:
-            norm: Of all gradients, the same on every process.
+            norm: Norm of all gradients, the same on every process.
         """
         if self._scaled:
             self._optimizer.step()

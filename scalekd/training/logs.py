@@ -1,7 +1,7 @@
 """The written record of a run: ``log.jsonl`` by steps, ``summary.csv`` by epochs.
 
 Both are always written, whatever trackers are switched on. A resumed run first drops what was
-logged after the checkpoint that it starts from, so a file never tells the same step twice.
+logged after the checkpoint that it starts from, so a file never contains the same step twice.
 """
 
 import csv
@@ -59,7 +59,7 @@ class RunningMeans:
         }
 
     def state(self, *, shares: int = 1) -> dict[str, Any]:
-        """What `merge` takes; merging it ``shares`` times adds this once."""
+        """State for `merge`; merging it ``shares`` times adds these means once."""
         return {
             "sums": {name: total / shares for name, total in self.sums.items()},
             "weight": self.weight / shares,
@@ -114,7 +114,7 @@ class EpochSummary:
         return len(rows) - len(self.rows)
 
     def num_epochs(self) -> int:
-        """Epochs in the file; 0 where there is none, or it cannot be read."""
+        """Number of epochs in the file; 0 if the file does not exist or cannot be read."""
         try:
             return len(_read_rows(self.path)) if self.path.exists() else 0
         except DataError:

@@ -1,7 +1,7 @@
-"""Looks at what was measured: what is logged, what has failed, and what all processes agree on.
+"""Checks between updates: what to log, whether a process failed, and agreement of the processes.
 
-The processes exchange one small word in ten updates: whether any met a failure, and whether any
-received a signal. Where a line of the log is due, its means travel with the word.
+Every ten updates the processes exchange one integer, which tells whether any of them failed or
+received a signal. When a line of the log is due, its means are exchanged together with it.
 """
 
 import math
@@ -24,14 +24,14 @@ class Lookout:
     """Decides between updates whether a run goes on.
 
     Args:
-        meter: What the updates measured.
-        coordinator: Of the run's processes.
+        meter: Provides the measurements of the updates.
+        coordinator: Exchanges values between the run's processes.
         writer: Receives the lines of the step log.
         stop: Signals to this process.
         scaled: Whether a gradient scaler is in use, which skips a step itself.
 
     Attributes:
-        failure: The first failure of this process that the others have not been told of yet.
+        failure: The first failure of this process that was not yet reported to the others.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Lookout:
             Number of a signal that a process received, or 0.
 
         Raises:
-            ScaleKDError: This process failed, or another.
+            ScaleKDError: This process or another one failed.
         """
         for interval in self._meter.take(everything=everything):
             self._recent.append(interval)
@@ -97,7 +97,7 @@ class Lookout:
         """Remember an update with a loss or norm that is not finite, if it is the first.
 
         Args:
-            values: What it measured.
+            values: Measurements of the update, by name.
             position: Position of the run before it.
         """
         wrong = [name for name in values if not math.isfinite(values[name])]
@@ -118,7 +118,7 @@ class Lookout:
         )
 
     def fail(self, error: Exception) -> None:
-        """Remember what this process met, unless it failed before."""
+        """Record an error of this process, unless it failed before."""
         if self.failure is None or self._only_gradient:
             self.failure, self._only_gradient = error, False
 
@@ -150,7 +150,7 @@ class Lookout:
         }
 
     def _log(self, records: list[tuple[dict[str, float], RunningMeans]], word: int) -> int:
-        """Exchange the means of records with the word; returns the largest word."""
+        """Exchange the means of records together with the word; return the largest word."""
         answers = self._coordinator.collect((word, [means.state() for _, means in records]))
         word = max(answer for answer, _ in answers)
         for number, (record, _) in enumerate(records):

@@ -27,12 +27,12 @@ class Interval:
 
     Attributes:
         position: Position of the run after the last of them.
-        lr: Learning rate of the last of them.
+        lr: Learning rate of the last update.
         logged: Whether a line of the step log ends here.
-        updates: For each update its value of each measurement, by name.
+        updates: Measurements of each update, by name.
         views: Views of each update, over all processes.
-        seconds: Time that they took.
-        waited: Seconds of it spent waiting for data.
+        seconds: Duration of the interval.
+        waited: Seconds of the interval that were spent waiting for data.
     """
 
     position: Position
@@ -59,7 +59,7 @@ class Meter:
         late: Give an interval back once the next one ends, not at once.
 
     Attributes:
-        late: As given.
+        late: Whether an interval is returned only after the next one ends.
         epoch: Means over the epoch so far, of the intervals that were given back.
     """
 
@@ -133,7 +133,7 @@ class Meter:
         """Intervals that are due, oldest first; their values enter the means of the epoch.
 
         Args:
-            everything: Also the newest, which may make the host wait for the device.
+            everything: Include the newest interval, for which the host may have to wait.
         """
         kept = 0 if everything or not self.late else 1
         due = self._pending[: len(self._pending) - kept]

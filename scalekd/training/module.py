@@ -34,8 +34,8 @@ class StepOutput(NamedTuple):
 
     Attributes:
         losses: Weighted terms and their sum ``total``, from the objective.
-        metrics: Percent of the batch, without gradient: ``top1`` on the training views and, where
-            the teacher's logits are at hand, ``teacher_agreement`` of the likeliest class.
+        metrics: Percentages over the batch, without gradient: ``top1`` on the training views and,
+            if the teacher's logits are available, ``teacher_agreement`` of the likeliest class.
     """
 
     losses: dict[str, Float[Tensor, ""]]
@@ -46,8 +46,8 @@ class Normalise(nn.Module):
     """Subtracts the mean and divides by the standard deviation, on the pixels' device.
 
     Args:
-        mean: Per channel, of pixels scaled to 0..1.
-        std: Likewise.
+        mean: Mean per channel of pixels scaled to 0..1.
+        std: Standard deviation per channel of pixels scaled to 0..1.
     """
 
     mean: Tensor
@@ -71,9 +71,9 @@ class DistillationModule(nn.Module):
     Args:
         student: Called with normalised pixels ``(batch, 3, row, column)``; returns an object with
             ``logits`` and ``levels``.
-        objective: One of `scalekd.distillation`'s. Its frozen tail is none of its parameters.
-        mean: Per channel, of pixels scaled to 0..1.
-        std: Likewise.
+        objective: An objective of `scalekd.distillation`. Its parameters exclude its frozen tail.
+        mean: Mean per channel of pixels scaled to 0..1.
+        std: Standard deviation per channel of pixels scaled to 0..1.
         channels_last: Feed the student channels-last memory.
     """
 
@@ -113,7 +113,7 @@ class DistillationModule(nn.Module):
 
 
 def likeliest_class(logits: LogitTargets) -> Int64[Tensor, " batch"]:
-    """The teacher's answer, or that of several teachers together."""
+    """Return the likeliest class of the teacher, or of several teachers averaged."""
     if isinstance(logits, FullLogits):
         return logits.logits.argmax(dim=1)
     if isinstance(logits, MeanLogits | SelectedClasses):
@@ -124,13 +124,13 @@ def likeliest_class(logits: LogitTargets) -> Int64[Tensor, " batch"]:
 
 @contextmanager
 def norm_faults(num_views: int) -> Iterator[None]:
-    """Say in one line that batch normalisation has one value a channel.
+    """Explain in one line that batch normalisation has only one value per channel.
 
     Args:
-        num_views: Of the batch.
+        num_views: Number of views in the batch.
 
     Raises:
-        UsageError: It does.
+        UsageError: Batch normalisation has only one value per channel.
     """
     try:
         yield
@@ -144,14 +144,16 @@ def norm_faults(num_views: int) -> Iterator[None]:
 
 
 def is_convolutional(model: nn.Module) -> bool:
-    """Whether a model is a CNN; the patch embedding of a ViT or MLP alone makes none."""
+    """Whether a model is a CNN. The patch embedding of a ViT or MLP does not make it one."""
     convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
     attention = any("attention" in type(module).__name__.lower() for module in model.modules())
     return convolutions >= _LEAST_CONVOLUTIONS and not attention
 
 
 def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Stop training the parameters that a pattern names, and hold their norms' statistics.
+    """Stop training the parameters that match a pattern.
+
+    The statistics of batch norms among them are kept fixed by `hold_frozen_norms`.
 
     Args:
         model: Bare student.
@@ -177,7 +179,7 @@ def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> None:
 
 
 def synchronise_batch_norm(student: Student, accelerator: Accelerator) -> None:
-    """Let the student's batch norms see the views of all processes, in place.
+    """Synchronise the student's batch norms over all processes; modifies the student.
 
     A student without batch norm is left as it is. Projectors are not touched, as in the reference.
 
@@ -196,7 +198,7 @@ def synchronise_batch_norm(student: Student, accelerator: Accelerator) -> None:
 
 
 def hold_frozen_norms(model: nn.Module) -> None:
-    """Put norms whose parameters are all frozen into eval mode; call it after ``train()``."""
+    """Put norms whose parameters are all frozen into eval mode. Call this after ``train()``."""
     for module in model.modules():
         parameters = list(module.parameters(recurse=False))
         if (

@@ -1,7 +1,7 @@
 """The optimiser and schedule of a run, from timm's factories, over student and projectors together.
 
-timm groups parameters by what the *student* knows of itself (``no_weight_decay``,
-``group_matcher``); the projectors around it have neither. So the groups are made here:
+timm groups parameters by two methods of the *student* (``no_weight_decay``,
+``group_matcher``), which the projectors around it do not have. So the groups are made here:
 layer decay reaches the student only, and the projectors train at the full rate.
 """
 
@@ -39,10 +39,10 @@ def parameter_groups(
     """Group every trainable parameter by its weight decay and learning-rate scale.
 
     Args:
-        student: Bare timm model; its ``no_weight_decay`` and ``group_matcher`` are asked.
+        student: Bare timm model; its ``no_weight_decay`` and ``group_matcher`` are used.
         others: Modules trained beside it, such as an objective with its projectors, whose
-            ``no_weight_decay`` is asked likewise.
-        lr: Full rate, in the groups' ``lr``.
+            ``no_weight_decay`` is used too.
+        lr: Learning rate before layer decay.
         weight_decay: Decay of the parameters that are decayed.
         wd_exclude: ``"timm"`` leaves out vectors, biases, position embeddings, tokens and what both
             list; ``"none"`` decays everything.
@@ -126,7 +126,7 @@ def build_optimizer(config: TrainConfig, student: nn.Module, others: nn.Module) 
         arguments["betas"] = config.opt_betas
     on_cuda = any(parameter.is_cuda for parameter in student.parameters())
     if on_cuda and not {"fused", "foreach"} & arguments.keys():
-        # One kernel instead of many, and it leaves out a step that `GuardedStep` says to leave out.
+        # One kernel instead of many, and it skips a step when `GuardedStep` asks for it.
         with contextlib.suppress(ValueError, TypeError, RuntimeError):  # few optimisers have it
             return _create_optimizer(config, groups, {**arguments, "fused": True})
     try:
@@ -195,11 +195,11 @@ def build_scheduler(
 def clip_gradients(
     parameters: Sequence[nn.Parameter], config: TrainConfig, student: nn.Module
 ) -> Tensor:
-    """Clip as configured.
+    """Clip gradients as configured.
 
     Args:
-        parameters: All that are trained; their gradients are not scaled.
-        config: Limit and mode.
+        parameters: All trained parameters; their gradients must be unscaled.
+        config: Gives the limit and the mode.
         student: Bare timm model, whose classifier adaptive clipping leaves out, as timm does: its
             rows are meant to grow and shrink freely.
 
@@ -225,5 +225,5 @@ def clip_gradients(
 
 
 def current_rate(optimizer: Optimizer) -> float:
-    """The learning rate that was configured: the largest, where layer decay gives several."""
+    """Return the configured learning rate: the largest one if layer decay gives several."""
     return max(float(group["lr"]) for group in optimizer.param_groups)

@@ -68,8 +68,8 @@ def read_text(path: Path) -> str:
     """Read a text file of at most the size that :func:`load_plain` takes.
 
     Raises:
-        OSError: It cannot be read.
-        ValueError: It is not UTF-8, or too large.
+        OSError: The file cannot be read.
+        ValueError: The file is not UTF-8, or too large.
     """
     with path.open("rb") as file:
         content = file.read(_MAX_BYTES + 1)

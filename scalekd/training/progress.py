@@ -1,4 +1,4 @@
-"""What a person watches: one moving line on a terminal, plain lines elsewhere.
+"""Progress display: one updated line on a terminal, plain lines elsewhere.
 
 Everything goes to standard error; standard output belongs to results.
 """

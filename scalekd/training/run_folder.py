@@ -1,10 +1,10 @@
-"""The folder of a run: what it holds, and when it may be used.
+"""The folder of a run: its contents, and when a run may use it.
 
 ``args.yaml`` (the configuration), ``summary.csv``, ``log.jsonl``, and checkpoints in ``last``,
 ``model_best`` and ``checkpoint-N``, as timm lays them out. A folder that holds anything else
 is never written to, a run is continued with ``--resume`` and begun anew with ``--overwrite`` only.
-One process at a time trains in a folder: a lock on ``.lock`` says so, and the system releases it
-when that process ends, however it ends.
+One process at a time trains in a folder: it holds a lock on ``.lock``, which the operating system
+releases when the process ends or is killed.
 """
 
 import errno
@@ -46,7 +46,7 @@ _FIXED_ON_RESUME = (
     "wd_exclude",
     "model_ema",
 )
-# What these say is about this launch, not about the run.
+# These options describe this launch, not the run.
 _FREE_ON_RESUME = frozenset(
     {
         "output",
@@ -213,7 +213,7 @@ class RunFolder:
         Args:
             epoch: The epoch that ``last`` ends.
             metrics: Every finished epoch's metric, larger is better.
-            limit: How many to keep.
+            limit: Number of checkpoints to keep.
         """
         copy_checkpoint(self.last, self.root / f"checkpoint-{epoch}")
         kept = sorted(self.kept_epochs(), key=lambda e: (metrics.get(e, float("-inf")), e))

@@ -1,6 +1,6 @@
-"""Everything that a run leaves behind: summary, step log, trackers, checkpoints, lines for people.
+"""Everything that a run writes: summary, step log, trackers, checkpoints and messages.
 
-The main process writes; the methods that say so are called by every process.
+Only the main process writes. Methods documented as "called by every process" are collective.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ class RunWriter:
     """Writes a run's folder and trackers, and decides which epoch is the best.
 
     Args:
-        config: Of the run.
-        accelerator: Of the run.
-        coordinator: Of the run's processes.
+        config: Configuration of the run.
+        accelerator: Accelerator of the run.
+        coordinator: Exchanges values between the run's processes.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class RunWriter:
             yield
 
     def say(self, line: str) -> None:
-        """Show a line to the person who watches."""
+        """Show a line on the terminal."""
         if self._progress is not None:
             self._progress.say(line)
 
@@ -170,14 +170,14 @@ class RunWriter:
         return self._metric_by_epoch.get(self.best_epoch, float("nan"))
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the epochs so far, as plain values."""
+        """Metrics of the epochs so far as plain values, for a checkpoint."""
         return {"metric_by_epoch": dict(self._metric_by_epoch), "last_row": dict(self.last_row)}
 
     def restore(self, state: Mapping[str, Any], path: Path) -> None:
-        """Take over what :meth:`state` gave.
+        """Restore the result of :meth:`state`.
 
         Raises:
-            DataError: It is damaged.
+            DataError: The state is damaged.
         """
         try:
             by_epoch = state["metric_by_epoch"].items()

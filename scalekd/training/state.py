@@ -1,4 +1,4 @@
-"""All that changes while a run trains, gathered so that it can be saved and put back exactly."""
+"""The complete state of a training run, which can be saved and restored exactly."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +27,7 @@ from scalekd.training.random_state import random_state, restore_random_state
 # Lookahead count their steps there) belongs to the optimiser's state.
 _CONFIGURED = ("lr", "initial_lr", "lr_scale", "weight_decay", "fused", "foreach")
 
-# What loading another program's, or a damaged, state raises.
+# Raised when a state is damaged or was written by another program.
 _DAMAGED = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError)
 
 _WRAPPER_PREFIXES = ("_orig_mod.", "module.")
@@ -37,7 +37,7 @@ class TrainingState:
     """Student, projectors, average, optimiser and random states of one run.
 
     Args:
-        accelerator: Of the run.
+        accelerator: Accelerator of the run.
         module: Student and objective, not wrapped.
         optimizer: As prepared by Accelerate.
         ema: Average of the bare student, or None.
@@ -69,7 +69,7 @@ class TrainingState:
         meters: Mapping[str, Any],
         facts: Mapping[str, Any],
     ) -> Checkpoint:
-        """Describe the present moment; collective, because every process has its random states."""
+        """Capture the current state. Collective: every process adds its random states."""
         weights: dict[str, Mapping[str, Tensor]] = {
             STUDENT_FILE: plain_names(self.student.state_dict()),
             OBJECTIVE_FILE: plain_names(self._module.objective.state_dict()),
@@ -86,10 +86,10 @@ class TrainingState:
         return Checkpoint(position, weights, training, facts)
 
     def restore(self, checkpoint: Checkpoint) -> list[str]:
-        """Put a captured moment back, here or under another number of processes.
+        """Restore a captured state, also with another number of processes.
 
         Returns:
-            Sentences on what could not be put back exactly.
+            Messages about parts that could not be restored exactly.
 
         Raises:
             DataError: The checkpoint's tensors are not those of this student and objective.
@@ -124,7 +124,7 @@ class TrainingState:
         return notes
 
     def _restore_generators(self, training: Mapping[str, Any]) -> list[str]:
-        """Put scaler and random states back; returns what could not be."""
+        """Restore scaler and random states; return messages about what could not be restored."""
         if self._accelerator.scaler is not None and training["scaler"]:
             self._accelerator.scaler.load_state_dict(training["scaler"])
         states = training["random_states"]
@@ -147,7 +147,7 @@ class TrainingState:
 
     @torch.no_grad()
     def share_buffers(self) -> None:
-        """Give every process the main one's running statistics, so that all evaluate one model."""
+        """Copy the main process's running statistics, so that all processes evaluate one model."""
         if self._accelerator.num_processes == 1:
             return
         models: list[nn.Module] = [self.student]
@@ -161,17 +161,17 @@ class TrainingState:
 def read_same_run(
     path: Path, facts: Mapping[str, Any], *, cache: str | None, has_teacher: bool
 ) -> Checkpoint:
-    """Read a checkpoint, and see that it learns from the same teacher and images as this run.
+    """Read a checkpoint; check that its run has the same teacher and images as this one.
 
     Args:
         path: Folder of the checkpoint.
-        facts: Of this run.
-        cache: Its cache, for the message. A cache may be moved or written anew.
+        facts: Facts of this run, as stored in its checkpoints.
+        cache: Location of this run's cache, for the message.
         has_teacher: Whether this run learns from a teacher.
 
     Raises:
         DataError: The checkpoint cannot be read.
-        CacheMismatch: It learns from others.
+        CacheMismatch: The checkpoint's run learns from another teacher or other images.
     """
     checkpoint = read_checkpoint(path)
     origins = {"data_fingerprint": "training images"}

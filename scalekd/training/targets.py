@@ -1,7 +1,7 @@
-"""Where the targets of a batch come from: the cache, a live teacher, or nowhere.
+"""Sources of a batch's targets: the cache, a live teacher, or none.
 
-A target source is a module called with the batch on the device; what it returns is the same
-record in every case, so that the objective cannot tell a cached run from an online one.
+A target source is a module that is called with the batch on the device. All sources return the
+same record, so that the objective is the same for cached and live teachers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ Batch = Mapping[str, Tensor]
 
 
 class NoTargets(nn.Module):
-    """For the objective that has no teacher."""
+    """Target source of the objective without a teacher."""
 
     groups: tuple[str, ...] = ()
 
@@ -27,11 +27,11 @@ class NoTargets(nn.Module):
 
 
 class OnlineTargets(nn.Module):
-    """The teacher itself, run on the batch's pixels: the reference that a cache must agree with.
+    """Runs the teacher on the batch's pixels. A cache must give the same targets.
 
     Args:
-        teacher: Frozen; normalises uint8 pixels as it was trained with.
-        amp_dtype: Autocast type of its forward, or None for full precision.
+        teacher: Frozen teacher, which normalises uint8 pixels itself.
+        amp_dtype: Autocast type of the teacher's forward, or None for full precision.
         classes: The teacher's class of each class of the targets; all of the teacher's in its own
             order when ``None``.
     """
@@ -55,7 +55,7 @@ class OnlineTargets(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Targets:
-        """Targets of the batch; ``teacher_pixels`` are used where the student's size is another."""
+        """Compute targets, from ``teacher_pixels`` if the student's image size differs."""
         pixels = batch.get("teacher_pixels", batch["pixels"])
         cast = (
             torch.autocast(pixels.device.type, self.amp_dtype) if self.amp_dtype else nullcontext()

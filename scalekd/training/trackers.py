@@ -1,7 +1,7 @@
 """Experiment trackers, through Accelerate, beside the CSV and JSON lines that are always written.
 
-What a tracker keeps on disk goes into the run's folder, and none needs the network: wandb runs
-offline unless it is logged in or told otherwise, mlflow writes to a database in the run's folder
+Files of a tracker go into the run's folder, and no tracker needs the network: wandb runs offline
+unless it is logged in or ``WANDB_MODE`` is set, mlflow writes to a database in the run's folder
 unless ``MLFLOW_TRACKING_URI`` names a server. Trackio keeps its own store (``TRACKIO_DIR``).
 """
 
@@ -23,7 +23,7 @@ _PACKAGES = {"comet_ml": "comet-ml"}  # where the package to install is not call
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise before expensive work what Accelerate would pass over in silence.
+    """Raise before expensive work for trackers that Accelerate would silently ignore.
 
     Raises:
         UsageError: A tracker is unknown, or its package is not installed.
@@ -45,10 +45,10 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 class Trackers:
-    """The trackers of a run, in its main process; elsewhere, and without any, it does nothing.
+    """The trackers of a run in its main process; does nothing in other processes.
 
     Args:
-        accelerator: Made with ``log_with``.
+        accelerator: Accelerator that was made with ``log_with``.
         run: The run's folder.
     """
 
@@ -74,7 +74,7 @@ class Trackers:
             ) from error
 
     def log(self, values: Mapping[str, float], *, step: int, say: Callable[[str], None]) -> None:
-        """Hand on a record; a tracker that fails is left out from then on, and training goes on."""
+        """Log a record. A tracker that fails is removed, and training continues."""
         for tracker in list(self._accelerator.trackers):
             try:
                 tracker.log(dict(values), step=step)

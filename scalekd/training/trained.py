@@ -1,4 +1,4 @@
-"""What a checkpoint's weights are: enough to evaluate or export them with no other file."""
+"""Loads a checkpoint's student for evaluation or export without any other file."""
 
 import json
 import math
@@ -31,10 +31,10 @@ class TrainedStudent:
     """The weights of a checkpoint as a bare timm model, in eval mode on the CPU.
 
     Attributes:
-        checkpoint: Folder they came from.
-        spec: What they are.
-        class_names: Where the data set names its classes.
-        state: All of the checkpoint's ``state.json``.
+        checkpoint: Folder of the checkpoint.
+        spec: Architecture, classes and image size of the student.
+        class_names: Names of the classes, if the data set has them.
+        state: Content of the checkpoint's ``state.json``.
         model: The model.
     """
 
@@ -94,7 +94,7 @@ _Name = Annotated[str, Field(max_length=500)]
 
 
 class _Facts(BaseModel):
-    """What a checkpoint's ``state.json``, which may come from someone else, says of its run."""
+    """Validated content of a checkpoint's ``state.json``, which may be untrusted."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
@@ -130,6 +130,6 @@ class _Facts(BaseModel):
 
 
 def student_facts(spec: StudentSpec, class_names: Sequence[str] | None) -> dict[str, Any]:
-    """What a run keeps with its checkpoints about the student; `load_trained_student` reads it."""
+    """Describe the student for the checkpoints of a run; `load_trained_student` reads it."""
     names = None if class_names is None else list(class_names)
     return {"student": spec.model_dump(mode="json"), "class_names": names}

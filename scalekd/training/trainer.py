@@ -42,21 +42,21 @@ from scalekd.training.targets import Batch
 
 
 class Trainer:
-    """Trains a student as configured, from wherever its run folder stands.
+    """Trains a student as configured, from the start or from a checkpoint of its run folder.
 
     Args:
-        config: Of the run.
+        config: Configuration of the run.
         accelerator: Made with the configured precision.
         module: Student (with the bare timm model as ``.model``) and objective.
         loader: Batches of this process.
         targets: Makes a batch's targets, on the device.
         evaluate: Called on the student, and on its average, at the end of epochs.
-        facts: JSON kept with every checkpoint: what the weights are, for `scalekd.export`.
+        facts: JSON stored in every checkpoint: describes the weights for `scalekd.export`.
         notes: Sentences to show before the first update.
-        late: Read what the device computed a line of the log later; by default on accelerators.
+        late: Read measurements of the device one log line later; by default on accelerators.
 
     Raises:
-        UsageError: The optimiser, schedule or run folder cannot be had as configured.
+        UsageError: The optimiser, schedule or run folder cannot be made as configured.
     """
 
     def __init__(
@@ -290,7 +290,7 @@ class Trainer:
         except Exception as error:
             if self._coordinator.is_alone:
                 raise
-            # The others need a gradient from here before they can be told.
+            # The other processes wait for this gradient before they can receive the error.
             self._lookout.fail(error)
             return self._last_batch
         self._meter.waiting(time.monotonic() - before)
