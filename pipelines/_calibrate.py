@@ -103,7 +103,7 @@ def _fit(
                 answers.add(output_arrays.logits, batch.labels)
                 progress.advance(len(batch.keys))
         if not fit_on.num_views:
-            raise DataError(f"{job.images.place}: every image of the calibration is corrupt")
+            raise DataError(f"{job.images.location}: every image of the calibration is corrupt")
         job.teacher.calibrate_prefix(fit_on.entering)
         request = parse_codec(job.request.codec)
         for stage in kept:

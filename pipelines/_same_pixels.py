@@ -107,8 +107,8 @@ def _shard_problem(cache: Cache, drawn: DrawnViews, shard: ShardId, share: float
             return f"cannot decode an image of the cache ({where})"
         if sources is not None and here.source_hashes[0] != sources[row]:
             raise CacheMismatch(
-                f"{drawn.images.place}: {where}: another image than the one the teacher saw; pass"
-                " the --data-dir that the cache was made from"
+                f"{drawn.images.location}: {where}: another image than the one the teacher saw;"
+                " pass the --data-dir that the cache was made from"
             )
         if here.pixel_hashes[0] != hashes[row]:
             return (
@@ -149,5 +149,5 @@ def draw_witnesses(drawn: DrawnViews, *, at_most: int) -> np.ndarray[Any, Any]:
         if len(pixels) == at_most:
             break
     if not pixels:
-        raise DataError(f"{drawn.images.place}: every image is corrupt")
+        raise DataError(f"{drawn.images.location}: every image is corrupt")
     return np.stack(pixels)

@@ -89,7 +89,7 @@ def chosen_views(
         pass_index = reader.passes[place]
         if positions[row] < 0:
             raise CacheMismatch(
-                f"{images.place} lacks sample {reader.samples.key(row)!r} of {reader.place};"
+                f"{images.location} lacks sample {reader.samples.key(row)!r} of {reader.place};"
                 " --data-dir must be the data set the cache was made from"
             )
         yield StoredView(

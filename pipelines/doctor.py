@@ -80,7 +80,7 @@ class ImageSet(BaseModel):
     def of(cls, images: ImageDataset) -> "ImageSet":
         """Count what an image set holds."""
         return cls(
-            place=images.place,
+            place=images.location,
             num_samples=len(images),
             num_labelled=int((images.labels >= 0).sum()),
             num_classes=images.num_classes,
@@ -149,8 +149,8 @@ def cache_drift(reader: CacheReader, images: ImageDataset | None, num_views: int
     positions = images.positions(reader.samples.keys[: len(pixels)])
     if (positions < 0).any():
         raise CacheMismatch(
-            f"{images.place} lacks the first samples of {reader.place}; --data-dir must be the data"
-            " set the cache was made from"
+            f"{images.location} lacks the first samples of {reader.place}; --data-dir must be the"
+            " data set the cache was made from"
         )
     witnesses = [images[int(position)] for position in positions]
     for row, sample in enumerate(witnesses):

@@ -209,7 +209,7 @@ def _probe(job: Job) -> Probe:
     draw_seconds = time.perf_counter() - started
     count = len(batch.keys)
     if not count:
-        raise DataError(f"{job.images.place}: every image of the probe is corrupt")
+        raise DataError(f"{job.images.location}: every image of the probe is corrupt")
     teacher_seconds = coding_seconds = 0.0
     target_bytes = 0
     if job.keeps_targets:

@@ -84,7 +84,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     found: dict[str, Any] = {
         "model": opened.name,
         "samples_viewed": opened.samples_viewed,
-        "data": views.images.place,
+        "data": views.images.location,
         "img_size": list(opened.view.img_size),
         "crop_pct": opened.view.crop_pct,
         "interpolation": opened.view.policy.interpolation,
@@ -208,7 +208,7 @@ def _gallery_classes(views: EvaluationViews, gallery: EvaluationViews) -> Sequen
 
 
 def _classes_of_data(images: ImageDataset) -> Classes:
-    return classes_of_data(images.place, images.class_names, images.labels)
+    return classes_of_data(images.location, images.class_names, images.labels)
 
 
 def _answers(config: EvaluateConfig, views: EvaluationViews, data: Classes) -> Answers | None:

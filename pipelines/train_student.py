@@ -286,7 +286,7 @@ def _make_evaluator(
         ) from error
     for line in images.notes if accelerator.is_main_process else ():
         note(line)
-    data = classes_of_data(images.place, images.class_names, images.labels)
+    data = classes_of_data(images.location, images.class_names, images.labels)
     # A validation folder may lack a class of the training set: its labels would be shifted.
     class_map = None
     if data.names is not None and source.class_names is not None:

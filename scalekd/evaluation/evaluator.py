@@ -67,7 +67,7 @@ class Evaluator:
     ) -> None:
         if class_map is not None and views.num_classes > len(class_map):
             raise UsageError(
-                f"the class map has {len(class_map)} lines and {views.images.place} has label "
+                f"the class map has {len(class_map)} lines and {views.images.location} has label "
                 f"{views.num_classes - 1}; it needs a line for every label"
             )
         self._views = views
@@ -113,7 +113,7 @@ class Evaluator:
         return [float(total) for total in totals]
 
     def _score(self, logits: Tensor, batch: EvaluationBatch) -> Tensor:
-        place, labels = self._views.images.place, batch.labels
+        location, labels = self._views.images.location, batch.labels
         if self._class_map is not None:
             if int(self._class_map.max()) >= logits.shape[1]:
                 raise UsageError(
@@ -123,7 +123,7 @@ class Evaluator:
             logits = logits[:, self._class_map.to(logits.device)]
         if int(labels.max()) >= logits.shape[1]:
             raise DataError(
-                f"{place}: label {int(labels.max())} is beyond the model's "
+                f"{location}: label {int(labels.max())} is beyond the model's "
                 f"{logits.shape[1]} classes; it was trained on another set of classes"
             )
         ranked = logits.topk(min(5, logits.shape[1])).indices

@@ -101,7 +101,8 @@ def evaluate_neighbours(
     """
     if len(gallery.images) < k:
         raise UsageError(
-            f"--knn-k {k}: {gallery.images.place} has {len(gallery.images)} images to be neighbours"
+            f"--knn-k {k}: {gallery.images.location} has {len(gallery.images)} images to be"
+            " neighbours"
         )
     coordinator = Coordinator(queries.accelerator.num_processes)
     shares = coordinator.collect(coordinator.together(lambda: _features(model, queries, config)))

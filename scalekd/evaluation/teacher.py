@@ -74,7 +74,7 @@ def cached_answers(
     fingerprint = reader.identity.data.fingerprint
     if images.fingerprint != fingerprint:
         raise CacheMismatch(
-            f"{reader.place}: was made from other images than {images.place} (fingerprint "
+            f"{reader.place}: was made from other images than {images.location} (fingerprint "
             f"{fingerprint[:12]}… in the cache, {images.fingerprint[:12]}… here); give the cache "
             "of this split"
         )

@@ -102,8 +102,8 @@ class EvaluationViews:
         unlabelled = np.flatnonzero(self.images.labels < 0)
         if len(unlabelled):
             raise DataError(
-                f"{self.images.place}: sample {self.images.key(int(unlabelled[0]))} has no label, "
-                "so nothing can be evaluated on it"
+                f"{self.images.location}: sample {self.images.key(int(unlabelled[0]))} has no"
+                " label, so nothing can be evaluated on it"
             )
 
     @property

@@ -32,21 +32,21 @@ class FolderImages(StoredImages):
         """List the images below a folder.
 
         Args:
-            storage: Where it is.
-            folder: Its path there; ``""`` for all of the storage.
+            storage: Storage that contains the folder.
+            folder: Path of the folder in the storage; ``""`` for all of it.
             labelled: Whether sub-folders are classes, numbered in order of name. Images above
                 them are then left out, unless there are no classes at all.
 
         Raises:
             DataError: There is no image, or a class folder has files and no image.
         """
-        place = storage.locate(folder) if folder else storage.place
+        location = storage.locate(folder) if folder else storage.place
         images, left_out, others = _listed(storage, folder)
         notes: list[str] = []
         classes: tuple[str, ...] | None = None
         if labelled and any("/" in path for path in images):
             classes = tuple(sorted({path.split("/")[0] for path in images if "/" in path}))
-            _check_classes(others, set(classes), place)
+            _check_classes(others, set(classes), location)
             for name in storage.folders(folder):
                 if name not in classes and not _is_hidden(name):
                     left_out.add("class folders without files", name)
@@ -54,22 +54,22 @@ class FolderImages(StoredImages):
                 left_out.add("images outside the class folders", path)
                 del images[path]
         elif labelled:
-            _check_classes(others, set(), place)
+            _check_classes(others, set(), location)
             if images:
                 notes.append(
-                    f"{printable(place)}: has images and no class folders, so its"
+                    f"{printable(location)}: has images and no class folders, so its"
                     f" {len(images):,} images have no labels (--labels none)"
                 )
-        notes += left_out.lines(place)
-        check_not_empty(len(images), place, notes)
+        notes += left_out.lines(location)
+        check_not_empty(len(images), location, notes)
         keys, files = list(images), list(images.values())
         sizes = np.array([file.size for file in files], np.int64)
-        check_sizes(sizes, keys, place)
+        check_sizes(sizes, keys, location)
         number_of = {name: number for number, name in enumerate(classes or ())}
         labels = [-1 if classes is None else number_of[key.split("/")[0]] for key in keys]
         dataset = cls(
-            place=place,
-            keys=encoded_keys(keys, place),
+            location=location,
+            keys=encoded_keys(keys, location),
             labels=np.array(labels, np.int32),
             sizes=sizes,
             class_names=classes,
@@ -91,7 +91,7 @@ def has_class_folders(storage: Storage, folder: str) -> bool:
 def _listed(
     storage: Storage, folder: str
 ) -> tuple[dict[str, StoredFile], LeftOut, dict[str, list[str]]]:
-    """Images by path below the folder, what else there is, and that of each sub-folder."""
+    """List images by path below the folder, files left out, and other files of each sub-folder."""
     listing, start = storage.listing(folder), len(folder) + 1 if folder else 0
     images: dict[str, StoredFile] = {}
     left_out = LeftOut()
@@ -114,13 +114,13 @@ def _listed(
     return images, left_out, others
 
 
-def _check_classes(others: dict[str, list[str]], classes: set[str], place: str) -> None:
-    """A class that vanishes would shift the numbers of the classes after it."""
+def _check_classes(others: dict[str, list[str]], classes: set[str], location: str) -> None:
+    """Refuse class folders without images: leaving one out would shift later class numbers."""
     empty = sorted(name for name in others if name and name not in classes)
     if empty:
         paths = others[empty[0]]
         raise DataError(
-            f"{place}: the class folder {shown(empty[0])} has no image that can be read, only"
+            f"{location}: the class folder {shown(empty[0])} has no image that can be read, only"
             f" {len(paths):,} other files such as {shown(paths[0])} (read are"
             f" {', '.join(IMAGE_EXTENSIONS)}); convert them, move the folder elsewhere,"
             " or take all images without labels by --labels none"
@@ -128,5 +128,5 @@ def _check_classes(others: dict[str, list[str]], classes: set[str], place: str) 
 
 
 def _is_hidden(name: str) -> bool:
-    """Such as ``.ipynb_checkpoints``, and the ``._cat.jpg`` that macOS leaves beside images."""
+    """Whether a name is hidden: ``.ipynb_checkpoints``, or the ``._cat.jpg`` that macOS writes."""
     return name.startswith(".")

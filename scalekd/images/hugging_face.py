@@ -1,4 +1,4 @@
-"""Rows of a Hugging Face data set: from the Hub, of parquet files, or as ``save_to_disk`` writes.
+"""Hugging Face data sets: from the Hub, from parquet files, or written by ``save_to_disk``.
 
 The library `datasets` reads them as memory-mapped Arrow tables; it runs no script of a data set
 and unpickles nothing. Images are taken as the encoded bytes of a column and not decoded.
@@ -35,13 +35,13 @@ _MAX_LABEL = 10**9
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table are read, as given on the command line; ``None`` finds them.
+    """Columns to read from a table, as given on the command line; ``None`` detects the column.
 
     Attributes:
         image: Column of the encoded images.
         label: Column of the labels.
         key: Column of the keys, or a field of one (``image/path``).
-        labelled: Otherwise no label is read.
+        labelled: Whether labels are read.
     """
 
     image: str | None = None
@@ -54,8 +54,8 @@ class Columns:
 class HuggingFaceImages(ImageDataset):
     """Images of a table, one row a sample.
 
-    The key is what :attr:`Columns.key` names, or else the name of the file and the number of the
-    row in it, which change when the rows are distributed over other files.
+    The key is the value of the column :attr:`Columns.key`, or else the name of the file and the
+    number of the row in it, which change when the rows are distributed over other files.
 
     Attributes:
         table: ``datasets.Dataset`` of the image column alone, in Arrow's format.
@@ -82,42 +82,42 @@ class HuggingFaceImages(ImageDataset):
             DataError: A file of the table was moved or cut.
         """
         rows = [int(self.rows[position]) for position in positions]
-        with _explained(self.place):
+        with _explained(self.location):
             images = self.table[rows].column(0).to_pylist()
         for image in images:
             data: bytes | None = image["bytes"]
             yield data if data is not None else _file(image["path"]).read_bytes()
 
     @classmethod
-    def of(cls, table: Any, names: Sequence[str] | None, place: str, columns: Columns) -> Self:
+    def of(cls, table: Any, names: Sequence[str] | None, location: str, columns: Columns) -> Self:
         """Index a table.
 
         Args:
             table: ``datasets.Dataset``.
-            names: Key of each row where no column of keys is given; its number when ``None``.
-            place: What was opened, for messages.
-            columns: Which columns are read.
+            names: Key of each row if no column of keys is given; ``None`` uses the row number.
+            location: Path or name that was opened, for messages.
+            columns: Columns to read.
 
         Raises:
-            UsageError: There is no such column, or several could be meant.
-            DataError: There is no image, or a label or key cannot be read.
+            UsageError: A column does not exist, or several columns could be meant.
+            DataError: The table has no image, or a label or key cannot be read.
         """
         library = _library()
-        image = _image_column(table, columns, place)
+        image = _image_column(table, columns, location)
         images = table.select_columns([image]).cast_column(image, library.Image(decode=False))
         images = images.with_format("arrow")
         left_out, notes = LeftOut(), []
-        with _explained(place):
+        with _explained(location):
             sizes = _sizes(images, image, left_out)
             rows = np.flatnonzero(sizes >= 0)
-            keys = _keys(table, names, rows, place, columns)
-            labels, class_names, about_labels = _labels(table, image, rows, keys, place, columns)
-        notes = [*left_out.lines(place), *about_labels]
-        check_not_empty(len(rows), place, notes)
-        check_sizes(sizes[rows], keys, place)
+            keys = _keys(table, names, rows, location, columns)
+            labels, class_names, about_labels = _labels(table, image, rows, keys, location, columns)
+        notes = [*left_out.lines(location), *about_labels]
+        check_not_empty(len(rows), location, notes)
+        check_sizes(sizes[rows], keys, location)
         dataset = cls(
-            place=place,
-            keys=encoded_keys(keys, place),
+            location=location,
+            keys=encoded_keys(keys, location),
             labels=labels,
             sizes=sizes[rows],
             class_names=class_names,
@@ -129,25 +129,25 @@ class HuggingFaceImages(ImageDataset):
 
 
 def open_hub(name: str, split: str, columns: Columns) -> HuggingFaceImages:
-    """Open ``NAME`` or ``NAME:CONFIGURATION`` of the Hub, or of what was fetched from there before.
+    """Open ``NAME`` or ``NAME:CONFIGURATION`` of the Hub, or its downloaded copy.
 
     Raises:
         DataError: There is no such data set, configuration or split.
         EnvironmentFault: The Hub cannot be reached.
     """
-    library, place = _library(), f"{PREFIX}{name}"
+    library, location = _library(), f"{PREFIX}{name}"
     repository, _, configuration = name.partition(":")
     if Path(repository).exists():
         raise UsageError(
-            f"{place}: {repository} is a folder of this machine; pass it as --data-dir without"
+            f"{location}: {repository} is a folder of this machine; pass it as --data-dir without"
             f" {PREFIX}"
         )
-    with _explained(place):
+    with _explained(location):
         table = library.load_dataset(repository, configuration or None, split=split)
-    return HuggingFaceImages.of(table, None, f"{place}, split {split}", columns)
+    return HuggingFaceImages.of(table, None, f"{location}, split {split}", columns)
 
 
-def open_parquet(files: Sequence[Path], place: str, columns: Columns) -> HuggingFaceImages:
+def open_parquet(files: Sequence[Path], location: str, columns: Columns) -> HuggingFaceImages:
     """Open parquet files. ``datasets`` keeps an uncompressed copy in its cache folder.
 
     Raises:
@@ -157,7 +157,7 @@ def open_parquet(files: Sequence[Path], place: str, columns: Columns) -> Hugging
     from pyarrow.parquet import read_metadata
 
     names: list[str] = []
-    with _explained(place):
+    with _explained(location):
         for file in files:
             count = read_metadata(file).num_rows
             if count > file.stat().st_size:  # names are made before the file is read
@@ -166,14 +166,14 @@ def open_parquet(files: Sequence[Path], place: str, columns: Columns) -> Hugging
         table = library.load_dataset(
             "parquet", data_files={"train": [str(file) for file in files]}, split="train"
         )
-    return HuggingFaceImages.of(table, names, place, columns)
+    return HuggingFaceImages.of(table, names, location, columns)
 
 
 def open_saved(folder: Path, columns: Columns) -> HuggingFaceImages:
     """Open one split as ``save_to_disk`` wrote it.
 
     Raises:
-        DataError: It is damaged, or names files outside the folder.
+        DataError: The split is damaged, or names files outside the folder.
     """
     state = folder / "state.json"
     try:
@@ -202,8 +202,8 @@ def _library() -> Any:
 
 
 @contextlib.contextmanager
-def _explained(place: str) -> Iterator[None]:
-    """Turn what `datasets` raises into one line."""
+def _explained(location: str) -> Iterator[None]:
+    """Convert exceptions of `datasets` into errors of one line."""
     try:
         yield
     except ScaleKDError:
@@ -213,39 +213,39 @@ def _explained(place: str) -> Iterator[None]:
         text = one_line(cause, limit=300)
         if isinstance(error, ConnectionError) or "offline" in text.lower():
             raise EnvironmentFault(
-                f"{place}: the Hugging Face Hub cannot be reached ({text}); check the network and"
-                " HF_HUB_OFFLINE"
+                f"{location}: the Hugging Face Hub cannot be reached ({text}); check the network"
+                " and HF_HUB_OFFLINE"
             ) from error
-        raise DataError(f"{place}: {type(cause).__name__}: {text}") from error
+        raise DataError(f"{location}: {type(cause).__name__}: {text}") from error
 
 
-def _image_column(table: Any, columns: Columns, place: str) -> str:
-    """The column of encoded images."""
+def _image_column(table: Any, columns: Columns, location: str) -> str:
+    """Return the column of encoded images."""
     features = table.features
     if columns.image is not None:
         if columns.image not in features:
             raise UsageError(
-                f"--input-key {columns.image}: {place} has no such column (columns:"
+                f"--input-key {columns.image}: {location} has no such column (columns:"
                 f" {listed(features)})"
             )
         if not _holds_images(features[columns.image]):
             raise UsageError(
-                f"--input-key {columns.image}: that column of {place} holds"
+                f"--input-key {columns.image}: that column of {location} holds"
                 f" {printable(features[columns.image], limit=80)}, not encoded images"
             )
         return columns.image
     library = _library()
     typed = [name for name, feature in features.items() if isinstance(feature, library.Image)]
     usual = [n for n in _IMAGE_COLUMNS if n in features and _holds_images(features[n])]
-    found = typed or usual
+    candidates = typed or usual
     for name in _IMAGE_COLUMNS:
-        if name in found:
+        if name in candidates:
             return name
-    if len(found) == 1:
-        return found[0]
-    what = f"several image columns ({listed(found)})" if found else "no image column"
+    if len(candidates) == 1:
+        return candidates[0]
+    what = f"several image columns ({listed(candidates)})" if candidates else "no image column"
     raise UsageError(
-        f"{place}: has {what}; name the one with the encoded images with --input-key (columns:"
+        f"{location}: has {what}; name the one with the encoded images with --input-key (columns:"
         f" {listed(features, 20)})"
     )
 
@@ -261,7 +261,7 @@ def _holds_images(feature: Any) -> bool:
 
 
 def _sizes(images: Any, column: str, left_out: LeftOut) -> Rows:
-    """Bytes of each row's image, -1 where there is none."""
+    """Bytes of each row's image, or -1 for a row without an image."""
     import pyarrow.compute as arrow
 
     sizes = np.full(len(images), -1, np.int64)
@@ -284,7 +284,7 @@ def _sizes(images: Any, column: str, left_out: LeftOut) -> Rows:
 
 
 def _file(path: str) -> Path:
-    """A file that `datasets` fetched; a table may not name others of this machine."""
+    """Return a file that `datasets` downloaded; a table may not name other local files."""
     from huggingface_hub import constants
 
     config = _library().config
@@ -299,90 +299,91 @@ def _file(path: str) -> Path:
 
 
 def _keys(
-    table: Any, names: Sequence[str] | None, rows: Rows, place: str, columns: Columns
+    table: Any, names: Sequence[str] | None, rows: Rows, location: str, columns: Columns
 ) -> list[str]:
     if columns.key is None:
         return [names[row] if names is not None else f"{row:09d}" for row in rows.tolist()]
-    values = _values(table, columns.key, "--key-column", place)
+    values = _values(table, columns.key, "--key-column", location)
     keys: list[str] = []
     for row in rows.tolist():
         value = values[row]
         if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
             raise DataError(
-                f"--key-column {columns.key}: row {row:,} of {place} holds {shown(str(value))};"
+                f"--key-column {columns.key}: row {row:,} of {location} holds {shown(str(value))};"
                 " keys are texts or whole numbers"
             )
         keys.append(str(value))
     return keys
 
 
-def _values(table: Any, path: str, option: str, place: str) -> list[Any]:
-    """Values of a column, or of a field of one with ``/`` between the names, as in timm."""
+def _values(table: Any, path: str, option: str, location: str) -> list[Any]:
+    """Return the values of a column, or of a nested field given as ``column/field``, as in timm."""
     name, *fields = [path] if path in table.features else path.split("/")
     if name not in table.features:
         raise UsageError(
-            f"{option} {path}: {place} has no such column (columns: {listed(table.features, 20)})"
+            f"{option} {path}: {location} has no such column (columns:"
+            f" {listed(table.features, 20)})"
         )
     column = table.select_columns([name])
     if fields and isinstance(table.features[name], _library().Image):
         column = column.cast_column(name, _library().Image(decode=False))
     import pyarrow.compute as arrow
 
-    found: list[Any] = []
+    rows: list[Any] = []
     for batch in column.with_format("arrow").iter(batch_size=_ROWS_AT_ONCE):
         values = batch.column(name)
         for part in fields:
             values = arrow.struct_field(values, part)
-        found += values.to_pylist()
-    return found
+        rows += values.to_pylist()
+    return rows
 
 
 def _labels(
-    table: Any, image: str, rows: Rows, keys: Sequence[str], place: str, columns: Columns
+    table: Any, image: str, rows: Rows, keys: Sequence[str], location: str, columns: Columns
 ) -> tuple[Rows, tuple[str, ...] | None, tuple[str, ...]]:
-    """Labels, class names, and notes about them."""
+    """Return labels, class names, and notes about them."""
     if not columns.labelled:
         return np.full(len(rows), -1, np.int32), None, ()
-    column = columns.label or _label_column(table, image, place)
+    column = columns.label or _label_column(table, image, location)
     if column is None:
         return (
             np.full(len(rows), -1, np.int32),
             None,
             (
-                f"{place}: has no column of labels (columns: {listed(table.features, 20)}), so its"
-                " images have none; name the column with --target-key, or pass --labels none",
+                f"{location}: has no column of labels (columns: {listed(table.features, 20)}), so"
+                " its images have none; name the column with --target-key, or pass --labels none",
             ),
         )
     feature = table.features.get(column)
     class_names = getattr(feature, "names", None)
-    values = _values(table, column, "--target-key", place)
+    values = _values(table, column, "--target-key", location)
     labels: list[Label] = []
     for row in rows.tolist():
         value = values[row]
         is_number = isinstance(value, int) and -1 <= value < _MAX_LABEL
         if not (is_number or isinstance(value, str | None)):
             raise DataError(
-                f"--target-key {column}: row {row:,} of {place} holds {shown(str(value))}; labels"
-                " are class numbers or class names"
+                f"--target-key {column}: row {row:,} of {location} holds {shown(str(value))};"
+                " labels are class numbers or class names"
             )
         labels.append(value)
-    found = numbered(labels, None if class_names is None else tuple(class_names), keys, place)
-    return found.numbers, found.class_names, found.notes
+    result = numbered(labels, None if class_names is None else tuple(class_names), keys, location)
+    return result.numbers, result.class_names, result.notes
 
 
-def _label_column(table: Any, image: str, place: str) -> str | None:
+def _label_column(table: Any, image: str, location: str) -> str | None:
     for name in _LABEL_COLUMNS:
         if name in table.features:
             return name
     classes = _library().ClassLabel
-    found = [
+    candidates = [
         name
         for name, feature in table.features.items()
         if name != image and isinstance(feature, classes)
     ]
-    if len(found) > 1:
+    if len(candidates) > 1:
         raise UsageError(
-            f"{place}: has several columns of classes ({listed(found)}); choose one with"
+            f"{location}: has several columns of classes ({listed(candidates)}); choose one with"
             " --target-key, or pass --labels none"
         )
-    return found[0] if found else None
+    return candidates[0] if candidates else None

@@ -1,4 +1,4 @@
-"""Labels of the samples of tar shards: numbers, or names of classes, in one member of each."""
+"""Labels of samples in tar shards: class numbers or class names in one member of each sample."""
 
 import json
 import re
@@ -26,9 +26,9 @@ class ShardLabels:
     """Labels of one shard by key.
 
     Attributes:
-        stated: Labels from the member that holds them.
-        in_json, in_text: Numbers that may be labels, from ``json`` and ``txt`` members, where no
-            member was named; ``None`` where there is something else.
+        stated: Labels from the member that contains them.
+        in_json, in_text: Numbers that may be labels, from ``json`` and ``txt`` members, if no
+            member was named; ``None`` if the member contains something else.
         problems: Why the ``json`` member of a sample does not give its label.
     """
 
@@ -54,7 +54,7 @@ class LabelReader:
             the ``json`` member, with ``/`` between the keys of nested ones, as in timm. ``None``
             takes ``cls``, or else whole numbers in ``json``'s field ``label`` or in ``txt`` if
             every sample without ``cls`` has one.
-        labelled: Otherwise no label is read.
+        labelled: Whether labels are read.
     """
 
     target_key: str | None = None
@@ -69,35 +69,35 @@ class LabelReader:
         return extension in (self.target_key, "json")
 
     def read(self, extension: str, data: bytes, key: str, labels: ShardLabels, where: str) -> None:
-        """Take the label from a member's content.
+        """Read the label from a member's content.
 
         Raises:
-            DataError: The member that holds the label does not hold one.
+            DataError: The member that should contain the label does not contain one.
         """
         if self.target_key is None:
             if extension in CLS_EXTENSIONS:
                 labels.stated[key] = _class_number(data, where)
             elif extension == "json":
                 value = _parsed(data)
-                found = value.get(_JSON_LABEL) if isinstance(value, dict) else None
-                labels.in_json[key] = _as_number(found)
+                label = value.get(_JSON_LABEL) if isinstance(value, dict) else None
+                labels.in_json[key] = _as_number(label)
             else:
                 labels.in_text[key] = _as_number(_decoded(data))
         elif extension == self.target_key and extension != "json":
             text = _decoded(data)
             if text is None or not text.strip():
-                raise DataError(f"{where} holds no label, which is a line of text or a number")
+                raise DataError(f"{where} contains no label, which is a line of text or a number")
             number = _as_number(text)
             labels.stated[key] = text.strip() if number is None else number
         elif key not in labels.stated:
-            found, problem = self._field(_parsed(data))
+            field_label, problem = self._field(_parsed(data))
             if problem:
                 labels.problems[key] = f"--target-key {self.target_key}: {where} {problem}"
             else:
-                labels.stated[key] = found
+                labels.stated[key] = field_label
 
     def _field(self, value: Any) -> tuple[Label, str | None]:
-        """The label in a JSON document, or what is wrong with it."""
+        """Return the label in a JSON document, or the problem with it."""
         name = _JSON_LABEL if self.target_key == "json" else str(self.target_key)
         if isinstance(value, dict) or self.target_key != "json":
             names = listed(map(str, value)) if isinstance(value, dict) else "none"
@@ -151,9 +151,9 @@ class Labels:
     """Labels of an image set.
 
     Attributes:
-        numbers: One a sample, -1 where it has none.
+        numbers: Class number of each sample, -1 for a sample without a label.
         class_names: Names in order of number, where labels are names or the set lists them.
-        notes: What was decided, one line each.
+        notes: Messages about how labels were read, one line each.
     """
 
     numbers: np.ndarray[Any, Any]
@@ -165,15 +165,15 @@ def joined(
     shards: Sequence[tuple[Sequence[str], ShardLabels]],
     class_names: tuple[str, ...] | None,
     reader: LabelReader,
-    place: str,
+    location: str,
 ) -> Labels:
-    """Labels of all shards.
+    """Number the labels of all shards.
 
     Args:
-        shards: Keys of each shard's samples, in order, and the labels found there.
-        class_names: Of the set's list of classes, where it has one.
-        reader: What was asked for.
-        place: For messages.
+        shards: Keys of each shard's samples, in order, and its labels.
+        class_names: Names in the set's list of classes, if it has one.
+        reader: How labels are read.
+        location: Path or name of the set, for messages.
 
     Raises:
         DataError: A label is a name that the set's list of classes does not have.
@@ -183,7 +183,7 @@ def joined(
     if not reader.labelled:
         return Labels(np.full(count, NO_LABEL, np.int32), None, ())
     notes: list[str] = []
-    found: list[Label] = [labels.stated.get(key) for keys, labels in shards for key in keys]
+    merged: list[Label] = [labels.stated.get(key) for keys, labels in shards for key in keys]
     if reader.target_key is None:
         stated = [key in labels.stated for keys, labels in shards for key in keys]
         for extension, field_name, column in (
@@ -193,9 +193,9 @@ def joined(
             values = [getattr(labels, column).get(key) for keys, labels in shards for key in keys]
             rest = [value for value, known in zip(values, stated, strict=True) if not known]
             if rest and all(value is not None for value in rest):
-                found = [f if s else v for f, v, s in zip(found, values, stated, strict=True)]
+                merged = [f if s else v for f, v, s in zip(merged, values, stated, strict=True)]
                 notes.append(
-                    f"{place}: the labels of {len(rest):,} samples are the numbers in their"
+                    f"{location}: the labels of {len(rest):,} samples are the numbers in their"
                     f" {extension} members{field_name}; --labels none ignores them"
                 )
                 break
@@ -209,83 +209,86 @@ def joined(
                     )
     if reader.target_key is not None and not any(labels.stated for _, labels in shards):
         raise UsageError(
-            f"--target-key {reader.target_key}: {place} has no sample with a member of that"
+            f"--target-key {reader.target_key}: {location} has no sample with a member of that"
             " name or with one in json; name the one that holds the label, or pass --labels none"
         )
-    return numbered(found, class_names, [key for keys, _ in shards for key in keys], place, notes)
+    return numbered(
+        merged, class_names, [key for keys, _ in shards for key in keys], location, notes
+    )
 
 
 def numbered(
-    found: Sequence[Label],
+    labels: Sequence[Label],
     class_names: tuple[str, ...] | None,
     keys: Sequence[str],
-    place: str,
+    location: str,
     notes: Sequence[str] = (),
 ) -> Labels:
     """Number labels that are names, and count samples without a label.
 
     Args:
-        found: Label of each sample.
-        class_names: Of the set, where it lists them.
+        labels: Label of each sample; ``None`` for a sample without one.
+        class_names: Names in the set's list of classes, if it has one.
         keys: Keys of the samples.
-        place: For messages.
+        location: Path or name of the set, for messages.
         notes: Notes to put first.
 
     Raises:
         DataError: A label is a name that the list of classes does not have, or labels are names
             and numbers at once.
     """
-    numbers, class_names = _numbered(found, class_names, place)
-    return Labels(numbers, class_names, (*notes, *_about_missing(numbers, keys, place)))
+    numbers, class_names = _numbered(labels, class_names, location)
+    return Labels(numbers, class_names, (*notes, *_about_missing(numbers, keys, location)))
 
 
 def _numbered(
-    found: Sequence[Label], class_names: tuple[str, ...] | None, place: str
+    labels: Sequence[Label], class_names: tuple[str, ...] | None, location: str
 ) -> tuple[np.ndarray[Any, Any], tuple[str, ...] | None]:
-    names = {label for label in found if isinstance(label, str)}
+    names = {label for label in labels if isinstance(label, str)}
     if not names:
-        return np.array([NO_LABEL if label is None else label for label in found], np.int32), (
+        return np.array([NO_LABEL if label is None else label for label in labels], np.int32), (
             class_names
         )
-    number = next((label for label in found if isinstance(label, int) and label >= 0), None)
+    number = next((label for label in labels if isinstance(label, int) and label >= 0), None)
     if number is not None and class_names is None:
         raise DataError(
-            f"{place}: some labels are numbers, such as {number}, and some are names, such as"
+            f"{location}: some labels are numbers, such as {number}, and some are names, such as"
             f" {shown(min(names))}; use one of the two, or list the classes in classes.txt"
         )
     if len(names) > _MAX_CLASSES:
         raise DataError(
-            f"{place}: the labels are {len(names):,} different texts, such as {shown(min(names))},"
-            " so they are no classes; name another --target-key, or pass --labels none"
+            f"{location}: the labels are {len(names):,} different texts, such as"
+            f" {shown(min(names))}, so they are no classes; name another --target-key, or pass"
+            " --labels none"
         )
     class_names = tuple(sorted(names)) if class_names is None else class_names
     number_of: Mapping[str, int] = {name: number for number, name in enumerate(class_names)}
     unknown = sorted(names - number_of.keys())
     if unknown:
         raise DataError(
-            f"{place}: {len(unknown):,} labels are not among the {len(class_names):,} classes that"
-            f" it lists, such as {shown(unknown[0])}"
+            f"{location}: {len(unknown):,} labels are not among the {len(class_names):,} classes"
+            f" that it lists, such as {shown(unknown[0])}"
         )
     numbers = [
         NO_LABEL if label is None else number_of[label] if isinstance(label, str) else label
-        for label in found
+        for label in labels
     ]
     return np.array(numbers, np.int32), class_names
 
 
 def _about_missing(
-    numbers: np.ndarray[Any, Any], keys: Sequence[str], place: str
+    numbers: np.ndarray[Any, Any], keys: Sequence[str], location: str
 ) -> tuple[str, ...]:
     missing = np.flatnonzero(numbers < 0)
     if not len(missing):
         return ()
     if len(missing) == len(numbers):
         return (
-            f"{place}: none of the {len(numbers):,} samples has a label; if they have, name what"
+            f"{location}: none of the {len(numbers):,} samples has a label; if they have, name what"
             " holds it with --target-key, otherwise pass --labels none",
         )
     return (
-        f"{place}: {len(missing):,} of the {len(numbers):,} samples have no label, such as"
+        f"{location}: {len(missing):,} of the {len(numbers):,} samples have no label, such as"
         f" {shown(keys[missing[0]])}; they take part where no label is needed. Name what holds"
         " their labels with --target-key, or ignore all labels with --labels none",
     )

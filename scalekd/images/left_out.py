@@ -1,4 +1,4 @@
-"""Entries of an image set that are not taken: counted by reason, the first of each named."""
+"""Entries of an image set that are left out: their number and first name for each reason."""
 
 import itertools
 from collections import Counter
@@ -10,9 +10,9 @@ _MAX_NAME = 120
 
 
 class LeftOut:
-    """Entries that were not taken.
+    """Counts entries that were left out.
 
-    A reason is a plural noun phrase, such as ``hidden files``; it starts the entry of the line.
+    A reason is a plural noun phrase, such as ``hidden files``.
     """
 
     def __init__(self) -> None:
@@ -20,27 +20,27 @@ class LeftOut:
         self._first: dict[str, str] = {}
 
     def add(self, reason: str, name: str, count: int = 1) -> None:
-        """Count ``name``, and ``count - 1`` others of its kind."""
+        """Count ``name`` and ``count - 1`` other entries with the same reason."""
         self._counts[reason] += count
         self._first.setdefault(reason, name)
 
     def extend(self, other: "LeftOut") -> None:
-        """Add all that another has counted."""
+        """Add the counts of another instance."""
         for reason, count in other._counts.items():
             self.add(reason, other._first[reason], count)
 
     def __len__(self) -> int:
         return self._counts.total()
 
-    def lines(self, place: str) -> tuple[str, ...]:
-        """One line, or none where everything was taken."""
+    def lines(self, location: str) -> tuple[str, ...]:
+        """Return one line, or no line if nothing was left out."""
         if not self._counts:
             return ()
         kinds = (
             f"{count:,} {reason} (first: {shown(self._first[reason])})"
             for reason, count in self._counts.items()
         )
-        return (f"{printable(place)}: left out {'; '.join(kinds)}",)
+        return (f"{printable(location)}: left out {'; '.join(kinds)}",)
 
 
 def shown(name: str) -> str:

@@ -20,11 +20,11 @@ def members(file: BinaryIO, name: str, left_out: LeftOut) -> Iterator[Member]:
 
     Args:
         file: The shard, at its start; it need not be able to seek.
-        name: What to call it in messages.
-        left_out: Counts what follows the last archive and is not one.
+        name: Name of the shard, for messages.
+        left_out: Counts data after the last archive that is not an archive.
 
     Raises:
-        DataError: It is damaged or cut short.
+        DataError: The file is damaged or cut short.
     """
     stream = file if file.seekable() else cast(BinaryIO, _Forward(file))
     start: int | None = 0

@@ -45,11 +45,11 @@ def open_dataset(
             with images and without sub-folders has images without labels, and may also be
             ``data_dir`` itself.
         local_cache: Keeps the shards of a remote set.
-        options: Which images, labels and keys are read.
+        options: How images, labels and keys are chosen.
 
     Raises:
-        DataError: There is nothing there, or no image; a shard or label is damaged; a key occurs
-            twice.
+        DataError: The set does not exist or has no image; a shard or label is damaged; a key
+            occurs twice.
         UsageError: The options do not fit the image set.
     """
     if data_dir.startswith(PREFIX):
@@ -60,8 +60,8 @@ def open_dataset(
     if pattern is None and _is_pattern(split):
         pattern = split
     if pattern is not None:
-        place = data_dir if pattern != split else storage.locate(pattern)
-        return _open_files(storage, root, _matching(storage, pattern), place, options)
+        shards = data_dir if pattern != split else storage.locate(pattern)
+        return _open_files(storage, root, _matching(storage, pattern), shards, options)
     split = split.strip("/").removeprefix("./")
     if root is not None and not root.is_dir():
         raise DataError(f"no data at {data_dir}: there is no such folder")
@@ -103,21 +103,21 @@ def _open_files(
     storage: Storage,
     root: Path | None,
     files: Sequence[StoredFile],
-    place: str,
+    location: str,
     options: ImageOptions,
 ) -> ImageDataset:
     """Open shards or tables."""
     if not files[0].path.endswith(".parquet"):
         if options.key_column is not None:
-            raise UsageError(f"--key-column: {place} are shards, whose keys are members' names")
+            raise UsageError(f"--key-column: {location} are shards, whose keys are members' names")
         labels = LabelReader(options.target_key, labelled=options.labels == "auto")
-        return TarImages.open(storage, files, place, labels=labels, input_key=options.input_key)
+        return TarImages.open(storage, files, location, labels=labels, input_key=options.input_key)
     if root is None:
         raise UsageError(
-            f"{place}: tables are read from a local folder or, with --data-dir hfds/NAME, from the"
-            " Hugging Face Hub; fetch them first, or convert them to tars"
+            f"{location}: tables are read from a local folder or, with --data-dir hfds/NAME, from"
+            " the Hugging Face Hub; fetch them first, or convert them to tars"
         )
-    return open_parquet([root / file.path for file in files], place, _columns(options))
+    return open_parquet([root / file.path for file in files], location, _columns(options))
 
 
 def _columns(options: ImageOptions) -> Columns:
@@ -148,17 +148,17 @@ def _tables(
         pattern = rf"{re.escape(name)}(-.*)?\.parquet"
         return [file for file in candidates if re.fullmatch(pattern, _base(file))]
 
-    found = of_split(files)
-    if not found and name in folders:
+    matching = of_split(files)
+    if not matching and name in folders:
         below = storage.files(split)
-        found = [file for file in below if file.path.endswith(".parquet")]
-    if not found and not parent and "data" in folders:
-        found = of_split(storage.files("data"))
-    if not found and split == "train":
+        matching = [file for file in below if file.path.endswith(".parquet")]
+    if not matching and not parent and "data" in folders:
+        matching = of_split(storage.files("data"))
+    if not matching and split == "train":
         others = re.compile(r"(val|valid|validation|dev|test|eval)\b", re.IGNORECASE)
         tables = [file for file in files if file.path.endswith(".parquet")]
-        found = [file for file in tables if not others.match(_base(file))]
-    return found
+        matching = [file for file in tables if not others.match(_base(file))]
+    return matching
 
 
 def _nothing_there(
@@ -204,7 +204,7 @@ def _is_pattern(text: str) -> bool:
 
 def _matching(storage: Storage, pattern: str) -> list[StoredFile]:
     """Files that a glob or brace pattern names; only a glob needs the store to list them."""
-    found: list[StoredFile] = []
+    files: list[StoredFile] = []
     names = webdataset.shardlists.expand_urls(pattern)
     ask = partial(_matches, storage)
     answers: Iterable[list[StoredFile]] = map(ask, names)
@@ -214,8 +214,8 @@ def _matching(storage: Storage, pattern: str) -> list[StoredFile]:
     for name, matching in zip(names, answers, strict=True):
         if not matching:
             raise DataError(f"no file matches {storage.locate(name)}")
-        found.extend(matching)
-    return found
+        files.extend(matching)
+    return files
 
 
 def _matches(storage: Storage, name: str) -> list[StoredFile]:

@@ -1,4 +1,4 @@
-"""In which order the samples of an image set are cached.
+"""The order in which the samples of an image set are cached.
 
 A block of a cache, 256 views, is read as it was written, so samples that are sorted by class give
 batches of one class. Samples that are shuffled already keep their order, so that a remote shard
@@ -14,7 +14,7 @@ import xxhash
 Rows = np.ndarray[Any, Any]
 
 BLOCK_SIZE = 256
-"""Samples that one block of a cache holds, unless it was asked for otherwise."""
+"""Default number of samples per block of a cache."""
 
 _FAR_FEWER = 0.5  # of the classes that a shuffled block has beyond its first
 _MIN_DEVIATIONS = 5.0  # below the expected number: by chance in less than one set of a million

@@ -1,4 +1,4 @@
-"""An image set: samples that are read at random by position and found by key.
+"""An image set: samples that are read by position and looked up by key.
 
 :func:`scalekd.images.open_dataset` opens one. A source of images is a class here: it lists its
 samples once, when it is opened, and reads encoded images when they are asked for. Nothing is
@@ -38,9 +38,9 @@ class Sample:
     """One item of an image set.
 
     Attributes:
-        key: Its stable name.
+        key: Stable name of the sample.
         image: The encoded image, as stored.
-        label: Class number, or -1 where the set does not name one.
+        label: Class number, or -1 if the sample has no label.
     """
 
     key: str
@@ -57,19 +57,19 @@ class Sample:
 class ImageDataset(ABC):
     """An indexed image set.
 
-    The index is a few NumPy arrays, one row a sample, so that worker processes share it.
+    The index is a few NumPy arrays with one row per sample, so that worker processes share it.
 
     Attributes:
-        place: What was opened, for messages.
-        keys: UTF-8 keys, one fixed-width byte string a sample.
+        location: Path, URL or name that was opened, for messages.
+        keys: UTF-8 keys, one fixed-width byte string per sample.
         labels: Class numbers, or -1.
         sizes: Encoded bytes of each image.
-        class_names: Name of each class where the set tells.
-        notes: What the user should know before the set is used, one line each: what was left
-            out, which samples have no label, whether the order was changed.
+        class_names: Name of each class, if the set has names.
+        notes: Messages to show before the set is used, one line each: files that were left
+            out, samples without a label, a changed order.
     """
 
-    place: str
+    location: str
     keys: Rows
     labels: Rows
     sizes: Rows
@@ -93,14 +93,14 @@ class ImageDataset(ABC):
         """
 
     def stored_order(self) -> Self:
-        """The same samples in the order in which the source holds them."""
+        """Return the same samples in the order in which the source stores them."""
         return self
 
     def read_many(self, positions: Sequence[int]) -> Iterator[Sample]:
         """Read samples in the order given.
 
         Raises:
-            DataError: As for :meth:`read_images`.
+            DataError: An image is gone or is not as long as it was when the set was opened.
         """
         images = self.read_images(positions)
         for position, image in zip(positions, images, strict=True):
@@ -170,7 +170,7 @@ class ImageDataset(ABC):
             why = "is sorted by class"
         else:
             return self
-        note = f"{self.place}: {why}, so its samples are taken in an order that mixes them"
+        note = f"{self.location}: {why}, so its samples are taken in an order that mixes them"
         if self.is_remote:
             note += "; shuffle the shards if reading them in that order is slow"
         return replace(self.taken(mixed(self.keys)), notes=(*self.notes, note))
@@ -187,40 +187,40 @@ class ImageDataset(ABC):
         return None
 
 
-def encoded_keys(keys: Sequence[str], place: str) -> Rows:
+def encoded_keys(keys: Sequence[str], location: str) -> Rows:
     """Keys as an array of UTF-8.
 
     Raises:
-        DataError: A key occurs twice, or a cache cannot hold it.
+        DataError: A key occurs twice, or cannot be stored in a cache.
     """
-    encoded = np.array([_key_bytes(key, place) for key in keys], dtype=np.bytes_)
+    encoded = np.array([_key_bytes(key, location) for key in keys], dtype=np.bytes_)
     ordered = np.sort(encoded)
     doubled = np.flatnonzero(ordered[1:] == ordered[:-1])
     if len(doubled):
         key = bytes(ordered[doubled[0]]).decode()
         raise DataError(
-            f"{place}: the key {shown(key)} occurs twice; a cache finds samples by key, so every"
+            f"{location}: the key {shown(key)} occurs twice; a cache finds samples by key, so every"
             " key of a data set must be unique"
         )
     return encoded
 
 
-def _key_bytes(key: str, place: str) -> bytes:
+def _key_bytes(key: str, location: str) -> bytes:
     try:
         encoded = key.encode()
     except UnicodeEncodeError:
         raise DataError(
-            f"{place}: the name of sample {shown(key)} is not UTF-8; rename it"
+            f"{location}: the name of sample {shown(key)} is not UTF-8; rename it"
         ) from None
     if _CONTROL.search(key) or len(encoded) > _MAX_KEY_BYTES:
         raise DataError(
-            f"{place}: the name of sample {shown(key)} has a control character or more than"
+            f"{location}: the name of sample {shown(key)} has a control character or more than"
             f" {_MAX_KEY_BYTES:,} bytes; rename it"
         )
     return encoded
 
 
-def check_sizes(sizes: Rows, keys: Sequence[str], place: str) -> None:
+def check_sizes(sizes: Rows, keys: Sequence[str], location: str) -> None:
     """Refuse images that no worker should read into memory.
 
     Raises:
@@ -229,18 +229,18 @@ def check_sizes(sizes: Rows, keys: Sequence[str], place: str) -> None:
     too_large = np.flatnonzero(sizes > MAX_IMAGE_BYTES)
     if len(too_large):
         raise DataError(
-            f"{place}: {shown(keys[too_large[0]])} has more than {MAX_IMAGE_BYTES:,} bytes"
+            f"{location}: {shown(keys[too_large[0]])} has more than {MAX_IMAGE_BYTES:,} bytes"
         )
 
 
-def check_not_empty(num_samples: int, place: str, left_out: Sequence[str] = ()) -> None:
-    """Refuse a set without images, saying what was left out.
+def check_not_empty(num_samples: int, location: str, left_out: Sequence[str] = ()) -> None:
+    """Refuse a set without images; the error lists the files that were left out.
 
     Raises:
-        DataError: It has none.
+        DataError: The set has no image.
     """
     if not num_samples:
         raise DataError(
-            f"{place}: no image in it ({', '.join(IMAGE_EXTENSIONS)})"
+            f"{location}: no image in it ({', '.join(IMAGE_EXTENSIONS)})"
             + "".join(f"; {line}" for line in left_out)
         )

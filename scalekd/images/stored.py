@@ -1,4 +1,4 @@
-"""Images that are ranges of bytes in files: of a folder, of tar shards, of a cache."""
+"""Images that are byte ranges of files in a folder, in tar shards or in a cache."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ class StoredImages(ImageDataset):
     """An image set whose images are ranges of bytes in files.
 
     Attributes:
-        storage: Where the files are.
-        files: The files that hold images.
-        versions: Of ``files`` in a remote store; empty for a local one.
-        file_numbers: Which of ``files`` holds each image.
+        storage: Storage of the files.
+        files: Files that contain images.
+        versions: Version of each of ``files`` in a remote store; empty for a local one.
+        file_numbers: Index in ``files`` of the file that contains each image.
         offsets: First byte of each image in its file.
     """
 
@@ -39,10 +39,10 @@ class StoredImages(ImageDataset):
         return self.storage.is_remote
 
     def read_images(self, positions: Sequence[int]) -> Iterator[bytes]:
-        """Read encoded images; those that are neighbours in a remote file, in one request.
+        """Read encoded images; one request fetches neighbouring images of a remote file.
 
         Raises:
-            DataError: A file is gone or shorter than it was when the set was opened.
+            DataError: A file is missing or shorter than it was when the set was opened.
         """
         if not self.is_remote:
             yield from (self._read([position]) for position in positions)
@@ -59,7 +59,7 @@ class StoredImages(ImageDataset):
                 yield data[first : first + int(self.sizes[position])]
 
     def _runs(self, positions: Sequence[int]) -> Iterator[list[int]]:
-        """Neighbours among ``positions`` that one request fetches."""
+        """Group neighbouring ``positions`` that one request fetches."""
         run: list[int] = []
         for position in positions:
             if run and not self._continues(run, position):

@@ -39,7 +39,7 @@ class TarImages(StoredImages):
     """Images of WebDataset shards; the key is WebDataset's ``__key__``.
 
     Attributes:
-        ranks: Place of each sample in the order of the shards.
+        ranks: Position of each sample in the order of the shards.
     """
 
     ranks: Rows
@@ -51,7 +51,7 @@ class TarImages(StoredImages):
         cls,
         storage: Storage,
         files: Sequence[StoredFile],
-        place: str,
+        location: str,
         *,
         labels: LabelReader,
         input_key: str | None = None,
@@ -59,10 +59,10 @@ class TarImages(StoredImages):
         """Index shards by reading each once, several remote ones at a time.
 
         Args:
-            storage: Where they are; a list of classes beside them names the labels.
+            storage: Storage of the shards, and of a list of classes that names the labels.
             files: The shards, in order.
-            place: What they are called in messages.
-            labels: Where labels are.
+            location: Name of the shards, for messages.
+            labels: Reads the labels.
             input_key: Extensions of the images, with ``;`` between them, as in timm; the
                 extensions of the formats that are read when ``None``.
 
@@ -78,13 +78,13 @@ class TarImages(StoredImages):
             if not shard.images and not shard.num_members:
                 left_out.add("shards without members", file.path)
         keys = [key for shard in shards for key in shard.images]
-        notes = left_out.lines(place)
-        check_not_empty(len(keys), place, notes)
+        notes = left_out.lines(location)
+        check_not_empty(len(keys), location, notes)
         numbered = joined(
             [(tuple(shard.images), shard.labels) for shard in shards],
             _class_names(storage) if labels.labelled else None,
             labels,
-            place,
+            location,
         )
         ranges = np.array(
             [
@@ -94,10 +94,10 @@ class TarImages(StoredImages):
             ],
             np.int64,
         )
-        check_sizes(ranges[:, 2], keys, place)
+        check_sizes(ranges[:, 2], keys, location)
         dataset = cls(
-            place=place,
-            keys=encoded_keys(keys, place),
+            location=location,
+            keys=encoded_keys(keys, location),
             labels=numbered.numbers,
             sizes=ranges[:, 2],
             class_names=numbered.class_names,
@@ -118,13 +118,13 @@ class TarImages(StoredImages):
 
 @dataclass
 class _Shard:
-    """What one shard holds.
+    """The index of one shard.
 
     Attributes:
         images: Offset and size of the image of each sample, by key, in order.
         labels: Labels by key.
-        left_out: What is not taken.
-        num_members: Files in it.
+        left_out: Members that are not read.
+        num_members: Number of files in the shard.
     """
 
     images: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -133,7 +133,7 @@ class _Shard:
     num_members: int = 0
 
     def add_image(self, name: str, key: str, offset: int, size: int) -> None:
-        """Take an image; ``name`` is that of the shard."""
+        """Add an image; ``name`` is the name of the shard."""
         if key in self.images:
             raise DataError(
                 f"{name}: sample {shown(key)} has two images; name the extension of the one to"
@@ -149,7 +149,7 @@ class _Shard:
         extensions: tuple[str, ...],
         labels: LabelReader,
     ) -> None:
-        """Take the image or the label that a link to another member leads to."""
+        """Add the image or the label that a link to another member points to."""
         key, extension = key_and_extension(link.name)
         target = link.linkname
         if link.issym():  # relative to the link; that of a hard link is a member's name
@@ -220,8 +220,8 @@ def _index(
         if key not in shard.images and key not in dotted:
             shard.left_out.add("samples without an image", name_of_first)
     if shard.num_members and not shard.images:
-        found = "".join(f"; {line}" for line in shard.left_out.lines("it"))
-        raise DataError(f"{name}: no image in it ({', '.join(extensions)}){found}")
+        left_out = "".join(f"; {line}" for line in shard.left_out.lines("it"))
+        raise DataError(f"{name}: no image in it ({', '.join(extensions)}){left_out}")
     return shard
 
 
@@ -240,11 +240,11 @@ def key_and_extension(name: str) -> tuple[str, str]:
 def _class_names(storage: Storage) -> tuple[str, ...] | None:
     for name in _CLASS_FILES:
         try:
-            found = storage.read(name, max_bytes=_MAX_CLASS_FILE_BYTES)
+            encoded = storage.read(name, max_bytes=_MAX_CLASS_FILE_BYTES)
         except NotStored:
             continue
         try:
-            return tuple(found.decode().splitlines())
+            return tuple(encoded.decode().splitlines())
         except UnicodeDecodeError as error:
             where = storage.locate(name)
             raise DataError(f"{where}: class names are not UTF-8 ({error})") from error

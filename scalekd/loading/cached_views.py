@@ -194,7 +194,7 @@ class CachedViews(Dataset[Batch]):
         ours = _named(int(here[first]), self.images.class_names)
         theirs = _named(int(samples.labels[first]), self.reader.identity.data.class_names)
         raise CacheMismatch(
-            f"{self.images.place} labels {len(changed):,} of the {len(samples):,} samples of the"
+            f"{self.images.location} labels {len(changed):,} of the {len(samples):,} samples of the"
             f" cache otherwise, such as {samples.key(first)!r}: {ours} here, {theirs} in the cache."
             " The student would train on the cache's labels; write the cache again, or restore"
             " the labels (class folders are numbered in order of name, those without images left"

@@ -43,7 +43,7 @@ class EmbeddedImages(StoredImages):
             files.append(tar)
         columns = np.concatenate(extents)
         return cls(
-            place=reader.place,
+            location=reader.place,
             keys=samples.keys,
             labels=samples.labels,
             sizes=columns[:, 1],

@@ -92,7 +92,7 @@ def found_samples(images: ImageDataset, reader: CacheReader | JoinedReader) -> n
     missing = np.flatnonzero(positions < 0)
     if len(missing):
         raise CacheMismatch(
-            f"{images.place} lacks {len(missing):,} of the {len(samples):,} samples of the"
+            f"{images.location} lacks {len(missing):,} of the {len(samples):,} samples of the"
             f" cache, such as {samples.key(int(missing[0]))!r}; --data-dir must be the data set"
             " the cache was made from"
         )
