@@ -1,4 +1,4 @@
-"""What the loaders of both stages share about worker processes."""
+"""Worker processes of the loaders of both stages."""
 
 import atexit
 import errno
@@ -49,10 +49,10 @@ def as_is(batch: Any) -> Any:
 
 
 def relayed(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Batches of a loader whose workers return, rather than raise, what went wrong.
+    """Yield the batches of a loader whose workers return errors instead of raising them.
 
     Raises:
-        ScaleKDError: What a worker met, or that a worker was killed.
+        ScaleKDError: A worker returned an error, or was killed.
     """
     with worker_faults(), _terminations_held():
         batches = iter(loader)
@@ -74,7 +74,7 @@ def relayed(loader: DataLoader[Any]) -> Iterator[Any]:
 
 @atexit.register
 def _end_workers() -> None:
-    """End the workers of loaders that are open still when the program ends.
+    """End the workers of loaders that are still open when the program ends.
 
     torch leaves them to multiprocessing, which sends one SIGTERM and waits; see `prepare_worker`.
     """
@@ -85,10 +85,10 @@ def _end_workers() -> None:
 def in_workers(
     dataset: Dataset[Any], requests: Iterable[Any], *, num_workers: int, is_remote: bool
 ) -> Iterator[Any]:
-    """What a data set gives for each request, in order, made in worker processes.
+    """Yield a data set's result for each request, in order, computed in worker processes.
 
     Raises:
-        ScaleKDError: What a worker met.
+        ScaleKDError: A worker returned an error.
     """
     loader: DataLoader[Any] = DataLoader(
         dataset,
@@ -104,10 +104,10 @@ def in_workers(
 
 @contextmanager
 def worker_faults() -> Iterator[None]:
-    """Say what to do when a loader's worker dies while the block runs.
+    """Explain the death of a loader's worker while the block runs.
 
-    torch raises it from a signal handler, wherever the main process happens to be, even while
-    it tidies up after an error: whole commands run inside this, not only loops over batches.
+    torch raises the error from a signal handler at any point of the main process, even while it
+    cleans up after another error. So whole commands run in this block, not only loops over batches.
 
     Raises:
         EnvironmentFault: A worker was killed, or ran out of files or shared memory.
@@ -123,13 +123,14 @@ def worker_faults() -> Iterator[None]:
 
 
 def prepare_worker(worker: int) -> None:
-    """Keep a worker to one core, for there is one a core already, and let the main process end it.
+    """Limit a worker to one thread, since each core has a worker, and set its signal handlers.
 
-    A cluster's scheduler sends SIGTERM to every process of a job, and the main process may want
-    more batches before it stops in order. So the first is not obeyed and a second is, in silence.
-    Where only the main process sends any, as torch does to a worker that hangs, the second comes
-    from multiprocessing when the main process ends (`_end_workers` sees to it that the first was
-    sent, or none is needed); workers that outlive it torch ends itself.
+    A cluster's scheduler sends SIGTERM to every process of a job, and the main process may need
+    more batches before it stops. So a worker ignores the first SIGTERM and exits silently at the
+    second. If only the main process sends SIGTERM, as torch does to a worker that hangs, the second
+    one comes from multiprocessing when the main process ends (`_end_workers` makes sure that the
+    first was sent, or that the worker has already ended). Workers that outlive the main process
+    are ended by torch.
     """
     del worker
     torch.set_num_threads(1)
@@ -138,7 +139,7 @@ def prepare_worker(worker: int) -> None:
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # _terminations_held
     # By default a batch that cannot be sent is dropped with a traceback, and the main process waits
-    # for it without end. It does notice the end of a worker.
+    # for it permanently. It does notice when a worker ends.
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_send)  # type: ignore[attr-defined]
 
 
@@ -149,10 +150,10 @@ def _obey_the_next(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def _terminations_held() -> Iterator[None]:
-    """Hold SIGTERM back while workers start: they take it once `prepare_worker` has run.
+    """Block SIGTERM while workers start; `prepare_worker` unblocks it.
 
-    The fork server starts like this too and so never takes it. It would take its workers with it,
-    and ends with the main process in any case.
+    The fork server also starts with SIGTERM blocked and never unblocks it, because its end would
+    end its workers. It ends with the main process.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -173,7 +174,7 @@ def _cannot_send(error: Exception, batch: Any) -> None:
 
 
 def start_method(*, is_remote: bool) -> str | None:
-    """How worker processes are to be started; ``None`` for the system's own way.
+    """Return the start method of worker processes; ``None`` for the system's default.
 
     The client of remote stores does not survive a fork (:mod:`scalekd.storage.objects`).
     """
@@ -185,7 +186,7 @@ def start_method(*, is_remote: bool) -> str | None:
 
 
 def empty_batch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An empty tensor; a worker's lies in shared memory, so that sending it copies nothing."""
+    """Return an empty tensor, in shared memory in a worker, so that sending it copies nothing."""
     tensor = torch.empty(shape, dtype=dtype)
     if get_worker_info() is not None:
         tensor.share_memory_()  # type: ignore[no-untyped-call]

@@ -29,19 +29,19 @@ from scalekd.storage.in_flight import Ahead
 from scalekd.views import decode_view, unpack_view
 
 CHECKED_BATCHES = 4
-"""Batches of an epoch's start of which every view is checked, whatever the student's size."""
+"""Number of batches at the start of an epoch of which every view is checked."""
 
 CHECK_ONE_IN = 100
-"""Of later batches, one view in this many; all of them where the check costs no second drawing."""
+"""One in this many views of later batches is checked; all are if that needs no second drawing."""
 
-_MAX_WAITING_IMAGES = 4096  # a guard: no more than those of the batches ahead are ever wanted
+_MAX_WAITING_IMAGES = 4096  # an upper bound: only images of the next batches are requested
 
 Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """One batch, as the sampler asks for it.
+    """Request of the sampler for one batch.
 
     Attributes:
         epoch: Number of the epoch.
@@ -59,10 +59,10 @@ class BatchRequest:
 
 
 def embedded_images(reader: CacheReader | JoinedReader, view_size: tuple[int, int]) -> Embed:
-    """What the student's views are made from: images in the cache, views in it, or neither.
+    """Return the source of the student's views: images in the cache, views in it, or neither.
 
-    Views that the cache holds are the pixels the teacher saw, at that size alone. For another size
-    views are drawn from the images, and never from views: those were resized once already.
+    The views of a cache are the pixels that the teacher saw, at the teacher's size only. Views of
+    another size are drawn from the images, not from views, which were already resized once.
     """
     if reader.embed == "view" and view_size != reader.identity.views.view_size:
         return "none"
@@ -74,21 +74,22 @@ def _why_images(reader: CacheReader | JoinedReader, view_size: tuple[int, int]) 
         height, width = reader.identity.views.view_size
         if view_size == (height, width):
             return (
-                f"{reader.place}: holds the views of {len(reader.passes)} passes, and further"
+                f"{reader.place}: contains the views of {len(reader.passes)} passes, and further"
                 " epochs draw theirs from the images; pass --data-dir, or train as many epochs"
             )
         return (
-            f"{reader.place}: holds views of {height} x {width} pixels, and the student takes"
+            f"{reader.place}: contains views of {height} x {width} pixels, and the student takes"
             f" {view_size[0]} x {view_size[1]}; pass --data-dir, so that views of that size are"
             f" drawn from the images, or --img-size {height}"
         )
     return (
-        f"--data-dir is missing: {reader.place} holds targets, and the images stay where they are"
+        f"--data-dir is missing: {reader.place} contains targets but no images; pass"
+        " the images that it was made from"
     )
 
 
 def is_checked(sample: int, epoch: int) -> bool:
-    """Whether a view of a later batch is checked although that costs a second drawing.
+    """Whether a view of a later batch is checked although that needs a second drawing.
 
     A hash chooses, so that an epoch checks other samples than the epochs before it.
     """
@@ -96,7 +97,7 @@ def is_checked(sample: int, epoch: int) -> bool:
 
 
 def _named(label: int, class_names: tuple[str, ...] | None) -> str:
-    """A label for messages."""
+    """Format a label for messages."""
     if label < 0:
         return "no class"
     if class_names is None or label >= len(class_names):
@@ -109,13 +110,13 @@ class CachedViews(Dataset[Batch]):
 
     Args:
         reader: The cache.
-        images: The image set; every sample of the cache must be in it. Not needed, and not
-            looked at, where the cache holds the images, or the views at the student's size.
+        images: The image set, which must contain every sample of the cache. Neither needed nor
+            read if the cache contains the images, or the views at the student's size.
         view_size: Height and width for the student; the teacher's when ``None``.
         groups: Groups of target arrays to read, such as ``("stage4", "logits")``.
         allowed_drift: See :class:`~scalekd.loading.views.ReplayContract`.
-        teacher_pixels: Also give each view as the teacher saw it, where the student's size differs.
-        fresh_views: Draw the views of epochs beyond the cache's passes. No target is read for any.
+        teacher_pixels: Also return each view at the teacher's size, if the student's size differs.
+        fresh_views: Draw the views of epochs beyond the cache's passes. No targets are read.
         kept_blocks: Blocks a worker keeps in memory.
 
     Raises:
@@ -162,7 +163,7 @@ class CachedViews(Dataset[Batch]):
         self.drift = self._check_witnesses()
         self._check_labels()  # after the images: another data set has other labels as well
         if self.drift == 0:
-            # The machine redraws exactly, so a view that differs is a fault, whatever was allowed.
+            # This machine redraws the witnesses exactly, so any view that differs is an error.
             self.contract = replace(self.contract, allowed_drift=0.0)
         names = [*self.targets, *self._columns, "pixel_hash"]
         names += [IMAGE] if self.embedded != "none" else []
@@ -170,17 +171,17 @@ class CachedViews(Dataset[Batch]):
         self._samples: Ahead[int, Sample] = Ahead(self._read_sample, _MAX_WAITING_IMAGES)
 
     def _check_witnesses(self) -> float:
-        """Redraw the witnesses; the first samples of the cache."""
+        """Redraw the witnesses, the first samples of the cache; return the drift."""
         if self.embedded == "view":
             return 0.0  # nothing is drawn: the views' own pixels are read
         pixels = self.reader.witnesses
-        found = self._first_samples(len(pixels))
-        for row, sample in enumerate(found):
+        samples = self._first_samples(len(pixels))
+        for row, sample in enumerate(samples):
             self.contract.check_source(sample, int(self.reader.samples.source_hashes[row]))
-        return self.contract.check_witnesses(found, list(pixels))
+        return self.contract.check_witnesses(samples, list(pixels))
 
     def _check_labels(self) -> None:
-        """Labels of batches are the cache's, so images labelled anew would not be learnt."""
+        """Compare the images' labels with the cache's, from which batches take theirs."""
         if self.images is None or self._positions is None:
             return
         samples, here = self.reader.samples, self.images.labels[self._positions]
@@ -205,7 +206,7 @@ class CachedViews(Dataset[Batch]):
         return len(self.reader.samples)
 
     def __getitems__(self, request: BatchRequest) -> Batch | ScaleKDError:
-        """One batch; an error is returned, not raised, so that it reaches the user as it is."""
+        """Return one batch. A worker returns an error, so that it reaches the user unchanged."""
         try:
             return self._batch(request)
         except ScaleKDError as error:
@@ -224,16 +225,17 @@ class CachedViews(Dataset[Batch]):
         fresh = self._fresh_pass(request)
         rows: list[tuple[dict[str, np.ndarray[Any, Any]], int]] = [({}, 0)] * count
         if fresh is None or self.embedded == "source":
-            index = request.pass_index
-            rows = [self._blocks.find(index, int(sample)) for sample in request.samples]
+            rows = [
+                self._blocks.find(request.pass_index, int(sample)) for sample in request.samples
+            ]
         seen = None
         if self.teacher_pixels:
             seen = empty_batch((count, *self.contract.view_size, 3), torch.uint8)
             batch["teacher_pixels"] = seen.permute(0, 3, 1, 2)
-        for place, (sample, (block, row)) in enumerate(zip(request.samples, rows, strict=True)):
+        for index, (sample, (block, row)) in enumerate(zip(request.samples, rows, strict=True)):
             checked: Pixels | None
             if fresh is not None:
-                filled[place], checked = draw_fresh_view(
+                filled[index], checked = draw_fresh_view(
                     self._sample(int(sample), block, row),
                     self.contract,
                     pass_index=fresh,
@@ -241,11 +243,11 @@ class CachedViews(Dataset[Batch]):
                 )
             else:
                 every = request.number < CHECKED_BATCHES or is_checked(int(sample), request.epoch)
-                filled[place], checked = self._replay(
+                filled[index], checked = self._replay(
                     int(sample), block, row, check=every or self.teacher_pixels
                 )
             if seen is not None:
-                seen.numpy()[place] = checked
+                seen.numpy()[index] = checked
         batch["pixels"] = pixels.permute(0, 3, 1, 2)
         for name in self.targets:
             first = rows[0][0][name]
@@ -257,7 +259,7 @@ class CachedViews(Dataset[Batch]):
     def _replay(
         self, index: int, block: Mapping[str, np.ndarray[Any, Any]], row: int, *, check: bool
     ) -> tuple[Pixels, Pixels | None]:
-        """The student's pixels, and, where they were checked, those the teacher saw."""
+        """Return the student's pixels and, if they were checked, the teacher's."""
         if self.embedded == "view":
             pixels = self._stored_view(index, block, row)
             return pixels, pixels
@@ -280,7 +282,7 @@ class CachedViews(Dataset[Batch]):
         return fresh_pass(self.reader.passes, request.epoch) if self.fresh_views else None
 
     def _sample(self, index: int, block: Mapping[str, np.ndarray[Any, Any]], row: int) -> Sample:
-        """The encoded image that a view is drawn from, and no other one."""
+        """Return the encoded image of a view, after comparing it with its hash."""
         if self.embedded == "source":
             sample = self._of(index, block[IMAGE][row])
         else:
@@ -291,7 +293,7 @@ class CachedViews(Dataset[Batch]):
     def _stored_view(
         self, index: int, block: Mapping[str, np.ndarray[Any, Any]], row: int
     ) -> Pixels:
-        """Pixels that the cache contains, after comparing them with their hash."""
+        """Return pixels that the cache contains, after comparing them with their hash."""
         sample = self._of(index, block[IMAGE][row])
         pixels = decode_view(sample.image, key=sample.key, view_size=self.view_size)
         self.contract.check_pixels(sample, pixels, int(block["pixel_hash"][row]))
@@ -307,10 +309,10 @@ class CachedViews(Dataset[Batch]):
             return list(self.images.read_many([int(p) for p in self._positions[:count]]))
         pass_index = self.reader.passes[0]
         images = (self.reader.read_rows(pass_index, row, 1, [IMAGE]) for row in range(count))
-        return [self._of(row, found[IMAGE][0]) for row, found in enumerate(images)]
+        return [self._of(row, arrays[IMAGE][0]) for row, arrays in enumerate(images)]
 
     def _want(self, request: BatchRequest) -> None:
-        """Begin to fetch what this batch and the next ones need over a network."""
+        """Start to fetch the remote files that this batch and the next ones need."""
         for samples in (request.samples, request.next_samples):
             numbers = [int(sample) for sample in samples]
             if self._fresh_pass(request) is None or self.embedded == "source":

@@ -1,4 +1,4 @@
-"""Stage one's loader: samples of whole shards, in order, with a fresh view drawn of each."""
+"""Loader of cache-teacher: samples of whole shards in order, with a newly drawn view of each."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -39,15 +39,15 @@ class DrawnBatch:
     """Views drawn for the samples of a request.
 
     Attributes:
-        request: What was asked for.
+        request: Request of this batch.
         keys: Keys of the samples, in order.
         labels: Class numbers, or -1.
         source_hashes: xxh3-64 of the encoded images.
-        params: How to redraw each view.
+        params: Parameters that redraw each view.
         pixel_hashes: xxh3-64 of each view's pixels.
         pixels: uint8 ``(view, 3, height, width)``.
         skipped: Keys of corrupt images left out.
-        images: Encoded images to embed, where any are.
+        images: Encoded images to embed, if images are embedded.
     """
 
     request: DrawRequest
@@ -67,11 +67,11 @@ class DrawnViews(Dataset[DrawnBatch]):
 
     Attributes:
         images: The image set.
-        policy: How views are drawn.
+        policy: Policy that draws views.
         seed: Seed of the cache's views.
         view_size: Height and width for the teacher.
         skip_corrupt: Leave out images that cannot be decoded, instead of stopping.
-        embed: Also give the encoded images as they are, or the views losslessly encoded.
+        embed: Also return the original encoded images, or the views losslessly encoded.
     """
 
     images: ImageDataset
@@ -82,7 +82,7 @@ class DrawnViews(Dataset[DrawnBatch]):
     embed: Embed = "none"
 
     def __getitems__(self, request: DrawRequest) -> DrawnBatch | ScaleKDError:
-        """One batch; in a worker an error is returned, so that it reaches the user as it is."""
+        """Return one batch. A worker returns an error, so that it reaches the user unchanged."""
         try:
             return self.draw(request)
         except ScaleKDError as error:
@@ -138,12 +138,12 @@ class DrawnViews(Dataset[DrawnBatch]):
 def drawn_samples(
     views: DrawnViews, positions: Iterable[int], skipped: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...], np.ndarray[Any, Any], np.ndarray[Any, Any], tuple[str, ...]]:
-    """Keys, labels and hashes of samples, and the keys of corrupt ones, which are left out.
+    """Return keys, labels and hashes of intact samples, and the keys of corrupt ones.
 
     Args:
         views: The image set, and whether corrupt images may be left out.
         positions: Positions of the samples in the image set.
-        skipped: Keys of the corrupt ones where that is known; images are decoded otherwise.
+        skipped: Keys of the corrupt samples; if ``None``, images are decoded to find them.
     """
     if skipped is None:
         batches = [views.draw(DrawRequest(0, 0, (position,))) for position in positions]
@@ -158,7 +158,7 @@ def drawn_samples(
     return (
         tuple(key for key, _, _ in kept),
         np.array([label for _, label, _ in kept], np.int32),
-        np.array([found for _, _, found in kept], np.uint64),
+        np.array([source_hash for _, _, source_hash in kept], np.uint64),
         skipped,
     )
 
@@ -168,14 +168,14 @@ def shard_requests(
 ) -> Iterator[DrawRequest]:
     """Batches of whole shards, in order; a batch never spans two shards.
 
-    So the batches a sample shares, and with them the teacher's rounding, depend on the batch
-    size alone, and never on which process does which shard.
+    The other samples of a sample's batch, and with them the teacher's rounding, therefore depend
+    only on the batch size, not on how shards are distributed over processes.
 
     Args:
         shards: ``(pass, shard)`` pairs.
         num_samples: Samples in the cache.
-        shard_size: Views a shard.
-        batch_size: Views a batch.
+        shard_size: Views per shard.
+        batch_size: Views per batch.
     """
     for pass_index, shard in shards:
         first = shard * shard_size
@@ -190,8 +190,8 @@ def drawing_loader(
 ) -> Iterator[DrawnBatch]:
     """Draw requests in order, in worker processes.
 
-    This process takes each request from ``requests`` when a worker is free for it, a few ahead of
-    the batch it gives: what an iterator decides on the way, it decides late.
+    Requests are taken from ``requests`` when a worker is free, a few ahead of the yielded batch, so
+    that an iterator may decide late which request comes next.
 
     Raises:
         DataError: An image is corrupt and may not be skipped.

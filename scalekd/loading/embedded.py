@@ -14,16 +14,16 @@ from scalekd.storage import LocalCache, open_storage
 class EmbeddedImages(StoredImages):
     """Images of pass 0 of a cache whose tars embed the encoded images.
 
-    They are read without a look at the tar's digest; whoever draws views of them compares each
-    with the hash that the cache keeps of it.
+    They are read without checking the tar's digest. Code that draws views from them compares each
+    image with its hash in the cache.
     """
 
     @classmethod
     def of(cls, reader: CacheReader) -> "EmbeddedImages":
-        """The image set of a cache.
+        """Open the image set of a cache.
 
         Raises:
-            UsageError: It embeds no images.
+            UsageError: The cache embeds no images.
             CacheCorrupt: An index is damaged.
         """
         samples = reader.samples
@@ -34,11 +34,11 @@ class EmbeddedImages(StoredImages):
         numbers, extents = [np.empty(0, np.int32)], [np.empty((0, 2), np.int64)]
         for shard, count in enumerate(np.diff(samples.starts).tolist()):
             if not count:
-                continue  # every image of it was corrupt
-            tar, found = reader.image_places(0, shard)
+                continue  # every image of the shard was corrupt
+            tar, ranges = reader.image_places(0, shard)
             digest = reader.record(0, shard).files[tar]
             numbers.append(np.full(count, len(files), np.int32))
-            extents.append(found)
+            extents.append(ranges)
             versions.append(f"{digest.num_bytes}-{digest.sha256}")
             files.append(tar)
         columns = np.concatenate(extents)
@@ -68,9 +68,9 @@ def open_images(
     Args:
         data_dir: An image set (see :func:`scalekd.images.open_dataset`) or a cache, whose only
             split is ``train``.
-        split: Which samples.
+        split: Split of the image set.
         local_cache: Keeps copies of remote files.
-        options: Which images, labels and keys are read; a cache has its own.
+        options: How images, labels and keys of an image set are chosen; ignored for a cache.
 
     Raises:
         DataError, UsageError: See :func:`scalekd.images.open_dataset`.

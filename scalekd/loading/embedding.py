@@ -1,4 +1,4 @@
-"""Images for the tars of a cache: the encoded files of its samples, or its views drawn again."""
+"""Images for the tars of a cache: the encoded files of its samples, or its redrawn views."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ class BlockRequest:
     """One block of a pass.
 
     Attributes:
-        pass_index: Which pass.
+        pass_index: Pass of the block.
         shard: Shard of the block.
-        first, count: Its samples.
-        last: Whether the shard ends with it.
+        first, count: First sample of the block, and number of samples.
+        last: Whether this is the last block of the shard.
     """
 
     pass_index: int
@@ -41,24 +41,24 @@ class BlockRequest:
 
 @dataclass(frozen=True)
 class BlockImages:
-    """The images of a block, in order; none where none are embedded."""
+    """Images of a block in order; ``None`` if no images are embedded."""
 
     request: BlockRequest
     images: tuple[bytes, ...] | None
 
 
 class ImagesToEmbed(Dataset[BlockImages]):
-    """Makes the images of blocks, and holds each against the hashes of the cache.
+    """Makes the images of blocks, and compares each with its hash in the cache.
 
     Args:
         reader: The cache that is converted.
-        embed: What is wanted.
-        images: The image set; not needed where the cache holds what is wanted already, or holds
-            the images from which it is made.
+        embed: Kind of images to make.
+        images: The image set; not needed if the cache already contains images of this kind, or
+            the encoded images to make them from.
 
     Raises:
         UsageError: The image set is needed.
-        CacheMismatch: It lacks samples of the cache.
+        CacheMismatch: The image set lacks samples of the cache.
     """
 
     def __init__(self, reader: CacheReader, embed: Embed, images: ImageDataset | None) -> None:
@@ -69,7 +69,7 @@ class ImagesToEmbed(Dataset[BlockImages]):
         self._images = None if held == "source" or self._copies else images
         if embed != "none" and not self._copies and held != "source" and images is None:
             raise UsageError(
-                f"--embed {embed}: {reader.place} holds no images to make them from; pass"
+                f"--embed {embed}: {reader.place} contains no images to make them from; pass"
                 " --data-dir, the images the cache was made from"
             )
         self._positions = found_samples(self._images, reader) if self._images else None
@@ -87,7 +87,7 @@ class ImagesToEmbed(Dataset[BlockImages]):
         return self._embed != "none" and not self._copies
 
     def __getitems__(self, request: BlockRequest) -> BlockImages | ScaleKDError:
-        """One block; in a worker an error is returned, so that it reaches the user as it is."""
+        """Return one block. A worker returns an error, so that it reaches the user unchanged."""
         try:
             return BlockImages(request, self._block(request))
         except ScaleKDError as error:
@@ -124,15 +124,15 @@ class ImagesToEmbed(Dataset[BlockImages]):
 def images_of_blocks(
     source: ImagesToEmbed, requests: Iterable[BlockRequest], *, num_workers: int
 ) -> Iterator[BlockImages]:
-    """The images of blocks, in order, made in worker processes where there is work.
+    """Yield the images of blocks in order; worker processes make them unless they are copied.
 
     Raises:
         ScaleKDError: An image is missing, corrupt, or not the one the teacher saw.
     """
     if not source.is_work:
         for request in requests:
-            found = source.__getitems__(request)
-            if isinstance(found, BlockImages):
-                yield found
+            block = source.__getitems__(request)
+            if isinstance(block, BlockImages):
+                yield block
         return
     yield from in_workers(source, requests, num_workers=num_workers, is_remote=source.is_remote)

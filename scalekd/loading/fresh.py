@@ -1,7 +1,7 @@
-"""Views of epochs that a cache has no pass for: drawn in training, for a live teacher.
+"""Views of epochs beyond the passes of a cache, drawn during training for a live teacher.
 
-They are what `cache-teacher` would have drawn with more passes, since a view depends on seed, key
-and pass alone: a run with a live teacher sees the same pictures whatever was cached of them.
+A view depends only on seed, key and pass, so these are the views that `cache-teacher` would draw
+with more passes. A run with a live teacher sees the same views, however many passes are cached.
 """
 
 from scalekd.images.samples import Sample
@@ -9,10 +9,10 @@ from scalekd.loading.views import Pixels, ReplayContract, draw_view, replay_view
 
 
 def fresh_pass(passes: tuple[int, ...], epoch: int) -> int | None:
-    """Pass to draw in an epoch, or None where one of the ``passes`` is read.
+    """Return the pass to draw in an epoch, or None if one of the cached ``passes`` is read.
 
-    With all passes of a cache it is the epoch's own number; a part of a cache that lacks some goes
-    on behind its last.
+    With all passes of a cache, the pass is the number of the epoch. With a part of the passes,
+    new passes follow the last of them.
     """
     beyond = epoch - len(passes)
     return None if beyond < 0 else passes[-1] + 1 + beyond
@@ -21,7 +21,7 @@ def fresh_pass(passes: tuple[int, ...], epoch: int) -> int | None:
 def draw_fresh_view(
     sample: Sample, contract: ReplayContract, *, pass_index: int, view_size: tuple[int, int]
 ) -> tuple[Pixels, Pixels]:
-    """The pixels for a student of ``view_size``, and those for the teacher.
+    """Draw a view; return its pixels at ``view_size`` for the student, and those for the teacher.
 
     Raises:
         DataError: The image is corrupt.

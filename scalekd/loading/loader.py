@@ -1,4 +1,4 @@
-"""Batches of replayed views with the teacher's targets for them, an epoch after another."""
+"""Epochs of batches of replayed views with the teacher's targets."""
 
 import itertools
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from scalekd.loading.cached_views import Batch, BatchRequest, CachedViews
 from scalekd.loading.order import BUFFER_BLOCKS, LANES_PER_RANK, EpochOrder
 
 _BATCHES_AHEAD = 2
-"""Of a worker, for which targets and images of remote stores are fetched."""
+"""Number of a worker's next batches whose targets and images are fetched from remote stores."""
 
 
 class _Requests(Sampler[BatchRequest]):
-    """Feeds the loader the batches of whatever epoch comes next."""
+    """Sampler that yields the requests of the epoch in :attr:`epoch`."""
 
     def __init__(self, order: EpochOrder, passes: tuple[int, ...], num_workers: int) -> None:
         self.order = order
@@ -30,7 +30,7 @@ class _Requests(Sampler[BatchRequest]):
         self.start = 0
 
     def __iter__(self) -> Iterator[BatchRequest]:
-        """Workers take batches in turn, so a worker's next is that many batches further on."""
+        # Workers take batches in turn: a worker's next batch is `num_workers` batches later.
         epoch, start, step = self.epoch, self.start, max(1, self.num_workers)
         pass_index = self.passes[epoch % len(self.passes)]
         batches = self.order.batches(epoch, start=start)
@@ -49,26 +49,26 @@ class _Requests(Sampler[BatchRequest]):
 class CachedViewLoader:
     """Epochs of batches for one rank; every rank gets the same number.
 
-    Iterating gives one epoch after another, from the one :meth:`set_epoch` names on;
-    :meth:`epoch` gives a stated one, and can start in the middle of it.
+    Each iteration yields one epoch, starting with the one set by :meth:`set_epoch`;
+    :meth:`epoch` yields a given epoch, and can start in the middle of it.
 
-    A batch is a dictionary: ``pixels`` uint8 ``(batch, 3, height, width)``, and, on request and
-    where the teacher's size is another, ``teacher_pixels``; ``label`` int64
+    A batch is a dictionary: ``pixels`` uint8 ``(batch, 3, height, width)``; on request, and if
+    the teacher's size differs, ``teacher_pixels``; ``label`` int64
     ``(batch,)``, -1 for samples without a label; and a tensor for every plane of the
     target groups, such as ``stage4.codes``, view axis first.
 
     Args:
         reader: The cache.
         images: The image set the cache was made from; see :class:`CachedViews`.
-        batch_size: Views a batch on this rank.
-        num_workers: Processes that decode images; 0 decodes in this one.
+        batch_size: Views per batch on this rank.
+        num_workers: Processes that decode images; 0 decodes in this process.
         seed: Seed of the order, the same on every rank.
         view_size, groups, allowed_drift, teacher_pixels, fresh_views: See :class:`CachedViews`.
-        rank, world_size: This process among all.
+        rank, world_size: Rank of this process, and number of processes.
 
     Raises:
         CacheMismatch: See :class:`CachedViews`.
-        UsageError: The cache holds fewer views than one batch of all ranks.
+        UsageError: The cache contains fewer views than one batch of all ranks.
     """
 
     def __init__(
@@ -123,30 +123,30 @@ class CachedViewLoader:
 
     @property
     def num_batches(self) -> int:
-        """Batches an epoch."""
+        """Number of batches per epoch."""
         return self._requests.order.num_batches
 
     def __len__(self) -> int:
         return self.num_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        # Counted when its first batch is asked for: frameworks make iterators they do not use.
+        # Counted when the first batch is requested: frameworks create unused iterators.
         epoch = self._next_epoch
         self._next_epoch += 1
         yield from self.epoch(epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration be of this epoch."""
+        """Set the epoch of the next iteration."""
         self._next_epoch = epoch
 
     def epoch(self, epoch: int, *, start_batch: int = 0) -> Iterator[Batch]:
-        """Batches of one epoch, of pass ``epoch`` modulo the number of passes that are here.
+        """Yield the batches of one epoch, from pass ``epoch`` modulo the number of cached passes.
 
-        With ``fresh_views``, epochs beyond those passes draw views of their own.
+        With ``fresh_views``, epochs beyond those passes draw new views.
 
         Args:
             epoch: Number of the epoch.
-            start_batch: Batches to leave out at the start, without reading them.
+            start_batch: Number of batches to skip at the start, without reading them.
 
         Raises:
             CacheMismatch: An image or view is not the one the teacher saw.

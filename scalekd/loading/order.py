@@ -1,4 +1,4 @@
-"""In which order an epoch visits the views of a cache.
+"""The order in which an epoch visits the views of a cache.
 
 A block is the unit of reading, so the order shuffles blocks, then views inside a buffer of a
 few blocks. Batches are dealt to *lanes*: lane ``g`` owns every ``g``-th block of the shuffled
@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 LANES_PER_RANK = 8
-"""Divisible by 1, 2, 4 and 8 workers; other numbers cost some blocks a second decoding."""
+"""Divisible by 1, 2, 4 and 8 workers; with other numbers some blocks are decoded twice."""
 
 BUFFER_BLOCKS = 4
-"""Blocks a lane shuffles together: 1,024 views at the default block size."""
+"""Blocks that a lane shuffles together: 1,024 views at the default block size."""
 
 Indices = npt.NDArray[np.int64]
 
@@ -28,12 +28,12 @@ class EpochOrder:
 
     Attributes:
         blocks: ``(first sample, number of samples)`` of each block.
-        batch_size: Views a batch on one rank.
+        batch_size: Views per batch on one rank.
         seed: Seed of the run.
-        rank: This process.
+        rank: Rank of this process.
         world_size: Number of processes. Every rank gets the same number of full batches; the
             views left over are different ones every epoch.
-        shuffle: Otherwise blocks and views come as stored.
+        shuffle: Whether to shuffle; ``False`` keeps the stored order of blocks and views.
     """
 
     blocks: tuple[tuple[int, int], ...]
@@ -45,7 +45,7 @@ class EpochOrder:
 
     @property
     def num_batches(self) -> int:
-        """Batches a rank makes in one epoch."""
+        """Number of batches of one rank in one epoch."""
         return sum(count for _, count in self.blocks) // (self.batch_size * self.world_size)
 
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[Indices]:
@@ -83,7 +83,7 @@ class EpochOrder:
                 else:
                     batch, waiting[lane] = np.split(waiting[lane], [self.batch_size])
                     yield batch
-        # What the lanes could not fill a batch with is pooled, so that small caches lose nothing.
+        # Views left over in the lanes are pooled, so that small caches lose no full batch.
         rest = np.concatenate(leftover)
         if self.shuffle:
             rest = random.permutation(rest)

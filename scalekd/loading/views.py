@@ -1,4 +1,4 @@
-"""From a sample to the pixels of one view: the one path of drawing and replaying.
+"""Draws and replays views: from a sample to the pixels of one view.
 
 Stage one calls :func:`draw_view`, which also gives the parameters; stage two calls
 :func:`replay_view` with the parameters that the cache contains. Both decode and render in the
@@ -37,8 +37,8 @@ class DrawnView:
     """A view that was drawn for the first time.
 
     Attributes:
-        params: How to redraw it.
-        pixels: What it looks like, ``(height, width, 3)``.
+        params: Parameters that redraw the view.
+        pixels: Pixels of the view, ``(height, width, 3)``.
         pixel_hash: xxh3-64 of the pixels.
     """
 
@@ -76,16 +76,16 @@ def draw_view(
 def replay_view(
     sample: Sample, params: ViewParams, policy: ViewPolicy, *, view_size: tuple[int, int]
 ) -> Pixels:
-    """Redraw a stored view, at the teacher's size or another."""
+    """Redraw a stored view at the teacher's size or another size."""
     image = decode_image(sample.image, key=sample.key)
     return render(image, params, view_size=view_size)
 
 
 def found_samples(images: ImageDataset, reader: CacheReader | JoinedReader) -> np.ndarray[Any, Any]:
-    """Positions, in the image set, of all samples of a cache.
+    """Return the positions in the image set of all samples of a cache.
 
     Raises:
-        CacheMismatch: It lacks some.
+        CacheMismatch: The image set lacks samples of the cache.
     """
     samples = reader.samples
     positions = images.positions(samples.keys)
@@ -104,7 +104,7 @@ class ReplayContract:
     """Compares replayed pixels with the hash of the pixels that the teacher saw.
 
     Attributes:
-        policy: How the cache's views were drawn.
+        policy: Policy that drew the cache's views.
         view_size: Height and width the teacher saw.
         seed: Seed of the cache's views.
         environment: Versions that drew the cache's views.
@@ -121,7 +121,7 @@ class ReplayContract:
     def of(
         cls, reader: CacheReader | JoinedReader, *, allowed_drift: float = 0.0
     ) -> "ReplayContract":
-        """The contract of a cache."""
+        """Build the contract of a cache."""
         views = reader.identity.views
         return cls(
             policy=reader.policy,
@@ -132,7 +132,7 @@ class ReplayContract:
         )
 
     def check_source(self, sample: Sample, expected_hash: int) -> None:
-        """Raise ``CacheMismatch`` unless this is the very image file the teacher was given."""
+        """Raise ``CacheMismatch`` unless this is the image file that the teacher saw."""
         if sample.source_hash != expected_hash:
             raise CacheMismatch(
                 f"sample {sample.key} is another image than the one the teacher saw (hash of its"
@@ -143,23 +143,24 @@ class ReplayContract:
     def check_pixels(self, sample: Sample, pixels: Pixels, expected_hash: int) -> None:
         """Raise ``CacheMismatch`` unless ``pixels``, at :attr:`view_size`, hash as stored.
 
-        A machine whose drift was measured on the witnesses and accepted is let through.
+        A difference is accepted if :attr:`allowed_drift` is positive, because the drift of this
+        machine was already measured on the witnesses.
         """
-        found = pixel_hash(pixels)
-        if found == expected_hash or self.allowed_drift > 0:
+        redrawn_hash = pixel_hash(pixels)
+        if redrawn_hash == expected_hash or self.allowed_drift > 0:
             return
         raise CacheMismatch(
             f"this machine redraws a view of sample {sample.key} differently (pixel hash"
-            f" {expected_hash:016x} in the cache, {found:016x} here; {self._versions()})."
+            f" {expected_hash:016x} in the cache, {redrawn_hash:016x} here; {self._versions()})."
             f" {PIXEL_ADVICE}"
         )
 
     def check_witnesses(self, samples: Sequence[Sample], pixels: Sequence[Pixels]) -> float:
-        """Redraw the witnesses, views of which the cache keeps the pixels themselves.
+        """Redraw the witnesses, views whose pixels are stored in the cache.
 
         Args:
             samples: The witnesses' samples.
-            pixels: What the teacher saw of them in pass 0.
+            pixels: Pixels of the witnesses in pass 0, as the teacher saw them.
 
         Returns:
             Mean absolute difference in levels of 255; zero means that every pixel is the same.
@@ -169,7 +170,7 @@ class ReplayContract:
         """
         if self.allowed_drift > 0 and not samples:
             raise CacheMismatch(
-                "the cache keeps no witness views, so no drift can be measured and none accepted;"
+                "the cache contains no witness views, so drift cannot be measured or accepted;"
                 " leave out --allow-pixel-drift"
             )
         drift = 0.0

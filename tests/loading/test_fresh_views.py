@@ -90,7 +90,7 @@ def test_an_epoch_of_them_starts_in_the_middle(caches: dict[str, Path], tiny_ima
 def test_a_cache_of_views_needs_the_images_for_them(
     caches: dict[str, Path], tiny_images: Path
 ) -> None:
-    with pytest.raises(UsageError, match=r"holds the views of 2 passes.*pass --data-dir"):
+    with pytest.raises(UsageError, match=r"contains the views of 2 passes.*pass --data-dir"):
         loader(caches["view"], None, fresh_views=True)
     loader(caches["view"], None)
 
