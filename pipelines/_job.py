@@ -144,7 +144,7 @@ class Job:
         if config.torchcompile:
             teacher.compile(backend=config.torchcompile)
         logits, note = choose_logits(config.logits, teacher)
-        classes = classes_of_data(opened.place, opened.class_names, opened.labels)
+        classes = classes_of_data(opened.location, opened.class_names, opened.labels)
         match = None
         if logits != "none":
             match = match_labels(classes, teacher, config.class_map, config.output, plan)

@@ -79,7 +79,7 @@ class CacheSources(ImageOptions):
         images = opened.with_fingerprint(data.fingerprint, data.num_samples)
         if images is None:
             raise CacheMismatch(
-                f"{opened.place} is not the image set of {self.cache}: {len(opened):,} samples"
+                f"{opened.location} is not the image set of {self.cache}: {len(opened):,} samples"
                 f" here, {data.num_samples:,} there, or other keys, labels or sizes; pass the"
                 " --data-dir, --split and options of the image set that the cache was made with"
             )

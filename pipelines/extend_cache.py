@@ -147,7 +147,7 @@ def _job(config: ExtendConfig, base: CacheReader, order: CacheOrder) -> Job:
     else:
         job = Job.of(identity, form, config, drawn=drawn)
     job = replace(job, class_names=read_class_names(config.teacher_classes))
-    classes = classes_of_data(opened.place, opened.class_names, opened.labels)
+    classes = classes_of_data(opened.location, opened.class_names, opened.labels)
     return job.matched(classes, config.class_map or "auto", plan, order.output)
 
 
