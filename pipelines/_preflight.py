@@ -14,7 +14,7 @@ from scalekd.cache.selection import refuse_part
 from scalekd.codecs import check_logit_codec, parse_codec
 from scalekd.errors import EnvironmentFault, UsageError
 from scalekd.pipelines._cache_config import CacheTeacherConfig
-from scalekd.storage import LocalStorage, Location, Storage, open_storage
+from scalekd.storage import Location, Storage, open_storage
 from scalekd.storage.files import TEMPORARY_SUFFIX, remove_abandoned
 from scalekd.teachers import resolve_model_name
 from scalekd.views import ViewPolicy
@@ -68,7 +68,7 @@ def check_output(output: Location, form: Form, *, overwrite: bool) -> Plan | Non
 
 def _check_writable(place: Storage) -> None:
     """Refuse now what would otherwise fail when the teacher is loaded and the codecs are fitted."""
-    if not isinstance(place, LocalStorage):
+    if place.root is None:
         if not place.exists(MANIFEST_FILE):
             probe = f"{RECORDS_FOLDER}/.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
             place.commit(probe, b"")

@@ -201,7 +201,7 @@ def write_cache(job: Job, order: CacheOrder, processes: Processes) -> CacheTeach
 @contextmanager
 def _folder_to_write_in(storage: Storage) -> Iterator[Path]:
     """The folder of the cache; for a URL a temporary one, whose files are sent."""
-    if isinstance(storage, LocalStorage):
+    if storage.root is not None:
         yield storage.root
         return
     with tempfile.TemporaryDirectory(prefix="scalekd-") as folder:
@@ -277,7 +277,7 @@ def _prepare(cache: Cache, num_passes: int) -> None:
     """Write the metadata of all arrays, and look for room on the disk."""
     storage, plan, layout = cache.storage, cache.plan, cache.layout
     begin(storage, plan, layout, num_passes)
-    if isinstance(storage, LocalStorage):
+    if storage.root is not None:
         tidy_and_check_space(storage.root, plan, layout, num_passes)
 
 

@@ -12,7 +12,6 @@ fetched: what is committed comes now, and the rest when the command is run again
 import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from pydantic import BaseModel
 
@@ -32,7 +31,7 @@ from scalekd.errors import EnvironmentFault, UsageError
 from scalekd.pipelines._cache_options import ShareConfig
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._signals import terminable
-from scalekd.storage import HubStorage, LocalStorage, Storage, open_storage
+from scalekd.storage import Storage, open_storage
 
 Range = tuple[int, int]
 
@@ -117,7 +116,7 @@ def _bring(
         tally=tally,
     )
     _check_space(source, target, asked)
-    if isinstance(target, HubStorage):
+    if target.is_repository:
         check_hub_limits(source.selected_files(asked), target.place)
     if not asked.is_all:
         _declare(target, asked)
@@ -141,7 +140,7 @@ def _bring(
         if current is not None and current != wanted:
             write_selection(target, wanted)
         complete = transfer.seal()
-    if isinstance(target, HubStorage) and not optional:
+    if target.is_repository and not optional:
         card = dataset_card(source.plan, source.at_opening, target.place)
         target.commit("README.md", card.encode(), exclusive=True)  # its owner may edit it
     return complete, wanted
@@ -232,9 +231,9 @@ def _within(
 
 def _check_space(source: SourceCache, target: Storage, asked: Selection) -> None:
     """Refuse to begin what cannot fit on a disk of this machine; a part's size nobody knows."""
-    if source.at_opening is None or not asked.is_all or not isinstance(target, LocalStorage):
+    if source.at_opening is None or not asked.is_all or target.root is None:
         return
-    root = Path(target.place).absolute()
+    root = target.root.absolute()
     place = next(folder for folder in (root, *root.parents) if folder.exists())
     there = sum(stored.size for stored in target.list())
     free, needed = shutil.disk_usage(place).free, source.at_opening.total_bytes - there

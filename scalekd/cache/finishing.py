@@ -10,7 +10,6 @@ from scalekd.cache.planning import commit_documents
 from scalekd.cache.records import record_hash
 from scalekd.cache.tables import table_files
 from scalekd.errors import CacheCorrupt
-from scalekd.storage import LocalStorage
 
 
 def finish(cache: Cache, num_passes: int) -> Manifest | None:
@@ -25,7 +24,7 @@ def finish(cache: Cache, num_passes: int) -> Manifest | None:
     num_passes = max(num_passes, committed_passes(cache))
     if cache.missing(cache.shards(num_passes)):
         return None
-    if isinstance(storage, LocalStorage):
+    if storage.root is not None:
         remove_settled(storage.root)
     manifest = manifest_of(cache, num_passes)
     commit_documents(storage, _final_documents(cache))

@@ -26,7 +26,7 @@ from scalekd.cache.publish import remove_remote
 from scalekd.cache.store import unit_documents
 from scalekd.cache.tables import table_files
 from scalekd.errors import CacheMismatch, EnvironmentFault, UsageError
-from scalekd.storage import LocalStorage, Location, Storage, open_storage
+from scalekd.storage import Location, Storage, open_storage
 from scalekd.storage.files import TEMPORARY_SUFFIX, explained
 
 _EARLY_NAMES = frozenset({TABLES_FOLDER, FORM_FILE})
@@ -45,13 +45,13 @@ def read_plan(location: Location) -> Plan | None:
         UsageError: The folder holds something that is no cache.
     """
     storage = open_storage(location)
-    if isinstance(storage, LocalStorage):
+    if storage.root is not None:
         if not storage.root.exists():
             return None
         if not storage.root.is_dir():
             raise UsageError(f"{storage.place} is a file; --output names the folder of a cache")
     if not storage.exists(PLAN_FILE):
-        if isinstance(storage, LocalStorage):
+        if storage.root is not None:
             _refuse_strangers(storage.root, _EARLY_NAMES)
         return None
     data = read_bounded(storage, PLAN_FILE, max_bytes=MAX_JSON_BYTES, what="the plan")
@@ -87,7 +87,7 @@ def remove_cache(location: Location) -> None:
         UsageError: The folder holds something else, or another job writes it; nothing was deleted.
     """
     storage = open_storage(location)
-    if not isinstance(storage, LocalStorage):
+    if storage.root is None:
         remove_remote(storage, _NAMES)
         return
     root = storage.root
@@ -158,7 +158,7 @@ def commit_plan(location: Location, plan: Plan) -> Plan:
 def begin(location: Location, plan: Plan, layout: Layout, num_passes: int) -> None:
     """Write the metadata of all arrays, and remove tables that the plan does not name."""
     storage = open_storage(location)
-    if isinstance(storage, LocalStorage):
+    if storage.root is not None:
         wanted = set(table_files(plan.identity))
         for path in (storage.root / TABLES_FOLDER).glob("*.safetensors"):
             if f"{TABLES_FOLDER}/{path.name}" not in wanted:

@@ -33,7 +33,6 @@ from scalekd.cache.records import record_hash, samples_hash
 from scalekd.cache.tables import check_table, load_witnesses, table_files
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
 from scalekd.storage import (
-    LocalStorage,
     Location,
     open_storage,
 )
@@ -54,7 +53,7 @@ def read_manifest(location: Location) -> Manifest:
         CacheMismatch: It was written in another version of the format.
     """
     storage = open_storage(location)
-    if isinstance(storage, LocalStorage) and not storage.root.is_dir():
+    if storage.root is not None and not storage.root.is_dir():
         raise DataError(f"no cache at {storage.place}: there is no such folder")
     manifest = read_manifest_if_any(storage)
     if manifest is None and storage.exists(PLAN_FILE):

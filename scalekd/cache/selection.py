@@ -18,7 +18,7 @@ from scalekd.cache.files import read_bounded
 from scalekd.cache.layout import SAMPLES, SELECTION_FOLDER, Unit
 from scalekd.cache.manifest import Sha256
 from scalekd.errors import CacheMismatch, UsageError
-from scalekd.storage import LocalStorage, Storage
+from scalekd.storage import Storage
 
 _MAX_BYTES = 1 << 20
 _MAX_NUMBER = 4096  # a part grows a few times
@@ -125,7 +125,7 @@ def selection_lock(storage: Storage, *, create: bool = False) -> Iterator[None]:
     A remote part that two processes widen at once may lack, in its selection, what the first
     brought; widening it again brings nothing and completes the selection.
     """
-    if not isinstance(storage, LocalStorage):
+    if storage.root is None:
         yield
         return
     folder = storage.root / SELECTION_FOLDER

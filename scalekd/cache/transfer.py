@@ -40,7 +40,8 @@ from scalekd.cache.selection import Selection
 from scalekd.cache.source import SourceCache
 from scalekd.cache.tables import check_table, table_files
 from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
-from scalekd.storage import LocalStorage, NotStored, Storage
+from scalekd.storage import NotStored, Storage
+from scalekd.storage.files import inside
 
 _MAY_PRECEDE = re.compile(
     rf"{SELECTION_FOLDER}/|(?:{'|'.join(map(re.escape, (*COMPANIONS, FORM_FILE)))})$|\."
@@ -346,11 +347,11 @@ class Transfer:
         if isinstance(wanted, bytes):
             return target.commit(path, wanted, exclusive=not replace)
         may_link = self._link and not replace and path not in self._tables
-        if may_link and isinstance(source, LocalStorage) and isinstance(target, LocalStorage):
+        if may_link and source.root is not None and target.root is not None:
             problem = file_problem(source, path, expected)
             if problem is not None:
                 raise CacheCorrupt(f"{source.locate(path)}: {problem}")
-            found = _linked(source.path(path), target.path(path))
+            found = _linked(inside(source.root, path), inside(target.root, path))
             if found is not None:
                 return found
         return target.commit(path, self._read(path, expected), exclusive=not replace)

@@ -27,7 +27,7 @@ from scalekd.cache.records import record_hash
 from scalekd.cache.selection import Selection
 from scalekd.cache.tables import table_files
 from scalekd.errors import CacheError, UsageError
-from scalekd.storage import LocalStorage, Location, Storage, open_storage
+from scalekd.storage import Location, Storage, open_storage
 from scalekd.storage.files import TEMPORARY_SUFFIX
 
 _OF_WRITERS = frozenset({TEMPORARY_SUFFIX, LEASE_SUFFIX})
@@ -93,7 +93,7 @@ def verify(location: Location, *, quick: bool = False) -> Findings:
             if part.has_file(relative):
                 _check_file(storage, relative, expected, quick, found, shard)
     known |= set(manifest.records)
-    if isinstance(storage, LocalStorage):
+    if storage.root is not None:
         _check_strangers(storage.root, known, manifest, part, found)
     if part.is_all:
         _check_age(cache, manifest, found)

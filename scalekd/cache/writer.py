@@ -69,7 +69,7 @@ class CacheWriter:
         self.approve = approve
         self.computed = computed
         self.cache = cache
-        if folder is None and isinstance(cache.storage, LocalStorage):
+        if folder is None:
             folder = cache.storage.root
         if folder is None:
             raise ValueError(f"{cache.place}: shards are written to a folder and then sent")

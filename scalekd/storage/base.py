@@ -9,7 +9,7 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from scalekd.errors import CacheCorrupt, DataError
@@ -88,13 +88,18 @@ class Storage(ABC):
 
     Attributes:
         place: Folder or URL that was opened, without credentials, for messages.
+        root: Folder on this machine's file system that holds the files; None for a remote storage.
         is_remote: Whether files are read over a network.
         commits_together: Whether :meth:`commit_all` is much cheaper than writing files one by one.
+        is_repository: Whether the location is a Hub repository: it shows a README.md, and takes a
+            limited number of files.
     """
 
     place: str
+    root: Path | None = None
     is_remote: bool = True
     commits_together: bool = False
+    is_repository: bool = False
 
     def locate(self, relative: str) -> str:
         """Return the full path or URL of a file, for messages."""

@@ -38,6 +38,7 @@ class HubStorage(Storage):
     """
 
     commits_together = True
+    is_repository = True
 
     def __init__(self, url: str) -> None:
         match = _URL.fullmatch(url.rstrip("/"))

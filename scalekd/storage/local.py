@@ -20,6 +20,7 @@ class LocalStorage(Storage):
         root: Path of the folder.
     """
 
+    root: Path
     is_remote = False
 
     def __init__(self, root: str | Path) -> None:

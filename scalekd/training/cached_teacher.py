@@ -1,6 +1,5 @@
 """A cached teacher and its images, for the trainer and for any other training loop."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,9 +23,9 @@ from scalekd.images import ImageDataset
 from scalekd.loading import CachedViewLoader, open_images
 from scalekd.loading.cached_views import embedded_images
 from scalekd.models.classes import Classes, ClassMatch, classes_of_data
-from scalekd.storage import LocalCache, LocalStorage, Location, open_storage
+from scalekd.storage import LocalCache, Location, open_storage
 from scalekd.students import Student
-from scalekd.teachers import FEATURES_ONLY, Tail, TeacherSpec, load_tail, match_teacher
+from scalekd.teachers import FEATURES_ONLY, Tail, TeacherSpec, load_tail_bytes, match_teacher
 from scalekd.training.module import DistillationModule
 from scalekd.training.targets import NoTargets
 
@@ -311,7 +310,7 @@ class CachedTeacher:
 
     def _tail(self) -> Tail:
         reader = self._features
-        identity, storage = reader.identity, reader.storage
+        identity = reader.identity
         if self.spec.family == FEATURES_ONLY:
             raise UsageError(
                 f"{reader.place}: the teacher {self.spec.model} has no tail, which tpp=true passes"
@@ -324,12 +323,7 @@ class CachedTeacher:
                 "with any --stages, or give --distillation tpp=false"
             )
         content = reader.file(identity.tail, identity.tail_digest)  # checks its bytes
-        if isinstance(storage, LocalStorage):
-            return load_tail(storage.path(identity.tail))
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / Path(identity.tail).name
-            path.write_bytes(content)
-            return load_tail(path)
+        return load_tail_bytes(content, reader.storage.locate(identity.tail))
 
 
 def _spec(reader: CacheReader) -> TeacherSpec:
