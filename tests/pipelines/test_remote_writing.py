@@ -126,7 +126,7 @@ def test_no_permission_is_found_before_the_teacher_is_loaded(
 
 
 def test_a_web_server_cannot_be_written_to(web: Any, make_cache: Callable[..., Any]) -> None:
-    with pytest.raises(UsageError, match="not written to"):
+    with pytest.raises(UsageError, match="a web server is read-only"):
         make_cache(f"{web.url}/cache")
 
 

@@ -211,7 +211,7 @@ def test_a_web_server_is_a_source_and_no_target(
     with pytest.raises(UsageError, match="web server"):
         share(sound_cache, f"{web.url}/other")
     (web.root / "cache/manifest.json").unlink()
-    with pytest.raises(UsageError, match="no listing"):
+    with pytest.raises(UsageError, match="cannot list its files"):
         share(f"{web.url}/cache", tmp_path / "more")
 
 
