@@ -1,4 +1,4 @@
-"""Evaluation: top-1, top-5, nearest neighbours, agreement with a teacher, subsets of classes."""
+"""Evaluation of models: top-1, top-5, nearest neighbours, and agreement with a teacher."""
 
 from scalekd.evaluation.evaluator import EvaluationResult, Evaluator
 from scalekd.evaluation.neighbours import NeighbourResult, evaluate_neighbours

@@ -1,7 +1,7 @@
-"""How good a model is: top-1 and top-5 on a split, every sample counted exactly once.
+"""Top-1 and top-5 of a model on a split, with every sample counted exactly once.
 
-Nothing is exchanged between processes until the end, when the counts are added. So the result is
-the same for every number of processes.
+Processes exchange only their counts, at the end, so that the result is the same for every number
+of processes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,8 +25,8 @@ class EvaluationResult:
         top1: Percent of samples whose class has the highest score.
         top5: Percent of samples whose class is among the five highest scores.
         loss: Mean cross entropy in nats.
-        num_samples: Samples counted.
-        teacher_agreement: Percent of samples whose highest score is of the teacher's class.
+        num_samples: Number of samples.
+        teacher_agreement: Percent of samples for which model and teacher predict the same class.
         teacher_top1: Top-1 of the teacher on the same samples.
     """
 
@@ -38,20 +38,20 @@ class EvaluationResult:
     teacher_top1: float | None = None
 
     def metrics(self) -> dict[str, float]:
-        """What was measured, by name."""
+        """Return the measured metrics by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 class Evaluator:
-    """Evaluates models on one image set; call it with a model, in every process.
+    """A function that evaluates models on one image set; call it in every process.
 
     Args:
-        views: The image set, and how it is divided and read.
-        config: Pixels that the models want.
-        class_map: For a subset of the model's classes: the model's class of each label. Other
-            classes are not in the running; see `scalekd.models.classes`.
-        answers: The teacher's class of every sample, numbered like the labels; -1 where this
-            process has no share in the sample.
+        views: Evaluation views of the image set.
+        config: Size and preprocessing of the models' input.
+        class_map: The model's class of each label, for a subset of the model's classes. Other
+            classes are ignored; see `scalekd.models.classes`.
+        answers: The teacher's class of every sample, numbered like the labels; -1 for samples of
+            other processes.
 
     Raises:
         UsageError: ``class_map`` does not fit the labels.
@@ -67,7 +67,7 @@ class Evaluator:
     ) -> None:
         if class_map is not None and views.num_classes > len(class_map):
             raise UsageError(
-                f"the class map has {len(class_map)} lines and {views.images.location} has label "
+                f"the class map has {len(class_map)} lines, but {views.images.location} has label "
                 f"{views.num_classes - 1}; it needs a line for every label"
             )
         self._views = views
@@ -77,11 +77,11 @@ class Evaluator:
         self._answers = None if answers is None else torch.from_numpy(answers)
 
     def __call__(self, model: nn.Module) -> Mapping[str, float]:
-        """Metrics by name, as logs take them; see `evaluate`."""
+        """Return the metrics by name; see `evaluate`."""
         return self.evaluate(model).metrics()
 
     def evaluate(self, model: nn.Module) -> EvaluationResult:
-        """Evaluate a bare timm model, in eval mode; its mode is put back afterwards.
+        """Evaluate a bare timm model in eval mode; its mode is restored afterwards.
 
         Raises:
             DataError: An image is corrupt, or a label is beyond the model's classes.
@@ -104,7 +104,7 @@ class Evaluator:
 
     @torch.inference_mode()
     def _count(self, model: nn.Module) -> list[float]:
-        """Samples, hits at 1, hits at 5, summed loss, and hits of and with the teacher."""
+        """Return the numbers of samples, hits at 1 and 5, the summed loss, and teacher hits."""
         totals = torch.zeros(4 if self._answers is None else 6, dtype=torch.float64)
         for batch in self._views.batches(self._config):
             with self._views.accelerator.autocast():
@@ -117,7 +117,7 @@ class Evaluator:
         if self._class_map is not None:
             if int(self._class_map.max()) >= logits.shape[1]:
                 raise UsageError(
-                    f"the class map names class {int(self._class_map.max())}, and the model has "
+                    f"the class map has class {int(self._class_map.max())}, but the model has "
                     f"{logits.shape[1]} classes"
                 )
             logits = logits[:, self._class_map.to(logits.device)]

@@ -1,12 +1,12 @@
-"""Nearest neighbours on a student's features: how good they are without any classifier.
+"""Nearest-neighbour classification on a student's features, without a classifier.
 
 The protocol is that of DINO (Caron et al. 2021, section 4.1, after Wu et al. 2018): cosine
 similarity of pooled features, the ``k`` nearest images of the training split vote for their class
 with weight ``exp(similarity / temperature)``.
 
-The queries are held, and the gallery streams past them: after each of its batches only the ``k``
-best of what was seen are kept. So memory is ``queries * (channels + 3 * k)`` numbers a process,
-whatever the size of the gallery. Each process reads its share of the gallery.
+All queries stay in memory, and the gallery is read in batches; after each batch only the ``k`` best
+neighbours are kept. Memory is therefore ``queries * (channels + 3 * k)`` numbers per process,
+independent of the size of the gallery. Each process reads its share of the gallery.
 """
 
 from collections.abc import Sequence
@@ -23,18 +23,18 @@ from scalekd.distributed import Coordinator
 from scalekd.errors import UsageError
 from scalekd.evaluation.views import EvaluationBatch, EvaluationConfig, EvaluationViews
 
-_QUERIES_AT_ONCE = 4096  # times a batch of the gallery: similarities in memory
+_QUERIES_AT_ONCE = 4096  # queries compared with a batch of the gallery at a time
 
 
 @dataclass(frozen=True)
 class NeighbourResult:
-    """Accuracy of the neighbours' vote.
+    """Accuracy of nearest-neighbour classification.
 
     Attributes:
         knn_top1: Percent of queries whose class has the most votes.
         knn_top5: Percent of queries whose class is among the five with the most votes.
-        knn_k: Neighbours that vote.
-        knn_num_gallery: Images they were chosen from.
+        knn_k: Number of neighbours that vote.
+        knn_num_gallery: Number of images in the gallery.
     """
 
     knn_top1: float
@@ -51,8 +51,8 @@ class NeighbourResult:
 class Neighbours:
     """The best gallery images of each query so far, best first.
 
-    Ties go to the image that stands first in the gallery, so that neither batches nor processes
-    change the result.
+    Of equal similarities the image with the lower index in the gallery is first, so that the result
+    does not depend on batches or processes.
     """
 
     similarities: Float[Tensor, "query k"]
@@ -64,7 +64,7 @@ class Neighbours:
         return cls(empty, empty.long())
 
     def joined(self, other: "Neighbours", k: int) -> "Neighbours":
-        """The best ``k`` of both."""
+        """Return the best ``k`` neighbours of both."""
         similarities = torch.cat([self.similarities, other.similarities], dim=1)
         positions = torch.cat([self.positions, other.positions], dim=1)
         order = positions.argsort(dim=1)
@@ -83,35 +83,32 @@ def evaluate_neighbours(
     temperature: float = 0.07,
     class_map: Sequence[int] | None = None,
 ) -> NeighbourResult:
-    """Classify each query by its nearest images of the gallery; collective.
+    """Classify each query by its nearest images of the gallery; all processes must call this.
 
     Args:
         model: A bare timm model, in eval mode, on the device.
-        queries: The split that is evaluated.
-        gallery: The split that neighbours come from.
-        config: Pixels that the model wants.
-        k: Neighbours that vote.
-        temperature: Of their weights.
-        class_map: The gallery's class of each label of the queries, where they are numbered
-            differently. All of the gallery's classes are in the running.
+        queries: Views of the split that is evaluated.
+        gallery: Views of the split of the neighbours.
+        config: Size and preprocessing of the model's input.
+        k: Number of neighbours that vote.
+        temperature: Divides the similarities in the weights of the votes.
+        class_map: The gallery's class of each label of the queries, if they are numbered
+            differently. All classes of the gallery can be predicted.
 
     Raises:
         UsageError: The gallery has fewer than ``k`` images.
         DataError: An image is corrupt.
     """
     if len(gallery.images) < k:
-        raise UsageError(
-            f"--knn-k {k}: {gallery.images.location} has {len(gallery.images)} images to be"
-            " neighbours"
-        )
+        raise UsageError(f"--knn-k {k}: {gallery.images.location} has {len(gallery.images)} images")
     coordinator = Coordinator(queries.accelerator.num_processes)
     shares = coordinator.collect(coordinator.together(lambda: _features(model, queries, config)))
     order = torch.cat([positions for positions, _ in shares]).argsort()
     features = torch.cat([part for _, part in shares])[order]
     nearest = coordinator.together(lambda: _nearest(model, features, gallery, config, k))
     best = Neighbours.none(len(features))
-    for found in coordinator.collect(nearest):
-        best = best.joined(found, k)
+    for neighbours in coordinator.collect(nearest):
+        best = best.joined(neighbours, k)
 
     labels = torch.from_numpy(queries.images.labels.astype(np.int64))
     if class_map is not None:
@@ -124,7 +121,7 @@ def evaluate_neighbours(
 def _features(
     model: nn.Module, views: EvaluationViews, config: EvaluationConfig
 ) -> tuple[Tensor, Tensor]:
-    """Positions and normalised features, on the CPU, of this process's share."""
+    """Return positions and normalised features of this process's share, on the CPU."""
     positions: list[int] = []
     parts: list[Tensor] = []
     for batch in views.batches(config):
@@ -151,7 +148,7 @@ def _nearest(
     config: EvaluationConfig,
     k: int,
 ) -> Neighbours:
-    """The nearest of this process's share of the gallery."""
+    """Return the nearest images in this process's share of the gallery."""
     device = gallery.accelerator.device
     parts = torch.split(features.to(device), _QUERIES_AT_ONCE)
     best = [Neighbours.none(len(part), device) for part in parts]
@@ -159,8 +156,8 @@ def _nearest(
         images = _pooled(model, batch, gallery)
         positions = torch.tensor(batch.positions, device=device)
         for number, part in enumerate(parts):
-            found = Neighbours(part @ images.T, positions.expand(len(part), -1))
-            best[number] = best[number].joined(found, k)
+            candidates = Neighbours(part @ images.T, positions.expand(len(part), -1))
+            best[number] = best[number].joined(candidates, k)
     return Neighbours(
         torch.cat([part.similarities for part in best]).cpu(),
         torch.cat([part.positions for part in best]).cpu(),
@@ -170,7 +167,7 @@ def _nearest(
 def _vote(
     best: Neighbours, gallery: EvaluationViews, labels: Tensor, temperature: float
 ) -> tuple[float, float]:
-    """Percent of queries whose class is first, and among the first five."""
+    """Return the percent of queries whose class is first, and among the first five."""
     classes = torch.from_numpy(gallery.images.labels.astype(np.int64))[best.positions]
     num_classes = max(gallery.num_classes, int(labels.max()) + 1)
     hits = torch.zeros(2, dtype=torch.float64)
@@ -179,7 +176,7 @@ def _vote(
         votes = torch.zeros(len(labels[part]), num_classes)
         votes.scatter_add_(1, classes[part], (best.similarities[part] / temperature).exp())
         ranked = votes.topk(min(5, num_classes))
-        # A class without a vote is no answer, whichever of its like comes first.
+        # A class without votes does not count as an answer.
         right = (ranked.indices == labels[part, None]) & (ranked.values > 0)
         hits += torch.stack([right[:, 0].sum(), right.sum()])
     top1, top5 = (100 * hits / len(labels)).tolist()

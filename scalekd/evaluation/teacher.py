@@ -1,4 +1,4 @@
-"""What the teacher answers on every sample of a split: asked now, or read from a cache of it."""
+"""The teacher's predicted class of every sample of a split, computed or read from a cache."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,19 +24,21 @@ def live_answers(
     """Run the teacher on its own evaluation view of this process's share of the samples.
 
     Args:
-        teacher: On the device.
-        views: The image set.
-        class_map: Teacher's class of each label; its other classes are not in the running.
+        teacher: The teacher, on the device.
+        views: Evaluation views of the image set.
+        class_map: Teacher's class of each label; its other classes are ignored.
 
     Returns:
-        Class of each sample, numbered like the labels; -1 for the shares of other processes.
+        Class of each sample, numbered like the labels; -1 for samples of other processes.
 
     Raises:
         UsageError: The teacher has no classification head.
     """
     spec = teacher.spec
     if spec.num_classes is None:
-        raise UsageError(f"{spec.model} has no classification head: no class to agree with")
+        raise UsageError(
+            f"{spec.model} has no classification head, so agreement cannot be measured"
+        )
     config = EvaluationConfig.of(spec)
     answers = np.full(len(views.images), -1, np.int64)
     for batch in views.batches(config):
@@ -50,20 +52,20 @@ def live_answers(
 def cached_answers(
     reader: CacheReader, images: ImageDataset, *, class_map: Sequence[int] | None = None
 ) -> Answers:
-    """Read the teacher's answers from a cache of the split that is evaluated.
+    """Read the teacher's predicted classes from a cache of the evaluated split.
 
     Args:
-        reader: A cache whose view of a sample is always the same, as ``--aug center`` makes it.
-        images: The split.
-        class_map: As for `live_answers`.
+        reader: A cache with a deterministic view of each sample, as ``--aug center`` makes it.
+        images: The evaluated split.
+        class_map: Teacher's class of each label; its other classes are ignored.
 
     Returns:
         Class of each sample, numbered like the labels.
 
     Raises:
-        UsageError: The cache holds no logits, or random views.
-        CacheMismatch: It was not made from this split.
-        CacheCorrupt: It is damaged.
+        UsageError: The cache has no logits, or has random views.
+        CacheMismatch: The cache was not made from this split.
+        CacheCorrupt: The cache is damaged.
     """
     if not reader.policy.deterministic:
         raise UsageError(
@@ -89,7 +91,7 @@ def cached_answers(
         answers[positions[first : first + count]] = _likeliest(logits, class_map).numpy()
     if (answers < 0).any():
         missing = images.key(int(np.flatnonzero(answers < 0)[0]))
-        raise CacheMismatch(f"{reader.place}: holds no answer on sample {missing}")
+        raise CacheMismatch(f"{reader.place}: does not contain sample {missing}")
     return answers
 
 
@@ -100,7 +102,7 @@ def _likeliest(logits: LogitTargets | None, class_map: Sequence[int] | None) -> 
     if class_map is not None:
         if max(class_map) >= scores.shape[1]:
             raise UsageError(
-                f"the class map names class {max(class_map)}, and the teacher has "
+                f"the class map has class {max(class_map)}, but the teacher has "
                 f"{scores.shape[1]} classes"
             )
         scores = scores[:, list(class_map)]

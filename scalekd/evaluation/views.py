@@ -1,7 +1,7 @@
-"""The pixels that a model is evaluated on, dealt to processes so that each is seen once.
+"""Evaluation views, divided among processes so that every sample is evaluated once.
 
-Samples are dealt by position, however uneven that comes out; nothing is padded or repeated, and
-nothing is exchanged on the way, so no process waits for another.
+Samples are assigned by position; shares may differ in size, since no sample is padded or repeated.
+Processes do not communicate, so that none waits for another.
 """
 
 from collections.abc import Iterator
@@ -25,17 +25,17 @@ from scalekd.views import CenterCrop, Interpolation, ViewPolicy
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What the evaluated model wants its pixels to be.
+    """Size and preprocessing of an evaluated model's input.
 
     Attributes:
         img_size: Height and width in pixels.
-        mean: Of RGB in 0..1.
-        std: Of RGB in 0..1.
+        mean: Mean per RGB channel, in 0..1.
+        std: Standard deviation per RGB channel, in 0..1.
         crop_pct: Share of the resized shorter side that the centre crop keeps.
         interpolation: Resize filter, one of `scalekd.views.Interpolation`.
 
     Raises:
-        UsageError: Views cannot be drawn with the filter.
+        UsageError: Views do not support the filter.
     """
 
     img_size: tuple[int, int]
@@ -54,12 +54,12 @@ class EvaluationConfig:
 
     @classmethod
     def of(cls, spec: StudentSpec | TeacherSpec) -> "EvaluationConfig":
-        """What a student or teacher records of itself."""
+        """Return the configuration of a student's or teacher's specification."""
         return cls(spec.img_size, spec.mean, spec.std, spec.crop_pct, spec.interpolation)
 
     @property
     def policy(self) -> ViewPolicy:
-        """Timm's evaluation view, drawn by the code that draws every other view."""
+        """Return the view policy of timm's evaluation view."""
         interpolation = cast(Interpolation, self.interpolation)
         return ViewPolicy(geometry=CenterCrop(self.crop_pct), interpolation=interpolation)
 
@@ -69,9 +69,9 @@ class EvaluationBatch:
     """Normalised images on the device.
 
     Attributes:
-        images: ``(batch, 3, row, column)``.
-        labels: Class numbers.
-        positions: Of the samples in the image set.
+        images: Normalised images ``(batch, 3, row, column)``.
+        labels: Class of each image.
+        positions: Index of each sample in the image set.
     """
 
     images: Float[Tensor, "batch 3 row column"]
@@ -85,9 +85,9 @@ class EvaluationViews:
 
     Attributes:
         images: The image set; every sample has a label.
-        accelerator: Device, precision and processes.
-        batch_size: Images a batch on each process.
-        num_workers: Processes that decode images, for each process.
+        accelerator: Accelerator with device, precision and processes.
+        batch_size: Number of images per batch and process.
+        num_workers: Number of worker processes that decode images, per process.
 
     Raises:
         DataError: A sample has no label.
@@ -108,11 +108,11 @@ class EvaluationViews:
 
     @property
     def num_classes(self) -> int:
-        """One more than the largest label."""
+        """The largest label plus one."""
         return int(self.images.labels.max()) + 1
 
     def batches(self, config: EvaluationConfig) -> Iterator[EvaluationBatch]:
-        """This process's share, as a model with ``config`` wants it.
+        """Yield the batches of this process's share, preprocessed for a model with ``config``.
 
         Raises:
             DataError: An image is corrupt.

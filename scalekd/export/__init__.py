@@ -1,4 +1,4 @@
-"""Trained students for other programs: timm and ONNX files, and the model card beside them."""
+"""Export of trained students to other programs: timm and ONNX files, with a model card."""
 
 from scalekd.export.backbone import check_weights, load_backbone
 from scalekd.export.timm import Exported, ExportFormat, export_student

@@ -1,7 +1,7 @@
-"""An exported student as a backbone, with the proof that its weights are in it.
+"""Opening of exported students as backbones, with a check of their weights.
 
-timm and the libraries on top of it have several ways to open a folder that give random weights
-without an error. What is opened here is compared with the folder's file, tensor by tensor.
+timm and libraries that use it have several ways to open a folder that give random weights without
+an error. The backbone opened here is compared with the folder's file, tensor by tensor.
 """
 
 import re
@@ -21,7 +21,7 @@ from scalekd.models.build import create_on_meta
 from scalekd.models.names import describe_model
 
 _WEIGHTS_FILE = "model.safetensors"
-# Arguments by which timm's transformers take images of any size; convolutions need none.
+# Arguments with which timm's transformers accept images of any size; convolutions need none.
 _ANY_SIZE: Mapping[str, Any] = {
     "dynamic_img_size": True,
     "dynamic_img_pad": True,
@@ -30,9 +30,9 @@ _ANY_SIZE: Mapping[str, Any] = {
 
 
 def any_size_arguments(architecture: str) -> dict[str, Any]:
-    """Arguments with which timm builds an architecture for images of any size.
+    """Return the arguments with which timm builds an architecture for images of any size.
 
-    Empty for models that take any size as they are, and for those that cannot (Mixers).
+    The result is empty for models that always accept any size, and for those that cannot (Mixers).
     """
     known = constructor_arguments(type(create_on_meta(architecture, {})))
     return {name: value for name, value in _ANY_SIZE.items() if name in known}
@@ -41,12 +41,12 @@ def any_size_arguments(architecture: str) -> dict[str, Any]:
 def load_backbone(
     folder: str | Path, *, out_indices: Sequence[int] | None = None, **arguments: Any
 ) -> nn.Module:
-    """Open an exported student as a backbone that gives feature maps.
+    """Open an exported student as a backbone that returns feature maps.
 
     Args:
-        folder: From ``scalekd export --format timm`` or ``hf``.
-        out_indices: Levels to give, coarsest last; all when ``None``.
-        arguments: Arguments of ``timm.create_model``, over those of :func:`any_size_arguments`.
+        folder: Folder made by ``scalekd export --format timm`` or ``hf``.
+        out_indices: Levels to return, coarsest last; ``None`` for all.
+        arguments: Arguments of ``timm.create_model``, which override :func:`any_size_arguments`.
 
     Returns:
         A timm model that returns a list of maps, with ``feature_info``; Swin's maps are ``(batch,
@@ -54,13 +54,13 @@ def load_backbone(
 
     Raises:
         UsageError: timm has no such mode for the architecture, or refuses an argument.
-        DataError: The folder cannot be read, or what was opened does not have its weights.
+        DataError: The folder cannot be read, or the backbone does not have its weights.
     """
     path = Path(folder).expanduser().absolute()
     try:
         stored = load_file(path / _WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: is no folder of an exported student: {error}") from error
+        raise DataError(f"{path}: is not the folder of an exported student: {error}") from error
     architecture = describe_model(f"local-dir:{path}").architecture
     chosen = {**any_size_arguments(architecture), **arguments}
     if out_indices is not None:
@@ -76,10 +76,10 @@ def load_backbone(
 
 
 def check_weights(backbone: nn.Module, stored: Mapping[str, Tensor], *, where: str) -> None:
-    """Compare the parameters of a backbone with an export's, whatever wraps it.
+    """Compare the parameters of a backbone, which may be wrapped, with those of an export.
 
-    Names may have prefixes (``backbone.model.``) and ``_`` for ``.``. Tables of positions that were
-    resampled to another size are not compared.
+    Names may have prefixes (``backbone.model.``) and ``_`` instead of ``.``. Position tables that
+    were resampled to another size are not compared.
 
     Args:
         backbone: The opened backbone.
@@ -87,17 +87,17 @@ def check_weights(backbone: nn.Module, stored: Mapping[str, Tensor], *, where: s
         where: Name of the export, for messages.
 
     Raises:
-        DataError: A parameter differs, or is none of the export's.
+        DataError: A parameter differs, or is missing in the export.
     """
     by_name = {_plain(name): tensor for name, tensor in stored.items()}
     num_compared = 0
     for name, parameter in backbone.named_parameters():
-        found = next((by_name[n] for n in _endings(_plain(name)) if n in by_name), None)
-        if found is None:
+        weights = next((by_name[n] for n in _endings(_plain(name)) if n in by_name), None)
+        if weights is None:
             raise DataError(f"{where}: has no weights for {name} of the backbone")
-        if found.shape != parameter.shape:
+        if weights.shape != parameter.shape:
             continue
-        if not torch.equal(found.to(parameter.dtype), parameter.detach().cpu()):
+        if not torch.equal(weights.to(parameter.dtype), parameter.detach().cpu()):
             raise DataError(
                 f"{where}: {name} of the backbone is not the student's; the weights were not loaded"
             )

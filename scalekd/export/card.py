@@ -1,7 +1,7 @@
-"""The model card of an exported student: what it is, where it came from, what it reached.
+"""The model card of an exported student: its model, training and accuracy.
 
-Everything on it is read from the checkpoint and, for the curves, from the run's ``summary.csv``;
-what the run did not record is not on the card, but for licences, of which it says that.
+All facts are read from the checkpoint and, for the curves, from the run's ``summary.csv``. The card
+omits facts that the run did not record, except for licences, which it lists as not recorded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,10 +19,10 @@ from scalekd.training.plain_yaml import dump_plain
 from scalekd.training.trained import TrainedStudent
 
 _CURVES_FILE = "curves.png"
-_NUM_ROWS = 10  # of the table of curves; the picture has every epoch
-_MAX_SETTINGS = 500  # lines; a run of any options writes fewer than 200
+_NUM_ROWS = 10  # rows of the table of curves; the picture has every epoch
+_MAX_SETTINGS = 500  # lines of settings; a run writes fewer than 200
 _NOT_RECORDED = "not recorded"
-# Where things lie on the machine that trained, and how it was watched, concerns nobody else.
+# Settings that are omitted: paths on the training machine, and logging.
 _OF_THE_MACHINE = frozenset(
     {
         "recipe",
@@ -41,7 +41,7 @@ _OF_THE_MACHINE = frozenset(
 
 
 def write_model_card(student: TrainedStudent, folder: Path) -> None:
-    """Write ``README.md`` of a Hugging Face repository, and its picture of the curves.
+    """Write the ``README.md`` of a Hugging Face repository, and its picture of the curves.
 
     Raises:
         DataError: The run's ``summary.csv`` is damaged.
@@ -54,11 +54,11 @@ def write_model_card(student: TrainedStudent, folder: Path) -> None:
 
 
 def model_card(student: TrainedStudent, rows: Sequence[Mapping[str, float]] = ()) -> str:
-    """The text of the card, with its metadata block.
+    """Return the text of the card, with its metadata block.
 
     Args:
-        student: From a checkpoint.
-        rows: Of the run's ``summary.csv``.
+        student: Student loaded from a checkpoint.
+        rows: Rows of the run's ``summary.csv``.
     """
     spec, state = student.spec, student.state
     metrics: Mapping[str, Any] = state.get("metrics", {})
@@ -94,7 +94,7 @@ def model_card(student: TrainedStudent, rows: Sequence[Mapping[str, float]] = ()
 
 
 def _any_size(architecture: str) -> str:
-    """The arguments by which the backbone takes images of any size, as text."""
+    """Return the arguments with which the backbone accepts images of any size, as text."""
     arguments = any_size_arguments(architecture)
     return "".join(f", {name}={value}" for name, value in arguments.items())
 
@@ -196,7 +196,7 @@ def _rows(student: TrainedStudent, metrics: Mapping[str, Any]) -> list[tuple[str
 
 
 def _several(state: Mapping[str, Any]) -> str | None:
-    """The teachers whose logits were learnt from, unless it was the teacher of the features."""
+    """Return the teachers of the logits, if they differ from the teacher of the features."""
     models = state.get("logits_of", [])
     return None if models == [state.get("teacher")] else ", ".join(models)
 

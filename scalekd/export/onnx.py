@@ -1,7 +1,7 @@
-"""A student as one ONNX file, for runtimes that know neither timm nor torch.
+"""Export of a student to one ONNX file, for runtimes without timm and torch.
 
-The graph takes normalised images of one size and any number. How to normalise stands in the
-file's metadata; it is no part of the graph, so that whoever feeds it may do it where pixels are.
+The graph takes a batch of any number of normalised images of one size. The normalisation is in the
+file's metadata and not in the graph, so that it can be done where images are decoded.
 """
 
 import importlib.util
@@ -16,18 +16,22 @@ from scalekd.errors import EnvironmentFault, UsageError
 from scalekd.training.trained import TrainedStudent
 
 TOLERANCE = 1e-4
-"""Largest accepted difference of a logit, as a share of the largest one; float32 sums differ in
-order. Five architectures of the paper's students stayed below 3e-6 (docs/LOG.md)."""
+"""Largest accepted difference of a logit, as a share of the largest one; the order of float32 sums
+differs. Five architectures of the paper's students stayed below 3e-6 (docs/LOG.md)."""
 
 _OPSET = 20
 _INPUT, _OUTPUT, _BATCH = "images", "logits", "batch"
-_CHECKED_BATCHES = (1, 3)  # another than the one traced, so that the batch axis is really free
+_CHECKED_BATCHES = (1, 3)  # one was not traced, to check that the batch axis is dynamic
 _TRACED_BATCH = 2
 _PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
 def require_onnx() -> None:
-    """Raise UsageError unless what writes and checks ONNX files is installed."""
+    """Check that the packages that write and check ONNX files are installed.
+
+    Raises:
+        UsageError: A package is missing.
+    """
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(
@@ -36,18 +40,18 @@ def require_onnx() -> None:
 
 
 def write_onnx(student: TrainedStudent, path: Path) -> float:
-    """Write a student, run the file with onnxruntime, and compare.
+    """Write a student, run the file with onnxruntime, and compare the logits.
 
     Args:
-        student: Of any image size; the graph is for that one.
-        path: File to write.
+        student: The student; the graph is for its image size.
+        path: Path of the file to write.
 
     Returns:
         The largest difference of a logit from torch's, as a share of the largest logit.
 
     Raises:
         UsageError: torch cannot express the architecture in ONNX.
-        EnvironmentFault: The file gives other logits, and must not be used.
+        EnvironmentFault: The logits of the file differ, so it must not be used.
     """
     import onnx
 
@@ -84,7 +88,7 @@ def write_onnx(student: TrainedStudent, path: Path) -> float:
 
 
 def metadata(student: TrainedStudent) -> dict[str, str]:
-    """What a runtime must know to feed the graph and read its answer; every value is text."""
+    """Return the metadata that describes inputs and outputs of the graph, as text."""
     spec = student.spec
     facts: dict[str, Any] = {
         "architecture": spec.architecture,
@@ -115,7 +119,7 @@ def _difference(student: TrainedStudent, path: Path, batch: int) -> float:
 
     images = _images(student, batch)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    found = torch.from_numpy(session.run([_OUTPUT], {_INPUT: images.numpy()})[0])
+    actual = torch.from_numpy(session.run([_OUTPUT], {_INPUT: images.numpy()})[0])
     expected = student.model(images)
     largest = max(float(expected.abs().max()), torch.finfo(torch.float32).tiny)
-    return float((found - expected).abs().max()) / largest
+    return float((actual - expected).abs().max()) / largest

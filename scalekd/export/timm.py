@@ -1,7 +1,7 @@
-"""Trained students for everyone else: folders and files that need no ``scalekd`` to be opened.
+"""Export of trained students to folders and files that open without ``scalekd``.
 
-What is written is read back before it gets its name, and must give the very outputs of the
-student; an export that cannot be opened is worse than none.
+An export is read back before it gets its final name, and its outputs must equal those of the
+student.
 """
 
 import json
@@ -28,9 +28,9 @@ ExportFormat = Literal["timm", "hf", "safetensors", "onnx"]
 _PARITY_BATCH = 2
 _WEIGHTS_FILE = "model.safetensors"
 _ONNX_FILE = "model.onnx"
-# How the student was trained, not what it is.
+# Arguments of training, not of the model.
 _TRAINING_ARGUMENTS = frozenset({"drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate"})
-# What timm records about weights that are no longer those.
+# Fields in which timm describes the pretrained weights, which have changed.
 _FOREIGN = (
     "url",
     "file",
@@ -57,17 +57,17 @@ _FOREIGN = (
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written and how it was checked.
+    """Description of an export and of its check.
 
     Attributes:
-        output: Folder or file.
-        architecture: timm's name of the student.
-        num_classes: Of the student.
-        num_parameters: Of the student.
-        feature_channels: Widths of the maps that ``features_only=True`` gives, coarsest last; None
-            where timm has no such mode for the architecture, and for an ONNX file.
-        difference: Largest difference of a logit from the student's when what was written was
-            opened, as a share of the largest logit; 0 for all formats but ONNX.
+        output: Path of the folder or file.
+        architecture: Name of the student's architecture in timm.
+        num_classes: Number of classes of the student.
+        num_parameters: Number of parameters of the student.
+        feature_channels: Channels of the maps of ``features_only=True``, coarsest last; ``None`` if
+            timm has no such mode for the architecture, and for an ONNX file.
+        difference: Largest difference between logits of the export and of the student, as a share
+            of the largest logit; 0 for all formats but ONNX.
     """
 
     output: str
@@ -81,11 +81,11 @@ class Exported:
 def export_student(
     student: TrainedStudent, output: Path, *, export_format: ExportFormat = "timm"
 ) -> Exported:
-    """Write a student in a format, check what was written, and only then give it its name.
+    """Write a student in a format, check the export, and then rename it to its final name.
 
     Args:
-        student: From `load_trained_student`.
-        output: Folder for ``timm`` and ``hf``, file for the others; must not exist.
+        student: Student from `load_trained_student`.
+        output: Folder for ``timm`` and ``hf``, file for the others; it must not exist.
         export_format: ``"timm"``: ``config.json`` and ``model.safetensors``, which
             ``timm.create_model("local-dir:DIR", pretrained=True)`` opens; ``"hf"``: the same with
             a model card; ``"safetensors"``: the bare weights under timm's names; ``"onnx"``: see
@@ -93,7 +93,7 @@ def export_student(
 
     Raises:
         UsageError: ``output`` exists, or ONNX is not installed or cannot express the student.
-        EnvironmentFault: It cannot be written, or what was read back differs.
+        EnvironmentFault: The export cannot be written, or differs when it is read back.
     """
     if output.exists():
         raise UsageError(f"{output}: exists already; choose another --output")
@@ -130,7 +130,7 @@ def export_student(
 
 
 def _write_timm(student: TrainedStudent, folder: Path) -> tuple[int, ...] | None:
-    """Weights and configuration, checked; returns the widths that `check_parity` does."""
+    """Write and check weights and configuration; return the result of `check_parity`."""
     state = {
         name: tensor.contiguous()
         for name, tensor in plain_names(student.model.state_dict()).items()
@@ -143,7 +143,7 @@ def _write_timm(student: TrainedStudent, folder: Path) -> tuple[int, ...] | None
 
 
 def timm_config(student: TrainedStudent) -> dict[str, Any]:
-    """The ``config.json`` of timm's Hugging Face layout for a student."""
+    """Return the ``config.json`` of timm's Hugging Face layout for a student."""
     model, spec = student.model, student.spec
     arguments = {k: v for k, v in spec.model_kwargs.items() if k not in _TRAINING_ARGUMENTS}
     inherited: Mapping[str, Any] = getattr(model, "pretrained_cfg", {}) or {}
@@ -177,13 +177,13 @@ def timm_config(student: TrainedStudent) -> dict[str, Any]:
 
 @torch.inference_mode()
 def check_parity(student: TrainedStudent, folder: Path) -> tuple[int, ...] | None:
-    """Open a timm folder as anyone would, and compare logits and feature maps to the bit.
+    """Open a timm folder with timm, and check that logits and feature maps are identical.
 
     Returns:
-        Widths of the ``features_only`` maps, or None where timm has none for the architecture.
+        Channels of the ``features_only`` maps, or ``None`` if timm has none for the architecture.
 
     Raises:
-        EnvironmentFault: They differ.
+        EnvironmentFault: The outputs differ.
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(_PARITY_BATCH, 3, *student.spec.img_size, generator=generator)
@@ -194,23 +194,23 @@ def check_parity(student: TrainedStudent, folder: Path) -> tuple[int, ...] | Non
     try:
         backbone: Any = timm.create_model(name, pretrained=True, features_only=True).eval()
     except (RuntimeError, AttributeError, AssertionError, TypeError, ValueError):
-        return None  # the architecture's own limit, the same for timm's published weights
+        return None  # a limit of the architecture, also for timm's published weights
     maps = backbone(images)
     channels = tuple(int(number) for number in backbone.feature_info.channels())
     expected = model.forward_intermediates(  # type: ignore[operator]
         images, indices=len(channels), intermediates_only=True
     )
-    for found, want in zip(maps, expected, strict=True):
-        channels_first = found.permute(0, 3, 1, 2)  # some architectures give NHWC maps
+    for actual, want in zip(maps, expected, strict=True):
+        channels_first = actual.permute(0, 3, 1, 2)  # some architectures give NHWC maps
         same = channels_first.shape == want.shape and torch.equal(channels_first, want)
-        _require_equal(channels_first if same else found, want, f"{folder}: feature maps")
+        _require_equal(channels_first if same else actual, want, f"{folder}: feature maps")
     return channels
 
 
-def _require_equal(found: Tensor, expected: Tensor, what: str) -> None:
-    if found.shape != expected.shape or not torch.equal(found, expected):
+def _require_equal(actual: Tensor, expected: Tensor, what: str) -> None:
+    if actual.shape != expected.shape or not torch.equal(actual, expected):
         raise EnvironmentFault(
             f"{what} of the exported student differ from the trained one's (shapes "
-            f"{tuple(found.shape)} and {tuple(expected.shape)}); nothing was kept. Please report "
+            f"{tuple(actual.shape)} and {tuple(expected.shape)}); nothing was kept. Please report "
             "this with the versions of timm and torch"
         )

@@ -1,1 +1,1 @@
-"""timm models by name: construction with checked arguments, and weights read without pickles."""
+"""timm models by name: construction with checked arguments, and safe reading of weights."""

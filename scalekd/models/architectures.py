@@ -1,7 +1,7 @@
-"""Architectures of published students that timm has no name for, registered with timm.
+"""Architectures of published students that timm does not have, registered with timm.
 
-A model built from one of these names opens wherever this module was imported; plain timm does not
-know the name: `import_for` gives the line that an exported model needs.
+A model with one of these names opens in programs that import this module: `import_for` returns the
+import that an exported model needs.
 """
 
 from typing import Any
@@ -25,5 +25,5 @@ def mixer_b14_224(pretrained: bool = False, **kwargs: Any) -> MlpMixer:
 
 
 def import_for(architecture: str) -> str | None:
-    """The import that registers an architecture with timm, or None where timm has it itself."""
+    """Return the import that registers an architecture with timm; ``None`` for timm's own."""
     return f"import {__name__}" if architecture in default_cfgs else None

@@ -1,4 +1,4 @@
-"""Arguments of a timm model's constructor, checked: plain data of bounded size, the model's own."""
+"""Checks of constructor arguments of timm models: plain data of bounded size."""
 
 import inspect
 import math
@@ -8,21 +8,21 @@ from typing import Any
 
 from torch import nn
 
-# Arguments of timm's factory that have flags of their own here, or that would change what kind of
-# object comes back; a model's own constructor takes none of them except the last three.
+# Arguments of timm's factory that have their own options here, or that would change the type of the
+# result; the constructor of a model takes none of them except the last three.
 _RESERVED_KWARGS = frozenset(
     {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"}
     | {"pretrained_model_args", "checkpoint_path", "cache_dir", "features_only", "feature_cfg"}
     | {"feature_cls", "out_indices", "scriptable", "exportable", "no_jit", "pruned", "use_naflex"}
     | {"device", "dtype", "in_chans", "model_cfg", "kwargs_filter", "pretrained_filter_fn"}
 )
-# Beyond what any timm model takes.
+# Above the needs of all timm models.
 _MAX_ARGUMENTS = 64
 _MAX_INTEGER = 1 << 20
 MAX_TEXT = 200
 _MAX_ITEMS = 256
-# Far above any published backbone (40 blocks, 4096 channels, 21,841 classes, 1,024 px); they bound
-# the Python objects and the time that a hostile configuration can ask for.
+# Far above any published backbone (40 blocks, 4096 channels, 21,841 classes, 1,024 px); they limit
+# the Python objects and the time that a malicious configuration can require.
 _MAX_SIZE = 1 << 16
 _MAX_BLOCKS = 256
 _MAX_ENTRIES = 64
@@ -30,10 +30,10 @@ _MAX_NAME = 64
 
 
 def check_model_kwargs(kwargs: Mapping[str, Any]) -> None:
-    """Refuse arguments that are not plain data of bounded size, or not the model's own.
+    """Check that arguments are plain data of bounded size and may be set by the user.
 
     Raises:
-        ValueError: Says which argument, and what is allowed.
+        ValueError: An argument is not allowed; the message names it and the allowed values.
     """
     if len(kwargs) > _MAX_ARGUMENTS:
         raise ValueError(f"{len(kwargs)} model arguments are more than any model has")
@@ -51,11 +51,11 @@ def check_model_kwargs(kwargs: Mapping[str, Any]) -> None:
 
 
 def check_bounded(value: object, name: str = "") -> None:
-    """Refuse numbers, lists and texts that no backbone has, in arguments from an untrusted file.
+    """Check that arguments from an untrusted file are within the bounds of real backbones.
 
     Args:
-        value: Arguments by name, or the value of one.
-        name: Of the argument, for the message.
+        value: Arguments by name, or the value of one argument.
+        name: Name of the argument, for the message.
 
     Raises:
         ValueError: A value is beyond the bounds.
@@ -81,7 +81,7 @@ def check_bounded(value: object, name: str = "") -> None:
 
 
 def is_plain(value: object, *, depth: int = 3) -> bool:
-    """Whether a value is a JSON scalar or a short list of such values, of bounded size."""
+    """Return whether a value is a JSON scalar or a short list of such values."""
     if isinstance(value, list | tuple):
         return (
             depth > 0
@@ -96,7 +96,7 @@ def is_plain(value: object, *, depth: int = 3) -> bool:
 
 
 def constructor_arguments(model_class: type[nn.Module]) -> list[str]:
-    """Names of the arguments a model class takes, its bases' included when it passes them on."""
+    """Return the argument names of a model class, with those it passes on to its bases."""
     names: dict[str, None] = {}
     for base in model_class.__mro__:
         if "__init__" not in vars(base):

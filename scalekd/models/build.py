@@ -1,4 +1,4 @@
-"""Building a timm model from a name, with its weights, for teachers and students alike."""
+"""Construction of timm models with their weights, for teachers and students."""
 
 import contextlib
 import re
@@ -26,8 +26,8 @@ from scalekd.models.weights import (
     weights_in,
 )
 
-# Beyond any timm model (the largest registers about 5,000 modules), and small enough that building
-# one without memory ends within seconds.
+# Above the size of all timm models (the largest registers about 5,000 modules), and small enough
+# that building one on the meta device takes seconds.
 _MAX_REGISTERED = 60_000
 _MAX_BYTES = 1 << 40
 _MAX_COMPUTED_BYTES = 2 << 30
@@ -36,7 +36,7 @@ _MAX_FACTOR = 16  # position tables of larger images, half precision in the file
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a model wants its pixels: mean and std of RGB in 0..1, and the evaluation crop."""
+    """Preprocessing of a model's input: mean and std of RGB in 0..1, and the evaluation crop."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -54,22 +54,22 @@ def build_model(
     new_head: bool | None = False,
     notes: list[str] | None = None,
 ) -> nn.Module:
-    """Create the model on the CPU with the weights asked for.
+    """Create a model on the CPU with the requested weights.
 
-    A checkpoint with other names or shapes than the model's is offered to timm's own conversion of
+    A checkpoint whose names or shapes differ from the model's goes through timm's conversion of
     that architecture's released files (layouts of the original authors, position tables of another
     image size), which is strict.
 
     Args:
         source: The model, from :func:`scalekd.models.names.describe_model`.
-        pretrained: Read the published weights; ignored when ``checkpoint`` is given.
-        checkpoint: A safetensors or PyTorch file with the weights.
-        model_kwargs: Arguments of the model's constructor, over those stored with the model.
-        seed: For weights that stay random, leaving torch's generator untouched; by default they
+        pretrained: Whether to read the published weights; ignored if ``checkpoint`` is given.
+        checkpoint: Path of a safetensors or PyTorch file with the weights.
+        model_kwargs: Constructor arguments, which override those stored with the model.
+        seed: Seed of random weights, which leaves torch's generator unchanged; by default they
             come from that generator.
-        new_head: Whether the classifier of a checkpoint is left out and stays random; ``None``
-            does so where the checkpoint has another number of classes.
-        notes: Receives a sentence where the classifier is left out.
+        new_head: Whether the classifier keeps random weights instead of those of the checkpoint;
+            ``None``: if the checkpoint has another number of classes.
+        notes: List that receives a sentence if the classifier keeps random weights.
 
     Raises:
         UsageError: The constructor refuses an argument, or the weights do not fit.
@@ -82,7 +82,7 @@ def build_model(
             torch.manual_seed(seed)
         if checkpoint is None and pretrained and source.folder is not None:
             checkpoint = weights_in(source.folder)
-            # As timm does with published weights: another number of classes leaves the head out.
+            # As in timm: with another number of classes the head is not loaded.
             new_head = None if new_head is False else new_head
         if checkpoint is None:
             create = _create_pretrained if pretrained else _create_random
@@ -105,14 +105,14 @@ def build_model(
 
 
 def _leave_head_out(model: nn.Module, state: dict[str, Tensor], *, always: bool) -> str:
-    """Replace the classifier in ``state`` by the model's own, where classes differ in number.
+    """Replace the classifier in ``state`` by the model's, if the numbers of classes differ.
 
     Returns:
-        What was replaced, such as ``4 classes in the file, 7 in the model``; empty for nothing.
+        The reason, such as ``4 classes in the file, 7 in the model``; empty if not replaced.
     """
     names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     own = model.state_dict()
-    said = ""
+    reason = ""
     for name in (names,) if isinstance(names, str) else names:
         weight = f"{name}.weight"
         if weight not in state:
@@ -125,12 +125,12 @@ def _leave_head_out(model: nn.Module, state: dict[str, Tensor], *, always: bool)
             continue
         was, now = len(state[weight]), len(own[weight])
         if always or was != now:
-            said = f"{was:,} classes in the file, {now:,} in the model"
+            reason = f"{was:,} classes in the file, {now:,} in the model"
             for tensor in (weight, f"{name}.bias"):
                 state.pop(tensor, None)
                 if tensor in own:
                     state[tensor] = own[tensor]
-    return said
+    return reason
 
 
 def _check_memory(
@@ -139,19 +139,19 @@ def _check_memory(
     state: Mapping[str, Tensor],
     checkpoint: str | Path,
 ) -> None:
-    """Refuse a folder whose configuration describes a far larger model than its weights."""
+    """Refuse a folder whose configuration describes a much larger model than its weights."""
     empty = create_on_meta(source.architecture, kwargs)
     needed = sum(t.numel() * t.element_size() for t in (*empty.parameters(), *empty.buffers()))
     stored = sum(t.numel() * t.element_size() for t in state.values())
     if needed > _MAX_FACTOR * stored + _MAX_COMPUTED_BYTES:
         raise UsageError(
-            f"{source.label}: its configuration describes a model of {needed:,} bytes, and "
-            f"{checkpoint} holds {stored:,}"
+            f"{source.label}: its configuration describes a model of {needed:,} bytes, but "
+            f"{checkpoint} has {stored:,}"
         )
 
 
 def preprocessing_of(model: nn.Module) -> Preprocessing:
-    """What timm records about the pixels a model was trained on."""
+    """Return the preprocessing that timm records for a model."""
     try:
         config = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
         mean, std = (tuple(float(v) for v in config[key]) for key in ("mean", "std"))
@@ -161,7 +161,7 @@ def preprocessing_of(model: nn.Module) -> Preprocessing:
             f"the model's configuration describes no usable preprocessing: {_first_line(error)}"
         ) from error
     if len(mean) != 3 or len(std) != 3:
-        raise UsageError(f"the model wants {len(mean)} colour channels; scalekd feeds it RGB")
+        raise UsageError(f"the model takes {len(mean)} colour channels, but scalekd has RGB images")
     return Preprocessing(mean, std, str(config["interpolation"]), crop_pct)
 
 
@@ -180,12 +180,12 @@ def _create_pretrained(source: ModelSource, kwargs: dict[str, Any]) -> nn.Module
             f"the published weights of {source.label} do not load: {_first_line(error)}; pass "
             "weights on disk with --checkpoint FILE, or --no-pretrained for random ones"
         ) from error
-    except Exception as error:  # each hub, HTTP and socket library has its own
+    except Exception as error:  # hub, HTTP and socket libraries have different exceptions
         raise unreachable_weights(source.label, error) from error
 
 
 def _create(source: ModelSource, kwargs: dict[str, Any], **factory: Any) -> nn.Module:
-    """``timm.create_model``, with the constructor's refusals turned into usage errors."""
+    """Call ``timm.create_model``; turn errors of the constructor into usage errors."""
     try:
         with only_tensors_unpickled():
             model: nn.Module = timm.create_model(source.name, **factory, **kwargs)
@@ -218,17 +218,17 @@ def _convert(
 ) -> nn.Module:
     overlay = {
         "state_dict": dict(state),
-        "num_classes": getattr(model, "num_classes", 0),  # else timm drops the head it finds
+        "num_classes": getattr(model, "num_classes", 0),  # otherwise timm drops the head
         "source": "",
         "file": None,
         "custom_load": False,
         "label_offset": 0,
     }
-    found = {name: tensor.to("meta") for name, tensor in state.items()}
+    on_meta = {name: tensor.to("meta") for name, tensor in state.items()}
     try:
         converted = _create(source, kwargs, pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:
-        differences = describe_mismatch(model.state_dict(), found)
+        differences = describe_mismatch(model.state_dict(), on_meta)
         raise UsageError(
             f"--checkpoint {checkpoint} does not fit {source.label}: {differences}. Classes, image "
             "size and widths are set with --model-kwargs and --img-size"
@@ -263,11 +263,11 @@ def _first_line(error: BaseException) -> str:
 
 
 def create_on_meta(architecture: str, kwargs: Mapping[str, Any]) -> nn.Module:
-    """Build a model without memory, from plain data alone and never with weights.
+    """Build a model on torch's meta device from plain data, without memory and weights.
 
     Raises:
-        UsageError: timm does not know the architecture, it refuses the arguments, or they ask for
-            more than any model has.
+        UsageError: The architecture is unknown to timm, refuses the arguments, or would be larger
+            than all real models.
     """
     try:
         check_model_kwargs(kwargs)
@@ -290,24 +290,24 @@ def build_described(
 ) -> nn.Module:
     """Build a model that a document describes, with random weights.
 
-    The document may come from someone else: the arguments must be the constructor's own, and the
-    tensors that the model would have must be those of the weights at hand, before memory is taken.
+    The document is not trusted: before memory is allocated, the arguments must be arguments of the
+    constructor, and the model's tensors must have the names and shapes of the weights.
 
     Args:
-        architecture: timm's entry point, without tag.
+        architecture: Name of the model in timm, without tag.
         kwargs: Arguments of the constructor.
         shapes: Name and shape of each tensor of the weights.
 
     Raises:
-        UsageError: The description is no model of this timm, or not that of the weights.
+        UsageError: This timm cannot build the description, or it does not fit the weights.
     """
     empty = create_on_meta(architecture, kwargs)
     known = constructor_arguments(type(empty))
     for name in kwargs:
         if name not in known:
             raise UsageError(f"{architecture} has no argument {name!r}")
-    found = {name: torch.empty(tuple(shape), device="meta") for name, shape in shapes.items()}
-    differences = describe_mismatch(empty.state_dict(), found)
+    weights = {name: torch.empty(tuple(shape), device="meta") for name, shape in shapes.items()}
+    differences = describe_mismatch(empty.state_dict(), weights)
     if differences:
         raise UsageError(f"the weights are not those of {architecture}: {differences}")
     stored = empty.state_dict()
@@ -323,7 +323,7 @@ def build_described(
 
 @contextlib.contextmanager
 def _bounded_construction() -> Iterator[None]:
-    """Raise ValueError once more is registered than any model has, whatever the arguments."""
+    """Raise ValueError when more modules or values are registered than any real model has."""
     registered = 0
     num_bytes = 0
 

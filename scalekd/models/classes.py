@@ -1,8 +1,8 @@
-"""The classes of a model and of a data set, compared by their names.
+"""Comparison of the classes of a model and of a data set, by their names.
 
-A class is a name; its number is only its position in one model's or one data set's list. Wherever
-a model and a data set meet, :func:`match_classes` finds the model's number of each class of the
-data set, so that a subset of the model's classes, or another order, is mapped instead of mixed up.
+A class is a name; its number is only its position in the list of one model or data set.
+:func:`match_classes` finds the model's number of each class of a data set, so that a subset of the
+model's classes, or another order, is mapped correctly.
 """
 
 import re
@@ -22,7 +22,7 @@ MAX_NAME_LENGTH = 1000
 _WORDS = ("auto", "none")
 _SYNSET = re.compile(r"n\d{8}")
 _MAX_FILE_BYTES = 64 << 20
-_NUM_SHOWN = 3  # names of each side in a message
+_NUM_SHOWN = 3  # number of names shown in a message
 _MAX_SHOWN_LENGTH = 60
 
 ADVICE = (
@@ -33,12 +33,12 @@ ADVICE = (
 
 @dataclass(frozen=True)
 class Classes:
-    """One side of a comparison.
+    """The classes of a model or of a data set.
 
     Attributes:
-        owner: What has these classes, for messages, such as ``the teacher swin_l``.
-        count: Number of classes; 0 where nothing tells.
-        names: Name of each class; ``None`` where unknown.
+        owner: Name of the model or data set for messages, such as ``the teacher swin_l``.
+        count: Number of classes; 0 if unknown.
+        names: Name of each class; ``None`` if unknown.
     """
 
     owner: str
@@ -55,13 +55,13 @@ class Classes:
 
 @dataclass(frozen=True)
 class ClassMatch:
-    """How the labels of a data set are classes of a model.
+    """The mapping from the labels of a data set to the classes of a model.
 
     Attributes:
-        indices: The model's class of each label; ``None`` where both number alike.
-        count: Number of classes of a student of both.
-        names: Their names, numbered like the labels; ``None`` where unknown.
-        note: What a person should know about it, in one line.
+        indices: The model's class of each label; ``None`` if the numbers are equal.
+        count: Number of classes of a student of this data set and model.
+        names: Names of the student's classes, numbered like the labels; ``None`` if unknown.
+        note: Sentence for the user about the mapping.
     """
 
     indices: tuple[int, ...] | None
@@ -73,10 +73,10 @@ class ClassMatch:
 def classes_of_data(
     owner: str, names: Sequence[str] | None, labels: np.ndarray[Any, Any]
 ) -> Classes:
-    """The classes of a data set; labels below 0 are missing ones.
+    """Return the classes of a data set; labels below 0 are missing ones.
 
     Raises:
-        DataError: A label has no name though the others do.
+        DataError: Some labels have names, but not all.
     """
     largest = int(labels.max(initial=-1))
     if names and largest >= len(names):
@@ -97,17 +97,16 @@ def match_classes(
     """Find the model's class of each label of a data set.
 
     Args:
-        data: The classes of the labels; ``count`` is one more than the largest label where there
-            are no names.
-        model: The classes of the logits.
-        request: ``auto``: by name, see :func:`find_by_name`, or by number where a side has no
-            names and the counts agree; ``none``: by number; a path: see :func:`read_class_map`; or
+        data: The classes of the data set; without names, ``count`` is the largest label plus one.
+        model: The classes of the model.
+        request: ``auto``: by name, see :func:`find_by_name`, or by number if either has no names
+            and the counts agree; ``none``: by number; a path: see :func:`read_class_map`; or
             the model's class of each label.
-        advice: What to do about classes that cannot be matched, for the message.
+        advice: Advice for the message if classes cannot be matched.
 
     Raises:
         DataError: Classes cannot be matched.
-        UsageError: The map asked for does not fit.
+        UsageError: The requested map does not fit.
     """
     if isinstance(request, Path) or (isinstance(request, str) and request not in _WORDS):
         request = read_class_map(Path(request), model.names)
@@ -145,7 +144,7 @@ def _by_map(data: Classes, model: Classes, indices: Sequence[int]) -> ClassMatch
             f"the class map has {len(indices):,} entries and {data}; it needs one for every label"
         )
     if max(indices) >= model.count:
-        raise UsageError(f"the class map names class {max(indices)}, and {model}")
+        raise UsageError(f"the class map has class {max(indices)}, but {model}")
     if data.names is not None and len(indices) > data.count:
         raise UsageError(f"the class map has {len(indices):,} entries, and {data}")
     names = data.names
@@ -156,16 +155,16 @@ def _by_map(data: Classes, model: Classes, indices: Sequence[int]) -> ClassMatch
 
 def _by_name(data: Classes, model: Classes, advice: str) -> ClassMatch:
     data_names = data.names or ()
-    found = find_by_name(data_names, model.names or ())
-    for name, candidates in zip(data_names, found, strict=True):
+    candidate_lists = find_by_name(data_names, model.names or ())
+    for name, candidates in zip(data_names, candidate_lists, strict=True):
         if len(candidates) != 1:
             what = (
                 f"{len(candidates)} classes of {model.owner} are called {name[:100]!r}"
                 if candidates
-                else f"{name[:100]!r} is no class of {model.owner}"
+                else f"{name[:100]!r} is not a class of {model.owner}"
             )
             raise DataError(f"classes cannot be matched: {what}; {data}, {model}; {advice}")
-    indices = [candidates[0] for candidates in found]
+    indices = [candidates[0] for candidates in candidate_lists]
     owners: dict[int, str] = {}
     for name, index in zip(data_names, indices, strict=True):
         if index in owners:
@@ -190,25 +189,25 @@ def _unless_alike(indices: Sequence[int], model: Classes) -> tuple[int, ...] | N
 
 
 def find_by_name(wanted: Sequence[str], names: Sequence[str]) -> list[list[int]]:
-    """Find each of ``wanted`` among ``names``: all positions that the strictest rule gives.
+    """Find each of ``wanted`` among ``names``; return all positions by the strictest rule.
 
     Rules, from the strictest: the same text; the same but for case, underscores, hyphens and
     spaces; the same ImageNet class by WordNet id (``n01440764``) or description (``tench, Tinca
-    tinca``); a synonym in common.
+    tinca``); a common synonym.
     """
-    found: list[list[int]] = [[] for _ in wanted]
+    matches: list[list[int]] = [[] for _ in wanted]
     for rule in _RULES:
-        if all(found):
+        if all(matches):
             break
         positions: dict[str, list[int]] = defaultdict(list)
         for number, name in enumerate(names):
             for key in dict.fromkeys(rule(name)):
                 positions[key].append(number)
         for number, name in enumerate(wanted):
-            if not found[number]:
+            if not matches[number]:
                 candidates = {n for key in rule(name) for n in positions.get(key, ())}
-                found[number] = sorted(candidates)
-    return found
+                matches[number] = sorted(candidates)
+    return matches
 
 
 def _folded(name: str) -> str:
@@ -234,7 +233,7 @@ _RULES: tuple[Callable[[str], Iterable[str]], ...] = (
 
 @cache
 def _lemmas() -> Mapping[str, str]:
-    """Description of every ImageNet class by its WordNet id."""
+    """Return the description of every ImageNet class by its WordNet id."""
     from timm.data.imagenet_info import ImageNetInfo
 
     described: dict[str, str] = {}
@@ -247,7 +246,7 @@ def _lemmas() -> Mapping[str, str]:
 
 @cache
 def imagenet_names(count: int) -> tuple[str, ...] | None:
-    """WordNet ids of the ImageNet selection that has this many classes, as timm lists them."""
+    """Return the WordNet ids of timm's ImageNet subset with this many classes."""
     from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
     subset = infer_imagenet_subset({"num_classes": count})
@@ -258,7 +257,7 @@ def imagenet_names(count: int) -> tuple[str, ...] | None:
 
 
 def _imagenet_names(data: Classes, model: Classes) -> tuple[str, ...] | None:
-    """The names of an unnamed model whose number of classes and whose data are ImageNet's."""
+    """Return ImageNet's names for an unnamed model if its class count and the data fit."""
     names = imagenet_names(model.count)
     if names is None or data.names is None or not set(data.names) <= set(names):
         return None
@@ -266,14 +265,15 @@ def _imagenet_names(data: Classes, model: Classes) -> tuple[str, ...] | None:
 
 
 def read_class_map(path: Path, model_names: Sequence[str] | None) -> list[int]:
-    """Read a class map: one line a label, the number or the name of the model's class.
+    """Read a class map: one line per label, with the number or name of the model's class.
 
     Args:
-        path: The file; timm's ``imagenet_a_indices.txt`` and ``imagenet_a_synsets.txt`` are such.
-        model_names: Names of the model's classes, where they are known.
+        path: Path of the file, such as timm's ``imagenet_a_indices.txt`` and
+            ``imagenet_a_synsets.txt``.
+        model_names: Names of the model's classes, if known.
 
     Raises:
-        UsageError: It cannot be read, or a line is no class of the model, or is repeated.
+        UsageError: The file cannot be read, or a line is not a class of the model, or is repeated.
     """
     lines = _lines(path, "--class-map")
     numbers = [int(line) if line.isascii() and line.isdigit() else None for line in lines]
@@ -301,12 +301,12 @@ def read_class_map(path: Path, model_names: Sequence[str] | None) -> list[int]:
 
 
 def read_class_names(path: Path | None) -> tuple[str, ...] | None:
-    """Read the names of a teacher's classes: one line a class, in the order of its logits.
+    """Read the names of a teacher's classes: one line per class, in the order of its logits.
 
-    Without a file there are none.
+    Returns ``None`` without a file.
 
     Raises:
-        UsageError: It cannot be read, or a line is empty, too long or repeated.
+        UsageError: The file cannot be read, or a line is empty, too long or repeated.
     """
     if path is None:
         return None
@@ -321,7 +321,7 @@ def read_class_names(path: Path | None) -> tuple[str, ...] | None:
         if name in seen:
             raise UsageError(
                 f"--teacher-classes {path}: lines {seen[name]} and {index} are both {name[:80]!r};"
-                " classes are told apart by their names"
+                " names of classes must be unique"
             )
         seen[name] = index
     return names

@@ -1,7 +1,7 @@
-"""The model hub, asked once before weights are wanted from it.
+"""A check whether the model hub is reachable, before weights are downloaded.
 
-Its client retries every file for about 25 seconds, with a warning each time. A machine without
-network must instead fail in one line, or go on at once with what is cached.
+The hub's client retries every file for about 25 seconds, with a warning each time. A machine
+without network must instead fail in one line, or use cached files at once.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ _PROBE_SECONDS = 5.0
 
 @contextlib.contextmanager
 def cached_only_when_unreachable() -> Iterator[None]:
-    """Within this context the hub's client uses its cache alone if the hub does not answer."""
+    """Make the hub's client use only its cache inside the block if the hub is unreachable."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE or _answers(constants.ENDPOINT):

@@ -1,11 +1,11 @@
-"""Which two feature maps of a timm model distillation reads, and in which layout they come.
+"""The two feature maps of a timm model that distillation reads, and their layout.
 
-Hierarchical models (ResNet, MobileNet, ConvNeXt, Swin) give their last two resolutions. Flat ones
-(ViT, Mixer) keep one resolution, so the level before the last is a block further up: the reference
-takes block 9 of 12 of a ViT, and of a Mixer the last block but two (9 of 12, 5 of 8, counted
-from 0). The final level is what the model's own classifier pools, the final norm included,
-wherever that has the resolution and width of the last block; of a Mixer it is, as in the
-reference, the last block's output before the norm.
+Hierarchical models (ResNet, MobileNet, ConvNeXt, Swin) have two last resolutions. Flat ones (ViT,
+Mixer) have one resolution, so the level before the last is the output of an earlier block: the
+reference takes block 9 of 12 of a ViT, and of a Mixer the last block but two (9 of 12, 5 of 8,
+counted from 0). The final level is the input of the classifier's pooling, after the final norm, if
+that has the resolution and width of the last block; of a Mixer it is, as in the reference, the
+output of the last block before the norm.
 """
 
 import math
@@ -22,14 +22,13 @@ from scalekd.shapes import FeatureShape
 
 @dataclass(frozen=True)
 class Levels:
-    """How to read the two levels.
+    """The two levels of a model and how to read them.
 
     Attributes:
-        indices: Positions for ``forward_intermediates``.
-        shapes: Of both maps.
-        final_layout: How the features before the classifier become the final map: ``NCHW``,
-            ``NHWC``, ``tokens`` (prefix tokens first); ``block`` when the last block's own output
-            is taken instead.
+        indices: Indices of the levels for ``forward_intermediates``.
+        shapes: Shapes of both maps.
+        final_layout: Layout of the features before the classifier: ``NCHW``, ``NHWC``, ``tokens``
+            (prefix tokens first); ``block`` if the final map is the output of the last block.
     """
 
     indices: tuple[int, int]
@@ -37,7 +36,7 @@ class Levels:
     final_layout: str
 
     def final_map(self, final: Tensor, intermediate: Tensor) -> Tensor:
-        """The final level as ``(batch, channel, row, column)``."""
+        """Return the final level as ``(batch, channel, row, column)``."""
         if self.final_layout == "NCHW":
             return final
         if self.final_layout == "NHWC":
@@ -52,16 +51,16 @@ class Levels:
 def find_levels(
     model: Any, label: str, img_size: tuple[int, int], *, role: str = "student"
 ) -> Levels:
-    """Run the model once on a blank image to see what it offers, and check that its logits agree.
+    """Find the levels by running the model once on a blank image, and check its logits.
 
     Args:
         model: A timm model on the CPU, in eval mode.
-        label: Its name, for messages.
+        label: Name of the model, for messages.
         role: ``student`` or ``teacher``, for messages.
         img_size: Height and width in pixels.
 
     Raises:
-        UsageError: It has no such levels, or cannot take this image size.
+        UsageError: The model has no such levels, or does not accept the image size.
     """
     if not hasattr(model, "forward_intermediates"):
         raise UsageError(f"{label} cannot be a {role}: timm gives no access to its inner features")

@@ -1,7 +1,8 @@
-"""From what a user types to the timm model that is meant.
+"""Resolution of model names from the user to timm models.
 
-Teachers and students share the grammar: a short alias, an architecture, ``architecture.tag``,
-``hf-hub:owner/name``, ``local-dir:path``, or simply the path of a folder that timm exported.
+Names of teachers and students have the same forms: a short alias, an architecture,
+``architecture.tag``, ``hf-hub:owner/name``, ``local-dir:path``, or the path of a folder that timm
+exported.
 """
 
 import difflib
@@ -21,12 +22,13 @@ _LOCAL, _HUB = "local-dir", "hf-hub"
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model name with what its configuration says, before any weights are read.
+    """A model's name and configuration, before weights are read.
 
     Attributes:
-        name: As ``timm.create_model`` takes it.
-        label: For people and manifests: ``architecture.tag``, or the folder's or repository's name.
-        architecture: timm's entry point, without tag.
+        name: Name for ``timm.create_model``.
+        label: Name for messages and manifests: ``architecture.tag``, or the name of the folder or
+            repository.
+        architecture: Name of the model in timm, without tag.
         pretrained_cfg: timm's description of the weights: preprocessing, classes, licence.
         model_args: Constructor arguments stored beside the weights of a folder or repository.
         folder: Folder on disk that the configuration was read from, if any.
@@ -41,24 +43,24 @@ class ModelSource:
 
 
 def nearest_names(name: str, candidates: list[str]) -> list[str]:
-    """Candidates that a misspelt ``name`` may have meant, nearest first."""
+    """Return the candidates most similar to a misspelt name, nearest first."""
     close = difflib.get_close_matches(name, candidates, n=_NUM_SUGGESTIONS, cutoff=0.5)
     within = [candidate for candidate in candidates if name and name in candidate]
     return list(dict.fromkeys(close + within))[:_NUM_SUGGESTIONS]
 
 
 def resolve_name(name: str, aliases: Mapping[str, str]) -> tuple[str, str | None]:
-    """Expand an alias, add timm's default tag, make a folder's path absolute.
+    """Expand an alias, add timm's default tag, or make a folder's path absolute.
 
     Args:
-        name: What the user typed.
-        aliases: Short names, each with its full ``architecture.tag``.
+        name: Name from the user.
+        aliases: Full ``architecture.tag`` of each short name.
 
     Returns:
-        The name for :func:`describe_model`, and a sentence to print when it is not what was typed.
+        The name for :func:`describe_model`, and a sentence to print if it differs from ``name``.
 
     Raises:
-        UsageError: No such model, tag, or folder; the message suggests the nearest names.
+        UsageError: The model, tag or folder does not exist; the message suggests similar names.
     """
     from timm.models import (
         get_arch_pretrained_cfgs,
@@ -122,9 +124,9 @@ def describe_model(name: str) -> ModelSource:
         return ModelSource(name, name, architecture, asdict(known) if known else {})
     cfg, architecture, model_args = _read_folder(rest) if prefix == _LOCAL else _read_hub(rest)
     if not is_model(architecture):
-        raise UsageError(f"{name} holds the architecture {architecture!r}, unknown to this timm")
+        raise UsageError(f"{name} has the architecture {architecture!r}, unknown to this timm")
     label = Path(rest).name if prefix == _LOCAL else name
-    if model_args.get("in_chans") == 3:  # timm writes it out; scalekd feeds nothing but RGB
+    if model_args.get("in_chans") == 3:  # written by timm; scalekd always uses RGB
         del model_args["in_chans"]
     try:
         check_model_kwargs(model_args)
@@ -135,7 +137,7 @@ def describe_model(name: str) -> ModelSource:
 
 
 def _exported_folder(path: str) -> Path:
-    """The absolute path of a folder with a ``config.json``."""
+    """Return the absolute path of a folder with a ``config.json``."""
     folder = Path(path).expanduser().absolute()
     if not folder.is_dir():
         raise UsageError(f"{_LOCAL}:{path}: there is no folder {folder}")
@@ -176,7 +178,7 @@ def _read_hub(model_id: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
 
 
 def unreachable_weights(name: str, error: Exception) -> EnvironmentFault:
-    """The one line for weights that could not be fetched, whatever library failed to fetch them."""
+    """Return the error for weights that could not be downloaded, by any library."""
     return EnvironmentFault(
         f"the weights of {name} are neither in the local cache nor reachable over the network "
         f"({type(error).__name__}); pass weights on disk with --checkpoint FILE, or "

@@ -1,7 +1,7 @@
-"""Weights from a file, without ever running code that the file holds.
+"""Reading of weights from a file, without running code that the file contains.
 
-A checkpoint is safetensors, or a PyTorch file read with ``weights_only=True``. Its names and
-shapes must be the model's; what differs is listed on both sides.
+A checkpoint is a safetensors file, or a PyTorch file read with ``weights_only=True``. Its names and
+shapes must be those of the model; an error lists the differences.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from scalekd.errors import DataError, UsageError
 # Tables that models compute from their own configuration; old checkpoints stored them.
 _COMPUTED_BUFFERS = ("relative_position_index", "relative_coords_table", "attn_mask")
 _MAX_LISTED = 6
-# In the order of timm's own preference.
+# File names in timm's order of preference.
 _WEIGHTS_NAMES = (
     "model.safetensors",
     "pytorch_model.bin",
@@ -35,7 +35,7 @@ _WEIGHTS_NAMES = (
 
 
 class _Ignored:
-    """Takes the place of a harmless object beside the tensors; runs nothing and holds nothing."""
+    """Placeholder of a harmless object beside the tensors; has no behaviour and no content."""
 
     def __init__(self, *arguments: object) -> None:
         del arguments
@@ -69,13 +69,13 @@ _IGNORED_NAMES = (
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read named tensors; an averaged (EMA) set is preferred where the file has one.
+    """Read named tensors; an averaged (EMA) set is preferred if the file has one.
 
     Prefixes left by ``torch.compile`` and DDP are removed.
 
     Raises:
-        UsageError: No such file.
-        DataError: The file is damaged, needs unpickling, or holds no named tensors.
+        UsageError: The file does not exist.
+        DataError: The file is damaged, needs unpickling, or contains no named tensors.
     """
     from timm.models import clean_state_dict
 
@@ -97,15 +97,15 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         ) from error
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise DataError(f"--checkpoint {path} holds no named tensors")
+        raise DataError(f"--checkpoint {path} contains no named tensors")
     return {name: value for name, value in tensors.items() if not _is_computed(name)}
 
 
 def weights_in(folder: Path) -> Path:
-    """The file of weights in a folder that timm exported.
+    """Return the path of the weights in a folder that timm exported.
 
     Raises:
-        DataError: There is none.
+        DataError: The folder has no file of weights.
     """
     for name in _WEIGHTS_NAMES:
         if (folder / name).is_file():
@@ -118,7 +118,7 @@ def weights_in(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def only_tensors_unpickled() -> Iterator[None]:
-    """Make every ``torch.load`` of the block read tensors only, whatever the library asks for."""
+    """Make every ``torch.load`` inside the block read only tensors, in any library."""
     forced = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
     before = {name: os.environ.get(name) for name in forced}
     os.environ.update(forced)
@@ -133,7 +133,7 @@ def only_tensors_unpickled() -> Iterator[None]:
 
 
 def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in the header of a safetensors file; no tensor is read.
+    """Read names and shapes from the header of a safetensors file, without tensors.
 
     Raises:
         SafetensorError: The file is damaged.
@@ -145,12 +145,12 @@ def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def load_plain_tensors(path: Path) -> Any:
     """Read a file of ``torch.save`` without running code that it contains.
 
-    Tensors, numbers, text and containers come back; settings, dates and NumPy values beside them
-    come back as empty objects; anything else is refused.
+    Tensors, numbers, text and containers are returned; settings, dates and NumPy values become
+    empty objects; other content is refused.
 
     Raises:
-        ValueError: The file would take more memory than it has bytes.
-        Exception: Whatever torch raises for a damaged file or a pickled object.
+        ValueError: The content would need more memory than the file has bytes.
+        Exception: Any error of torch for a damaged file or a pickled object.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -180,7 +180,7 @@ def _tensors_in(content: Any) -> Iterator[Tensor]:
 
 
 def _named_tensors(content: Any) -> Any:
-    """The state dict within what a training script saved, the averaged one first."""
+    """Return the state dict in a training script's file, preferably the averaged one."""
     if not isinstance(content, Mapping):
         raise ValueError(f"a {type(content).__name__} instead of named tensors")
     for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
@@ -190,14 +190,14 @@ def _named_tensors(content: Any) -> Any:
 
 
 def matches(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
-    """Whether ``state`` has exactly the names and shapes of ``model``'s own state dict."""
+    """Return whether ``state`` has the names and shapes of the model's state dict."""
     expected = _shapes(model.state_dict())
     return expected == _shapes(state)
 
 
-def describe_mismatch(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+def describe_mismatch(expected: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
     """List the names and shapes in which two state dicts differ, a few of each kind."""
-    want, have = _shapes(expected), _shapes(found)
+    want, have = _shapes(expected), _shapes(stored)
     missing = [f"{name} {want[name]}" for name in want if name not in have]
     extra = [f"{name} {have[name]}" for name in have if name not in want]
     other = [

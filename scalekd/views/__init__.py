@@ -1,8 +1,8 @@
-"""Views: one augmented crop of one sample each, drawn once and replayed to the pixel.
+"""Views: augmented crops of samples, drawn once and replayed with identical pixels.
 
 ``draw`` resolves every random decision into a ``ViewParams``; ``render`` turns that and the
-decoded image into pixels. Teacher and student both go through ``decode_image`` and ``render``, so
-that the student sees the very pixels the teacher saw, and ``pixel_hash`` proves it.
+decoded image into pixels. Teacher and student both use ``decode_image`` and ``render``, so that the
+student gets the same pixels as the teacher, and ``pixel_hash`` verifies it.
 
     policy = ViewPolicy.parse("crop+flip+rand-m9-n2-mstd0.5-inc1+erase:0.25")
     image = decode_image(data, key=key)

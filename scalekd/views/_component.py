@@ -1,4 +1,4 @@
-"""What a component of a view policy is: how it is written, drawn, stored and applied.
+"""The base classes of view components: how they are parsed, drawn, stored and applied.
 
 A component describes a distribution; a draw from it is a tuple of steps. Two facts keep views
 replayable: steps contain only numbers that the component's columns store exactly, and the words a
@@ -23,16 +23,16 @@ Triple = tuple[float, float, float]
 Size = tuple[int, int]
 """Height and width in pixels."""
 Columns = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
-"""Arrays by name: little-endian dtype, and the shape of one row."""
+"""Arrays by name, each with its little-endian dtype and the shape of one row."""
 
-MAX_SIDE = 2**16 - 1  # of a source image and of a view, in pixels: a crop box is four uint16
-MAX_PIXELS = 89_478_485  # Pillow's own warning level, a quarter of a gigabyte of RGB
-# Bounded, so that no text makes a number that cannot be read; 400 decimals hold any float.
+MAX_SIDE = 2**16 - 1  # largest side of a source image or view in pixels: a crop box is four uint16
+MAX_PIXELS = 89_478_485  # the limit at which Pillow warns; a quarter of a gigabyte of RGB
+# Bounded, so that every matching text is a valid number; 400 decimals can write any float.
 NUMBER = r"[0-9]{1,9}(?:\.[0-9]{1,400})?"
 
 
 class Style(Protocol):
-    """What all steps of a view share; see ``ViewParams``."""
+    """The properties of a view that its steps use; see ``ViewParams``."""
 
     @property
     def interpolation(self) -> Interpolation: ...
@@ -48,7 +48,11 @@ class Step(Protocol):
     """One resolved operation. A geometry's has ``cut(image, view, size)`` in place of ``apply``."""
 
     def check(self) -> None:
-        """Raise ``ValueError`` where a number is outside its range."""
+        """Check the numbers of the step.
+
+        Raises:
+            ValueError: A number is outside its range.
+        """
 
     def apply(self, image: Image.Image, view: Style) -> Image.Image:
         """Return a changed image of the same size."""
@@ -58,26 +62,34 @@ class Step(Protocol):
 class Component(ABC):
     """One part of a view policy.
 
-    A subclass in a file of its own, a line in ``_policy.COMPONENTS`` and a paragraph in
-    ``docs/cache-format.md`` are all that a new component takes. It leaves ``first_word`` alone:
-    its words then come from a stream of its own, so that no other component draws other words.
+    A new component needs a subclass in its own file, a line in ``_policy.COMPONENTS`` and a
+    paragraph in ``docs/cache-format.md``. It does not set ``first_word``: its words then come from
+    its own stream, so that the words of all other components stay the same.
     """
 
     name: ClassVar[str]
-    """How its text begins; at most 16 ASCII letters. Part of the format, and of its stream."""
+    """Name of the component, at most 16 ASCII letters. It begins the component's text, is part of
+    the format, and selects the stream."""
     separator: ClassVar[str] = ":"
-    """What stands between the name and its arguments in a policy's text."""
+    """Separator between the name and its arguments in a policy's text."""
     grammar: ClassVar[str]
-    """Lines of the list that errors about a policy's text show."""
+    """Description of the component's text, shown in errors about a policy's text."""
     steps: ClassVar[tuple[type, ...]]
-    """Types of its steps."""
+    """Types of the component's steps."""
     first_word: ClassVar[int | None] = None
-    """Index of its first word in the stream that the first four components share."""
+    """Index of the component's first word in the stream of the first four components."""
 
     @classmethod
     @abstractmethod
     def parse(cls, arguments: str | None) -> Self:
-        """Read the text after the separator, ``None`` without one, or raise ``UsageError``."""
+        """Make a component from the text after the separator.
+
+        Args:
+            arguments: The text; ``None`` without a separator.
+
+        Raises:
+            UsageError: The text is invalid.
+        """
 
     @abstractmethod
     def __str__(self) -> str:
@@ -86,11 +98,11 @@ class Component(ABC):
     @property
     @abstractmethod
     def num_words(self) -> int:
-        """Random words of 64 bits that a draw reads."""
+        """Number of random 64-bit words that a draw reads."""
 
     @property
     def idle(self) -> bool:
-        """Whether it never does anything, so that a policy leaves it out."""
+        """Whether the component never has an effect, so that a policy omits it."""
         return False
 
     @property
@@ -100,30 +112,34 @@ class Component(ABC):
 
     @abstractmethod
     def draw(self, words: list[int], source: Size, view: Size) -> tuple[Any, ...]:
-        """Resolve every random decision, for a source image and a view of these sizes."""
+        """Draw the steps of a view from random words, for the sizes of source image and view."""
 
     def columns(self) -> Columns:
-        """Give the arrays that store its steps."""
+        """Return the arrays that store the component's steps."""
         return {}
 
     def pack(self, steps: Sequence[Any]) -> dict[str, Any]:
-        """Give a row of the columns for its steps of a view; a column left out is zero."""
+        """Return the row of the columns for the steps of a view; omitted columns are zero."""
         return {}
 
     @abstractmethod
     def unpack(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Read a row of the columns, or raise ``ValueError`` for one that no draw gives."""
+        """Return the steps stored in a row of the columns.
+
+        Raises:
+            ValueError: No draw gives this row.
+        """
 
 
 def number(text: str | None) -> float:
     """Read a decimal number without sign and exponent."""
     if text is None or not re.fullmatch(NUMBER, text):
-        raise UsageError(f"{quoted(text or '')} is no decimal number")
+        raise UsageError(f"{quoted(text or '')} is not a decimal number")
     return float(text)
 
 
 def quoted(text: str) -> str:
-    """Quote a part of a policy's text in a message, however long it is."""
+    """Quote a part of a policy's text for a message; a long one is shortened."""
     return repr(printable(text, limit=MAX_CELL))
 
 

@@ -23,12 +23,12 @@ from scalekd.views._component import (
 from scalekd.views._random import below, exponential, uniform
 from scalekd.views._resize import resize
 
-TRIES = 10  # of a crop, and of an erased box, before giving up: timm, torchvision
+TRIES = 10  # tries to place a crop or an erased box, as in timm and torchvision
 _LOG_RATIO = 0.28768207245178096  # ln(4/3): a crop's aspect ratio is log-uniform in 3/4..4/3
 
 
 class CropBox(NamedTuple):
-    """Part of the source image, in its pixels, that is resized to the view."""
+    """The part of the source image, in its pixels, that is resized to the view."""
 
     top: int
     left: int
@@ -36,13 +36,13 @@ class CropBox(NamedTuple):
     width: int
 
     def check(self) -> None:
-        """Raise ``ValueError`` unless some image may contain the box."""
+        """Raise ``ValueError`` unless a box of these numbers can be inside an image."""
         inside = self.top + self.height <= MAX_SIDE and self.left + self.width <= MAX_SIDE
         if min(self.top, self.left) < 0 or min(self.height, self.width) < 1 or not inside:
-            raise ValueError(f"{self} is no box inside an image")
+            raise ValueError(f"{self} is not a box inside an image")
 
     def cut(self, image: Image.Image, view: Style, size: Size) -> Image.Image:
-        """Cut, then resize.
+        """Cut the box from the image, then resize it.
 
         ``resize(box=...)`` would save a copy but lets the filter see pixels outside the box.
 
@@ -54,8 +54,8 @@ class CropBox(NamedTuple):
             # Pillow would pad with black.
             raise DataError(
                 f"a view of rows {top}..{top + height} and columns {left}..{left + width} is not"
-                f" of this image, which has {image.height} x {image.width} px: the view was drawn"
-                " on another image of that key; use the data set that the cache was made from"
+                f" in this image, which has {image.height} x {image.width} px: the view was drawn"
+                " from another image of that key; use the data set that the cache was made from"
             )
         if (height, width) != (image.height, image.width):
             image = image.crop((left, top, left + width, top + height))
@@ -73,10 +73,10 @@ class Middle(NamedTuple):
             raise ValueError(f"a centre view keeps a fraction in (0, 1], not {self.fraction}")
 
     def cut(self, image: Image.Image, view: Style, size: Size) -> Image.Image:
-        """Resize whole, then cut, rounding as timm's transforms_imagenet_eval does.
+        """Resize the whole image, then cut, with the rounding of timm's transforms_imagenet_eval.
 
         Raises:
-            DataError: The image would first be enlarged to more pixels than an image may have.
+            DataError: The enlarged image would have more pixels than an image may have.
         """
         if max(size) / self.fraction > MAX_SIDE:
             raise DataError(
@@ -113,7 +113,7 @@ class RandomCrop(Component):
     )
     steps: ClassVar = (CropBox,)
     first_word: ClassVar = 0
-    num_words: ClassVar = 4 * TRIES  # a try takes area, aspect, top and left
+    num_words: ClassVar = 4 * TRIES  # each try takes words for area, aspect, top and left
 
     scale: tuple[float, float] = (0.08, 1.0)
 
@@ -128,7 +128,7 @@ class RandomCrop(Component):
             return cls()
         low, dots, high = arguments.partition("..")
         if not dots:
-            raise UsageError(f"{quoted(arguments)} is no range")
+            raise UsageError(f"{quoted(arguments)} is not a range")
         return cls((number(low), number(high)))
 
     def __str__(self) -> str:
@@ -136,7 +136,7 @@ class RandomCrop(Component):
         return "crop" if self == RandomCrop() else f"crop:{low}..{high}"
 
     def draw(self, words: list[int], source: Size, view: Size) -> tuple[CropBox]:
-        """As timm RandomResizedCropAndInterpolation.get_params; like torchvision's, never empty."""
+        """Draw like timm's RandomResizedCropAndInterpolation; like torchvision's, never empty."""
         rows, columns = source
         for i in range(0, len(words), 4):
             area = uniform(words[i], *self.scale) * (rows * columns)
@@ -147,7 +147,7 @@ class RandomCrop(Component):
                 top = below(words[i + 2], rows - height + 1)
                 left = below(words[i + 3], columns - width + 1)
                 return (CropBox(top, left, height, width),)
-        # No box fitted, as in very long images: the middle, at the nearest aspect ratio allowed.
+        # No box fitted (very long images): take the middle, at the nearest allowed aspect ratio.
         height, width = rows, columns
         if columns / rows < 3 / 4:
             height = round(columns / (3 / 4))
@@ -156,7 +156,7 @@ class RandomCrop(Component):
         return (CropBox((rows - height) // 2, (columns - width) // 2, height, width),)
 
     def columns(self) -> Columns:
-        """``crop``: top, left, height, width in source pixels."""
+        """Return the column ``crop``: top, left, height, width in source pixels."""
         return {"crop": (np.dtype("<u2"), (4,))}
 
     def pack(self, steps: Sequence[CropBox]) -> dict[str, Any]:

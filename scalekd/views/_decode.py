@@ -1,6 +1,6 @@
-"""Encoded bytes to RGB pixels: the only decoder, for teacher and student alike.
+"""Decoding of images to RGB pixels, for teacher and student.
 
-Pillow, full size, always: libjpeg's draft mode is quicker and gives other pixels. EXIF
+Pillow always decodes at full size: libjpeg's draft mode is faster but gives other pixels. EXIF
 orientation is ignored, as in timm, torchvision and every published ImageNet recipe. Alpha is
 dropped and CMYK converted as ``Image.convert("RGB")`` does, which is what timm calls. One thing
 differs from timm: 16-bit gray images keep their upper eight bits, where ``convert`` would clip
@@ -19,7 +19,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from scalekd.errors import DataError
 from scalekd.views._component import MAX_PIXELS, MAX_SIDE
 
-# Others are left out because nobody trains on them and some, such as EPS, run programs.
+# Other formats are excluded: they are not used for training, and some, such as EPS, run programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 
@@ -28,21 +28,21 @@ def decode_image(data: bytes, *, key: str) -> Image.Image:
 
     Args:
         data: JPEG, PNG, WebP, BMP, GIF (first frame), TIFF (first page) or PPM.
-        key: The sample's key, for errors.
+        key: Key of the sample, for error messages.
 
     Returns:
-        RGB image of the encoded size; no EXIF rotation.
+        RGB image of the encoded size, without EXIF rotation.
 
     Raises:
-        DataError: The bytes are no such image, are cut short or damaged where Pillow notices, or
-            the image is larger than 89 megapixels or 65,535 pixels on a side.
+        DataError: The bytes are not such an image, are truncated or detectably damaged, or the
+            image is larger than 89 megapixels or 65,535 pixels on a side.
     """
     try:
         with _truncation_is_an_error():
             return _decode(data, key)
     except (DataError, MemoryError):
         raise
-    except Exception as error:  # what damaged bytes make Pillow's readers raise has no base class
+    except Exception as error:  # Pillow's errors for damaged bytes have no common base class
         reason = str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
             reason = f"not a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} image"
@@ -67,7 +67,7 @@ def _decode(data: bytes, key: str) -> Image.Image:
         return _upper_byte(image, key)
     if image.mode == "F":
         raise DataError(f"sample {key}: floating-point images have no fixed range of values")
-    # Transparency cannot change what RGB conversion gives, but makes Pillow warn or work more.
+    # Transparency does not change the RGB result, but makes Pillow warn or do more work.
     image.info.pop("transparency", None)
     return image.convert("RGB")
 
@@ -80,7 +80,7 @@ def _upper_byte(image: Image.Image, key: str) -> Image.Image:
 
 
 class _Strictness:
-    """How many decodes are under way, and what the switch said before the first of them."""
+    """Number of running decodes, and the value of the switch before the first of them."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -90,7 +90,7 @@ class _Strictness:
 
 _strictness = _Strictness()
 if hasattr(os, "register_at_fork"):
-    # A child must not inherit a lock held, or decodes counted, by a thread it does not have.
+    # A child must not inherit a held lock, or counted decodes, of threads that it does not have.
     os.register_at_fork(after_in_child=lambda: _strictness.__init__())  # type: ignore[misc]
 
 
@@ -98,8 +98,8 @@ if hasattr(os, "register_at_fork"):
 def _truncation_is_an_error() -> Iterator[None]:
     """Keep Pillow's process-wide ``LOAD_TRUNCATED_IMAGES`` off while images are decoded.
 
-    Any library may switch it on, and then half an image decodes to half a gray picture without a
-    word. It is put back when the last of the concurrent decodes ends.
+    Other libraries may switch it on, and then a truncated image is decoded with gray pixels and
+    without an error. It is restored when the last concurrent decode ends.
     """
     with _strictness.lock:
         if _strictness.running == 0:

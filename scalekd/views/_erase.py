@@ -1,4 +1,4 @@
-"""Random erasing: a box of the view is replaced by noise, as timm does before normalisation."""
+"""Random erasing: a box of the view is replaced by noise, as in timm before normalisation."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,9 +19,9 @@ _LOG_ASPECT = 1.2039728043259361  # ln(1/0.3): height over width, log-uniform in
 
 
 class EraseBox(NamedTuple):
-    """Part of the view replaced by noise.
+    """The part of the view that is replaced by noise.
 
-    Position and size are in 65,536ths of the view's height and width, so that a view may be
+    Position and size are in 65,536ths of the view's height and width, so that a view can be
     rendered at another size; the noise comes from ``noise_seed``, below 2**32.
     """
 
@@ -32,19 +32,19 @@ class EraseBox(NamedTuple):
     noise_seed: int
 
     def check(self) -> None:
-        """Raise ``ValueError`` unless the box is inside a view, smaller than it, with a seed."""
+        """Raise ``ValueError`` unless the box is inside and smaller than a view, with a seed."""
         top, left, height, width, noise_seed = self
         inside = top + height <= ERASE_UNIT and left + width <= ERASE_UNIT
         smaller = min(height, width) >= 1 and max(height, width) < ERASE_UNIT
         if min(top, left) < 0 or not inside or not smaller:
-            raise ValueError(f"{self} is no box inside a view and smaller than it")
+            raise ValueError(f"{self} is not a box inside a view and smaller than it")
         if not 0 <= noise_seed < 2**32:
             raise ValueError(f"a noise seed is in 0..2**32 - 1, not {noise_seed}")
 
     def apply(self, image: Image.Image, view: Style) -> Image.Image:
         rows, columns = image.height, image.width
         top, left = _pixels(self.top, rows), _pixels(self.left, columns)
-        # Rounding at another size may reach past the end.
+        # At another size, rounding may exceed the side.
         height = min(rows - top, max(1, _pixels(self.height, rows)))
         width = min(columns - left, max(1, _pixels(self.width, columns)))
         words = noise_words(self.noise_seed, 3 * height * width).reshape(3, height, width)
@@ -58,12 +58,12 @@ class EraseBox(NamedTuple):
 
 
 def _pixels(fraction: int, side: int) -> int:
-    """A stored fraction of ``side``, rounded to pixels; the inverse of ``_fraction``."""
+    """Round a stored fraction of ``side`` to pixels; the inverse of ``_fraction``."""
     return (2 * fraction * side + ERASE_UNIT) // (2 * ERASE_UNIT)
 
 
 def _fraction(pixels: int, side: int) -> int:
-    """``pixels / side`` in 65,536ths, with as few significant bits as give ``pixels`` back.
+    """Return ``pixels / side`` in 65,536ths, with the fewest significant bits that are exact.
 
     A grid of 2**bits >= side points is within half a pixel of every pixel edge; the remaining low
     bits are zero, which compresses: at up to 256 px an edge costs one byte.
@@ -75,13 +75,15 @@ def _fraction(pixels: int, side: int) -> int:
 
 @dataclass(frozen=True)
 class Erase(Component):
-    """Erase one box with ``probability``."""
+    """Replace one box by noise with ``probability``."""
 
     name: ClassVar = "erase"
     grammar: ClassVar = "  erase:P            replace a box by pixel noise with probability P"
     steps: ClassVar = (EraseBox,)
     first_word: ClassVar = 41
-    num_words: ClassVar = 2 + 4 * TRIES  # whether; area, aspect, top, left of each try; noise seed
+    num_words: ClassVar = (
+        2 + 4 * TRIES
+    )  # words: whether to erase; area, aspect, top, left of each try; noise seed
 
     probability: float
 
@@ -101,7 +103,7 @@ class Erase(Component):
         return not self.probability
 
     def draw(self, words: list[int], source: Size, view: Size) -> tuple[EraseBox, ...]:
-        """As timm RandomErasing._erase with one box; nothing when none of the tries fits."""
+        """Draw like timm's RandomErasing._erase with one box; no step if no try fits."""
         rows, columns = view
         for i in range(1, len(words) - 1, 4) if uniform(words[0]) < self.probability else ():
             area = uniform(words[i], *_AREA) * (rows * columns)
@@ -116,7 +118,7 @@ class Erase(Component):
         return ()
 
     def columns(self) -> Columns:
-        """``erase``: top, left, height, width, all 0 for none; ``noise_seed``."""
+        """Return ``erase`` (top, left, height, width; all 0 without a box) and ``noise_seed``."""
         return {"erase": (np.dtype("<u2"), (4,)), "noise_seed": (np.dtype("<u4"), ())}
 
     def pack(self, steps: Sequence[EraseBox]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Mirroring left to right."""
+"""Horizontal mirroring."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from scalekd.views._random import uniform
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """The view is mirrored left to right."""
+    """Mirror the view left to right."""
 
     def check(self) -> None:
-        """Accept: there is no number."""
+        """Do nothing: the step has no numbers."""
 
     def apply(self, image: Image.Image, view: Style) -> Image.Image:
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -25,7 +25,7 @@ class Mirror:
 
 @dataclass(frozen=True)
 class Flip(Component):
-    """Mirror with ``probability``."""
+    """Mirror views with ``probability``."""
 
     name: ClassVar = "flip"
     grammar: ClassVar = "  flip[:P]           mirror with probability P (default 0.5)"
@@ -58,7 +58,7 @@ class Flip(Component):
         return (Mirror(),) if uniform(words[0]) < self.probability else ()
 
     def columns(self) -> Columns:
-        """``flip``: 1 for a mirrored view."""
+        """Return the column ``flip``, 1 for a mirrored view."""
         return {} if self.deterministic else {"flip": (np.dtype("u1"), ())}
 
     def pack(self, steps: Sequence[Mirror]) -> dict[str, Any]:

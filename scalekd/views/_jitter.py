@@ -1,4 +1,4 @@
-"""Colour jitter: brightness, contrast, saturation and hue change by random amounts, in any order.
+"""Colour jitter: random changes of brightness, contrast, saturation and hue, in random order.
 
 Distributions and arithmetic are those of ``torchvision.transforms.ColorJitter`` on Pillow images,
 which timm uses. Factors are rounded to float16 when they are drawn.
@@ -30,15 +30,15 @@ _NAMES = (*_BLENDS, "hue")
 class Adjustment:
     """One change of colour.
 
-    ``factor`` is a factor of blending for brightness, contrast and saturation, where 1 changes
-    nothing, and a part of the colour circle in -0.5..0.5 for hue. It is a float16 number.
+    ``factor`` is a blending factor for brightness, contrast and saturation, where 1 has no effect,
+    and a part of the colour circle in -0.5..0.5 for hue. It is a float16 number.
     """
 
     name: str
     factor: float
 
     def check(self) -> None:
-        """Raise ``ValueError`` unless the adjustment exists and can have the factor."""
+        """Raise ``ValueError`` unless the adjustment exists and the factor is in its range."""
         if self.name not in _NAMES:
             raise ValueError(f"no adjustment {self.name!r}; there are {', '.join(_NAMES)}")
         low, high = (-0.5, 0.5) if self.name == "hue" else (0.0, 1 + _MAX_STRENGTH)
@@ -63,7 +63,7 @@ class ColorJitter(Component):
   jitter:S           change brightness, contrast and saturation by factors in 1-S..1+S, in a
                      random order; jitter:B-C-S and jitter:B-C-S-H state each, H (0..0.5) for hue"""
     steps: ClassVar = (Adjustment,)
-    num_words: ClassVar = 1 + len(_NAMES)  # order; a factor of each, also of those left alone
+    num_words: ClassVar = 1 + len(_NAMES)  # words: order; one factor of each, also of unused ones
 
     brightness: float
     contrast: float
@@ -101,7 +101,7 @@ class ColorJitter(Component):
         return _ordered(drawn, below(words[0], math.factorial(len(drawn))))
 
     def columns(self) -> Columns:
-        """``jitter``: factors, without those of strength 0; ``jitter_order``: see ``_ordered``."""
+        """Return ``jitter``, the factors of nonzero strengths, and ``jitter_order``."""
         return {
             "jitter": (np.dtype("<f2"), (len(self._active()),)),
             "jitter_order": (np.dtype("u1"), ()),
@@ -138,5 +138,5 @@ def _range(name: str, strength: float) -> tuple[float, float]:
 
 
 def _ordered(drawn: Sequence[Adjustment], order: int) -> tuple[Adjustment, ...]:
-    """The permutation of that number, in lexicographic order of the positions in ``drawn``."""
+    """Return permutation number ``order`` of ``drawn``, in lexicographic order of positions."""
     return next(islice(permutations(drawn), order, None))

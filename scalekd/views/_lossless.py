@@ -1,9 +1,9 @@
-"""A view's pixels as a lossless image file: no second way to make pixels, only to keep them.
+"""Lossless image files of a view's pixels, for caches that embed images.
 
 Lossless WebP, method 1: for 224 px views of photographs 70.5 kB, encoded in 5.7 ms and decoded in
 1.15 ms, where PNG's best has 91.8 kB, 16.8 ms and 1.7 ms, and its fastest 96.1 kB, 4.5 ms and
 1.9 ms; method 6 has 66.5 kB and takes a second (docs/LOG.md). Decoding gives the same bytes
-whatever the version: the format is lossless.
+in every version: the format is lossless.
 """
 
 import io
@@ -19,7 +19,7 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def encode_view(pixels: Pixels) -> bytes:
-    """Lossless WebP of uint8 pixels ``(height, width, 3)``."""
+    """Encode uint8 pixels ``(height, width, 3)`` as lossless WebP."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "WEBP", lossless=True, method=1, quality=0)
     return buffer.getvalue()
@@ -29,7 +29,7 @@ def decode_view(image: bytes, *, key: str, view_size: tuple[int, int]) -> Pixels
     """Invert :func:`encode_view`.
 
     Raises:
-        CacheCorrupt: Another size than height and width of the cache's views, or not decodable.
+        CacheCorrupt: The image has another size than the cache's views, or is not decodable.
     """
     try:
         decoded = decode_image(image, key=key)

@@ -1,4 +1,4 @@
-"""Pixels of views compared: their hash, their difference, and the versions that decide them."""
+"""Comparison of views' pixels: their hash, their difference, and the relevant versions."""
 
 import platform
 from importlib import metadata
@@ -10,10 +10,10 @@ from PIL import features
 
 
 def pixel_environment() -> dict[str, str]:
-    """What to compare when a replayed view differs from the one the teacher saw.
+    """Return the versions that determine the pixels of a replayed view.
 
     Returns:
-        Name to version: ``pillow`` (resize, colour, geometry), ``libjpeg`` (name and version) and
+        Versions by name: ``pillow`` (resize, colour, geometry), ``libjpeg`` (name and version) and
         ``libwebp`` (lossy decoders), ``torchvision`` (applies the operations), ``numpy`` (raw
         random bits), ``python``, and ``machine``, the processor family: compilers may fuse
         multiply and add on some, which can move the last bit of a blend or a rotation.
@@ -33,7 +33,7 @@ def pixel_environment() -> dict[str, str]:
 
 
 def pixel_hash(pixels: NDArray[np.uint8]) -> int:
-    """xxh3-64 of a view's bytes, row by row, RGB; before any normalisation.
+    """Compute the xxh3-64 of a view's RGB bytes, row by row, before normalisation.
 
     Args:
         pixels: uint8 (height, width, 3).
@@ -44,7 +44,7 @@ def pixel_hash(pixels: NDArray[np.uint8]) -> int:
 
 
 def mean_difference(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:
-    """Mean absolute difference of two views' pixels, in steps of 1/255.
+    """Compute the mean absolute difference of two views' pixels, in steps of 1/255.
 
     Args:
         first: uint8 (height, width, 3).

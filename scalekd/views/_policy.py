@@ -1,4 +1,4 @@
-"""What views are drawn from: a short text that people type, and its JSON form in a manifest."""
+"""View policies, with their text form for command lines and their JSON form in a manifest."""
 
 import difflib
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from scalekd.views._rand import RandAugment
 
 GEOMETRIES: tuple[type[RandomCrop | CenterCrop], ...] = (RandomCrop, CenterCrop)
 COMPONENTS: tuple[type[Component], ...] = (Flip, RandAugment, ColorJitter, Erase)
-"""In the order in which they apply; a new component is one more line here."""
+"""All components, in the order in which they are applied; new ones are added here."""
 
 PRESETS = {"crop-flip": "crop+flip"}
 POLICY_GRAMMAR = "\n".join(
@@ -27,8 +27,8 @@ POLICY_GRAMMAR = "\n".join(
     )
 )
 
-# Names the draws, the rendering and their arguments. A change to any of them that moves a pixel
-# or a stored number needs the next number here.
+# Version of draws, rendering and their arguments. A change that affects a pixel or a stored number
+# needs the next number.
 POLICY_VERSION = 1
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
@@ -42,10 +42,9 @@ class ViewPolicy:
     """The distribution of views.
 
     Attributes:
-        geometry: Where the view is cut from.
-        components: What happens to it then, at most one of a kind. They apply in the order of
-            ``COMPONENTS``, whatever order they are given in; those that never do anything are
-            left out.
+        geometry: Component that cuts the view from the image.
+        components: Components applied after it, at most one of a kind. They are sorted in the
+            order of ``COMPONENTS``; those that never have an effect are omitted.
         interpolation: Filter of every resize and geometric operation.
         mean: RGB mean in 0..1: fill colour, and mean of the erasing noise.
         std: RGB standard deviation in 0..1 of the erasing noise.
@@ -78,7 +77,7 @@ class ViewPolicy:
 
     @property
     def parts(self) -> tuple[Component, ...]:
-        """The geometry and the components."""
+        """The geometry and the other components."""
         return (self.geometry, *self.components)
 
     @property
@@ -87,7 +86,7 @@ class ViewPolicy:
         return all(part.deterministic for part in self.parts)
 
     def component(self, kind: type[Kind]) -> Kind | None:
-        """Give the component of a kind, such as ``RandAugment``; ``None`` without one."""
+        """Return the component of a kind, such as ``RandAugment``; ``None`` without one."""
         return next((part for part in self.components if isinstance(part, kind)), None)
 
     @classmethod
@@ -99,7 +98,7 @@ class ViewPolicy:
         mean: Triple = IMAGENET_MEAN,
         std: Triple = IMAGENET_STD,
     ) -> "ViewPolicy":
-        """Read a policy text such as ``crop+flip+rand-m9-n2-mstd0.5-inc1+erase:0.25``.
+        """Parse a policy text such as ``crop+flip+rand-m9-n2-mstd0.5-inc1+erase:0.25``.
 
         Args:
             text: Components in any order, at most one of a kind; see ``POLICY_GRAMMAR``.
@@ -108,7 +107,7 @@ class ViewPolicy:
             std: RGB standard deviation in 0..1.
 
         Raises:
-            UsageError: ``text`` is no policy; the message lists the grammar.
+            UsageError: ``text`` is not a policy; the message lists the grammar.
         """
         try:
             parts = [_parse(part.strip()) for part in PRESETS.get(text.strip(), text).split("+")]
@@ -131,7 +130,7 @@ class ViewPolicy:
         return "+".join(map(str, self.parts))
 
     def to_config(self) -> dict[str, Any]:
-        """JSON form, for a manifest; ``from_config`` gives back an equal policy."""
+        """Return the JSON form for a manifest; ``from_config`` restores an equal policy."""
         return {
             "version": POLICY_VERSION,
             "policy": str(self),
@@ -142,11 +141,11 @@ class ViewPolicy:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "ViewPolicy":
-        """Read the JSON form.
+        """Make a policy from its JSON form.
 
         Raises:
-            CacheMismatch: It was written by another version of the view format.
-            CacheCorrupt: It is no view policy.
+            CacheMismatch: The policy was written by another version of the view format.
+            CacheCorrupt: The JSON is not a view policy.
         """
         version = config.get("version")
         if isinstance(version, int) and version != POLICY_VERSION:
@@ -184,7 +183,7 @@ def _parse(text: str) -> Component:
 
 def _triple(values: Any) -> Triple:
     if not isinstance(values, (list, tuple)) or len(values) != 3:
-        raise ValueError(f"{values!r} is no RGB triple")
+        raise ValueError(f"{values!r} is not an RGB triple")
     if not all(isinstance(value, (int, float)) for value in values):
-        raise ValueError(f"{values!r} holds something else than numbers")
+        raise ValueError(f"{values!r} has values that are not numbers")
     return cast(Triple, tuple(map(float, values)))

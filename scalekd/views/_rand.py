@@ -1,13 +1,13 @@
 """timm's RandAugment: fifteen operations on 8-bit RGB Pillow images, each with a resolved argument.
 
-Definitions, order and argument units are timm's (``timm.data.auto_augment``, the ``rand`` sets),
-so that a policy means the same here and there. torchvision's v2 functionals apply them; it has no
-solarize-add, and its ``affine`` moves about the centre by whole pixels and degrees, which is not
-timm's shear and translation, so those three go to Pillow directly. On Pillow images torchvision
-calls Pillow too: pixels come from Pillow's fixed-point code either way.
+Definitions, order and argument units are those of timm (``timm.data.auto_augment``, the ``rand``
+sets), so that a policy has the same meaning in both. Operations use torchvision's v2 functionals,
+except three that use Pillow directly: torchvision has no solarize-add, and its ``affine`` moves
+about the centre by whole pixels and degrees, unlike timm's shear and translation. On Pillow images
+torchvision calls Pillow too, so that all pixels come from Pillow's fixed-point code.
 
-torchvision, and torch with it, is imported by the first operation applied, not before: policies,
-draws and crop-and-flip views need neither.
+torchvision and torch are imported when the first operation is applied: policies, draws and
+crop-and-flip views do not need them.
 """
 
 import re
@@ -30,13 +30,13 @@ _Apply = Callable[[Image.Image, float, str, Fill], Image.Image]
 
 @dataclass(frozen=True)
 class OperationRange:
-    """What a stored operation may say; anything else is a damaged record.
+    """The valid arguments of a stored operation; other arguments are damage.
 
     Attributes:
-        id: Number in a cache; it never changes. 0 means no operation.
+        id: Number of the operation in a cache; it never changes. 0 means no operation.
         low: Smallest argument.
         high: Largest argument.
-        whole: The argument is an integer.
+        whole: Whether the argument is an integer.
     """
 
     id: int
@@ -64,13 +64,13 @@ OPERATIONS: dict[str, OperationRange] = {
     "translate_y": OperationRange(15, -2, 2),
 }
 
-_DEFAULT_LEVEL = 10  # timm's magnitude, and its limit, when m or mmax is not given
+_DEFAULT_LEVEL = 10  # timm's magnitude and its limit, if m or mmax is not given
 _UNIFORM_ABOVE = 100  # timm: mstd above this means magnitudes uniform in 0..m
-_WORDS = 4  # of an operation: which, whether, level, sign
+_WORDS = 4  # words of an operation: which, whether to apply it, level, sign
 _OPTION = re.compile(rf"(mstd|mmax|inc|m|n|p)({NUMBER})")
 _FIELDS = {"m": "magnitude", "n": "num_operations", "p": "probability"}
 _FIELDS |= {"mstd": "magnitude_std", "mmax": "max_magnitude", "inc": "increasing"}
-_SOLARIZE_ADD_BELOW = 128  # timm's threshold: brighter values stay as they are
+_SOLARIZE_ADD_BELOW = 128  # timm's threshold: brighter values do not change
 
 
 _NAMES = tuple(OPERATIONS)  # in timm's order (auto_augment._RAND_TRANSFORMS), which draws index
@@ -79,17 +79,17 @@ _NAMES = tuple(OPERATIONS)  # in timm's order (auto_augment._RAND_TRANSFORMS), w
 class Operation(NamedTuple):
     """One applied operation with its resolved argument.
 
-    ``argument`` is signed degrees (rotate), a factor of blending (color, contrast, brightness,
+    ``argument`` is signed degrees (rotate), a blending factor (color, contrast, brightness,
     sharpness), bits kept (posterize), a threshold (solarize), an amount (solarize_add), a slope
-    (shear_x, shear_y) or a fraction of the side (translate_x, translate_y); 0 where there is none.
-    It is always a float16 number, so that storing it loses nothing.
+    (shear_x, shear_y) or a fraction of the side (translate_x, translate_y); 0 without an argument.
+    It is always a float16 number, which the cache stores exactly.
     """
 
     name: str
     argument: float = 0.0
 
     def check(self) -> None:
-        """Raise ``ValueError`` unless the operation exists and can have the argument."""
+        """Raise ``ValueError`` unless the operation exists and the argument is in its range."""
         limits = OPERATIONS.get(self.name)
         if limits is None:
             raise ValueError(f"no operation {self.name!r}; there are {', '.join(OPERATIONS)}")
@@ -128,7 +128,7 @@ def _appliers() -> dict[str, _Apply]:
         "rotate": lambda image, degrees, how, fill: tv.rotate(
             image, degrees, interpolation=InterpolationMode(how), fill=list(fill)
         ),
-        # No bits left is black; Pillow drew that until 12 and refuses it from 13 on.
+        # Zero bits give black; Pillow supports that until 12 and refuses it from 13 on.
         "posterize": lambda image, bits, _i, _f: (
             tv.posterize(image, int(bits)) if bits else Image.new("RGB", image.size)
         ),
@@ -158,12 +158,13 @@ class RandAugment(Component):
     """timm's RandAugment: ``num_operations`` drawn with replacement, each applied or not.
 
     Attributes:
-        magnitude: Level on timm's scale of 10.
-        num_operations: Operations drawn a view.
-        probability: That a drawn operation is applied.
-        magnitude_std: Spread of the level, normal; above 100: uniform in 0..magnitude.
-        max_magnitude: Levels are cut at this.
-        increasing: Use the set whose severity always grows with the level.
+        magnitude: Mean level on timm's scale of 10.
+        num_operations: Number of operations drawn per view.
+        probability: Probability that a drawn operation is applied.
+        magnitude_std: Standard deviation of a normal level; above 100 the level is uniform in
+            0..magnitude.
+        max_magnitude: Largest level.
+        increasing: Whether to use the set of operations whose severity grows with the level.
     """
 
     name: ClassVar = "rand"
@@ -223,7 +224,7 @@ class RandAugment(Component):
         return _WORDS * self.num_operations
 
     def draw(self, words: list[int], source: Size, view: Size) -> tuple[Operation, ...]:
-        """As timm RandAugment.__call__ and AugmentOp.__call__; only applied operations are left."""
+        """Draw like timm's RandAugment and AugmentOp; return only the applied operations."""
         operations = []
         for i in range(0, len(words), _WORDS):
             which, whether, spread, sign = words[i : i + _WORDS]
@@ -241,7 +242,7 @@ class RandAugment(Component):
         return tuple(operations)
 
     def columns(self) -> Columns:
-        """``operations``: ids, applied ones first, then 0; ``arguments``: theirs."""
+        """Return ``operations`` (ids, applied ones first, then 0) and ``arguments``."""
         slots = (self.num_operations,)
         return {"operations": (np.dtype("u1"), slots), "arguments": (np.dtype("<f2"), slots)}
 
@@ -267,7 +268,7 @@ class RandAugment(Component):
 
 
 def _argument(name: str, level: float, sign: int, *, increasing: bool) -> float:
-    """As timm's ``level_to_arg`` functions; ``level`` 1 is timm's magnitude 10."""
+    """Compute an argument like timm's ``level_to_arg``; ``level`` 1 is timm's magnitude 10."""
     if name == "rotate":
         return sign * level * 30.0
     if name in ("shear_x", "shear_y"):
@@ -277,7 +278,7 @@ def _argument(name: str, level: float, sign: int, *, increasing: bool) -> float:
     if name in ("color", "contrast", "brightness", "sharpness"):
         return max(0.1, 1.0 + sign * level * 0.9) if increasing else level * 1.8 + 0.1
     if name == "posterize":
-        # timm leaves the image alone above 8 bits and blackens it below 0: these are the limits.
+        # timm does not change the image above 8 bits and blackens it below 0: these are the limits.
         bits = int(level * 4)
         return max(0, 4 - bits) if increasing else min(8, bits)
     if name == "solarize":

@@ -1,8 +1,8 @@
-"""Random numbers for views: the same on every machine, in any order, permanently.
+"""Random numbers for views, which are the same on every machine and in any order.
 
-Each (seed, sample key, pass) has a stream of its own, and each component later than the first four
-has another: a 128-bit BLAKE2b hash of the three, salted with the component's name, is the key of a
-Philox counter generator. Nothing else enters, so a view depends on no order, worker,
+Each (seed, sample key, pass) has its own stream, and each component after the first four has
+another one: a 128-bit BLAKE2b hash of the three, salted with the component's name, is the key of a
+Philox counter generator. Nothing else is used, so that a view does not depend on order, worker,
 rank or world size.
 
 NumPy promises that a bit generator's raw 64-bit output never changes (NEP 19), but makes no such
@@ -22,38 +22,38 @@ from numpy.typing import NDArray
 
 from scalekd.errors import UsageError
 
-_PERSON = b"scalekd view 1"  # BLAKE2b personalisation: names this use, and its version
-_NOISE_KEY = int.from_bytes(b"erasenoi", "little")  # keeps noise apart from every view's stream
+_PERSON = b"scalekd view 1"  # BLAKE2b personalisation: name and version of this use
+_NOISE_KEY = int.from_bytes(b"erasenoi", "little")  # separates noise from the streams of views
 _QUANTILES = 2**16  # a normal number is one of this many equally likely quantiles, up to ±4.3
 
 
 def view_words(
     seed: int, key: str, pass_index: int, count: int, *, component: str = ""
 ) -> list[int]:
-    """The first ``count`` raw 64-bit words of a view's stream.
+    """Return the first ``count`` raw 64-bit words of a view's stream.
 
     Args:
         seed: The cache's seed, in 0..2**64 - 1.
-        key: The sample's key.
-        pass_index: Which pass over the samples, from 0.
-        count: How many words.
-        component: Name of the component that has this stream to itself, at most 16 bytes; empty
-            for the stream that crop, flip, erase and rand share.
+        key: Key of the sample.
+        pass_index: Index of the pass over the samples, from 0.
+        count: Number of words.
+        component: Name of the component whose own stream is read, at most 16 bytes; empty for the
+            stream that crop, flip, erase and rand share.
 
     Raises:
         UsageError: ``seed`` or ``pass_index`` is out of range.
     """
     if not (0 <= seed < 2**64 and 0 <= pass_index < 2**64):
         raise UsageError(f"seed and pass must be in 0..2**64 - 1, not {seed} and {pass_index}")
-    # Two numbers of fixed length come first, so no two triples spell the same bytes. Keys made
-    # from file names may hold surrogate escapes, which plain UTF-8 refuses.
+    # Two numbers of fixed length come first, so that different triples give different bytes. Keys
+    # made from file names may contain surrogate escapes, which plain UTF-8 refuses.
     text = struct.pack("<QQ", seed, pass_index) + key.encode("utf-8", "surrogatepass")
     digest = blake2b(text, digest_size=16, person=_PERSON, salt=component.encode()).digest()
     return _philox(*struct.unpack("<QQ", digest)).random_raw(count).tolist()  # type: ignore[no-any-return]
 
 
 def noise_words(noise_seed: int, count: int) -> NDArray[np.uint16]:
-    """``count`` uniform 16-bit numbers of the noise named ``noise_seed``."""
+    """Return ``count`` uniform 16-bit numbers of the noise with this seed."""
     words = _philox(noise_seed, _NOISE_KEY).random_raw(-(-count // 4))
     return words.astype("<u8", copy=False).view("<u2")[:count]
 
@@ -63,28 +63,28 @@ def _philox(low: int, high: int) -> np.random.Philox:
 
 
 def half_precision(value: float) -> float:
-    """Round to float16, so that a draw uses the very number that is stored."""
+    """Round to float16, so that a draw uses exactly the number that is stored."""
     return float(struct.unpack("<e", struct.pack("<e", value))[0])
 
 
 def uniform(word: int, low: float = 0.0, high: float = 1.0) -> float:
-    """A number in ``[low, high)`` with 53 random bits."""
+    """Convert a word to a number in ``[low, high)`` with 53 random bits."""
     return low + (high - low) * ((word >> 11) * 2.0**-53)
 
 
 def below(word: int, count: int) -> int:
-    """An integer in ``0..count - 1``; its bias, ``count`` in 2**64, is out of reach."""
+    """Convert a word to an integer in ``0..count - 1``; the bias is below ``count / 2**64``."""
     return word * count >> 64
 
 
 def normal(word: int) -> float:
-    """A normal number: a quantile's midpoint, rounded to 2**-20 so that no libm decides a bit."""
+    """Convert a word to a normal number: the midpoint of a quantile, rounded to 2**-20."""
     level = ((word >> 48) * 2 + 1) / (2 * _QUANTILES)
     return round(NormalDist().inv_cdf(level) * 2**20) / 2**20
 
 
 def exponential(x: float) -> float:
-    """``exp(x)`` for ``|x| < 2`` by its power series, the same bits everywhere."""
+    """Compute ``exp(x)`` for ``|x| < 2`` by its power series, equal on all machines."""
     total = term = 1.0
     for i in range(1, 25):  # the next term is below 2**-54
         term *= x / i
@@ -94,16 +94,16 @@ def exponential(x: float) -> float:
 
 @lru_cache(maxsize=16)
 def noise_table(mean: float, std: float) -> NDArray[np.uint8]:
-    """The pixel value for each uniform 16-bit number, so that values follow erasing noise.
+    """Return the pixel value of erasing noise for each uniform 16-bit number.
 
-    timm erases with N(0, 1) after normalisation. As an 8-bit pixel before it that is
+    timm erases with N(0, 1) after normalisation. As an 8-bit pixel before normalisation that is
     ``clip(round(255 * (mean + std * n)))``. Values up to v therefore take the share
     Φ(((v + 0.5) / 255 - mean) / std) of the 65,536 numbers; only the share's rounding to an
     integer is left to compute, and that is the same on every machine.
 
     Args:
-        mean: Of the channel, in 0..1.
-        std: Of the channel, in 0..1.
+        mean: Mean of the channel, in 0..1.
+        std: Standard deviation of the channel, in 0..1.
     """
     normal_dist = NormalDist(mean, std)
     ends = [round(_QUANTILES * normal_dist.cdf((value + 0.5) / 255)) for value in range(255)]

@@ -1,8 +1,8 @@
-"""Resize filters of views, in fixed point, so that no pixel depends on the processor.
+"""Resize filters of views, in fixed point, so that pixels do not depend on the processor.
 
 ``bicubic`` and ``bilinear`` are Pillow's: they average over all the pixels that a smaller picture
 covers. ``bilinear-opencv`` is ``cv2.resize`` with ``INTER_LINEAR``, which most code based on
-OpenCV trains with: it reads four pixels however much the picture shrinks, and so aliases.
+OpenCV trains with: it always reads four pixels, and so aliases when a picture shrinks.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ def resize(image: Image.Image, size: tuple[int, int], interpolation: str) -> Ima
     """Resize an RGB image.
 
     Args:
-        image: RGB; unchanged.
+        image: RGB image, which is not changed.
         size: Height and width in pixels.
         interpolation: One of `scalekd.views.Interpolation`.
     """
@@ -24,7 +24,7 @@ def resize(image: Image.Image, size: tuple[int, int], interpolation: str) -> Ima
         return Image.fromarray(_linear(np.asarray(image), size))
     # Columns, then rows, with 8-bit values between, as Pillow did in one call until 12. From 13 on
     # Pillow swaps the two for images that shrink more in height than in width, which moves a
-    # bicubic pixel by up to 20. One axis a call leaves it no choice.
+    # bicubic pixel by up to 20. One axis per call fixes the order.
     height, width = size
     resample = Image.Resampling[interpolation.upper()]
     if width != image.width:
@@ -33,12 +33,12 @@ def resize(image: Image.Image, size: tuple[int, int], interpolation: str) -> Ima
 
 
 def pillow_name(interpolation: str) -> str:
-    """The filter of Pillow and timm that comes nearest; geometric operations use it."""
+    """Return the most similar filter of Pillow and timm, for geometric operations."""
     return interpolation.removesuffix("-opencv")
 
 
 def _linear(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """As OpenCV's HResizeLinear and VResizeLinear for bytes, rounding as they do."""
+    """Resize bytes like OpenCV's HResizeLinear and VResizeLinear, with their rounding."""
     upper, lower, row_weights = _neighbours(pixels.shape[0], size[0])
     left, right, column_weights = _neighbours(pixels.shape[1], size[1])
     near, far = column_weights[:, None], _WEIGHT_UNIT - column_weights[:, None]

@@ -1,8 +1,8 @@
-"""One view, fully resolved: drawn, stored as arrays, read back, and rendered to pixels.
+"""Views with resolved parameters: drawing, storage as arrays, and rendering to pixels.
 
-A view is one geometry and then steps, each of numbers that the cache stores exactly. Geometry does
-not depend on the size a view is rendered at: a crop is a box in source pixels, an erased box a
-fraction of the view. So a student may replay a view at another resolution than the teacher's.
+A view is one geometry followed by steps, whose numbers the cache stores exactly. Geometry does not
+depend on the size at which a view is rendered: a crop is a box in source pixels, an erased box a
+fraction of the view. A student can therefore replay a view at another resolution than the teacher.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,14 +25,14 @@ Kind = TypeVar("Kind")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewParams:
-    """Everything that decides a view's pixels, given the source image and the size to render.
+    """All parameters of a view; with source image and size they determine its pixels.
 
     Attributes:
-        geometry: What is cut from the source image.
-        steps: Applied to the cut view, in this order.
+        geometry: The part of the source image that is cut.
+        steps: Steps applied to the cut view, in order.
         interpolation: Filter of the resize, and of rotation, shear and translation.
-        mean: RGB mean in 0..1: what geometric operations fill with, and the noise's mean.
-        std: RGB standard deviation in 0..1 of the noise.
+        mean: RGB mean in 0..1: fill colour of geometric operations, and mean of the noise.
+        std: RGB standard deviation of the noise, in 0..1.
 
     Raises:
         ValueError: A number is outside its range.
@@ -56,7 +56,7 @@ class ViewParams:
         return red, green, blue
 
     def of(self, kind: type[Kind]) -> tuple[Kind, ...]:
-        """Give the steps of a type, such as ``Operation``, in their order."""
+        """Return the steps of a type, such as ``Operation``, in their order."""
         return tuple(step for step in self.steps if isinstance(step, kind))
 
 
@@ -71,17 +71,17 @@ def draw(
 ) -> ViewParams:
     """Draw one view of one sample.
 
-    Every component reads its own words, so that changing one of them leaves every decision of the
-    others as it was.
+    Every component reads its own words, so that changing one component does not affect the draws of
+    the others.
 
     Args:
-        policy: What to draw from.
-        seed: The cache's seed, in 0..2**64 - 1.
-        key: The sample's key.
-        pass_index: Which pass over the samples, from 0.
+        policy: Distribution of the views.
+        seed: Seed of the cache, in 0..2**64 - 1.
+        key: Key of the sample.
+        pass_index: Index of the pass over the samples, from 0.
         source_size: Height and width of the decoded image, in pixels.
-        view_size: Height and width the view is drawn for; it decides the erased boxes only,
-            whose sides are whole pixels at this size.
+        view_size: Height and width for which the view is drawn, in pixels; only erased boxes depend
+            on it, whose sides are whole pixels at this size.
 
     Returns:
         The view; equal arguments give equal views on every machine.
@@ -121,22 +121,22 @@ def _view(policy: ViewPolicy, steps: Sequence[Any]) -> ViewParams:
 def render(
     image: Image.Image, params: ViewParams, *, view_size: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    """Draw the pixels of a view, the first time and at every replay.
+    """Compute the pixels of a view, for the teacher and for every replay.
 
     Args:
-        image: The decoded source image, RGB; unchanged.
+        image: Decoded source image, RGB, which is not changed.
         params: The view, just drawn or read from a cache.
-        view_size: Height and width in pixels. At the size the view was drawn for, the pixels are
-            exactly those of the first time; at another, the same part of the picture is shown.
-            Noise is then of the same distribution but not the same picture.
+        view_size: Height and width in pixels. At the size for which the view was drawn, replays are
+            identical to the first rendering; at another size, the same part of the image is shown,
+            with other noise of the same distribution.
 
     Returns:
         uint8 array (height, width, 3), writable, not normalised.
 
     Raises:
         ValueError: ``image`` is not RGB or ``view_size`` is out of range.
-        DataError: The crop box is not inside the image: this is not the image the view is of. Or
-            a centre view would first be enlarged to more pixels than an image may have.
+        DataError: The crop box is not inside the image, so the view is of another image; or the
+            enlarged image of a centre view would have too many pixels.
     """
     if image.mode != "RGB":
         raise ValueError(f"views are drawn from RGB images, not {image.mode}; use decode_image")
@@ -149,26 +149,26 @@ def render(
 
 
 def view_columns(policy: ViewPolicy) -> Columns:
-    """Give the arrays that hold views of ``policy``: dtype (little-endian), and shape of one row.
+    """Return the arrays that store views of ``policy``: little-endian dtype and shape of one row.
 
-    Only what the policy can vary is stored: a policy that never flips has no ``flip``, and one
-    that fixes everything has no arrays. Absent things are zeros, which compress to nothing.
+    Only parameters that the policy varies are stored: a policy without flips has no ``flip``, and a
+    deterministic one has no arrays. Steps that were not drawn are stored as zeros.
     """
     return {name: array for part in policy.parts for name, array in part.columns().items()}
 
 
 def pack_views(views: Sequence[ViewParams], policy: ViewPolicy) -> dict[str, NDArray[Any]]:
-    """Lay views out as arrays, first axis view.
+    """Store views in arrays whose first axis is the view.
 
     Args:
-        views: Drawn from ``policy``.
-        policy: Decides which arrays there are.
+        views: Views drawn from ``policy``.
+        policy: Policy that determines the arrays.
 
     Returns:
         The arrays of ``view_columns``.
 
     Raises:
-        ValueError: A view cannot have been drawn from ``policy``, so that packing would lose it.
+        ValueError: A view cannot have been drawn from ``policy``, so the arrays cannot store it.
     """
     columns: dict[str, NDArray[Any]] = {
         name: np.zeros((len(views), *shape), dtype)
@@ -181,7 +181,7 @@ def pack_views(views: Sequence[ViewParams], policy: ViewPolicy) -> dict[str, NDA
                 for name, value in part.pack(steps).items():
                     if name in columns:
                         columns[name][row] = value
-            # Reading each row back takes ten microseconds and leaves no way to lose a view unseen.
+            # Reading each row back takes ten microseconds and detects every loss.
             fits = unpack_view(columns, row, policy) == view
         except (ValueError, CacheCorrupt):
             fits = False
@@ -195,11 +195,11 @@ def unpack_view(columns: Mapping[str, NDArray[Any]], row: int, policy: ViewPolic
 
     Args:
         columns: The arrays of ``view_columns(policy)``.
-        row: Which view.
+        row: Index of the view.
         policy: The policy that the views were drawn from.
 
     Raises:
-        CacheCorrupt: The row holds numbers that no draw gives.
+        CacheCorrupt: The row has numbers that no draw gives.
     """
     record = {name: columns[name][row].tolist() for name in view_columns(policy)}
     try:

@@ -77,7 +77,7 @@ def test_answers_follow_the_class_map(views: EvaluationViews, centre_cache: Path
     answers = live_answers(a_teacher(), views, class_map=without)
     kept = everything != common
     assert np.array_equal(np.array(without)[answers[kept]], everything[kept])
-    with pytest.raises(UsageError, match="names class 10, and the teacher has 10 classes"):
+    with pytest.raises(UsageError, match="has class 10, but the teacher has 10 classes"):
         live_answers(a_teacher(), views, class_map=[10])
     # The cache keeps three classes a view: wherever one of them is left, it must be the answer.
     cached = cached_answers(open_cache(centre_cache), views.images, class_map=without)

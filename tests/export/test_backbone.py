@@ -76,7 +76,7 @@ def test_a_wrapped_backbone_is_compared_by_the_ends_of_its_names(tmp_path: Path)
 
 
 def test_what_is_no_export_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is no folder of an exported student"):
+    with pytest.raises(DataError, match="is not the folder of an exported student"):
         load_backbone(tmp_path / "nowhere")
     folder, _ = exported(tmp_path, "test_resnet", {})
     with pytest.raises(UsageError, match="does not open as a backbone"):

@@ -74,7 +74,7 @@ def test_names_are_alike_but_for_spelling_and_synonyms(
 @pytest.mark.parametrize(
     ("names", "model", "message"),
     [
-        (("cat", "cow"), TEACHER, "'cow' is no class of the teacher; pets has 2 classes"),
+        (("cat", "cow"), TEACHER, "'cow' is not a class of the teacher; pets has 2 classes"),
         (("crane", "cat"), Classes("M", 3, ("crane", "cat", "crane")), "2 classes of M are called"),
         (("dog", "DOG"), TEACHER, "'dog' and 'DOG' of pets are one class of the teacher"),
         (("cat", "dog"), unnamed(10, "M"), r"pets has 2 classes \(cat, dog\), M has 10 classes"),
@@ -123,7 +123,7 @@ def test_a_file_maps_each_label(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the class map has 2 entries"):
         match_classes(data("a"), TEACHER, str(path))
     path.write_text("8\n10\n")
-    with pytest.raises(UsageError, match="names class 10, and the teacher has 10 classes"):
+    with pytest.raises(UsageError, match="has class 10, but the teacher has 10 classes"):
         match_classes(data("boat", "sparrow"), TEACHER, str(path))
 
 

@@ -239,7 +239,7 @@ def test_classes_that_the_teacher_does_not_have_are_refused_before_it_runs(
 ) -> None:
     names = {name: name if name != "dog" else "hound" for name in NAMES}
     data = setting.folders(tmp_path / "data", names)
-    with pytest.raises(DataError, match=r"'hound' is no class of the teacher.*--class-map FILE"):
+    with pytest.raises(DataError, match=r"'hound' is not a class of the teacher.*--class-map FILE"):
         cached(setting, data, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
     folders = sorted(folder.name for folder in (data / "train").iterdir())

@@ -146,14 +146,14 @@ def test_damaged_rows_are_refused_or_are_views_that_pack_to_the_same_bytes(
 @pytest.mark.parametrize(
     ("column", "value", "found"),
     [
-        ("crop", (0, 0, 0, 5), "no box inside an image"),
-        ("crop", (65535, 0, 1, 5), "no box inside an image"),
+        ("crop", (0, 0, 0, 5), "not a box inside an image"),
+        ("crop", (65535, 0, 1, 5), "not a box inside an image"),
         ("flip", 2, "flip is 2"),
         ("operations", (16, 0), "number 16"),
         ("operations", (0, 4), "leave gaps"),
         ("arguments", (float("nan"), 0), "rotate takes"),
         ("arguments", (9, 9), "leave gaps"),
-        ("erase", (0, 0, 0, 9), "no box inside a view"),
+        ("erase", (0, 0, 0, 9), "not a box inside a view"),
         ("noise_seed", 3, "noise without"),
     ],
 )
