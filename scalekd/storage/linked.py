@@ -21,7 +21,7 @@ class LinkedStorage(LocalStorage):
     """
 
     def path(self, relative: str) -> Path:
-        """The file itself."""
+        """Return the path of a file."""
         return self.root / relative
 
     def below(self, folder: str) -> "LinkedStorage":
