@@ -1,4 +1,4 @@
-"""What a caching job finds out before it spends anything: avoidable errors, room on the disk."""
+"""Checks before a caching job starts: its options, its output location and the disk space."""
 
 import contextlib
 import os
@@ -23,11 +23,11 @@ _LEAST_COMPRESSED = {"float16": 0.8, "int8": 0.7, "int16": 0.05}  # of a plane's
 
 
 def check_options(config: CacheTeacherConfig, *, named: bool = True) -> None:
-    """Find every error in the options that shows without looking at any file.
+    """Check the options as far as possible without reading a file.
 
     Args:
-        config: The options.
-        named: Whether the teacher is to be found by its name.
+        config: Options of the job.
+        named: Whether to check the name of the teacher.
     """
     if named:
         resolve_model_name(config.teacher.model)
@@ -48,12 +48,12 @@ def check_output(output: Location, form: Form, *, overwrite: bool) -> Plan | Non
     """Check that a cache in ``form`` can be written at ``output``.
 
     Returns:
-        The plan of the cache that is to be finished; ``None`` for a new one.
+        The plan of the existing cache at ``output``; ``None`` for a new cache.
 
     Raises:
-        UsageError: Something else is there, or a part of a cache.
-        CacheMismatch: The cache was begun in another form.
-        EnvironmentFault: It cannot be written to.
+        UsageError: ``output`` contains other files, or a partial copy of a cache.
+        CacheMismatch: The existing cache is in another form.
+        EnvironmentFault: ``output`` is not writable.
     """
     storage = open_storage(output)
     plan = None
@@ -66,22 +66,22 @@ def check_output(output: Location, form: Form, *, overwrite: bool) -> Plan | Non
     return plan
 
 
-def _check_writable(place: Storage) -> None:
-    """Refuse now what would otherwise fail when the teacher is loaded and the codecs are fitted."""
-    if place.root is None:
-        if not place.exists(MANIFEST_FILE):
+def _check_writable(storage: Storage) -> None:
+    """Raise if ``storage`` is not writable, before the teacher is loaded and codecs are fitted."""
+    if storage.root is None:
+        if not storage.exists(MANIFEST_FILE):
             probe = f"{RECORDS_FOLDER}/.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
-            place.commit(probe, b"")
-            with contextlib.suppress(EnvironmentFault):  # who may write need not may delete
-                place.delete(probe)
+            storage.commit(probe, b"")
+            with contextlib.suppress(EnvironmentFault):  # permission to delete may be missing
+                storage.delete(probe)
         return
-    output = place.root
+    output = storage.root
     if (output / MANIFEST_FILE).exists():
-        return  # complete, perhaps; if not, the first write says so
-    standing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
-    if not os.access(standing, os.W_OK | os.X_OK):
+        return  # probably complete; otherwise the first write reports the error
+    existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
         raise EnvironmentFault(
-            f"--output {output}: {standing} cannot be written to (no permission, or a read-only"
+            f"--output {output}: {existing} cannot be written to (no permission, or a read-only"
             " file system); choose another folder or ask its owner"
         )
 
@@ -95,13 +95,13 @@ def check_shards(shards: tuple[int, int] | None, num_shards: int) -> None:
 
 
 def tidy_and_check_space(folder: Path, plan: Plan, layout: Layout, num_passes: int) -> None:
-    """Remove what dead writers left; refuse to start a job that cannot fit on the disk.
+    """Remove temporary files of dead writers; raise if the job cannot fit on the disk.
 
     Args:
         folder: Folder of the cache.
         plan: Plan of the cache.
         layout: Layout of the cache.
-        num_passes: Passes to have in the end.
+        num_passes: Number of passes of the finished cache.
     """
     remove_abandoned(folder)
     records = sum(1 for _ in (folder / RECORDS_FOLDER).glob("[0-9]*/*.json"))

@@ -1,8 +1,8 @@
-"""The teacher's batches, on their way through an accelerator.
+"""Run the teacher on batches, with asynchronous copies on an accelerator.
 
-On an accelerator nothing waits: pixels are copied from pinned memory, features are coded where they
-are, and integers come back on a stream of their own while the next batch is computed. The caller
-takes a batch's result once it has started the next (:attr:`TeacherStream.num_behind`).
+On an accelerator, pixels are copied from pinned memory, features are encoded on the device, and the
+encoded integers are copied back on a separate stream while the next batch is computed. The caller
+takes a batch's result after starting the next batch (:attr:`TeacherStream.num_behind`).
 """
 
 from collections.abc import Callable, Mapping
@@ -37,10 +37,11 @@ class HostBatch:
     """A batch's targets on the host.
 
     Attributes:
-        features: By stage, ``(view, token, channel)``: float32 arrays, or tensors in the type that
-            the model gave.
-        logits: ``(view, class)``, likewise.
-        planes: By stage that was encoded on the device: makes its planes, or raises ``DataError``.
+        features: Features by stage, ``(view, token, channel)``: float32 arrays, or tensors in the
+            model's output type.
+        logits: Logits, ``(view, class)``: a float32 array, or a tensor in the model's output type.
+        planes: For each stage encoded on the device, a function that returns its planes or raises
+            ``DataError``.
     """
 
     features: Mapping[int, np.ndarray[Any, Any] | Tensor] = field(default_factory=dict)
@@ -49,7 +50,7 @@ class HostBatch:
 
 
 def default_encoder(device: torch.device) -> EncoderName:
-    """``torch`` on GPUs, which encode faster than all cores; ``numpy`` elsewhere.
+    """Return ``torch`` for GPUs, which encode faster than all cores; ``numpy`` otherwise.
 
     NumPy's encoder takes a half to three quarters of torch's time on a CPU.
     """
@@ -57,7 +58,7 @@ def default_encoder(device: torch.device) -> EncoderName:
 
 
 def teacher_outputs(teacher: Teacher, pixels: Tensor, precision: str) -> TeacherOutput:
-    """One forward in the precision asked for; ``pixels`` are on the teacher's device."""
+    """Run one forward pass in ``precision``; ``pixels`` are on the teacher's device."""
     device = teacher.mean.device
     autocast = torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)
     with torch.inference_mode(), autocast:
@@ -66,7 +67,7 @@ def teacher_outputs(teacher: Teacher, pixels: Tensor, precision: str) -> Teacher
 
 
 def as_array(values: np.ndarray[Any, Any] | Tensor) -> np.ndarray[Any, Any]:
-    """Float32 on the host."""
+    """Convert to a float32 array on the host."""
     return values.float().numpy() if isinstance(values, Tensor) else values
 
 
@@ -74,12 +75,12 @@ class TeacherStream:
     """Runs the teacher and the device encoders.
 
     Args:
-        teacher: Where it computes decides how: see the module.
-        codecs: Of the cache.
-        precision: Of the teacher's arithmetic.
-        batch_size: Views a batch, at most.
-        encoder: Who encodes features.
-        run: Gives a batch's output on the host, where the teacher is on a CPU.
+        teacher: Teacher; batches are processed asynchronously if it is on a GPU.
+        codecs: Codecs of the cache.
+        precision: Arithmetic precision of the teacher.
+        batch_size: Maximum number of views in a batch.
+        encoder: Implementation that encodes features.
+        run: Returns a batch's output on the host; used if the teacher is on a CPU.
     """
 
     def __init__(
@@ -108,17 +109,18 @@ class TeacherStream:
 
     @property
     def num_behind(self) -> int:
-        """Batches to start before the result of the first is asked for."""
+        """Number of further batches to start before taking the result of the first."""
         return int(self._is_asynchronous)
 
     def start(self, pixels: Tensor) -> Callable[[], HostBatch]:
-        """Begin a batch.
+        """Start a batch.
 
         Args:
-            pixels: uint8 ``(view, 3, height, width)`` on the host, free to be reused at once.
+            pixels: uint8 ``(view, 3, height, width)`` on the host. The caller may reuse the
+                buffer at once.
 
         Returns:
-            What waits for the batch and gives its output.
+            A function that waits for the batch and returns its output.
         """
         if not self._stages and not self._keeps_logits:  # only the views are kept
             return HostBatch
@@ -152,14 +154,14 @@ class TeacherStream:
         features = {stage: output.features[stage] for stage in self._stages}
         with torch.inference_mode():
             encodings = {s: encoder(features[s]) for s, encoder in self._encoders.items()}
-        plain = {s: found for s, found in features.items() if s not in encodings}
+        plain = {s: values for s, values in features.items() if s not in encodings}
         logits = output.logits
         self._copying_out.wait_stream(computing)
         with torch.cuda.stream(self._copying_out), torch.inference_mode():
             batch = _Batch(
                 features={s: features[s] for s in encodings},
-                encodings={s: _encoding_to_host(found) for s, found in encodings.items()},
-                plain={stage: _to_host(found) for stage, found in plain.items()},
+                encodings={s: _encoding_to_host(encoding) for s, encoding in encodings.items()},
+                plain={stage: _to_host(values) for stage, values in plain.items()},
                 logits=None if logits is None else _to_host(logits),
                 arrived=torch.cuda.Event(blocking=True),  # type: ignore[no-untyped-call]
             )
@@ -177,7 +179,7 @@ class TeacherStream:
         batch.arrived.synchronize()
         planes = {}
         for stage, encoding in batch.encodings.items():
-            if encoding.octaves.any():  # next to never: views that outgrow 16 bits
+            if encoding.octaves.any():  # rare: values of a view exceed 16 bits
                 with torch.inference_mode():
                     again = settled(self._encoders[stage], batch.features[stage])
                 host = {name: plane.cpu().numpy() for name, plane in again.planes.items()}
@@ -189,14 +191,14 @@ class TeacherStream:
 
 @dataclass(frozen=True)
 class _Batch:
-    """A batch on its way to the host.
+    """A batch whose copies to the host have been started.
 
     Attributes:
-        features: On the device, of stages that were encoded there.
-        encodings: On the host once ``arrived``.
-        plain: Features of the other stages, likewise.
-        logits: Likewise.
-        arrived: Recorded after the copies.
+        features: Features on the device, for the stages encoded on the device.
+        encodings: Encodings by stage; on the host after ``arrived``.
+        plain: Features of the other stages; on the host after ``arrived``.
+        logits: Logits; on the host after ``arrived``.
+        arrived: Event recorded after the copies.
     """
 
     features: dict[int, Tensor]
@@ -217,13 +219,13 @@ def _checked(planes: Planes, finite: Tensor) -> Planes:
 
 
 def _pinned_copy(pixels: Tensor) -> Tensor:
-    """Pixels in pinned memory, laid out as they are."""
+    """Copy pixels to pinned memory with the same memory layout."""
     pinned = torch.empty_like(pixels, pin_memory=True)
     return pinned.copy_(pixels)
 
 
 def _to_host(tensor: Tensor) -> Tensor:
-    """Begin a copy to pinned memory on the current stream."""
+    """Start a copy to pinned memory on the current stream."""
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return host.copy_(tensor, non_blocking=True)
 

@@ -1,9 +1,9 @@
-"""Deep verification: a sample of views is drawn again, and the teacher is run on them again.
+"""Deep verification: draw a sample of the views again and run the teacher on them again.
 
     scalekd cache verify ./swin_l-cache --deep 64 --data-dir /imagenet
 
-Checksums prove that a cache holds the bytes that were written. This proves that the bytes are
-right: that they belong to these images, these views and this teacher.
+Checksums show that a cache contains the bytes that were written. Deep verification shows that these
+bytes belong to the given images, views and teacher.
 """
 
 from collections.abc import Iterator
@@ -30,12 +30,12 @@ from scalekd.pipelines._write_shards import run_teacher
 from scalekd.teachers import Teacher, load_tail_bytes
 from scalekd.views import pixel_hash, unpack_view
 
-# A codec's stated error is the largest of at most 128 held-out views; another view may be worse.
+# The stated error of a codec is the maximum over at most 128 held-out views; others may exceed it.
 _SLACK = 4.0
-# Relative squared error that rounding alone may make: another batch, another processor.
+# Relative squared error from rounding alone, with another batch size or processor.
 _ROUNDING = {"fp32": 1e-6, "bf16": 1e-3, "fp16": 1e-4}
-_LOGIT_ERROR = 1e-5  # of 16-bit storage
-_UNSTATED = 0.05  # a cache too small to hold views out states no error
+_LOGIT_ERROR = 1e-5  # relative squared error from storing logits in 16 bits
+_UNSTATED = 0.05  # used if the cache states no error: too few views to hold any out
 
 Rows = np.ndarray[Any, Any]
 
@@ -70,11 +70,11 @@ class StoredView:
 def chosen_views(
     reader: CacheReader, images: ImageDataset, count: int, groups: tuple[str, ...]
 ) -> Iterator[StoredView]:
-    """About ``count`` views, evenly spread over passes and samples.
+    """Yield about ``count`` views, evenly spread over passes and samples.
 
     Raises:
         CacheMismatch: The image set lacks a sample of the cache.
-        CacheCorrupt: A file is not the one committed.
+        CacheCorrupt: A file differs from the committed one.
     """
     names = [
         array.name
@@ -85,8 +85,8 @@ def chosen_views(
     total = num_samples * len(reader.passes)
     positions = images.positions(reader.samples.keys)
     for number in np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int64)).tolist():
-        place, row = divmod(number, num_samples)
-        pass_index = reader.passes[place]
+        pass_position, row = divmod(number, num_samples)
+        pass_index = reader.passes[pass_position]
         if positions[row] < 0:
             raise CacheMismatch(
                 f"{images.location} lacks sample {reader.samples.key(row)!r} of {reader.place};"
@@ -101,9 +101,9 @@ def chosen_views(
 
 
 def drawing_problem(reader: CacheReader, view: StoredView) -> tuple[DrawnView, str | None]:
-    """Draw a view again, from the seed and from its stored parameters; say what differs."""
+    """Draw a view again from the seed and from its stored parameters; describe the difference."""
     views, stored_hash = reader.identity.views, int(view.arrays["pixel_hash"][0])
-    found = int(reader.samples.source_hashes[view.row])
+    source_hash = int(reader.samples.source_hashes[view.row])
     drawn = draw_view(
         view.sample,
         reader.policy,
@@ -120,7 +120,7 @@ def drawing_problem(reader: CacheReader, view: StoredView) -> tuple[DrawnView, s
     replayed = pixel_hash(
         replay_view(view.sample, params, reader.policy, view_size=views.view_size)
     )
-    if view.sample.source_hash != found:
+    if view.sample.source_hash != source_hash:
         return drawn, "is another image than the one the teacher saw"
     if int(reader.samples.labels[view.row]) != view.sample.label:
         return (
@@ -138,16 +138,16 @@ def drawing_problem(reader: CacheReader, view: StoredView) -> tuple[DrawnView, s
 
 
 def check_images_named(config: CacheSources) -> None:
-    """Raise ``UsageError`` if views cannot be drawn again for want of images."""
+    """Raise ``UsageError`` if views cannot be drawn again because no images are available."""
     if config.data_dir is None and read_form(config.cache).embed != "source":
         raise UsageError(
-            f"{config.cache}: --deep draws views again, and the cache holds no encoded images;"
-            " pass --data-dir"
+            f"{config.cache}: --deep draws views again, and the cache does not contain encoded"
+            " images; pass --data-dir"
         )
 
 
 def tail_problem(reader: CacheReader, teacher: Teacher) -> str | None:
-    """Compare the cache's tail with the teacher's own last stage; says what differs.
+    """Compare the cache's tail with the teacher's last stage; describe the difference.
 
     The constant prefix tokens are means over calibration views, and are not compared.
     """
@@ -170,11 +170,11 @@ def tail_problem(reader: CacheReader, teacher: Teacher) -> str | None:
 def deep_verify(config: CacheSources, num_views: int) -> DeepFindings:
     """Compare the tail with the teacher's, and ``num_views`` views with those drawn again.
 
-    Pixel hashes are compared, and the stored targets with what the teacher gives for the pixels.
+    The pixel hashes are compared, and the stored targets with the teacher's outputs.
 
     Raises:
-        DataError: No cache or no images.
-        CacheError: The cache is damaged, or images or teacher are others.
+        DataError: The cache or the images do not exist.
+        CacheError: The cache is damaged, or the images or the teacher are not those of the cache.
         UsageError: ``data_dir`` is not given, and the cache embeds no images.
     """
     reader = open_cache(config.cache)
@@ -200,8 +200,8 @@ def deep_verify(config: CacheSources, num_views: int) -> DeepFindings:
             problems.append(f"{view}: {problem}")
             continue
         pixels = torch.from_numpy(drawn.pixels).permute(2, 0, 1)[None].contiguous()
-        said = run_teacher(teacher, pixels, identity.precision)
-        for name, error in _errors(reader, view, said):
+        output = run_teacher(teacher, pixels, identity.precision)
+        for name, error in _errors(reader, view, output):
             largest[name] = max(largest.get(name, 0.0), error)
             allowed = _allowed(reader, name)
             if not error <= allowed:
@@ -213,7 +213,7 @@ def deep_verify(config: CacheSources, num_views: int) -> DeepFindings:
 
 
 def _errors(
-    reader: CacheReader, view: StoredView, said: TeacherArrays
+    reader: CacheReader, view: StoredView, output: TeacherArrays
 ) -> Iterator[tuple[str, float]]:
     for stage, codec in reader.codecs.stages.items():
         if not reader.part.has_target(f"stage{stage}"):
@@ -222,13 +222,17 @@ def _errors(
             decoded = codec.decoder()(_planes(view, f"stage{stage}")).numpy()
         yield (
             f"stage{stage}",
-            float(view_errors(said.features[stage], decoded, codec.shape)["raw"][0]),
+            float(view_errors(output.features[stage], decoded, codec.shape)["raw"][0]),
         )
-    if reader.codecs.logits is None or said.logits is None or not reader.part.has_target("logits"):
+    if (
+        reader.codecs.logits is None
+        or output.logits is None
+        or not reader.part.has_target("logits")
+    ):
         return
     with torch.inference_mode():
         kept = reader.codecs.logits.decoder()(_planes(view, "logits"))
-    live = torch.from_numpy(said.logits)
+    live = torch.from_numpy(output.logits)
     if "logits" in kept:
         stored = kept["logits"]
     else:

@@ -1,10 +1,11 @@
-"""From one form of a cache to the other: the same plan, the same values, other files.
+"""Convert a cache between the Zarr and WebDataset forms, with the same plan and values.
 
     scalekd cache convert ./swin_l-cache ./swin_l-tars --format webdataset --embed view \
         --data-dir /imagenet
 
-Shards are claimed, written and committed as by stage one, so a conversion that was interrupted
-goes on, and several divide the work. Converting back gives the files that stood there first.
+Shards are claimed, written and committed as by `scalekd cache-teacher`, so an interrupted
+conversion can be continued and several processes can share the work. Converting back reproduces the
+original files.
 """
 
 import time
@@ -44,7 +45,7 @@ from scalekd.storage.files import remove_abandoned
 
 
 class ConvertResult(BaseModel):
-    """What a conversion did; sizes and extensions once the new cache is complete."""
+    """Result of a conversion; sizes and extensions are set once the new cache is complete."""
 
     source: str
     output: str
@@ -65,10 +66,10 @@ def convert_cache(config: ConvertConfig) -> ConvertResult:
     """Write a cache in another form, or finish a conversion.
 
     Raises:
-        DataError: No cache, or no images, where they should be.
-        CacheError: The source is damaged; the images are others; something else was begun at
-            ``output``.
-        UsageError: Images are needed and not given, or the options contradict one another.
+        DataError: The cache or the images do not exist.
+        CacheError: The source is damaged, the images are not those of the cache, or ``output``
+            contains another cache.
+        UsageError: Required images are not given, or the options contradict one another.
     """
     started = time.monotonic()
     form = form_named(config.format, config.embed)
@@ -99,7 +100,7 @@ def convert_cache(config: ConvertConfig) -> ConvertResult:
         ]
         num_views = sum(plan.identity.rows_of(shard) for _, shard in shards)
         with ProgressReport("converting", num_views) as progress:
-            # A second round takes over what another process held during the first and died with.
+            # The second round takes over shards claimed by a process that died during the first.
             num_written = sum(
                 _copy_shards(reader, writer, embedding, shards, config.workers, progress)
                 for _ in range(2)
@@ -122,7 +123,7 @@ def convert_cache(config: ConvertConfig) -> ConvertResult:
 
 
 def _copy_extensions(source: Storage, target: Storage) -> tuple[str, ...]:
-    """Bring extensions along as they are: each is a cache with a form of its own."""
+    """Copy the extensions unchanged: each is a cache with its own form."""
     names = begun_extensions(source)
     for name in names:
         extension = SourceCache(source.below(extension_path(name)))
@@ -138,8 +139,8 @@ def _check_options(config: ConvertConfig) -> None:
         raise UsageError(f"--embed {config.embed}: only tars hold images; pass --format webdataset")
     if is_remote(config.output):
         raise UsageError(
-            f"{config.output}: shards are made in a folder; convert into one, then `scalekd cache"
-            " push` it"
+            f"{config.output}: shards are written to a local folder; convert into a folder, then"
+            " copy it with `scalekd cache push`"
         )
     source, output = Path(config.source), Path(config.output)
     if source.exists() and output.exists() and source.samefile(output):
@@ -147,20 +148,20 @@ def _check_options(config: ConvertConfig) -> None:
 
 
 def _begin(root: Path, reader: CacheReader, form: Form) -> Cache:
-    """Write what stands before the first shard, unless another process did."""
+    """Write the plan, its tables and the form, unless another process has done so."""
     plan = reader.manifest.plan
-    standing = read_plan(root)
-    if standing is None:
+    committed = read_plan(root)
+    if committed is None:
         storage = open_storage(root)
         tables: dict[str, FileDigest] = table_files(plan.identity)
         for relative, expected in tables.items():
             storage.commit(relative, reader.file(relative, expected))
         begin_form(root, form)
-        standing = commit_plan(root, plan)
-    if standing.cache_id != plan.cache_id:
+        committed = commit_plan(root, plan)
+    if committed.cache_id != plan.cache_id:
         raise CacheMismatch(
-            f"{root} was begun for something else:"
-            f" {differences(standing.identity, plan.identity)}. Choose another folder"
+            f"{root} contains another cache:"
+            f" {differences(committed.identity, plan.identity)}. Choose another folder"
         )
     begin_form(root, form)
     return Cache(root, plan)
@@ -169,7 +170,7 @@ def _begin(root: Path, reader: CacheReader, form: Form) -> Cache:
 def _requests(
     reader: CacheReader, writer: CacheWriter, shards: list[tuple[int, int]]
 ) -> Iterator[BlockRequest]:
-    """Blocks of shards, each shard claimed when its first block is asked for."""
+    """Yield the blocks of the shards; a shard is claimed when its first block is requested."""
     size, starts = reader.identity.block_size, reader.samples.starts.tolist()
     for pass_index, shard in shards:
         if not writer.claim(pass_index, shard):
@@ -188,7 +189,7 @@ def _copy_shards(
     workers: int,
     progress: ProgressReport,
 ) -> int:
-    """Copy the values of missing shards; returns how many were committed."""
+    """Copy the values of missing shards; return the number of shards committed."""
     missing = [pair for pair in shards if not writer.has_record(*pair)]
     requests = _requests(reader, writer, missing)
     shard, num_written = None, 0
@@ -208,13 +209,13 @@ def _copy_shards(
 
 
 def _read(reader: CacheReader, block: BlockImages) -> tuple[dict[str, np.ndarray], ViewRows]:
-    """All that the source holds of a block: planes as they are stored, and the rest."""
+    """Read the stored planes of a block, and the rows of its other arrays."""
     request, samples = block.request, reader.samples
     span = slice(request.first, request.first + request.count)
     names = [array.name for array in reader.layout.views]
-    found = reader.read_rows(request.pass_index, request.first, request.count, names)
+    rows_by_array = reader.read_rows(request.pass_index, request.first, request.count, names)
     planes = {
-        array.name: np.ascontiguousarray(np.moveaxis(found[array.name], 0, array.view_axis))
+        array.name: np.ascontiguousarray(np.moveaxis(rows_by_array[array.name], 0, array.view_axis))
         for array in reader.layout.views
         if array.plane is not None
     }
@@ -224,7 +225,7 @@ def _read(reader: CacheReader, block: BlockImages) -> tuple[dict[str, np.ndarray
             samples.labels[span],
             samples.source_hashes[span],
         ),
-        columns={name: column for name, column in found.items() if name not in planes},
+        columns={name: column for name, column in rows_by_array.items() if name not in planes},
         images=block.images,
     )
     return planes, rows

@@ -1,4 +1,4 @@
-"""What this machine has, and whether it redraws a cache's views to the pixel.
+"""Report the versions of this machine, and whether it redraws a cache's views exactly.
 
 scalekd doctor --cache ./swin_l-cache --data-dir /imagenet
 """
@@ -31,17 +31,17 @@ _ANY_DRIFT = 255.0
 
 
 class CacheDrift(BaseModel):
-    """How a cache's views look when this machine draws them.
+    """Differences between a cache's views and the same views drawn on this machine.
 
     Attributes:
         path: Folder of the cache.
-        environment_differs: Versions that decide pixels, as ``(in the cache, here)``.
-        software_differs: Other versions, which decide how targets are computed.
-        num_witnesses: Views whose pixels the cache keeps; 0 when no images were given.
-        witness_drift: Largest mean difference of a witness, in levels of 255.
-        num_views: Other views drawn again.
-        num_exact: Those of them that came out to the pixel.
-        problems: What was wrong with the others.
+        environment_differs: Library versions that affect pixels, as ``(in the cache, here)``.
+        software_differs: Library versions that affect targets, as ``(in the cache, here)``.
+        num_witnesses: Number of views whose pixels the cache stores; 0 without images.
+        witness_drift: Largest mean absolute difference of a witness, in levels of 255.
+        num_views: Number of other views drawn again.
+        num_exact: Number of these views whose pixels are identical.
+        problems: Descriptions of the views that differ.
     """
 
     path: str
@@ -55,19 +55,19 @@ class CacheDrift(BaseModel):
 
     @property
     def drifts(self) -> bool:
-        """Whether a view was seen to come out otherwise."""
+        """Whether the pixels of any view differ."""
         return bool(self.problems) or bool(self.witness_drift)
 
 
 class ImageSet(BaseModel):
-    """What an image set holds.
+    """Summary of an image set.
 
     Attributes:
-        place: Where it is.
-        num_samples: Images.
-        num_labelled: Images with a label.
-        num_classes: Classes.
-        notes: What was left out, and what else was decided.
+        place: Path or name of the image set.
+        num_samples: Number of images.
+        num_labelled: Number of images with a label.
+        num_classes: Number of classes.
+        notes: Messages about files that were left out and defaults that were chosen.
     """
 
     place: str
@@ -78,7 +78,7 @@ class ImageSet(BaseModel):
 
     @classmethod
     def of(cls, images: ImageDataset) -> "ImageSet":
-        """Count what an image set holds."""
+        """Summarize an image set."""
         return cls(
             place=images.location,
             num_samples=len(images),
@@ -88,7 +88,7 @@ class ImageSet(BaseModel):
         )
 
     def lines(self) -> list[str]:
-        """What a person reads."""
+        """Return the summary as lines of text."""
         counts = (
             f"{self.num_samples:,} images, {self.num_labelled:,} of them with a label,"
             f" {self.num_classes:,} classes"
@@ -97,7 +97,7 @@ class ImageSet(BaseModel):
 
 
 class Diagnosis(BaseModel):
-    """What ``scalekd doctor`` says."""
+    """Result of ``scalekd doctor``."""
 
     versions: dict[str, str]
     machine: dict[str, str]
@@ -114,13 +114,13 @@ def diagnose(
     image_options: ImageOptions = ImageOptions(),  # noqa: B008 (frozen)
     num_views: int = 64,
 ) -> Diagnosis:
-    """Look at this machine and, where one is given, at a cache.
+    """Examine this machine and, if given, a cache and an image set.
 
     Raises:
-        DataError: No cache or no images where they should be.
-        CacheError: The cache is damaged, or the images are others.
+        DataError: The cache or the images do not exist.
+        CacheError: The cache is damaged, or the images are not those of the cache.
     """
-    found = images = None
+    drift = images = None
     if data_dir is not None:
         images = open_images(data_dir, split, options=image_options)
     about_images = None if images is None else ImageSet.of(images)
@@ -128,9 +128,9 @@ def diagnose(
         reader = open_cache(cache)
         if images is None and reader.embed == "source":
             images = EmbeddedImages.of(reader)
-        found = cache_drift(reader, images, num_views)
+        drift = cache_drift(reader, images, num_views)
     return Diagnosis(
-        versions=_versions(), machine=_machine(), works=_works(), cache=found, images=about_images
+        versions=_versions(), machine=_machine(), works=_works(), cache=drift, images=about_images
     )
 
 
@@ -201,7 +201,7 @@ def _machine() -> dict[str, str]:
 
 
 def _works() -> dict[str, str]:
-    """Small trials of what both stages need; ``yes``, or what went wrong."""
+    """Try what both stages need; ``yes``, or the error, by name of the trial."""
     trials = {
         "drawing views": _try_drawing,
         "coding arrays": _try_coding,
@@ -212,7 +212,7 @@ def _works() -> dict[str, str]:
         try:
             trial()
             results[name] = "yes"
-        except Exception as error:  # whatever a broken installation may raise
+        except Exception as error:  # a broken installation may raise any exception
             results[name] = f"no: {type(error).__name__}: {error}"
     return results
 

@@ -1,4 +1,4 @@
-"""Looking at a cache: what it holds, and whether it is sound."""
+"""Describe a cache, and verify its files."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +15,7 @@ from scalekd.storage import Location, open_storage
 
 
 class CacheInfo(BaseModel):
-    """What ``scalekd cache info`` says."""
+    """Result of ``scalekd cache info``."""
 
     path: str
     cache_id: str
@@ -51,7 +51,7 @@ class CacheInfo(BaseModel):
     extensions: tuple[str, ...]
 
     def rows(self, size: Callable[[float], str]) -> Iterator[tuple[str, str]]:
-        """Name and value of each line a person reads; ``size`` writes a number of bytes."""
+        """Yield name and value of each printed line; ``size`` formats a number of bytes."""
         yield "cache", f"{self.path} (format {self.format_version}, id {self.cache_id[:12]}…)"
         if self.form == "webdataset":
             holds = {"none": "no images", "source": "the images", "view": "the views' pixels"}
@@ -90,7 +90,7 @@ class CacheInfo(BaseModel):
         if self.computed is not None:
             yield "computed on", _machine(self.computed)
         for facts in self.computed_otherwise:
-            # Rounding differs between its shards, within the codec's error.
+            # Rounding differs between the shards of these machines, within the codec's error.
             yield "  and, mixed,", _machine(facts)
         if self.part:
             yield "here", f"a part: {self.part}"
@@ -101,17 +101,17 @@ class CacheInfo(BaseModel):
 
 
 def _machine(facts: dict[str, str]) -> str:
-    """How a machine computes, its device first."""
+    """Format the facts about a machine, its device first."""
     others = [f"{name} {value}" for name, value in facts.items() if name != "device"]
     return ", ".join([facts.get("device", "an unnamed device"), *others])
 
 
 def cache_info(location: Location) -> CacheInfo:
-    """Read what a complete cache says of itself.
+    """Describe a complete cache from its documents.
 
     Raises:
-        DataError: No cache there.
-        CacheError: It is damaged or incomplete.
+        DataError: ``location`` does not contain a cache.
+        CacheError: The cache is damaged or incomplete.
     """
     reader = open_cache(location)
     manifest, identity = reader.manifest, reader.identity
@@ -162,7 +162,7 @@ def cache_info(location: Location) -> CacheInfo:
 
 
 def _extensions(reader: CacheReader) -> tuple[str, ...]:
-    """Names of its extensions; a web server does not tell."""
+    """Return the names of the extensions; empty on a web server, which cannot be listed."""
     try:
         return tuple(extension_names(reader.storage))
     except UsageError:
@@ -170,7 +170,7 @@ def _extensions(reader: CacheReader) -> tuple[str, ...]:
 
 
 def _bytes_by_array(reader: CacheReader) -> dict[str, float]:
-    """Of what is here; a part is told of as such."""
+    """Return the bytes per view of each array, counting the files that are present."""
     totals: dict[str, int] = {}
     num_views = 0
     units: tuple[Unit, ...] = (SAMPLES, *reader.passes)
@@ -178,17 +178,17 @@ def _bytes_by_array(reader: CacheReader) -> dict[str, float]:
         for shard in reader.shards:
             record = reader.record(unit, shard)
             num_views += 0 if unit == SAMPLES else record.num_rows
-            for relative, found in record.files.items():
+            for relative, digest in record.files.items():
                 if not reader.part.has_file(relative):
                     continue
                 form = ZARR if unit == SAMPLES else reader.layout.form
                 name = form.part_of(relative, unit)
-                totals[name] = totals.get(name, 0) + found.num_bytes
+                totals[name] = totals.get(name, 0) + digest.num_bytes
     return {name: total / max(1, num_views) for name, total in sorted(totals.items())}
 
 
 class Verification(BaseModel):
-    """What ``scalekd cache verify`` says."""
+    """Result of ``scalekd cache verify``."""
 
     path: str
     sound: bool
@@ -200,12 +200,12 @@ class Verification(BaseModel):
 
 def verify_cache(location: Location, *, quick: bool = False) -> Verification:
     """Check every file of a cache; see :func:`scalekd.cache.verify.verify`."""
-    found = verify(location, quick=quick)
+    verified = verify(location, quick=quick)
     return Verification(
         path=open_storage(location).place,
-        sound=not found.problems,
-        problems=tuple(found.problems),
-        damaged_shards=tuple(sorted((str(s.unit), s.number) for s in found.damaged)),
-        num_files=found.num_files,
-        num_bytes=found.num_bytes,
+        sound=not verified.problems,
+        problems=tuple(verified.problems),
+        damaged_shards=tuple(sorted((str(s.unit), s.number) for s in verified.damaged)),
+        num_files=verified.num_files,
+        num_bytes=verified.num_bytes,
     )

@@ -1,10 +1,9 @@
-"""Which caches stand below a folder or in a bucket, and what each holds.
+"""List the caches below a folder or in a bucket, with their contents.
 
     scalekd cache ls s3://lab/caches
 
-Manifests and plans are read, and records counted, no more; so a cache of any size costs little.
-
-Nothing is verified here but the documents themselves: `scalekd cache verify` reads the data.
+Only manifests and plans are read, and records are counted, so the cost of a cache does not depend
+on its size. The documents are validated; `scalekd cache verify` checks the data.
 """
 
 import time
@@ -31,28 +30,28 @@ State = Literal["complete", "part", "begun", "damaged"]
 
 
 class ListedCache(BaseModel):
-    """One line of ``scalekd cache ls``; what a damaged cache does not tell is ``None``.
+    """One line of ``scalekd cache ls``; fields that a damaged cache does not provide are ``None``.
 
     Attributes:
         path: Folder of the cache.
         state: ``complete``; ``part`` when only a part of a complete one was fetched; ``begun`` when
             shards are missing; ``damaged`` when its documents are.
-        problem: What is wrong with a damaged one.
+        problem: Description of the damage; ``None`` unless the state is ``damaged``.
         part: Which part of the cache is there.
-        cache_id: Hash of all that decides its bytes.
-        teacher: Its name.
-        data: The data set's fingerprint.
-        num_samples: Samples of the data set.
-        num_passes: Complete passes; of a cache that was only begun, those asked for.
-        progress: Share of the shards that are committed.
-        stages: Stages whose features are kept.
-        codec: Their codec.
+        cache_id: Hash of everything that determines the bytes of the cache.
+        teacher: Name of the teacher.
+        data: Fingerprint of the data set.
+        num_samples: Number of samples of the data set.
+        num_passes: Number of complete passes; while shards are missing, of requested passes.
+        progress: Fraction of the shards that are committed.
+        stages: Stages whose features are stored.
+        codec: Codec of the features.
         errors: Mean relative squared error of the spatial target, by stage, as measured.
-        logits: Kind of the logits.
-        total_bytes: Of all files but records and manifest; of complete ones alone.
-        age_seconds: Since the last document was written.
-        licence: Of the teacher's weights.
-        note: Of the maker.
+        logits: Codec of the logits.
+        total_bytes: Size of all files except records and manifest; only for complete caches.
+        age_seconds: Seconds since the last document was written.
+        licence: Licence of the teacher's weights.
+        note: Text given with ``--note`` when the cache was written.
     """
 
     path: str
@@ -75,7 +74,7 @@ class ListedCache(BaseModel):
     note: str | None = None
 
     def cells(self, size: Callable[[float], str]) -> tuple[str, ...]:
-        """A row under :data:`COLUMNS`; ``size`` writes a number of bytes."""
+        """Return a row under :data:`COLUMNS`; ``size`` formats a number of bytes."""
         state: str = self.state
         if self.progress is not None and self.state == "begun":
             state = f"begun, {self.progress:.0%}"
@@ -111,50 +110,52 @@ COLUMNS = (
 
 
 def list_caches(root: Location, *, max_depth: int = 4) -> list[ListedCache]:
-    """Find the caches below a place, the place itself included, ordered by path.
+    """Return the cache at ``root`` or the caches below it, ordered by path.
 
-    Symbolic links are not followed, and what lies inside a cache is not searched, but for
-    its extensions.
+    Symbolic links are not followed. Folders inside a cache are not searched, except those of its
+    extensions.
 
     Args:
-        root: Where to look.
-        max_depth: Levels of folders below ``root`` to look into.
+        root: Folder or URL to search.
+        max_depth: Number of folder levels below ``root`` to search.
 
     Raises:
-        DataError: There is nothing at ``root``.
-        UsageError: The place cannot be listed, such as a web server.
+        DataError: ``root`` does not exist or is empty.
+        UsageError: ``root`` cannot be listed, as on a web server.
     """
     storage = open_storage(root)
-    found = list(_below(storage, max_depth, time.time()))
-    if not found and not storage.folders() and next(storage.list(), None) is None:
-        raise DataError(f"{storage.place}: there is nothing; name a folder with caches below it")
-    return found
+    caches = list(_below(storage, max_depth, time.time()))
+    if not caches and not storage.folders() and next(storage.list(), None) is None:
+        raise DataError(
+            f"{storage.place}: does not exist or is empty; name a folder that contains caches"
+        )
+    return caches
 
 
 def _below(storage: Storage, depth: int, now: float) -> Iterator[ListedCache]:
-    """The cache at a place, with its extensions; or those below it, in order of their names."""
+    """Yield the cache in ``storage`` and its extensions, or else the caches below, by name."""
     inner = [name for name in storage.folders() if not name.startswith(".")]
     listed = _look(storage, inner, now)
     if listed is not None:
         yield listed
         if EXTENSIONS_FOLDER in inner:
             for name in extension_names(storage):
-                place = storage.below(extension_path(name))
-                yield from _below(place, 0, now)
+                extension = storage.below(extension_path(name))
+                yield from _below(extension, 0, now)
     elif depth > 0:
         for name in inner:
             yield from _below(storage.below(name), depth - 1, now)
 
 
 def _look(storage: Storage, inner: list[str], now: float) -> ListedCache | None:
-    """What the documents at one place tell; ``None`` where there never was a cache.
+    """Describe the cache in ``storage`` from its documents; ``None`` if it is not a cache.
 
     Args:
-        storage: The place.
-        inner: Names of the folders there.
-        now: Seconds since 1970.
+        storage: Folder or URL of the possible cache.
+        inner: Names of the folders in ``storage``.
+        now: Current time in seconds since 1970.
     """
-    told: dict[str, Any] = {"path": storage.place}
+    fields: dict[str, Any] = {"path": storage.place}
     try:
         manifest = _document(storage, MANIFEST_FILE, Manifest)
         plan = manifest.plan if manifest else _document(storage, PLAN_FILE, Plan)
@@ -162,17 +163,17 @@ def _look(storage: Storage, inner: list[str], now: float) -> ListedCache | None:
             if RECORDS_FOLDER not in inner or SAMPLES not in storage.folders(RECORDS_FOLDER):
                 return None
             raise CacheCorrupt(f"{storage.place}: neither {PLAN_FILE} nor {MANIFEST_FILE} is left")
-        told |= _told(plan)
+        fields |= _plan_fields(plan)
         if manifest is None:
-            return ListedCache(**told, **_progress(storage, plan, now), state="begun")
+            return ListedCache(**fields, **_progress(storage, plan, now), state="begun")
         if _document(storage, PLAN_FILE, Plan) != manifest.plan:
             raise CacheCorrupt(f"{storage.locate(PLAN_FILE)}: not the plan in the manifest")
         part = read_selection(storage)
         newest = max(_records(storage, f"/{manifest.num_passes - 1:04d}"), default=None)
     except (CacheError, StoredFileError) as error:
-        return ListedCache(**told, state="damaged", problem=str(error))
+        return ListedCache(**fields, state="damaged", problem=str(error))
     return ListedCache(
-        **told,
+        **fields,
         state="complete" if part is None or part.is_all else "part",
         part=str(part) if part and not part.is_all else None,
         num_passes=manifest.num_passes,
@@ -182,7 +183,7 @@ def _look(storage: Storage, inner: list[str], now: float) -> ListedCache | None:
 
 
 def _document(storage: Storage, name: str, model: type[Model]) -> Model | None:
-    """A document of a cache; ``None`` when it is missing, or is of something else."""
+    """Read a document of a cache; ``None`` if it is missing or belongs to another program."""
     try:
         data = storage.read(name, max_bytes=MAX_JSON_BYTES)
     except NotStored:
@@ -192,8 +193,8 @@ def _document(storage: Storage, name: str, model: type[Model]) -> Model | None:
     return parse_committed(model, data, where=storage.locate(name))
 
 
-def _told(plan: Plan) -> dict[str, Any]:
-    """What a plan tells of a cache."""
+def _plan_fields(plan: Plan) -> dict[str, Any]:
+    """Return the fields of :class:`ListedCache` that a plan provides."""
     identity, provenance = plan.identity, plan.provenance
     errors = {
         stage: provenance.measured.get(stage, {}).get("spatial", {}).get("mean")
@@ -206,7 +207,7 @@ def _told(plan: Plan) -> dict[str, Any]:
         "num_samples": identity.data.num_samples,
         "stages": tuple(identity.stages),
         "codec": str(identity.request.get("codec")) if identity.stages else None,
-        "errors": {stage: found for stage, found in errors.items() if found is not None},
+        "errors": {stage: error for stage, error in errors.items() if error is not None},
         "logits": str(identity.request.get("logits")) if identity.logits else None,
         "licence": provenance.licence,
         "note": provenance.note,
@@ -214,7 +215,7 @@ def _told(plan: Plan) -> dict[str, Any]:
 
 
 def _progress(storage: Storage, plan: Plan, now: float) -> dict[str, Any]:
-    """How far a cache is that was begun: passes with metadata are those asked for."""
+    """Return the progress of an incomplete cache; a requested pass is one with metadata."""
     asked = max(1, sum(name.isdigit() for name in storage.folders("passes")))
     committed = list(_records(storage, ""))
     return {
@@ -225,7 +226,7 @@ def _progress(storage: Storage, plan: Plan, now: float) -> dict[str, Any]:
 
 
 def _records(storage: Storage, below: str) -> Iterator[float]:
-    """When the records of passes were written; ``below`` narrows to one pass."""
+    """Yield the modification times of the records of passes, restricted to the path ``below``."""
     for stored in storage.list(f"{RECORDS_FOLDER}{below}"):
         folder = stored.path.split("/")[1]
         if stored.path.endswith(".json") and folder.isdigit():
@@ -233,7 +234,7 @@ def _records(storage: Storage, below: str) -> Iterator[float]:
 
 
 def _age(seconds: float) -> str:
-    """``5 min``, ``3 h``, ``12 days``."""
+    """Format a duration, such as ``5 min``, ``3 h`` or ``12 days``."""
     for limit, size, unit in ((3600, 60, "min"), (2 * 86400, 3600, "h")):
         if seconds < limit:
             return f"{max(0, seconds) / size:.0f} {unit}"

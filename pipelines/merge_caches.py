@@ -1,10 +1,10 @@
-"""Joining the parts of one cache that were written apart, on machines that share no folder.
+"""Join the parts of one cache that were written on machines without a shared folder.
 
     scalekd cache merge ./from-a ./from-b --output ./swin_l-cache
 
-The parts are one cache: begun by the same job, so that their plans agree, each with some of its
-shards or passes. Every file is read and held against its digest before it is linked or copied.
-The same command goes on after an interruption, and adds what a part has gained since.
+All parts have the same plan, and each contains some of the shards or passes. Every file is read and
+compared with its digest before it is linked or copied. Repeating the command continues after an
+interruption and adds the shards that were committed to a part since.
 """
 
 import time
@@ -32,18 +32,18 @@ from scalekd.storage import LocalStorage
 
 
 class MergeResult(BaseModel):
-    """What a merge did.
+    """Result of a merge.
 
     Attributes:
         output: Folder of the joined cache.
-        complete: Whether every shard of at least one pass, and of all before it, is there.
-        num_passes: Passes that are complete.
-        missing: Shards that no part has, by unit, such as ``pass 1: 3-5``.
-        num_files: Files linked or copied now.
-        num_bytes: Their bytes.
-        num_found: Shards that stood already.
-        extensions: What was joined below ``extensions/``, by name.
-        seconds: Time taken.
+        complete: Whether the first pass is complete.
+        num_passes: Number of complete passes, counted from the first.
+        missing: Shards that no part contains, by unit, such as ``pass 1: 3-5``.
+        num_files: Number of files linked or copied by this command.
+        num_bytes: Total size of these files.
+        num_found: Number of shards that the output already had.
+        extensions: Results of merging the extensions, by name.
+        seconds: Duration of the command.
     """
 
     output: str
@@ -59,22 +59,22 @@ class MergeResult(BaseModel):
 
 @terminable()
 def merge_caches(parts: Sequence[Path], output: Path, *, copy: bool = False) -> MergeResult:
-    """Join parts of one cache in a new folder, or go on with it; the parts are left as they are.
+    """Join parts of one cache in a new folder, or continue a merge; the parts are not changed.
 
     Args:
-        parts: Folders of caches, complete or only begun.
-        output: Folder of the joined cache; it may be one that was merged before.
-        copy: Copy every file, also where a hard link would do.
+        parts: Folders of caches, complete or incomplete.
+        output: Folder of the joined cache; it may contain an earlier merge of the parts.
+        copy: Copy every file instead of making hard links.
 
     Raises:
-        DataError: A part is no cache.
-        CacheMismatch: The parts are of different caches, or hold a shard with different bytes.
+        DataError: A part is not a cache.
+        CacheMismatch: The parts are of different caches, or contain a shard with different bytes.
         CacheCorrupt: A file of a part is damaged.
-        UsageError: A part holds only some of the targets, or ``output`` is one of the parts.
+        UsageError: A part contains only some of the targets, or ``output`` is one of the parts.
     """
     started = time.monotonic()
     if len({path.resolve() for path in (*parts, output)}) != len(parts) + 1:
-        raise UsageError(f"--output {output}: must be a folder of its own, and every part another")
+        raise UsageError(f"--output {output}: the output and the parts must be different folders")
     sources = [SourceCache(LocalStorage(path), committed=True) for path in parts]
     plan = _common_plan(sources)
     for source in sources:
@@ -111,14 +111,14 @@ def merge_caches(parts: Sequence[Path], output: Path, *, copy: bool = False) -> 
 
 
 def _common_plan(sources: Sequence[SourceCache]) -> Plan:
-    """The plan of all; of facts that decide no byte, those of the first."""
+    """Return the plan common to all parts, with the provenance of the first."""
     if not sources:
         raise DataError("nothing to merge: name the folders of the parts")
     first = sources[0]
     for other in sources[1:]:
         if other.plan.cache_id != first.plan.cache_id:
             raise CacheMismatch(
-                f"{other.storage.place} is no part of the cache at {first.storage.place}:"
+                f"{other.storage.place} is not a part of the cache at {first.storage.place}:"
                 f" {differences(first.plan.identity, other.plan.identity)}. Parts are begun once"
                 " and copied: plan.json and tables/ of one machine, before the others start"
             )
@@ -126,21 +126,21 @@ def _common_plan(sources: Sequence[SourceCache]) -> Plan:
         if ours != theirs:
             raise CacheMismatch(
                 f"{other.storage.place} states the licence {theirs or 'none'}, and"
-                f" {first.storage.place} {ours or 'none'}: nobody can tell which holds"
+                f" {first.storage.place} {ours or 'none'}: the licences must agree"
             )
     return first.plan
 
 
 def _compare(sources: Sequence[SourceCache], shards: Sequence[list[ShardId]]) -> None:
-    """Find two parts that hold a shard with different bytes, before anything is written."""
+    """Raise, before anything is written, if two parts contain a shard with different bytes."""
     owner: dict[ShardId, SourceCache] = {}
     for source, committed in zip(sources, shards, strict=True):
         for shard in committed:
             first, path = owner.setdefault(shard, source), shard.record_path
             if first is not source and _record(first, path) != _record(source, path):
                 raise CacheMismatch(
-                    f"{shard} has other bytes in {source.place} than in {first.place}: the"
-                    " machines that wrote them do not compute alike; give each its own --shards"
+                    f"{shard} has different bytes in {source.place} and in {first.place}: the"
+                    " machines that wrote them round differently; give each its own --shards"
                 )
 
 
@@ -149,7 +149,7 @@ def _record(source: SourceCache, path: str) -> bytes:
 
 
 def _completeness(cache: Cache) -> tuple[int, tuple[str, ...]]:
-    """Passes that are complete, counted from the first, and the shards that are missing."""
+    """Return the number of complete passes, counted from the first, and the missing shards."""
     lacking: dict[Unit, list[int]] = {}
     recorded = recorded_shards(cache.storage, cache.identity.num_shards)
     num_begun = max((int(shard.unit) for shard in recorded if shard.unit != SAMPLES), default=0)

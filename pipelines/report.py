@@ -1,8 +1,8 @@
-"""A page that compares training runs: what each one was, what it reached, its curves.
+"""Write an HTML page that compares training runs: settings, scores and curves.
 
     scalekd report output/train/* --output report.html
 
-Runs that differ only in their seed make one row, with mean and standard deviation.
+Runs that differ only in their seed form one row, with mean and standard deviation.
 """
 
 import json
@@ -26,7 +26,7 @@ _SUMMARY = "summary.csv"
 _ABOUT_THE_LAUNCH = frozenset(
     {"output", "resume", "overwrite", "workers", "log_interval", "log_with", "seed"}
 )
-_MAX_NAME = 60  # letters, for the table and the legend
+_MAX_NAME = 60  # characters in the table and the legend
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem;
        color: #1c1c1c; background: #fff }
@@ -40,22 +40,22 @@ dt { font-weight: 600 } dd { margin: 0; overflow-wrap: anywhere }
 
 
 class ReportRow(BaseModel):
-    """Runs that differ in their seed alone.
+    """Summary of runs that differ only in their seed.
 
     Attributes:
-        name: What sets them apart from the other rows.
-        runs: Their folders.
-        model: The student.
-        objective: What it learnt from.
-        teacher: Where there was one.
-        epochs: Finished by all of them.
-        samples_viewed: Views seen in training, by the run that saw the fewest.
-        top1: Of the last epoch with validation, in percent: mean over the runs.
-        top1_spread: Standard deviation over the runs; ``None`` for one.
-        top1_ema: The same of the averaged weights.
-        best_top1: Mean of each run's best epoch.
-        train_loss: Of the last epoch, mean over the runs.
-        seconds: Of training, mean over the runs.
+        name: Settings in which this row differs from the other rows.
+        runs: Folders of the runs.
+        model: Name of the student.
+        objective: Training objective.
+        teacher: Name of the teacher; ``None`` for training without one.
+        epochs: Number of epochs that all runs have finished.
+        samples_viewed: Number of views trained on, the minimum over the runs.
+        top1: Top-1 in percent after the last validated epoch, mean over the runs.
+        top1_spread: Standard deviation of ``top1`` over the runs; ``None`` for a single run.
+        top1_ema: Top-1 in percent of the averaged weights, mean over the runs.
+        best_top1: Top-1 in percent of each run's best epoch, mean over the runs.
+        train_loss: Training loss of the last epoch, mean over the runs.
+        seconds: Training time, mean over the runs.
     """
 
     name: str
@@ -74,13 +74,13 @@ class ReportRow(BaseModel):
 
 
 class Report(BaseModel):
-    """The page's table, and where the page is."""
+    """Rows of the page's table, and the path of the page."""
 
     output: str
     rows: tuple[ReportRow, ...]
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the table as lines of text."""
         width = max(len(row.name) for row in self.rows)
         lines = [f"{'run':<{width}}  {'top-1':>15}  {'views':>12}  {'seconds':>9}"]
         lines += [
@@ -91,21 +91,21 @@ class Report(BaseModel):
         return [*lines, "", f"curves and settings: {self.output}"]
 
 
-def report(places: Sequence[Path], output: Path) -> Report:
-    """Compare runs.
+def report(folders: Sequence[Path], output: Path) -> Report:
+    """Compare training runs and write the page.
 
     Args:
-        places: Folders of runs, or folders that hold such folders.
+        folders: Folders of runs, or folders that contain such folders.
         output: HTML file to write; it needs no other file.
 
     Raises:
-        UsageError: There is no run at a place.
+        UsageError: A folder contains no run.
         DataError: A run finished no epoch, or its files are damaged.
     """
-    runs = [run for place in places for run in _runs_at(place)]
+    run_folders = [run for folder in folders for run in _runs_in(folder)]
     groups: dict[str, list[_Run]] = {}
-    for found in map(_Run, dict.fromkeys(runs)):
-        groups.setdefault(json.dumps(found.settings, sort_keys=True), []).append(found)
+    for run in map(_Run, dict.fromkeys(run_folders)):
+        groups.setdefault(json.dumps(run.settings, sort_keys=True), []).append(run)
     named = dict(zip(_names(list(groups.values())), groups.values(), strict=True))
     rows = tuple(_row(name, group) for name, group in named.items())
     picture = runs_svg({name: [run.epochs for run in group] for name, group in named.items()})
@@ -116,7 +116,7 @@ def report(places: Sequence[Path], output: Path) -> Report:
 
 
 class _Run:
-    """The written record of one run."""
+    """Settings and scores of one run, read from its folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -133,7 +133,7 @@ class _Run:
         self.seconds = sum(row["seconds"] for row in self.epochs)
 
     def teacher(self) -> str | None:
-        """As its checkpoint says; none for a run without."""
+        """Return the teacher named by the run's checkpoint; ``None`` if it names no teacher."""
         checkpoint = find_run_checkpoint(self.folder)
         if checkpoint is None or self.config.objective == "none":
             return None
@@ -144,17 +144,17 @@ class _Run:
         return [row[name] for row in self.epochs if name in row]
 
 
-def _runs_at(place: Path) -> list[Path]:
-    if (place / ARGS_FILE).is_file():
-        return [place]
-    inside = sorted(path.parent for path in place.glob(f"*/{ARGS_FILE}"))
+def _runs_in(folder: Path) -> list[Path]:
+    if (folder / ARGS_FILE).is_file():
+        return [folder]
+    inside = sorted(path.parent for path in folder.glob(f"*/{ARGS_FILE}"))
     if not inside:
-        raise UsageError(f"{place}: neither a training run nor a folder of runs (no {ARGS_FILE})")
+        raise UsageError(f"{folder}: neither a training run nor a folder of runs (no {ARGS_FILE})")
     return inside
 
 
 def _names(groups: Sequence[Sequence[_Run]]) -> list[str]:
-    """The objective and whatever else differs; the first run's folder where that is too much."""
+    """Name each row by its objective and differing settings, or, if too long, by its folder."""
     settings = [group[0].settings for group in groups]
     differing = [
         key

@@ -1,12 +1,12 @@
-"""Sending a cache somewhere, or fetching one, or a part of one.
+"""Copy a cache, or a part of one, to or from another storage location.
 
     scalekd cache push ./swin_l-cache s3://lab/swin_l
     scalekd cache pull s3://lab/swin_l ./swin_l-cache --passes 0-3 --logits-only
 
-Only what is missing travels. Every file is held against its SHA-256 when it was read and when it
-has arrived; the record of a shard follows its files, and the manifest comes last. So either command
-may be stopped, run again, or run twice at once, and a cache that is still being written can be
-fetched: what is committed comes now, and the rest when the command is run again.
+Only missing files are copied. The SHA-256 of every file is checked after reading and after writing.
+A shard's record is written after its files, and the manifest is written last. Either command can
+therefore be stopped, repeated, or run twice at the same time. A cache that is still being written
+can be fetched: the shards committed so far are copied now, the others when the command is repeated.
 """
 
 import shutil
@@ -37,18 +37,18 @@ Range = tuple[int, int]
 
 
 class ShareResult(BaseModel):
-    """What a push or pull did.
+    """Result of a push or pull.
 
     Attributes:
-        source, target: From where to where.
-        complete: Whether all that was asked for stands at the target now.
-        part: Which part of the cache stands there, when it is not all.
-        num_shards: Shards looked at, of samples and passes.
-        num_found: Of these, those that stood there already.
-        num_files: Files that travelled.
-        num_bytes: Their bytes.
-        extensions: Extensions that were brought, too.
-        seconds: Time taken.
+        source, target: Locations of the source cache and of the copy.
+        complete: Whether the target now contains everything that was requested.
+        part: Description of the part at the target; ``None`` when it is the whole cache.
+        num_shards: Number of shards examined, of samples and passes.
+        num_found: Number of examined shards that the target already had.
+        num_files: Number of files copied.
+        num_bytes: Total size of the copied files.
+        extensions: Names of the extensions that were copied with the cache.
+        seconds: Duration of the command.
     """
 
     source: str
@@ -65,13 +65,13 @@ class ShareResult(BaseModel):
 
 @terminable()
 def share_cache(config: ShareConfig) -> ShareResult:
-    """Bring a cache, or the part asked for, from source to target.
+    """Copy a cache, or the requested part of one, from source to target.
 
     Raises:
         DataError: There is no cache at the source.
-        UsageError: The cache does not hold what is asked for, or the target is no place for it.
-        CacheError: Source and target disagree, or a file is damaged.
-        EnvironmentFault: No room, no permission, no network.
+        UsageError: The cache does not contain the requested part, or the target cannot receive it.
+        CacheError: Source and target contain different caches, or a file is damaged.
+        EnvironmentFault: The disk is full, permission is missing, or the network fails.
     """
     started = time.monotonic()
     source, target = open_storage(config.source), open_storage(config.target)
@@ -104,7 +104,7 @@ def _bring(
     *,
     optional: bool = False,
 ) -> tuple[bool, Selection]:
-    """Bring one cache; whether it is complete at the target, and which part of it stands there."""
+    """Copy one cache; return whether the target is complete, and the part that it contains."""
     source = SourceCache(source_storage)
     asked = _asked(config, source, optional=optional)
     transfer = Transfer(
@@ -132,7 +132,7 @@ def _bring(
 
     bring()
     with selection_lock(target):
-        # Another process may have widened the part meanwhile: the product of both is brought.
+        # Another process may have widened the part meanwhile: copy the union of both.
         current = read_selection(target)
         if current is not None and wanted.joined(current) != wanted:
             wanted = wanted.joined(current)
@@ -147,17 +147,19 @@ def _bring(
 
 
 def _declare(target: Storage, asked: Selection) -> None:
-    """Say that a part is to stand here, before anything of it does: records of it name more.
+    """Write the selection of a partial copy before its first file.
+
+    A record of a partial copy names files that are never copied; the selection explains why.
 
     Raises:
-        UsageError: A whole cache stands or was begun here, which a part would break.
+        UsageError: The target contains a whole cache, complete or begun.
     """
     with selection_lock(target, create=not target.exists(PLAN_FILE)):
         selection = read_selection(target)
         if selection is None and target.exists(PLAN_FILE):
             raise UsageError(
-                f"{target.place}: a whole cache is or was begun there; bring all of it up to date,"
-                " or the part to another place"
+                f"{target.place}: contains a whole cache, complete or begun; copy the whole cache"
+                " there, or copy the part to another location"
             )
         check_owner(target, selection, asked.cache_id)
         if selection is None:
@@ -165,46 +167,48 @@ def _declare(target: Storage, asked: Selection) -> None:
 
 
 def _asked(config: ShareConfig, source: SourceCache, *, optional: bool) -> Selection:
-    """The part that was asked for, held against what the source has.
+    """Return the requested part, after checking that the source contains it.
 
     Args:
-        config: What was asked.
-        source: Where it is to come from.
-        optional: Take what there is of it, as from an extension.
+        config: Options of the command.
+        source: Cache to copy from.
+        optional: Accept a request that the source meets only partly, as for an extension.
     """
-    identity, place = source.plan.identity, source.storage.place
+    identity, location = source.plan.identity, source.storage.place
     whole = source.selection.is_all
     groups = tuple(f"stage{stage}" for stage in identity.stages)
     groups += ("logits",) if identity.logits else ()
     targets = None
     if config.logits_only and config.stages is not None:
-        raise UsageError("--logits-only takes no stage: leave out --stages")
+        raise UsageError("--logits-only excludes all stages: leave out --stages")
     if config.logits_only or config.stages is not None:
         wanted = () if config.logits_only else config.stages or ()
         targets = tuple(f"stage{stage}" for stage in wanted) + ("logits",) * bool(identity.logits)
         if not source.form.separates_targets:
             raise UsageError(
-                f"{place}: is in WebDataset form, which packs all targets of a view together; take"
-                " --passes or --shards of it, or a cache in Zarr form"
+                f"{location}: is in WebDataset form, which packs all targets of a view together;"
+                " use --passes or --shards, or a cache in Zarr form"
             )
         lacking = sorted(set(targets) - set(groups))
         if lacking and not optional:
-            raise UsageError(f"{place}: holds {', '.join(groups)}, and no {', '.join(lacking)}")
+            raise UsageError(
+                f"{location}: contains {', '.join(groups)}, but not {', '.join(lacking)}"
+            )
         if config.logits_only and identity.logits is None and not optional:
-            raise UsageError(f"{place}: holds no logits; --logits-only would leave nothing")
+            raise UsageError(f"{location}: contains no logits, which --logits-only asks for")
         targets = tuple(sorted(group for group in groups if group in targets))
         targets = None if whole and targets == tuple(sorted(groups)) else targets
     last_pass = source.at_opening.num_passes - 1 if source.at_opening else 9_999
-    passes = _within(config.passes, last_pass, "passes", place, optional)
-    shards = _within(config.shards, identity.num_shards - 1, "shards", place, optional)
-    if whole:  # all of something may grow with the cache
+    passes = _within(config.passes, last_pass, "passes", location, optional)
+    shards = _within(config.shards, identity.num_shards - 1, "shards", location, optional)
+    if whole:  # a range that covers everything is stored as None: it grows with the cache
         passes = None if passes == ((0, last_pass),) else passes
         shards = None if shards == ((0, identity.num_shards - 1),) else shards
     asked = Selection(
         cache_id=source.plan.cache_id,
         passes=passes,
         shards=shards,
-        targets=targets,  # type: ignore[arg-type]  # names of groups, as the plan has them
+        targets=targets,  # type: ignore[arg-type]  # target names from the plan
     )
     part = source.selection
     if whole:
@@ -212,12 +216,12 @@ def _asked(config: ShareConfig, source: SourceCache, *, optional: bool) -> Selec
     if asked.is_all:
         return part
     if part.joined(asked) != part:
-        raise UsageError(f"{place}: is a part itself, {part}, and {asked} is asked for")
+        raise UsageError(f"{location}: is a partial copy ({part}), and the request is {asked}")
     return asked
 
 
 def _within(
-    asked: Range | None, last: int, what: str, place: str, optional: bool
+    asked: Range | None, last: int, what: str, location: str, optional: bool
 ) -> tuple[Range, ...] | None:
     if asked is None:
         return None
@@ -225,31 +229,31 @@ def _within(
     if optional:
         return ((first, min(end, last)),) if first <= last else ()
     if not 0 <= first <= end <= last:
-        raise UsageError(f"--{what} {first}-{end}: {place} has {what} 0 to {last}")
+        raise UsageError(f"--{what} {first}-{end}: {location} has {what} 0 to {last}")
     return (asked,)
 
 
 def _check_space(source: SourceCache, target: Storage, asked: Selection) -> None:
-    """Refuse to begin what cannot fit on a disk of this machine; a part's size nobody knows."""
+    """Raise if a whole cache does not fit on the local disk; the size of a part is unknown."""
     if source.at_opening is None or not asked.is_all or target.root is None:
         return
     root = target.root.absolute()
-    place = next(folder for folder in (root, *root.parents) if folder.exists())
+    existing = next(folder for folder in (root, *root.parents) if folder.exists())
     there = sum(stored.size for stored in target.list())
-    free, needed = shutil.disk_usage(place).free, source.at_opening.total_bytes - there
+    free, needed = shutil.disk_usage(existing).free, source.at_opening.total_bytes - there
     if needed > free:
         raise EnvironmentFault(
-            f"{target.place}: {free / 1e9:,.1f} GB are free, and {needed / 1e9:,.1f} GB are to"
-            " come; free space, or fetch a part (--passes, --stages, --shards, --logits-only)"
+            f"{target.place}: {free / 1e9:,.1f} GB are free, and {needed / 1e9:,.1f} GB are"
+            " needed; free space, or fetch a part (--passes, --stages, --shards, --logits-only)"
         )
 
 
 def _speed(tally: Tally) -> Callable[[], str]:
-    """Bytes so far and in a second, for the line of progress."""
+    """Return a function that formats bytes copied and bytes per second for the progress line."""
     started, before = time.monotonic(), tally.num_bytes
 
-    def told() -> str:
+    def text() -> str:
         rate = (tally.num_bytes - before) / max(time.monotonic() - started, 1e-9)
         return f"{tally.num_bytes / 1e6:,.0f} MB, {rate / 1e6:,.1f} MB/s"
 
-    return told
+    return text

@@ -275,7 +275,7 @@ def test_impossible_conversions(
         convert(sound_cache, tmp_path / "copy", embed="view")
     with pytest.raises(UsageError, match="the same folder"):
         convert(sound_cache, sound_cache)
-    with pytest.raises(UsageError, match="then `scalekd cache push` it"):
+    with pytest.raises(UsageError, match="then copy it with `scalekd cache push`"):
         convert_cache(
             ConvertConfig(source=str(sound_cache), output="s3://bucket/x", format="webdataset")
         )
@@ -292,7 +292,7 @@ def test_impossible_conversions(
     with pytest.raises(UsageError, match="--embed view: only tars"):
         make_cache(tmp_path / "copy", embed="view")
     make_cache(tmp_path / "other", seed=3, passes=1)
-    with pytest.raises(CacheMismatch, match=r"begun for something else: .*views.seed is 3"):
+    with pytest.raises(CacheMismatch, match=r"contains another cache: .*views.seed is 3"):
         convert(tars("none"), tmp_path / "other", format="zarr")
 
 

@@ -74,7 +74,7 @@ def test_extensions_are_listed_below_their_cache(shelf: Path) -> None:
 
 
 def test_nothing_is_an_error_and_no_cache_is_none(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is nothing"):
+    with pytest.raises(DataError, match="does not exist or is empty"):
         list_caches(tmp_path / "missing")
     (tmp_path / "file").write_text("text")
     assert list_caches(tmp_path) == []

@@ -116,7 +116,7 @@ def test_a_file_that_is_missing_is_damage(
 def test_what_is_no_part_is_refused(sound_cache: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError):
         merge_caches([sound_cache, tmp_path / "nothing"], tmp_path / "joined")
-    with pytest.raises(UsageError, match="of its own"):
+    with pytest.raises(UsageError, match="must be different folders"):
         merge_caches([sound_cache], sound_cache)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.tex").write_text("years of work")
