@@ -85,7 +85,7 @@ def test_one_shard_with_two_contents_is_refused_before_anything_is_written(
     first = text.index('"sha256": "') + 11
     digit = "0" if text[first] != "0" else "1"
     record.write_text(text[:first] + digit + text[first + 1 :])
-    with pytest.raises(CacheMismatch, match="shard 2 of pass 1 has other bytes"):
+    with pytest.raises(CacheMismatch, match="shard 2 of pass 1 has different bytes"):
         merge_caches([sound_cache, cache_copy], tmp_path / "joined")
     assert not (tmp_path / "joined").exists()
 
