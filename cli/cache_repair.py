@@ -48,7 +48,7 @@ def command(*, as_json: bool, **options: Any) -> None:
     lines += [f"still wrong: {problem}" for problem in result.problems]
     lines.append(
         f"{result.path}: {len(result.mended)} files mended, {len(result.shards_redone)} shards"
-        f" drawn again, {len(result.removed)} strangers removed, in {result.seconds:,.1f} s"
+        f" drawn again, {len(result.removed)} unexpected files removed, in {result.seconds:,.1f} s"
     )
     emit(result.model_dump(mode="json"), lines, as_json=as_json)
     if not result.sound:

@@ -1,10 +1,10 @@
-"""Mending a damaged cache: exactly what is damaged or missing is made again, to the same bytes.
+"""Repair a damaged cache: damaged and missing files are written again with the same bytes.
 
     scalekd cache repair ./swin_l-cache --data-dir /imagenet
 
-Everything is made in a work folder first and held against what survives: the digest in the plan
-for tail, tables and witnesses, the commit record or the manifest for shards. A machine that does
-not give the same bytes changes nothing.
+Files are first written to a work folder and compared with the surviving digests: those in the plan
+for tail, tables and witnesses, those in the commit record or the manifest for shards. If this
+machine does not reproduce the bytes, the cache is left unchanged.
 """
 
 import shutil
@@ -39,7 +39,7 @@ from scalekd.cache.repair import (
     proven,
     put,
     record_from_files,
-    remove_stranger,
+    remove_unexpected,
     sound_record,
 )
 from scalekd.cache.rows import SampleRows
@@ -75,16 +75,16 @@ class RepairConfig(CacheSources):
 
 
 class RepairResult(BaseModel):
-    """What a repair did.
+    """Result of a repair.
 
     Attributes:
         path: Folder of the cache.
-        sound: Whether nothing is wrong any more.
-        mended: Files written, by path inside the cache.
-        shards_redone: ``(unit, shard)`` that were drawn and sent through the teacher again.
-        removed: Strangers deleted.
-        problems: What is still wrong, such as strangers that were left.
-        seconds: Time taken.
+        sound: Whether the cache has no problems after the repair.
+        mended: Files written, as paths inside the cache.
+        shards_redone: ``(unit, shard)`` pairs that were drawn and run through the teacher again.
+        removed: Unexpected files that were deleted.
+        problems: Remaining problems, such as unexpected files that were kept.
+        seconds: Duration of the command.
     """
 
     path: str
@@ -97,7 +97,7 @@ class RepairResult(BaseModel):
 
 
 class _Maker:
-    """Draws the views of the cache and runs its teacher, both opened when first needed."""
+    """Draws the views of the cache and runs its teacher; both are opened when first needed."""
 
     def __init__(self, sources: CacheSources, identity: Identity) -> None:
         self._sources, self._identity = sources, identity
@@ -122,7 +122,7 @@ class _Maker:
         return job.to(self.device)
 
     def compiled_job(self, compiler: str | None) -> Job:
-        """The job with its teacher compiled by this backend of ``torch.compile``, if by any."""
+        """Return the job, its teacher compiled with a ``torch.compile`` backend if one is given."""
         if compiler is None:
             return self.job
         check_backend(compiler)
@@ -133,12 +133,12 @@ class _Maker:
 @terminable()
 @strict_float32()
 def repair_cache(config: RepairConfig) -> RepairResult:
-    """Give back the cache as it was committed.
+    """Restore the committed files of a cache.
 
     Raises:
-        DataError: No cache, or no images, where they should be.
-        CacheError: Nothing says what the cache is to hold; or data set, teacher or machine are
-            others than those the cache was made with, and give other bytes.
+        DataError: The cache or the images do not exist.
+        CacheError: No document describes the cache; or the data set, teacher or machine differ from
+            those that wrote the cache, and give other bytes.
         UsageError: Images are needed, and ``data_dir`` is not given.
     """
     started = time.monotonic()
@@ -173,26 +173,26 @@ def repair_cache(config: RepairConfig) -> RepairResult:
     finish(standing.cache, standing.num_passes)
     mended += [path for path, content in before.items() if content != _content(root / path)]
     removed = []
-    found = verify(root, quick=True)
-    if config.remove_extra and found.strangers:
-        for path in found.strangers:
-            remove_stranger(path)
+    findings = verify(root, quick=True)
+    if config.remove_extra and findings.unexpected:
+        for path in findings.unexpected:
+            remove_unexpected(path)
             removed.append(path.relative_to(root).as_posix())
-        found = verify(root, quick=True)
+        findings = verify(root, quick=True)
     return RepairResult(
         path=str(root),
-        sound=not found.problems,
+        sound=not findings.problems,
         mended=tuple(mended),
         shards_redone=tuple(redone),
         removed=tuple(removed),
-        problems=tuple(found.problems),
+        problems=tuple(findings.problems),
         seconds=time.monotonic() - started,
     )
 
 
 @contextmanager
 def _scratch_folder(root: Path) -> Iterator[Path]:
-    """A folder inside the cache, so that it is on a disk that can hold a shard."""
+    """Make a temporary folder inside the cache, on a disk that has room for a shard."""
     folder = temporary_beside(root / "repair")
     try:
         yield folder

@@ -1,4 +1,4 @@
-"""The beginning of a cache: its plan, its form, and what makes a folder one; and its removal."""
+"""Begin a cache (plan, form, array metadata), and remove one."""
 
 import shutil
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ from scalekd.storage import Location, Storage, open_storage
 from scalekd.storage.files import TEMPORARY_SUFFIX, explained
 
 _EARLY_NAMES = frozenset({TABLES_FOLDER, FORM_FILE})
-"""What stands at the top of a cache before its plan does."""
+"""Names at the top of a cache that are written before its plan."""
 
 _NAMES = _EARLY_NAMES | {
     *(PLAN_FILE, MANIFEST_FILE, INFO_FILE, "zarr.json"),
@@ -42,7 +42,7 @@ def read_plan(location: Location) -> Plan | None:
     """The plan of the cache at ``location``, or ``None`` when no cache was begun there.
 
     Raises:
-        UsageError: The folder holds something that is no cache.
+        UsageError: The folder contains files that are not part of a cache.
     """
     storage = open_storage(location)
     if storage.root is not None:
@@ -52,39 +52,40 @@ def read_plan(location: Location) -> Plan | None:
             raise UsageError(f"{storage.place} is a file; --output names the folder of a cache")
     if not storage.exists(PLAN_FILE):
         if storage.root is not None:
-            _refuse_strangers(storage.root, _EARLY_NAMES)
+            _refuse_unexpected(storage.root, _EARLY_NAMES)
         return None
     data = read_bounded(storage, PLAN_FILE, max_bytes=MAX_JSON_BYTES, what="the plan")
     return parse_committed(Plan, data, where=storage.locate(PLAN_FILE))
 
 
-def _refuse_strangers(root: Path, names: frozenset[str]) -> None:
-    strangers = [
+def _refuse_unexpected(root: Path, names: frozenset[str]) -> None:
+    unexpected = [
         entry.name
         for entry in root.iterdir()
         if entry.name not in {*names, *COMPANIONS} and not entry.name.endswith(TEMPORARY_SUFFIX)
     ]
     tables = root / TABLES_FOLDER
     if tables.is_dir():
-        strangers += [
+        unexpected += [
             f"{TABLES_FOLDER}/{entry.name}"
             for entry in tables.iterdir()
             if not entry.name.endswith((".safetensors", TEMPORARY_SUFFIX))
         ]
-    if strangers:
+    if unexpected:
         raise UsageError(
-            f"{root} holds something that is no cache ({', '.join(sorted(strangers)[:3])}); choose"
-            " an empty or new folder"
+            f"{root} contains files that are not part of a cache"
+            f" ({', '.join(sorted(unexpected)[:3])}); choose an empty or new folder"
         )
 
 
 def remove_cache(location: Location) -> None:
-    """Delete a cache, whole, begun or damaged, with its extensions, and nothing but a cache.
+    """Delete a complete, incomplete or damaged cache with its extensions.
 
-    The plan goes last: a removal that was interrupted can be taken up again.
+    The plan is deleted last, so that an interrupted removal can be repeated.
 
     Raises:
-        UsageError: The folder holds something else, or another job writes it; nothing was deleted.
+        UsageError: The folder contains other files, or another job is writing to it; nothing was
+            deleted.
     """
     storage = open_storage(location)
     if storage.root is None:
@@ -95,7 +96,7 @@ def remove_cache(location: Location) -> None:
         return
     if not root.is_dir() or not (root / PLAN_FILE).exists():
         read_plan(root)
-    _refuse_strangers(root, _NAMES)
+    _refuse_unexpected(root, _NAMES)
     caches = [root, *sorted((root / EXTENSIONS_FOLDER).glob("*/"))]
     holder = next(filter(None, map(live_lease, caches)), None)
     if holder is not None:
@@ -113,10 +114,10 @@ def remove_cache(location: Location) -> None:
 
 
 def begin_form(location: Location, form: Form) -> None:
-    """Write the form of a new cache, before its plan, or make sure that a cache has this form.
+    """Write the form of a new cache, before its plan, or check the form of an existing one.
 
     Raises:
-        CacheMismatch: It was begun in another.
+        CacheMismatch: The cache was begun in another form.
     """
     storage = open_storage(location)
     if not storage.exists(PLAN_FILE):
@@ -128,31 +129,31 @@ def begin_form(location: Location, form: Form) -> None:
 def check_form(location: Location, form: Form) -> None:
     """Raise ``CacheMismatch`` if the cache was begun in another form."""
     storage = open_storage(location)
-    standing = read_form(storage)
-    if standing != form:
+    existing = read_form(storage)
+    if existing != form:
         raise CacheMismatch(
-            f"{storage.place} was begun in {standing}, not in {form}; give"
+            f"{storage.place} was begun in {existing}, not in {form}; give"
             " the same --format and --embed to finish it, choose another --output, or --overwrite"
         )
 
 
 def commit_plan(location: Location, plan: Plan) -> Plan:
-    """Write the plan, unless another process was first.
+    """Write the plan, unless another process has written one.
 
     Returns:
-        The plan in force. Machines that begin one cache at once may calibrate to other tables;
-        they all go on with those of the first, if its job is theirs.
+        The committed plan. Machines that begin a cache at the same time may compute different
+        tables; all continue with the tables of the first, provided that its job is the same.
     """
     storage = open_storage(location)
     if storage.commit(PLAN_FILE, canonical(plan), exclusive=True):
         return plan
-    standing = read_plan(storage)
-    if standing is None:
+    committed = read_plan(storage)
+    if committed is None:
         raise EnvironmentFault(
-            f"{storage.locate(PLAN_FILE)} is there and cannot be seen: does the file system show"
-            " other machines' files late? Run the same command again"
+            f"{storage.locate(PLAN_FILE)} exists but cannot be read: the file system may show"
+            " files of other machines late; run the same command again"
         )
-    return standing
+    return committed
 
 
 def begin(location: Location, plan: Plan, layout: Layout, num_passes: int) -> None:
@@ -162,13 +163,13 @@ def begin(location: Location, plan: Plan, layout: Layout, num_passes: int) -> No
         wanted = set(table_files(plan.identity))
         for path in (storage.root / TABLES_FOLDER).glob("*.safetensors"):
             if f"{TABLES_FOLDER}/{path.name}" not in wanted:
-                path.unlink(missing_ok=True)  # of a run that was killed before it wrote a plan
+                path.unlink(missing_ok=True)  # left by a run that was killed before it wrote a plan
     for unit in (SAMPLES, *range(num_passes)):
         commit_documents(storage, unit_documents(layout, unit))
 
 
 def commit_documents(storage: Storage, documents: Mapping[str, bytes]) -> None:
-    """Write small files, but for those that stand there with the same content."""
+    """Write small files, except those that exist with the same content."""
     made = storage.commit_all(documents, exclusive=True) if storage.is_remote else set()
     changed = {}
     for relative in documents.keys() - made:
@@ -179,19 +180,19 @@ def commit_documents(storage: Storage, documents: Mapping[str, bytes]) -> None:
         storage.commit_all(changed)
 
 
-def differences(standing: Identity, wanted: Identity) -> str:
-    """The fields in which two identities differ, as ``name: old in the cache, new wanted``."""
-    found: list[str] = []
+def differences(committed: Identity, wanted: Identity) -> str:
+    """Describe the fields in which two identities differ, with both values."""
+    texts: list[str] = []
 
-    def walk(place: str, old: Any, new: Any) -> None:
+    def walk(name: str, old: Any, new: Any) -> None:
         if isinstance(old, dict) and isinstance(new, dict):
             for key in sorted(old.keys() | new.keys()):
-                walk(f"{place}.{key}" if place else key, old.get(key), new.get(key))
+                walk(f"{name}.{key}" if name else key, old.get(key), new.get(key))
         elif old != new:
-            found.append(f"{place} is {_short(old)} in the cache, {_short(new)} here")
+            texts.append(f"{name} is {_short(old)} in the cache, {_short(new)} here")
 
-    walk("", standing.model_dump(mode="json"), wanted.model_dump(mode="json"))
-    return "; ".join(found[:4]) + ("; …" if len(found) > 4 else "")
+    walk("", committed.model_dump(mode="json"), wanted.model_dump(mode="json"))
+    return "; ".join(texts[:4]) + ("; …" if len(texts) > 4 else "")
 
 
 def _short(value: Any) -> str:

@@ -1,9 +1,9 @@
-"""Committing to a store without renames: the files of a shard first, then its record, write-once.
+"""Commit shards to a store without renames: first the files of a shard, then its record.
 
-A shard is written to a folder of this machine and sent when it is whole. No file on a store is
-replaced while it may count: one that stands there with the same bytes is taken as it is, and one
-with other bytes only gives way when no record names it and nobody has touched it for an hour, as
-when a job was killed and goes on on a machine that computes otherwise. Writing it takes minutes.
+A shard is written to a local folder and sent when it is complete. An existing file on the store
+with the same bytes is kept. One with other bytes is replaced only if no record names it and it is
+older than an hour, which happens when a killed job continues on a machine that rounds differently;
+writing a file takes minutes.
 """
 
 import time
@@ -22,11 +22,11 @@ _ABANDONED_SECONDS = 3600.0
 def send_files(
     folder: LocalStorage, storage: Storage, files: dict[str, FileDigest], shard: ShardId
 ) -> None:
-    """Send the files of a shard, each held against its digest when it is read.
+    """Send the files of a shard, checking the digest of each when it is read.
 
     Raises:
         CacheMismatch: Another job wrote, or is writing, the shard with other bytes.
-        EnvironmentFault: The store cannot be reached or refuses.
+        EnvironmentFault: The store cannot be reached, or rejects the request.
     """
 
     def send(paths: Sequence[str]) -> None:
@@ -45,7 +45,7 @@ def send_files(
 
 
 def _check_abandoned(storage: Storage, path: str, shard: ShardId) -> None:
-    """Check that no other job can count on a file with other bytes.
+    """Check that no other job can be using a file with other bytes.
 
     Raises:
         CacheMismatch: Another job has committed the shard, or may be writing it.
@@ -56,8 +56,8 @@ def _check_abandoned(storage: Storage, path: str, shard: ShardId) -> None:
         return
     how = "is writing" if not committed else "has committed"
     raise CacheMismatch(
-        f"{storage.locate(path)}: has other bytes there: another job {how} {shard}, on a machine"
-        " that computes otherwise. Give each job its own --shards"
+        f"{storage.locate(path)}: has other bytes: another job {how} {shard} on a machine that"
+        " rounds differently. Give each job its own --shards"
         + ("" if committed else "; if that job was killed, run this command again in an hour")
     )
 
@@ -66,14 +66,14 @@ def remove_remote(storage: Storage, names: frozenset[str]) -> None:
     """Delete a cache from a store, and nothing but a cache; its plan goes last.
 
     Raises:
-        UsageError: Something else stands there; nothing was deleted.
+        UsageError: The location contains other files; nothing was deleted.
     """
     paths = [file.path for file in storage.list() if file.path not in COMPANIONS]
-    strangers = sorted({path for path in paths if path.split("/")[0] not in names})
-    if strangers:
+    unexpected = sorted({path for path in paths if path.split("/")[0] not in names})
+    if unexpected:
         raise UsageError(
-            f"{storage.place} holds something that is no cache ({', '.join(strangers[:3])}); choose"
-            " an empty or new place"
+            f"{storage.place} contains files that are not part of a cache"
+            f" ({', '.join(unexpected[:3])}); choose an empty or new location"
         )
     storage.delete(MANIFEST_FILE)
     with ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="publish") as threads:

@@ -280,8 +280,8 @@ def drop_manifest(root: Path, standing: Standing) -> None:
             path.unlink(missing_ok=True)
 
 
-def remove_stranger(path: Path) -> None:
-    """Remove a file or link that nothing of the cache accounts for."""
+def remove_unexpected(path: Path) -> None:
+    """Remove a file or link that no document of the cache names."""
     with explained(path, "cannot remove"):
         path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # the folder holds something else

@@ -1,9 +1,9 @@
-"""From one place to another: a cache, or a part of it, shard by shard, each file checked twice.
+"""Copy a cache, or a part of one, between storage locations, shard by shard.
 
-A file is held against its digest when it was read and when it has arrived; a shard's record is
-written when its files stand, the manifest last. All are written once, so transfers to the same
-place may run at the same time, and what was interrupted goes on with what is missing. What nobody
-has committed is never taken, so the source may still be growing.
+The digest of a file is checked after reading and after writing. A shard's record is written after
+its files, and the manifest is written last. Every file is written once, so transfers to the same
+target may run at the same time, and an interrupted transfer continues with the missing files. Only
+committed shards are copied, so the source may still be growing.
 """
 
 import os
@@ -46,18 +46,18 @@ from scalekd.storage.files import inside
 _MAY_PRECEDE = re.compile(
     rf"{SELECTION_FOLDER}/|(?:{'|'.join(map(re.escape, (*COMPANIONS, FORM_FILE)))})$|\."
 )
-"""What may stand where a cache is begun: selection, dataset card, form, hidden files."""
+"""Paths that may exist before a cache is begun: selection, dataset card, form, hidden files."""
 
 
 @dataclass
 class Tally:
-    """What a transfer did.
+    """Counts of a transfer.
 
     Attributes:
-        num_files: Files brought.
-        num_bytes: Their bytes.
-        num_shards: Shards looked at, of samples and passes.
-        num_found: Of these, those that stood already.
+        num_files: Number of files copied.
+        num_bytes: Total size of the copied files.
+        num_shards: Number of shards examined, of samples and passes.
+        num_found: Number of examined shards that the target already had.
     """
 
     num_files: int = 0
@@ -67,17 +67,17 @@ class Tally:
 
 
 class Transfer:
-    """Brings a cache from one place to another.
+    """Copies a cache from one storage location to another.
 
     Args:
-        source: What to bring.
-        target: Where to.
-        plan: The plan the target is to have, when not the source's: of the same cache.
-        jobs: Files in flight at once, each in memory.
-        check: Read what already stands at the target, and bring what differs again.
-        read_back: Read every file back from a remote target, and hold it against its digest.
-        link: From folder to folder, make hard links where the file system can.
-        tally: Where to count; of its own when not given.
+        source: Cache to copy from.
+        target: Storage to copy to.
+        plan: Plan to write at the target, of the same cache; the source's when ``None``.
+        jobs: Number of files copied at the same time, each held in memory.
+        check: Read the existing files of the target, and replace those that differ.
+        read_back: Read every file back from a remote target, and check its digest.
+        link: Between folders, make hard links where the file system supports them.
+        tally: Counts to add to; new ones when ``None``.
     """
 
     def __init__(
@@ -98,65 +98,65 @@ class Transfer:
         self._read_back = read_back and target.is_remote
         self._tables = table_files(source.plan.identity)
         self._lock = threading.Lock()
-        self._standing: dict[str, int] = {}
+        self._existing: dict[str, int] = {}
         self.tally = tally or Tally()
 
     def prepare(self) -> None:
-        """Begin the target, or see that it is the same cache.
+        """Begin the cache at the target, or check that the existing one is the same cache.
 
         Raises:
-            CacheMismatch: Another cache stands there.
-            UsageError: Something that is no cache stands there, or it cannot be written to.
+            CacheMismatch: The target contains another cache.
+            UsageError: The target contains other files, or is not writable.
         """
         target, plan = self._target, self._plan
-        self._standing = {stored.path: stored.size for stored in target.list()}
-        strangers = [path for path in sorted(self._standing) if not _MAY_PRECEDE.match(path)]
-        if strangers and PLAN_FILE not in self._standing:
+        self._existing = {stored.path: stored.size for stored in target.list()}
+        unexpected = [path for path in sorted(self._existing) if not _MAY_PRECEDE.match(path)]
+        if unexpected and PLAN_FILE not in self._existing:
             raise UsageError(
-                f"{target.place} holds something that is no cache ({strangers[0]}); choose an empty"
-                " or new place"
+                f"{target.place} contains files that are not part of a cache ({unexpected[0]});"
+                " choose an empty or new location"
             )
         form = self._source.form
         for relative, content in form.documents().items():
-            if PLAN_FILE not in self._standing:
+            if PLAN_FILE not in self._existing:
                 target.commit(relative, content, exclusive=True)
         begun = target.commit(PLAN_FILE, canonical(plan), exclusive=True)
-        standing_form = read_form(target)
-        if standing_form != form:
+        existing_form = read_form(target)
+        if existing_form != form:
             raise CacheMismatch(
-                f"{target.place} holds a cache in {standing_form}, and"
-                f" {self._source.storage.place} is in {form}; choose another place"
+                f"{target.place} contains a cache in {existing_form}, and"
+                f" {self._source.storage.place} is in {form}; choose another location"
             )
         if begun:
             return
         data = read_bounded(target, PLAN_FILE, max_bytes=MAX_JSON_BYTES, what="the plan")
-        standing = parse_committed(Plan, data, where=target.locate(PLAN_FILE))
-        if standing.cache_id != plan.cache_id:
+        existing = parse_committed(Plan, data, where=target.locate(PLAN_FILE))
+        if existing.cache_id != plan.cache_id:
             raise CacheMismatch(
-                f"{target.place}: another cache stands there than at {self._source.storage.place}:"
-                f" {differences(standing.identity, plan.identity)}"
+                f"{target.place}: contains another cache than {self._source.storage.place}:"
+                f" {differences(existing.identity, plan.identity)}"
             )
-        if standing != plan:
+        if existing != plan:
             raise CacheMismatch(
-                f"{target.locate(PLAN_FILE)}: the same job, begun apart: licence, note, software or"
-                f" measured errors differ from those at {self._source.storage.place}; join the two"
-                " with `scalekd cache merge`"
+                f"{target.locate(PLAN_FILE)}: the same job, begun separately: licence, note,"
+                f" software or measured errors differ from those at {self._source.storage.place};"
+                " join the two with `scalekd cache merge`"
             )
 
     def bring(self, selection: Selection, advanced: Callable[[], None]) -> None:
-        """Bring what is committed of a selection; the manifest is left to :meth:`seal`.
+        """Copy the committed shards of a selection; :meth:`seal` writes the manifest.
 
         Args:
-            selection: What to bring.
-            advanced: Called when a shard stands at the target.
+            selection: Part of the cache to copy.
+            advanced: Called after each shard.
 
         Raises:
-            CacheCorrupt: A file of the source is damaged, or did not arrive as it was sent.
-            CacheMismatch: Other bytes were committed at the target.
+            CacheCorrupt: A file of the source is damaged, or was changed on the way.
+            CacheMismatch: A shard was committed at the target with other bytes.
         """
         source = self._source
         shards = source.selected(selection)
-        # A store that commits together commits one shard after another.
+        # A store that commits many files together commits the shards one after another.
         num_shards = 1 if self._target.commits_together else self._jobs
         with (
             ThreadPoolExecutor(self._jobs, thread_name_prefix="transfer-file") as files,
@@ -178,10 +178,10 @@ class Transfer:
                 raise
 
     def seal(self) -> bool:
-        """Write the manifest, unless the target's tells of as many passes or more.
+        """Write the manifest, unless the target's manifest has as many passes or more.
 
         Returns:
-            Whether the target is complete now; it is not when the source is not.
+            Whether the target is complete; ``False`` if the source is not complete.
         """
         ours = self._source.at_opening
         while ours is not None:
@@ -196,7 +196,7 @@ class Transfer:
                 theirs.records.get(path, hash_) != hash_ for path, hash_ in ours.records.items()
             ):
                 raise CacheMismatch(
-                    f"{where}: tells of other shards than the manifest at the source"
+                    f"{where}: its records differ from those in the manifest of the source"
                 )
             if theirs.num_passes >= ours.num_passes:
                 return True
@@ -204,7 +204,7 @@ class Transfer:
         return self._target.exists(MANIFEST_FILE)
 
     def _common_files(self, selection: Selection) -> dict[str, FileDigest | bytes]:
-        """Tables and array metadata: with their digests, or as the plan makes them."""
+        """Return tables and array metadata, as digests or as content derived from the plan."""
         source, identity = self._source, self._source.identity
         common: dict[str, FileDigest | bytes] = {**table_files(identity)}
         if source.at_opening is not None:
@@ -233,30 +233,30 @@ class Transfer:
                 f"{source.storage.locate(path)}: not the record that the manifest was written for"
             )
         content = canonical(record)
-        stands = path in self._standing and self._holds_record(path, content)
-        wanted = {file: found for file, found in record.files.items() if selection.has_file(file)}
-        if self._target.commits_together and not stands:
+        is_committed = path in self._existing and self._holds_record(path, content)
+        wanted = {file: d for file, d in record.files.items() if selection.has_file(file)}
+        if self._target.commits_together and not is_committed:
             num_brought = self._bring_files({**wanted, path: content}, files)
         else:
-            num_brought = self._bring_files(wanted, files, is_ours=stands)
-        if not stands and not self._target.commit(path, content, exclusive=True):
+            num_brought = self._bring_files(wanted, files, is_ours=is_committed)
+        if not is_committed and not self._target.commit(path, content, exclusive=True):
             self._holds_record(path, content)
         with self._lock:
-            self._standing[path] = len(content)
+            self._existing[path] = len(content)
             self.tally.num_shards += 1
-            self.tally.num_found += stands and not num_brought
+            self.tally.num_found += is_committed and not num_brought
 
     def _holds_record(self, path: str, content: bytes) -> bool:
-        """Whether a record stands at the target; raises when it is another."""
+        """Whether the target has this record; raises ``CacheMismatch`` if it has another one."""
         try:
-            found = self._target.read(path, max_bytes=MAX_JSON_BYTES)
+            existing = self._target.read(path, max_bytes=MAX_JSON_BYTES)
         except NotStored:
             return False  # the listing was out of date
-        if found != content:
+        if existing != content:
             raise CacheMismatch(
                 f"{self._target.locate(path)}: this shard was committed there with other bytes than"
-                f" at {self._source.storage.place}: two jobs wrote this cache on machines that do"
-                " not compute alike; choose another place"
+                f" at {self._source.storage.place}: two jobs wrote this cache on machines"
+                " that round differently; choose another location"
             )
         return True
 
@@ -267,12 +267,12 @@ class Transfer:
         *,
         is_ours: bool = False,
     ) -> int:
-        """Bring files in parallel; returns the number brought. Reports the first error."""
+        """Copy files in parallel; return the number copied, or raise the first error."""
         if self._target.commits_together:
             return self._bring_together(wanted, files, replace=is_ours or self._check)
         pending = [
-            files.submit(self._bring_file, path, found, is_ours=is_ours)
-            for path, found in wanted.items()
+            files.submit(self._bring_file, path, content, is_ours=is_ours)
+            for path, content in wanted.items()
         ]
         try:
             return sum(future.result() for future in pending)
@@ -284,15 +284,13 @@ class Transfer:
     def _bring_together(
         self, wanted: Mapping[str, FileDigest | bytes], files: ThreadPoolExecutor, *, replace: bool
     ) -> int:
-        """Bring files in commits of many, in order; all of them are in memory meanwhile."""
+        """Copy files in commits of many files, in order; all files are held in memory."""
         expected = {p: digest(f) if isinstance(f, bytes) else f for p, f in wanted.items()}
-        missing = [path for path in wanted if not self._stands(path, expected[path])]
+        missing = [path for path in wanted if not self._is_present(path, expected[path])]
 
         def content(path: str) -> bytes:
-            found = wanted[path]
-            if isinstance(found, bytes):
-                return found
-            return self._read(path, found)
+            file = wanted[path]
+            return file if isinstance(file, bytes) else self._read(path, file)
 
         data = dict(zip(missing, files.map(content, missing), strict=True))
         made = self._target.commit_all(data, exclusive=not replace) if data else set()
@@ -306,9 +304,12 @@ class Transfer:
         return len(missing)
 
     def _bring_file(self, path: str, wanted: FileDigest | bytes, *, is_ours: bool) -> bool:
-        """Bring one file unless it stands; ``is_ours``: its record does, and names these bytes."""
+        """Copy one file unless it is present.
+
+        ``is_ours`` says that the target's record names these bytes, so that others are replaced.
+        """
         expected = digest(wanted) if isinstance(wanted, bytes) else wanted
-        if self._stands(path, expected):
+        if self._is_present(path, expected):
             return False
         made = self._put(path, wanted, expected, replace=is_ours or self._check)
         if (self._read_back or not made) and not holds(self._target, path, expected):
@@ -316,15 +317,15 @@ class Transfer:
         self._arrived(path, expected.num_bytes)
         return True
 
-    def _stands(self, path: str, expected: FileDigest) -> bool:
-        """Whether a file need not be brought."""
-        if self._standing.get(path) != expected.num_bytes:
+    def _is_present(self, path: str, expected: FileDigest) -> bool:
+        """Whether the target has a file, by its size, or by its digest with ``check``."""
+        if self._existing.get(path) != expected.num_bytes:
             return False
         return not self._check or holds(self._target, path, expected)
 
     def _arrived(self, path: str, num_bytes: int) -> None:
         with self._lock:
-            self._standing[path] = num_bytes
+            self._existing[path] = num_bytes
             self.tally.num_files += 1
             self.tally.num_bytes += num_bytes
 
@@ -335,14 +336,14 @@ class Transfer:
                 f"{where}: did not arrive as it was sent; run the same command again with --check"
             )
         raise CacheMismatch(
-            f"{where}: holds other bytes than are to come, and no commit record there says which"
-            " are right: an interrupted copy, or another job's; pass --check to replace it"
+            f"{where}: its bytes differ from the source, and no commit record at the target says"
+            " which are right (an interrupted copy, or another job); pass --check to replace it"
         )
 
     def _put(
         self, path: str, wanted: FileDigest | bytes, expected: FileDigest, *, replace: bool
     ) -> bool:
-        """Whether the file was made; ``replace`` makes it whatever stands there."""
+        """Write a file; return whether it was written. ``replace`` overwrites an existing file."""
         source, target = self._source.storage, self._target
         if isinstance(wanted, bytes):
             return target.commit(path, wanted, exclusive=not replace)
@@ -351,13 +352,13 @@ class Transfer:
             problem = file_problem(source, path, expected)
             if problem is not None:
                 raise CacheCorrupt(f"{source.locate(path)}: {problem}")
-            found = _linked(inside(source.root, path), inside(target.root, path))
-            if found is not None:
-                return found
+            made = _linked(inside(source.root, path), inside(target.root, path))
+            if made is not None:
+                return made
         return target.commit(path, self._read(path, expected), exclusive=not replace)
 
     def _read(self, path: str, expected: FileDigest) -> bytes:
-        """A file of the source; a table is parsed before it may be written anywhere."""
+        """Read a file of the source; tables are validated before they are written anywhere."""
         source = self._source.storage
         content = read_checked(source, path, expected)
         if path in self._tables:
@@ -366,7 +367,7 @@ class Transfer:
 
 
 def _linked(source: Path, target: Path) -> bool | None:
-    """Whether a hard link was made; ``None`` where the file system cannot."""
+    """Make a hard link; return whether it was made, ``None`` if links are not supported."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)

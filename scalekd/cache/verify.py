@@ -1,4 +1,4 @@
-"""Checking a whole cache: every file named, of the right size, holding the committed bytes."""
+"""Verify a cache: every file is named by a document and has the committed size and bytes."""
 
 import re
 from collections.abc import Iterator
@@ -35,26 +35,26 @@ _OF_ITS_OWN = re.compile(
     rf"{EXTENSIONS_FOLDER}/[^/]+/|{SELECTION_FOLDER}/\d{{6}}\.json$"
     rf"|(?:{'|'.join(map(re.escape, COMPANIONS))})$"
 )
-"""Extensions are checked as the caches they are; selections when they are read."""
+"""Paths checked elsewhere: extensions as caches of their own, selections when they are read."""
 _GROWING = frozenset({RECORDS_FOLDER, SAMPLES, "passes"})
 _LATER_PASS = re.compile(r"(?:passes|records)/(\d{4})/")
 
 
 class Findings:
-    """What a check found.
+    """Result of a verification.
 
     Attributes:
-        problems: One sentence for each thing that is wrong; empty for a sound cache.
-        damaged: The shards that must be redone, .
-        strangers: Files and links that nothing accounts for.
-        num_files: Files checked.
-        num_bytes: Their bytes.
+        problems: One sentence for each problem; empty for a sound cache.
+        damaged: Shards that must be written again.
+        unexpected: Files and links that no document names.
+        num_files: Number of files checked.
+        num_bytes: Total size of the files whose bytes were checked.
     """
 
     def __init__(self) -> None:
         self.problems: list[str] = []
         self.damaged: set[ShardId] = set()
-        self.strangers: list[Path] = []
+        self.unexpected: list[Path] = []
         self.num_files = 0
         self.num_bytes = 0
 
@@ -64,51 +64,53 @@ def verify(location: Location, *, quick: bool = False) -> Findings:
 
     Args:
         location: Where the cache is; see :func:`~scalekd.cache.reader.open_cache`.
-        quick: Check records and sizes, but read no data.
+        quick: Check records and sizes without reading data.
 
     Raises:
         DataError: There is no cache at ``location``.
-        CacheError: The manifest is damaged, so that the rest cannot be judged.
+        CacheError: The manifest is damaged, so that the other files cannot be checked.
     """
     storage = open_storage(location)
     manifest = read_manifest(storage)
     cache = Cache(storage, manifest.plan)
     part = cache.selection
-    found = Findings()
+    findings = Findings()
     known = {MANIFEST_FILE, *manifest.files}
-    _check_documents(storage, manifest, found)
+    _check_documents(storage, manifest, findings)
     for relative, expected in manifest.files.items():
         if part.has_file(relative) and (relative != manifest.plan.identity.tail or part.has_tail):
-            _check_file(storage, relative, expected, quick, found, None)
+            _check_file(storage, relative, expected, quick, findings, None)
     try:
         cache.check_names(manifest)
     except CacheError as error:
-        if not found.problems:
+        if not findings.problems:
             raise
-        found.problems.append(f"shards were not checked: {error}")
-        return found
-    for shard, record in _records(cache, manifest, found):
+        findings.problems.append(f"shards were not checked: {error}")
+        return findings
+    for shard, record in _records(cache, manifest, findings):
         for relative, expected in record.files.items():
             known.add(relative)
             if part.has_file(relative):
-                _check_file(storage, relative, expected, quick, found, shard)
+                _check_file(storage, relative, expected, quick, findings, shard)
     known |= set(manifest.records)
     if storage.root is not None:
-        _check_strangers(storage.root, known, manifest, part, found)
+        _check_unexpected(storage.root, known, manifest, part, findings)
     if part.is_all:
-        _check_age(cache, manifest, found)
-    if not found.problems and not quick:
-        _check_rows(storage, found)
-    _check_extensions(storage, manifest, quick, found)
-    return found
+        _check_age(cache, manifest, findings)
+    if not findings.problems and not quick:
+        _check_rows(storage, findings)
+    _check_extensions(storage, manifest, quick, findings)
+    return findings
 
 
-def _check_extensions(storage: Storage, manifest: Manifest, quick: bool, found: Findings) -> None:
-    """Each extension is a cache of its own, over the same views; those being written may wait."""
+def _check_extensions(
+    storage: Storage, manifest: Manifest, quick: bool, findings: Findings
+) -> None:
+    """Verify each complete extension as a cache, and check that its views are the cache's."""
     try:
         names = extension_names(storage)
     except UsageError:
-        return  # a web server does not tell which there are
+        return  # the files of a web server cannot be listed
     for name in names:
         inner = storage.below(extension_path(name))
         if not inner.exists(MANIFEST_FILE):
@@ -119,56 +121,58 @@ def _check_extensions(storage: Storage, manifest: Manifest, quick: bool, found: 
                 manifest.plan.identity, read_manifest(inner).plan.identity, where=inner.place
             )
         except CacheError as error:
-            found.problems.append(str(error))
+            findings.problems.append(str(error))
             continue
-        found.problems += own.problems
-        found.num_files += own.num_files
-        found.num_bytes += own.num_bytes
+        findings.problems += own.problems
+        findings.num_files += own.num_files
+        findings.num_bytes += own.num_bytes
 
 
-def _check_strangers(
-    root: Path, known: set[str], manifest: Manifest, part: Selection, found: Findings
+def _check_unexpected(
+    root: Path, known: set[str], manifest: Manifest, part: Selection, findings: Findings
 ) -> None:
-    for path in strangers(root, known, manifest.num_passes):
+    for path in unexpected_files(root, known, manifest.num_passes):
         if not part.is_all and path.relative_to(root).parts[0] in _GROWING:
-            continue  # what a pull brought that was interrupted
-        found.strangers.append(path)
-        found.problems.append(
+            continue  # files of an interrupted pull
+        findings.unexpected.append(path)
+        findings.problems.append(
             f"{path}: a symbolic link; a cache holds plain files only"
             if path.is_symlink()
             else f"{path}: no record names this file"
         )
 
 
-def _check_documents(storage: Storage, manifest: Manifest, found: Findings) -> None:
-    """Manifest and plan tell the same of the same cache; which of them is wrong, repair decides."""
+def _check_documents(storage: Storage, manifest: Manifest, findings: Findings) -> None:
+    """Check that manifest and plan are of the same cache; repair decides which of them is wrong."""
     path = storage.locate(MANIFEST_FILE)
     for relative, expected in table_files(manifest.plan.identity).items():
         if manifest.files.get(relative) != expected:
-            found.problems.append(f"{path}: says otherwise of {relative} than the plan in it")
+            findings.problems.append(
+                f"{path}: its digest of {relative} differs from the one in its plan"
+            )
     try:
         plan = read_plan(storage)
     except (CacheError, UsageError):
         return  # reported with the other files
     if plan is not None and plan.cache_id != manifest.plan.cache_id:
-        found.problems.append(
+        findings.problems.append(
             f"{path} is of cache {manifest.plan.cache_id[:12]}…, and {storage.locate(PLAN_FILE)} of"
             f" {plan.cache_id[:12]}…: files of two caches were mixed"
         )
 
 
-def _check_age(cache: Cache, manifest: Manifest, found: Findings) -> None:
-    """A pass that is complete, and that the manifest does not name, makes it a stale one."""
+def _check_age(cache: Cache, manifest: Manifest, findings: Findings) -> None:
+    """Report a stale manifest, which does not name a complete pass."""
     later = manifest.num_passes
     if all(cache.has(ShardId(later, number)) for number in range(cache.identity.num_shards)):
-        found.problems.append(
+        findings.problems.append(
             f"{cache.storage.locate(MANIFEST_FILE)}: stale: pass {later} is complete and not in it;"
             " run `scalekd cache repair`"
         )
 
 
 def _records(
-    cache: Cache, manifest: Manifest, found: Findings
+    cache: Cache, manifest: Manifest, findings: Findings
 ) -> Iterator[tuple[ShardId, ShardRecord]]:
     part, all_shards = cache.selection, list(cache.shards(manifest.num_passes))
     for shard in all_shards:
@@ -177,20 +181,20 @@ def _records(
         try:
             record = cache.record(shard)
         except CacheError as error:
-            found.problems.append(str(error))
-            found.damaged.add(shard)
+            findings.problems.append(str(error))
+            findings.damaged.add(shard)
             continue
-        found.num_files += 1
-        found.num_bytes += len(canonical(record))
+        findings.num_files += 1
+        findings.num_bytes += len(canonical(record))
         if record_hash(record) != manifest.records.get(shard.record_path):
-            found.problems.append(
+            findings.problems.append(
                 f"{cache.storage.locate(shard.record_path)}: not the record that the manifest was"
                 " written for"
             )
-            found.damaged.add(shard)
+            findings.damaged.add(shard)
         yield shard, record
     if {shard.record_path for shard in all_shards} != set(manifest.records):
-        found.problems.append(
+        findings.problems.append(
             f"{cache.storage.locate(MANIFEST_FILE)}: names other shards than the plan has"
         )
 
@@ -200,29 +204,29 @@ def _check_file(
     relative: str,
     expected: FileDigest,
     quick: bool,
-    found: Findings,
+    findings: Findings,
     shard: ShardId | None,
 ) -> None:
     try:
         problem = file_problem(storage, relative, expected, quick=quick)
     except CacheError as error:
         problem = str(error)
-    found.num_files += 1
-    found.num_bytes += 0 if quick else expected.num_bytes
+    findings.num_files += 1
+    findings.num_bytes += 0 if quick else expected.num_bytes
     if problem is None:
         return
     where = ""
     if shard is not None:
-        found.damaged.add(shard)
+        findings.damaged.add(shard)
         where = f" ({shard})"
-    found.problems.append(f"{storage.locate(relative)}{where}: {problem}")
+    findings.problems.append(f"{storage.locate(relative)}{where}: {problem}")
 
 
-def strangers(root: Path, known: set[str], num_passes: int) -> Iterator[Path]:
-    """Files and links that nothing accounts for.
+def unexpected_files(root: Path, known: set[str], num_passes: int) -> Iterator[Path]:
+    """Yield files and links that no document names.
 
-    What writers and repairs leave when they die is no harm, nor are passes that are being added: a
-    cache grows by passes, and the manifest tells of them when they are complete.
+    Temporary files of interrupted writers and repairs are ignored, and so are passes that are being
+    added: the manifest names a pass when it is complete.
     """
     for path in sorted(root.rglob("*")):
         relative = path.relative_to(root)
@@ -238,8 +242,8 @@ def strangers(root: Path, known: set[str], num_passes: int) -> Iterator[Path]:
                 yield path
 
 
-def _check_rows(storage: Storage, found: Findings) -> None:
-    """The files are those committed; now that the metadata and keys say what the records say."""
+def _check_rows(storage: Storage, findings: Findings) -> None:
+    """Check that array metadata, keys and tables agree with the records."""
     reader = open_cache(storage)
     try:
         _ = reader.samples
@@ -247,23 +251,23 @@ def _check_rows(storage: Storage, found: Findings) -> None:
             if relative != reader.identity.tail or reader.part.has_tail:
                 reader.file(relative, expected)
     except CacheError as error:
-        found.problems.append(str(error))
+        findings.problems.append(str(error))
         return
     for pass_index in reader.passes:
         for number in reader.shards:
             shard = ShardId(pass_index, number)
             table = reader.record(SAMPLES, number).samples_sha256
             if reader.record(pass_index, number).samples_sha256 != table:
-                found.problems.append(
-                    f"{storage.place}: {shard} holds other samples than the table"
+                findings.problems.append(
+                    f"{storage.place}: {shard} contains other samples than the table"
                 )
-                found.damaged.add(shard)
-    if found.problems or not reader.part.is_all:
+                findings.damaged.add(shard)
+    if findings.problems or not reader.part.is_all:
         return
     made = manifest_of(reader.cache, reader.num_passes)
     for name in Manifest.model_fields:
         if name != "digest" and getattr(made, name) != getattr(reader.manifest, name):
-            found.problems.append(
+            findings.problems.append(
                 f"{storage.locate(MANIFEST_FILE)}: {name} is not what the records make it; it was"
                 " edited"
             )

@@ -289,7 +289,7 @@ def test_a_folder_of_something_else_is_neither_used_nor_deleted(
     path = tmp_path / "mine" / content
     path.parent.mkdir(parents=True)
     path.write_text("precious")
-    with pytest.raises(UsageError, match="holds something that is no cache"):
+    with pytest.raises(UsageError, match="contains files that are not part of a cache"):
         make_cache(tmp_path / "mine", overwrite=overwrite)
     assert path.read_text() == "precious"
     assert [p for p in (tmp_path / "mine").rglob("*") if p.is_file()] == [path]

@@ -611,5 +611,5 @@ def test_what_only_begins_like_a_card_is_no_card(
     path = tmp_path / "taken" / stranger
     path.parent.mkdir(parents=True)
     path.write_text("precious")
-    with pytest.raises(UsageError, match="holds something that is no cache"):
+    with pytest.raises(UsageError, match="contains files that are not part of a cache"):
         share(sound_cache, tmp_path / "taken")
