@@ -120,6 +120,6 @@ def test_what_is_no_part_is_refused(sound_cache: Path, tmp_path: Path) -> None:
         merge_caches([sound_cache], sound_cache)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.tex").write_text("years of work")
-    with pytest.raises(UsageError, match="no cache"):
+    with pytest.raises(UsageError, match="not part of a cache"):
         merge_caches([sound_cache], tmp_path / "full")
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
