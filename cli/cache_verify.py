@@ -43,7 +43,7 @@ def command(cache: str, *, quick: bool, deep: int | None, as_json: bool, **optio
 
     job = None
     if deep is not None:
-        from scalekd.pipelines._sources import CacheSources
+        from scalekd.pipelines._source_options import CacheSources
         from scalekd.pipelines.check_replay import check_images_named, deep_verify
 
         if quick:

@@ -7,8 +7,6 @@ from scalekd.pipelines._arithmetic import default_num_workers
 from scalekd.pipelines._cache_options import CacheOptions
 from scalekd.teachers import TeacherConfig
 
-DEFAULT_LOCAL_CACHE_BYTES = 100 * 10**9
-
 
 class CacheTeacherConfig(CacheOptions):
     """The options of ``scalekd cache-teacher`` with the teacher that they name."""

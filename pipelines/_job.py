@@ -29,7 +29,8 @@ from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._classes import choose_logits, match_labels, stored_map
 from scalekd.pipelines._preflight import check_options, check_output, check_shards
 from scalekd.pipelines._sizes import default_block_size, default_shard_size
-from scalekd.pipelines._sources import CacheSources
+from scalekd.pipelines._source_options import CacheSources
+from scalekd.pipelines._sources import load_cached_teacher, open_source, select_images
 from scalekd.pipelines._teacher_stream import EncoderName, default_encoder
 from scalekd.storage import make_local_cache
 from scalekd.teachers import ABOUT_ORIGIN, Teacher, TeacherSpec, load_teacher
@@ -197,10 +198,13 @@ class Job:
         Raises:
             ScaleKDError: Images or teacher cannot be opened, or are others than those of the cache.
         """
-        drawn = drawn or views_of(identity, form, sources.images(sources.open(), identity.data))
+        if drawn is None:
+            images = select_images(sources, open_source(sources), identity.data)
+            drawn = views_of(identity, form, images)
         return cls(
             drawn=drawn,
-            teacher=teacher or sources.teacher(TeacherSpec.model_validate(identity.teacher)),
+            teacher=teacher
+            or load_cached_teacher(sources, TeacherSpec.model_validate(identity.teacher)),
             request=Request.model_validate(identity.request),
             precision=identity.precision,
             batch_size=identity.batch_size,

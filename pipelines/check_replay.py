@@ -24,7 +24,8 @@ from scalekd.loading.views import DrawnView, draw_view, replay_view
 from scalekd.pipelines._arithmetic import strict_float32
 from scalekd.pipelines._job import Job, views_of
 from scalekd.pipelines._signals import terminable
-from scalekd.pipelines._sources import CacheSources
+from scalekd.pipelines._source_options import CacheSources
+from scalekd.pipelines._sources import open_source, select_images
 from scalekd.pipelines._teacher_stream import TeacherArrays
 from scalekd.pipelines._write_shards import run_teacher
 from scalekd.teachers import Teacher, load_tail_bytes
@@ -182,7 +183,7 @@ def deep_verify(config: CacheSources, num_views: int) -> DeepFindings:
     if config.data_dir is None and reader.embed == "source":
         images: ImageDataset = EmbeddedImages.of(reader)
     else:
-        images = config.images(config.open(), identity.data)
+        images = select_images(config, open_source(config), identity.data)
     form = reader.layout.form
     job = Job.of(identity, form, config, drawn=views_of(identity, form, images))
     device = torch.accelerator.current_accelerator(check_available=True)

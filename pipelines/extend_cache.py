@@ -9,10 +9,6 @@ shard are compared with those of the cache before the shard is committed.
 """
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Literal
-
-from pydantic import Field
 
 from scalekd.cache import CacheReader, open_cache
 from scalekd.cache.extensions import extension_path
@@ -28,52 +24,12 @@ from scalekd.pipelines._job import Job, views_of
 from scalekd.pipelines._preflight import check_output, check_shards
 from scalekd.pipelines._processes import Processes
 from scalekd.pipelines._signals import terminable
-from scalekd.pipelines._sources import CacheSources
+from scalekd.pipelines._source_options import ExtendConfig
+from scalekd.pipelines._sources import load_cached_teacher, open_source, select_images
 from scalekd.pipelines.cache_teacher import CacheOrder, CacheTeacherResult, write_cache
 from scalekd.teachers import Teacher, TeacherConfig, TeacherSpec, load_teacher
 
 _ONLY_NAMED = ("stages", "logits", "codec", "teacher_classes", "class_map", "licence", "note")
-
-
-class ExtendConfig(CacheSources):
-    """Options of ``scalekd cache extend``; those that are ``None`` are taken from the cache.
-
-    Attributes:
-        cache: Folder of the cache.
-        data_dir: Folder, URL or pattern of the images the cache was made from.
-        split: Split of the image set.
-        passes: Passes to have in the end; of an extension at most those of the cache.
-        name: Name of the extension; ``None`` adds passes to the cache itself.
-        stages: Stages whose features the extension keeps.
-        logits: ``full``, ``topk:K`` or ``none``.
-        codec: Codec of the extension's features.
-        model: Another teacher; without ``name``, the name of the cache's teacher here.
-        checkpoint: The teacher's weights on disk.
-        model_kwargs: Arguments of the model.
-        teacher_classes: File with the names of another teacher's classes.
-        class_map: The other teacher's class of each label; see `CacheTeacherConfig`.
-        pretrained: Read the published weights of another teacher.
-        licence: Licence of another teacher's weights.
-        note: Free text for the extension's manifest.
-        shards: First and last shard that this command writes; all when ``None``.
-        workers: Processes that draw views.
-        local_cache: Folder for copies of remote image shards.
-        local_cache_size: Bytes that these copies may take.
-    """
-
-    cache: Path
-    data_dir: str
-    passes: int | None = Field(default=None, ge=1, le=9999)
-    name: str | None = None
-    stages: tuple[Literal[3, 4], ...] | None = None
-    logits: str | None = None
-    codec: str | None = None
-    teacher_classes: Path | None = None
-    class_map: str | None = None
-    pretrained: bool = True
-    licence: str | None = None
-    note: str | None = None
-    shards: tuple[int, int] | None = None
 
 
 @terminable()
@@ -131,9 +87,9 @@ def _job(config: ExtendConfig, base: CacheReader, order: CacheOrder) -> Job:
         _check_new_targets(config)
     else:
         _refuse_changes(config, plan.identity)
-    opened = config.open()
+    opened = open_source(config)
     identity = base.identity if plan is None else plan.identity
-    drawn = views_of(identity, form, config.images(opened, identity.data))
+    drawn = views_of(identity, form, select_images(config, opened, identity.data))
     if plan is None:
         teacher = _teacher(config, identity)
         job = Job.of(identity, form, config, drawn=drawn, teacher=teacher)
@@ -181,7 +137,7 @@ def _refuse_changes(config: ExtendConfig, committed: Identity) -> None:
 def _teacher(config: ExtendConfig, base: Identity) -> Teacher:
     """Load the teacher of a new extension: that of the cache, or the one that is named."""
     if config.model is None:
-        return config.teacher(TeacherSpec.model_validate(base.teacher))
+        return load_cached_teacher(config, TeacherSpec.model_validate(base.teacher))
     return load_teacher(
         TeacherConfig(
             model=config.model,

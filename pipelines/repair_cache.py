@@ -56,22 +56,13 @@ from scalekd.pipelines._job import Job, views_of
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._same_pixels import changed_versions, check_pixels, draw_witnesses
 from scalekd.pipelines._signals import terminable
-from scalekd.pipelines._sources import CacheSources
+from scalekd.pipelines._source_options import CacheSources, RepairConfig
+from scalekd.pipelines._sources import open_source, select_images
 from scalekd.pipelines._teacher_stream import EncoderName
 from scalekd.pipelines._write_shards import write_claimed
 from scalekd.storage import LocalStorage, is_remote
 from scalekd.storage.files import remove_abandoned, temporary_beside
 from scalekd.training.compilation import check_backend
-
-
-class RepairConfig(CacheSources):
-    """What ``scalekd cache repair`` was asked for.
-
-    Attributes:
-        remove_extra: Delete files that nothing accounts for.
-    """
-
-    remove_extra: bool = False
 
 
 class RepairResult(BaseModel):
@@ -108,7 +99,8 @@ class _Maker:
 
     @cached_property
     def drawn(self) -> DrawnViews:
-        images = self._sources.images(self._sources.open(), self._identity.data)
+        opened = open_source(self._sources)
+        images = select_images(self._sources, opened, self._identity.data)
         return views_of(self._identity, self.form, images)
 
     @property

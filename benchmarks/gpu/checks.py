@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.gpu._setting import Setting, image_folder
 from benchmarks.gpu.caching import ready_codecs
 from scalekd.pipelines._cache_config import CacheTeacherConfig
-from scalekd.pipelines._sources import CacheSources
+from scalekd.pipelines._source_options import CacheSources
 from scalekd.pipelines.cache_teacher import cache_teacher
 from scalekd.pipelines.check_replay import deep_verify
 from scalekd.pipelines.inspect_cache import verify_cache

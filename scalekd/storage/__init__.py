@@ -7,7 +7,7 @@ from scalekd.storage.base import Listing, NotStored, Storage, StoredFile, Stored
 from scalekd.storage.hub import HubStorage
 from scalekd.storage.linked import LinkedStorage
 from scalekd.storage.local import LocalStorage
-from scalekd.storage.local_cache import LocalCache, make_local_cache, parse_size
+from scalekd.storage.local_cache import LocalCache, make_local_cache
 from scalekd.storage.objects import ObjectStorage
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "is_remote",
     "make_local_cache",
     "open_storage",
-    "parse_size",
 ]
 
 Location = str | Path | Storage

@@ -16,7 +16,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -28,7 +27,6 @@ from scalekd.storage.base import Storage, StoredFile, StoredFileError
 from scalekd.storage.files import explained, remove_abandoned, temporary_beside
 
 _KEPT_AFTER_EVICTION = 0.9  # fraction of the limit, so that not every new file causes an eviction
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([KMGTP])(I)?)?B?")
 _LOCK_SUFFIX = ".lock"
 _USAGE_FILE = "usage"
 
@@ -288,22 +286,6 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
-
-
-def parse_size(text: str | int) -> int:
-    """Parse a size such as ``100GB``, ``1.5 TiB`` or ``4096`` into bytes.
-
-    Raises:
-        ValueError: The text is not a size.
-    """
-    match = _SIZE.fullmatch(str(text).strip().upper())
-    if match is None:
-        raise ValueError("not a size such as 100GB")
-    number, prefix, binary = match.groups()
-    size = int(float(number) * (1024 if binary else 1000) ** " KMGTP".index(prefix or " "))
-    if not 0 < size < 1 << 60:
-        raise ValueError("not a size that a disk has")
-    return size
 
 
 def make_local_cache(folder: str | None, max_bytes: int) -> LocalCache | None:

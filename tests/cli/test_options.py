@@ -78,6 +78,8 @@ def test_no_option_is_lost_and_no_default_moves() -> None:
 
 
 FROM_RECORDS = {
+    "cache extend": ["scalekd.pipelines._source_options.ExtendConfig"],
+    "cache repair": ["scalekd.pipelines._source_options.RepairConfig"],
     "evaluate": ["scalekd.pipelines._evaluate_options.EvaluateConfig"],
     "train-student": ["scalekd.training.config.TrainConfig"],
     "cache-teacher": [

@@ -21,7 +21,7 @@ from scalekd.cli.main import main
 from scalekd.errors import UsageError
 from scalekd.loading import views as data_views
 from scalekd.pipelines import doctor
-from scalekd.pipelines._sources import CacheSources
+from scalekd.pipelines._source_options import CacheSources
 from scalekd.pipelines.check_replay import DeepFindings, deep_verify
 from scalekd.pipelines.doctor import diagnose
 from tests.reliability.mutations import sealed

@@ -16,8 +16,9 @@ from scalekd.pipelines import _arithmetic, _job, _write_shards
 from scalekd.pipelines import cache_teacher as stage_one
 from scalekd.pipelines._arithmetic import auto_precision, compute_environment, strict_float32
 from scalekd.pipelines._cache_config import CacheTeacherConfig
+from scalekd.pipelines._source_options import RepairConfig
 from scalekd.pipelines.inspect_cache import cache_info, verify_cache
-from scalekd.pipelines.repair_cache import RepairConfig, repair_cache
+from scalekd.pipelines.repair_cache import repair_cache
 
 FileContents = Callable[[Path], dict[str, bytes]]
 ELSEWHERE = {"device": "NVIDIA A100", "cuda": "12.8", "encoder": "numpy"}

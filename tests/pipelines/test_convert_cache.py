@@ -25,8 +25,9 @@ from scalekd.cache.extensions import JoinedReader, open_extension
 from scalekd.cache.forms import IMAGE
 from scalekd.cache.verify import verify
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
+from scalekd.pipelines._source_options import ExtendConfig
 from scalekd.pipelines.convert_cache import ConvertConfig, convert_cache
-from scalekd.pipelines.extend_cache import ExtendConfig, extend_cache
+from scalekd.pipelines.extend_cache import extend_cache
 from scalekd.views import pixel_hash
 
 Files = Callable[[Path], dict[str, bytes]]

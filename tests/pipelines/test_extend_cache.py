@@ -11,8 +11,9 @@ import pytest
 from scalekd.cache import open_cache
 from scalekd.cache.verify import verify
 from scalekd.errors import CacheMismatch, DataError, UsageError
+from scalekd.pipelines._source_options import ExtendConfig
 from scalekd.pipelines.cache_teacher import CacheTeacherResult
-from scalekd.pipelines.extend_cache import ExtendConfig, extend_cache
+from scalekd.pipelines.extend_cache import extend_cache
 
 Extend = Callable[..., CacheTeacherResult]
 Contents = Callable[[Path], dict[str, bytes]]

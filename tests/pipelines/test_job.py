@@ -11,7 +11,7 @@ from scalekd.cache import open_cache
 from scalekd.cache.manifest import Identity
 from scalekd.errors import CacheMismatch
 from scalekd.pipelines._job import Job, Tables
-from scalekd.pipelines._sources import CacheSources
+from scalekd.pipelines._source_options import CacheSources
 
 MakeCache = Callable[..., Any]
 

@@ -22,9 +22,10 @@ from scalekd.cache.planning import read_plan
 from scalekd.cache.verify import verify
 from scalekd.errors import CacheMismatch
 from scalekd.loading import drawing
+from scalekd.pipelines._source_options import ExtendConfig, RepairConfig
 from scalekd.pipelines.cache_teacher import CacheTeacherResult
-from scalekd.pipelines.extend_cache import ExtendConfig, extend_cache
-from scalekd.pipelines.repair_cache import RepairConfig, repair_cache
+from scalekd.pipelines.extend_cache import extend_cache
+from scalekd.pipelines.repair_cache import repair_cache
 
 Contents = Callable[[Path], dict[str, bytes]]
 Change = Callable[[dict[str, Any]], None]

@@ -14,8 +14,8 @@ import torch
 from scalekd.cache.verify import verify
 from scalekd.errors import CacheCorrupt, CacheError, CacheMismatch, DataError, UsageError
 from scalekd.pipelines import _sources
-from scalekd.pipelines._sources import CacheSources
-from scalekd.pipelines.repair_cache import RepairConfig, RepairResult, repair_cache
+from scalekd.pipelines._source_options import CacheSources, RepairConfig
+from scalekd.pipelines.repair_cache import RepairResult, repair_cache
 
 FileContents = Callable[[Path], dict[str, bytes]]
 

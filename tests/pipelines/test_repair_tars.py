@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from scalekd.errors import CacheCorrupt
-from scalekd.pipelines.repair_cache import RepairConfig, repair_cache
+from scalekd.pipelines._source_options import RepairConfig
+from scalekd.pipelines.repair_cache import repair_cache
 
 _DAMAGED = [
     "passes/0001/000002.tar",

@@ -33,8 +33,9 @@ from scalekd.codecs import quiet_zarr
 from scalekd.errors import CacheError
 from scalekd.images import open_dataset
 from scalekd.loading.loader import CachedViewLoader
+from scalekd.pipelines._source_options import RepairConfig
 from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher
-from scalekd.pipelines.repair_cache import RepairConfig, repair_cache
+from scalekd.pipelines.repair_cache import repair_cache
 from scalekd.teachers import TeacherConfig, load_tail
 from tests.reliability.document import write_documentation
 from tests.reliability.kill_harness import write_images

@@ -10,8 +10,9 @@ import pytest
 from scalekd.cache import JoinedReader
 from scalekd.errors import CacheMismatch, DataError
 from scalekd.loading import CachedViewLoader
+from scalekd.pipelines._source_options import ExtendConfig
 from scalekd.pipelines.convert_cache import ConvertConfig, convert_cache
-from scalekd.pipelines.extend_cache import ExtendConfig, extend_cache
+from scalekd.pipelines.extend_cache import extend_cache
 from scalekd.pipelines.share_cache import ShareConfig, share_cache
 from scalekd.pipelines.train_student import train_student
 from scalekd.students import create_student

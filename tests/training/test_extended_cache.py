@@ -11,7 +11,8 @@ import torch
 from scalekd.cache import JoinedReader, open_cache, open_extension
 from scalekd.distillation import FullLogits, MeanLogits, TopKLogits
 from scalekd.errors import CacheMismatch, UsageError
-from scalekd.pipelines.extend_cache import ExtendConfig, extend_cache
+from scalekd.pipelines._source_options import ExtendConfig
+from scalekd.pipelines.extend_cache import extend_cache
 from scalekd.pipelines.train_student import train_student
 from scalekd.training import TrainConfig
 

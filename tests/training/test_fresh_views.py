@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from scalekd.cache import open_cache
+from scalekd.pipelines._source_options import ExtendConfig
 from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher
-from scalekd.pipelines.extend_cache import ExtendConfig, extend_cache
+from scalekd.pipelines.extend_cache import extend_cache
 from scalekd.pipelines.train_student import train_student
 from scalekd.teachers import TeacherConfig
 from scalekd.training import TrainConfig, planned_epochs

@@ -1,0 +1,100 @@
+"""Options of commands that go back to a cache's images and teacher; they load no torch."""
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import ByteSize, ConfigDict, Field
+
+from scalekd.image_options import ImageOptions
+from scalekd.pipelines._cache_options import StoredBytes
+
+
+def _default_workers() -> int:
+    from scalekd.pipelines._arithmetic import default_num_workers
+
+    return default_num_workers()
+
+
+class CacheSources(ImageOptions):
+    """Where a cache is, and where the images and the teacher are that it was made from."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
+    )
+    headings: ClassVar[dict[str, str]] = {
+        "cache": "Images and teacher",
+        "labels": "Reading of the images",
+        "workers": "Computation",
+    }
+
+    cache: str | Path
+    """Folder or URL of the cache."""
+    data_dir: str | None = None
+    """Folder, URL or pattern of the images the cache was made from."""
+    split: str = "train"
+    """Name, folder or pattern of these images."""
+    model: str | None = None
+    """Name of the teacher on this machine, when the name in the cache does not resolve."""
+    checkpoint: str | None = None
+    """The teacher's weights, when they were read from a file."""
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Argument of the teacher's constructor as key=value; repeat the option for more."""
+    workers: int = Field(default_factory=_default_workers, ge=0)
+    """Number of processes that draw views; by the cores of a process on a GPU, otherwise 2, if not
+    given."""
+    local_cache: str | None = None
+    """Folder for copies of remote image shards."""
+    local_cache_size: StoredBytes = ByteSize(100 * 10**9)
+    """Largest size of --local-cache, such as 500GB; what was used longest ago is deleted."""
+
+
+class ExtendConfig(CacheSources):
+    """Options of ``scalekd cache extend``; those that are ``None`` are taken from the cache."""
+
+    headings: ClassVar[dict[str, str]] = {
+        "cache": "Images and teacher",
+        "passes": "What is added",
+        "pretrained": "Another teacher",
+        "labels": "Reading of the images",
+        "workers": "Computation",
+    }
+
+    cache: Path
+    """Folder of the cache."""
+    data_dir: str
+    """Folder, URL or pattern of the images the cache was made from."""
+    model: str | None = None
+    """With --name, another teacher, named as for cache-teacher; otherwise the name of the cache's
+    teacher on this machine."""
+    passes: int | None = Field(default=None, ge=1, le=9999)
+    """Number of passes to have in the end; with --name at most those of the cache, and all of them
+    if not given."""
+    name: str | None = None
+    """Add targets under this name, in extensions/NAME/, in place of passes to the cache."""
+    stages: tuple[Literal[3, 4], ...] | None = None
+    """Stages whose features --name keeps: 3,4, final or none."""
+    logits: str | None = None
+    """Logits that --name keeps: full, topk:K or none."""
+    codec: str | None = None
+    """Codec of the features that --name keeps: transform[:error=E], float16 or int8."""
+    note: str | None = None
+    """Text to keep in the manifest of --name."""
+    shards: tuple[int, int] | None = None
+    """Work on these shards only, as A-B, both included."""
+    pretrained: bool = True
+    """Read another teacher's published weights; without them, or a checkpoint, weights are
+    random."""
+    teacher_classes: Path | None = None
+    """File with the names of another teacher's classes, one a line, in the order of its logits."""
+    class_map: str | None = None
+    """Another teacher's class of each label: auto, by name; none, by number; or a file with one
+    number or name a line; auto if not given."""
+    licence: str | None = None
+    """Licence of another teacher's weights."""
+
+
+class RepairConfig(CacheSources):
+    """Options of ``scalekd cache repair``."""
+
+    remove_extra: bool = False
+    """Delete files that do not belong to the cache."""
