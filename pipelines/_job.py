@@ -255,7 +255,7 @@ class Job:
         """
         if not self.keeps_targets:
             return None
-        device = self.teacher.mean.device
+        device = self.teacher.device
         return compute_environment(device, encoder or default_encoder(device), self.compiler)
 
     def identity(self, tables: Tables) -> Identity:

@@ -6,7 +6,7 @@ import shutil
 import uuid
 from pathlib import Path
 
-from scalekd.cache.forms import Form
+from scalekd.cache.forms import Form, form_named
 from scalekd.cache.layout import MANIFEST_FILE, RECORDS_FOLDER, Layout
 from scalekd.cache.manifest import Plan
 from scalekd.cache.planning import check_form, read_plan
@@ -35,8 +35,7 @@ def check_options(config: CacheTeacherConfig, *, named: bool = True) -> None:
     parse_codec(config.codec)
     if config.logits is not None and config.logits != "none":
         check_logit_codec(config.logits)
-    if config.embed != "none" and config.format != "webdataset":
-        raise UsageError(f"--embed {config.embed}: only tars hold images; pass --format webdataset")
+    form_named(config.format, config.embed)
     if config.overwrite and config.shards is not None:
         raise UsageError(
             "--overwrite --shards: would delete the shards that other machines have done; delete"

@@ -59,7 +59,7 @@ def default_encoder(device: torch.device) -> EncoderName:
 
 def teacher_outputs(teacher: Teacher, pixels: Tensor, precision: str) -> TeacherOutput:
     """Run one forward pass in ``precision``; ``pixels`` are on the teacher's device."""
-    device = teacher.mean.device
+    device = teacher.device
     autocast = torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)
     with torch.inference_mode(), autocast:
         output: TeacherOutput = teacher(pixels)
@@ -95,7 +95,7 @@ class TeacherStream:
         self._teacher = teacher
         self._precision = precision
         self._run = run
-        self._device = teacher.mean.device
+        self._device = teacher.device
         self._stages = tuple(codecs.stages)
         self._keeps_logits = codecs.logits is not None
         self._encoders: dict[int, FeatureEncoder] = {}

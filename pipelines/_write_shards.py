@@ -49,7 +49,7 @@ _LEAST_TASK_VIEWS = 8
 
 def run_teacher(teacher: Teacher, pixels: Tensor, precision: str) -> TeacherArrays:
     """One forward in the precision asked for; float32 arrays on the host."""
-    output = teacher_outputs(teacher, pixels.to(teacher.mean.device), precision)
+    output = teacher_outputs(teacher, pixels.to(teacher.device), precision)
     logits = None if output.logits is None else output.logits.float().cpu().numpy()
     return TeacherArrays(
         {stage: found.float().cpu().numpy() for stage, found in output.features.items()}, logits
@@ -113,7 +113,7 @@ def write_claimed(
         codecs,
         job.precision,
         writer.plan.identity.batch_size,
-        encoder or default_encoder(job.teacher.mean.device),
+        encoder or default_encoder(job.teacher.device),
         lambda pixels: run_teacher(job.teacher, pixels, job.precision),
     )
     requests = _claimed_requests(writer, missing)

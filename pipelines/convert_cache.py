@@ -135,8 +135,7 @@ def _copy_extensions(source: Storage, target: Storage) -> tuple[str, ...]:
 
 
 def _check_options(config: ConvertConfig) -> None:
-    if config.format == "zarr" and config.embed != "none":
-        raise UsageError(f"--embed {config.embed}: only tars hold images; pass --format webdataset")
+    form_named(config.format, config.embed)
     if is_remote(config.output):
         raise UsageError(
             f"{config.output}: shards are written to a local folder; convert into a folder, then"

@@ -30,10 +30,6 @@ from scalekd.threads import one_thread
 
 _PROBE_VIEWS = 64
 _HASH_BYTES = 16  # a view's pixel hash and its sample's source hash; neither compresses
-# In a tar each member has a header of 512 bytes and is filled up to a multiple of 512, half of
-# that on average. A view has its label (one block) and its fields, and its image if one is kept.
-_TAR_BYTES = 2 * 512 + 512 + 256
-_TAR_IMAGE_BYTES = 512 + 256
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ class Probe:
         coding_seconds: Seconds of one core to encode and compress the targets.
         target_bytes: Compressed bytes of features and logits.
         image_bytes: Bytes of an embedded image; 0 if none is kept.
-        in_tars: Whether the cache is written as tars.
+        overhead_bytes: Bytes of what the form of the cache adds to a view.
     """
 
     teacher_seconds: float
@@ -54,13 +50,12 @@ class Probe:
     coding_seconds: float
     target_bytes: float
     image_bytes: float = 0.0
-    in_tars: bool = False
+    overhead_bytes: int = 0
 
     @property
     def bytes_per_view(self) -> float:
         """Bytes that a view takes on disk."""
-        tar_bytes = _TAR_BYTES * self.in_tars + _TAR_IMAGE_BYTES * (self.image_bytes > 0)
-        return self.target_bytes + self.image_bytes + tar_bytes + _HASH_BYTES
+        return self.target_bytes + self.image_bytes + self.overhead_bytes + _HASH_BYTES
 
 
 @dataclass(frozen=True)
@@ -224,7 +219,7 @@ def _probe(job: Job) -> Probe:
         coding_seconds=coding_seconds / count,
         target_bytes=target_bytes / count,
         image_bytes=sum(map(len, batch.images)) / count,
-        in_tars=job.form.name == "webdataset",
+        overhead_bytes=job.form.overhead_bytes,
     )
 
 

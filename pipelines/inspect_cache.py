@@ -1,13 +1,13 @@
 """Describe a cache, and verify its files."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from scalekd.cache import CacheReader, open_cache
 from scalekd.cache.extensions import extension_names
-from scalekd.cache.forms import ZARR
+from scalekd.cache.forms import ZARR, Embed, form_named
 from scalekd.cache.layout import SAMPLES, Unit
 from scalekd.cache.verify import verify
 from scalekd.errors import UsageError
@@ -20,8 +20,8 @@ class CacheInfo(BaseModel):
     path: str
     cache_id: str
     format_version: int
-    form: str
-    embed: str
+    form: Literal["zarr", "webdataset"]
+    embed: Embed
     teacher: str
     weights_sha256: str
     licence: str | None
@@ -53,9 +53,8 @@ class CacheInfo(BaseModel):
     def rows(self, size: Callable[[float], str]) -> Iterator[tuple[str, str]]:
         """Yield name and value of each printed line; ``size`` formats a number of bytes."""
         yield "cache", f"{self.path} (format {self.format_version}, id {self.cache_id[:12]}…)"
-        if self.form == "webdataset":
-            holds = {"none": "no images", "source": "the images", "view": "the views' pixels"}
-            yield "form", f"WebDataset tars with {holds[self.embed]}"
+        if summary := form_named(self.form, self.embed).summary:
+            yield "form", summary
         yield "teacher", f"{self.teacher} ({self.precision}, weights {self.weights_sha256[:12]}…)"
         if self.licence:
             yield "licence", self.licence

@@ -17,9 +17,9 @@ from torch import Tensor
 from scalekd.errors import DataError, UsageError
 from scalekd.images import ImageDataset
 from scalekd.loading.drawing import DrawnViews, DrawRequest, drawing_loader
+from scalekd.models.normalise import Normalise
 from scalekd.students import StudentSpec
 from scalekd.teachers import TeacherSpec
-from scalekd.training.module import Normalise
 from scalekd.views import CenterCrop, Interpolation, ViewPolicy
 
 

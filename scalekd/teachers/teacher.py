@@ -15,6 +15,7 @@ from scalekd.models.build import (
     preprocessing_of,
 )
 from scalekd.models.names import ModelSource, describe_model
+from scalekd.models.normalise import Normalise
 from scalekd.teachers._weights_hash import weights_sha256
 from scalekd.teachers.families import FAMILIES, Family, family_of
 from scalekd.teachers.features_only import family_by_levels
@@ -49,9 +50,6 @@ class Teacher(nn.Module):
         no_classifier: Clause that says why the teacher has no logits; ``None`` if it has them.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self,
         model: nn.Module,
@@ -66,10 +64,7 @@ class Teacher(nn.Module):
         self.no_classifier = no_classifier
         self.family = family
         self.prefix_tokens: Tensor | None = None
-        for name, value in (("mean", spec.mean), ("std", spec.std)):
-            scaled = torch.tensor(value, dtype=torch.float64) * 255
-            buffer = scaled.to(torch.float32).view(1, 3, 1, 1)
-            self.register_buffer(name, buffer, persistent=False)
+        self._normalise = Normalise(spec.mean, spec.std)
         self.requires_grad_(False)
         super().train(False)
 
@@ -88,6 +83,11 @@ class Teacher(nn.Module):
         return TeacherOutput({3: stage3, 4: stage4}, logits)
 
     @property
+    def device(self) -> torch.device:
+        """The device of the teacher."""
+        return self._normalise.mean.device
+
+    @property
     def has_tail(self) -> bool:
         """Whether the last stage runs by itself, as teacher parameter perception needs."""
         return self.spec.family in FAMILIES
@@ -102,7 +102,8 @@ class Teacher(nn.Module):
                 f"{self.spec.model} takes uint8 pixels (batch, 3, {height}, {width}), not "
                 f"{pixels.dtype} {tuple(pixels.shape)}"
             )
-        return (pixels.to(self.mean.dtype) - self.mean) / self.std
+        normalised: Tensor = self._normalise(pixels)
+        return normalised
 
     def calibrate_prefix(
         self, entering: Iterable[Float[Tensor, "batch token channel"]]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from scalekd.cache.forms import TarForm
 from scalekd.errors import UsageError
 from scalekd.pipelines import _calibrate
 from scalekd.pipelines import cache_teacher as stage_one
@@ -68,9 +69,12 @@ def test_calibration_on_a_cpu_has_one_thread() -> None:
     [
         ({}, 9_016),  # and two hashes of eight bytes
         # Two members: headers of 512 each, a block for the label, half a block after the fields.
-        ({"in_tars": True}, 9_016 + 1_792),
+        ({"overhead_bytes": TarForm("none").overhead_bytes}, 9_016 + 1_792),
         # A third, the image of 5,000 bytes: its header, and half a block after it.
-        ({"in_tars": True, "image_bytes": 5_000.0}, 9_016 + 1_792 + 5_768),
+        (
+            {"overhead_bytes": TarForm("source").overhead_bytes, "image_bytes": 5_000.0},
+            9_016 + 1_792 + 5_768,
+        ),
     ],
 )
 def test_bytes(changes: dict[str, Any], num_bytes: int) -> None:

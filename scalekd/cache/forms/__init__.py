@@ -6,6 +6,7 @@ from scalekd.cache.forms.base import IMAGE, Embed, Form, PassReader, ShardFiles
 from scalekd.cache.forms.tars import TarForm
 from scalekd.cache.forms.webdataset.form import read_form_document
 from scalekd.cache.forms.zarr import ZARR, ZarrArrays, ZarrForm
+from scalekd.errors import UsageError
 from scalekd.storage import Location
 
 __all__ = [
@@ -24,7 +25,13 @@ __all__ = [
 
 
 def form_named(name: Literal["zarr", "webdataset"], embed: Embed) -> Form:
-    """The form that ``--format`` and ``--embed`` ask for."""
+    """Return the form that ``--format`` and ``--embed`` ask for.
+
+    Raises:
+        UsageError: The form cannot contain images.
+    """
+    if name == "zarr" and embed != "none":
+        raise UsageError(f"--embed {embed}: only tars hold images; pass --format webdataset")
     return TarForm(embed) if name == "webdataset" else ZARR
 
 

@@ -102,6 +102,16 @@ class Form(ABC):
     separates_targets: ClassVar[bool]
     embed: Embed
 
+    @property
+    def overhead_bytes(self) -> int:
+        """Approximate bytes that a view takes besides its compressed arrays and its image."""
+        return 0
+
+    @property
+    def summary(self) -> str | None:
+        """What the form stores, for ``scalekd cache info``; None for the usual form."""
+        return None
+
     @abstractmethod
     def documents(self) -> dict[str, bytes]:
         """Files that are written before the plan and say which form the cache has."""

@@ -32,6 +32,12 @@ from scalekd.cache.layout import ArraySpec, Layout
 if TYPE_CHECKING:
     from scalekd.cache.rows import ViewRows
 
+# A member of a tar has a header of 512 bytes and is padded to a multiple of 512, with half of that
+# on average. A view has a member for its label (one block), one for its fields, and one for its
+# image if images are embedded.
+_VIEW_BYTES = 2 * 512 + 512 + 256
+_IMAGE_BYTES = 512 + 256
+
 
 class _TarShard(ShardFiles):
     """Appends blocks to a tar in their order; those that come early wait."""
@@ -80,6 +86,15 @@ class TarForm(Form):
     name: ClassVar[Literal["zarr", "webdataset"]] = "webdataset"
     separates_targets: ClassVar[bool] = False
     embed: Embed
+
+    @property
+    def overhead_bytes(self) -> int:
+        return _VIEW_BYTES + _IMAGE_BYTES * (self.embed != "none")
+
+    @property
+    def summary(self) -> str:
+        contents = {"none": "no images", "source": "the images", "view": "the views' pixels"}
+        return f"WebDataset tars with {contents[self.embed]}"
 
     def documents(self) -> dict[str, bytes]:
         return {FORM_FILE: canonical(WebDatasetForm(embed=self.embed))}
