@@ -43,7 +43,7 @@ class NeighbourResult:
     knn_num_gallery: int
 
     def metrics(self) -> dict[str, float]:
-        """By name."""
+        """Return the metrics by name."""
         return asdict(self)
 
 

@@ -69,9 +69,9 @@ def cached_answers(
     """
     if not reader.policy.deterministic:
         raise UsageError(
-            f"{reader.place}: holds random views ({reader.policy}), and an answer on a crop is not "
-            "the teacher's answer on the image; write a cache of the split by cache-teacher --aug"
-            " center"
+            f"{reader.place}: contains random views ({reader.policy}), and an answer on a crop is"
+            " not the teacher's answer on the image; write a cache of the split by cache-teacher"
+            " --aug center"
         )
     fingerprint = reader.identity.data.fingerprint
     if images.fingerprint != fingerprint:

@@ -288,7 +288,7 @@ def create_on_meta(architecture: str, kwargs: Mapping[str, Any]) -> nn.Module:
 def build_described(
     architecture: str, kwargs: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]
 ) -> nn.Module:
-    """Build a model that a document describes, with random weights.
+    """Build a model with random weights from the description in a document.
 
     The document is not trusted: before memory is allocated, the arguments must be arguments of the
     constructor, and the model's tensors must have the names and shapes of the weights.

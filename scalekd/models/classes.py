@@ -237,7 +237,7 @@ def _lemmas() -> Mapping[str, str]:
     from timm.data.imagenet_info import ImageNetInfo
 
     described: dict[str, str] = {}
-    for subset in ("imagenet-22k", "imagenet-21k-goog", "imagenet-1k"):  # none holds all others
+    for subset in ("imagenet-22k", "imagenet-21k-goog", "imagenet-1k"):  # none contains all others
         info = ImageNetInfo(subset)
         names: list[str] = info.label_names()  # type: ignore[no-untyped-call]
         described |= {name: info.label_name_to_description(name) for name in names}

@@ -45,7 +45,7 @@ class Style(Protocol):
 
 
 class Step(Protocol):
-    """One resolved operation. A geometry's has ``cut(image, view, size)`` in place of ``apply``."""
+    """One resolved operation. A geometry has ``cut(image, view, size)`` instead of ``apply``."""
 
     def check(self) -> None:
         """Check the numbers of the step.

@@ -18,7 +18,7 @@ def resize(image: Image.Image, size: tuple[int, int], interpolation: str) -> Ima
     Args:
         image: RGB image, which is not changed.
         size: Height and width in pixels.
-        interpolation: One of `scalekd.views.Interpolation`.
+        interpolation: A filter of `scalekd.views.Interpolation`.
     """
     if interpolation == "bilinear-opencv":
         return Image.fromarray(_linear(np.asarray(image), size))

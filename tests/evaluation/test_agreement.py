@@ -87,7 +87,7 @@ def test_answers_follow_the_class_map(views: EvaluationViews, centre_cache: Path
 def test_answers_that_are_no_answers_to_these_images_are_refused(
     views: EvaluationViews, sound_cache: Path, centre_cache: Path
 ) -> None:
-    with pytest.raises(UsageError, match=r"holds random views .* --aug center"):
+    with pytest.raises(UsageError, match=r"contains random views .* --aug center"):
         cached_answers(open_cache(sound_cache), views.images)
     fewer = views.images.limited(60)
     with pytest.raises(CacheMismatch, match="was made from other images"):
