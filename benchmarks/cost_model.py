@@ -292,8 +292,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(option, type=type(value), default=value)
     options = vars(parser.parse_args(arguments))
     if options["measure"]:
-        found = measure(sorted(options["images"].glob("*.JPEG")))
-        _MEASURED.write_text(json.dumps(found, indent=1) + "\n")
+        measured = measure(sorted(options["images"].glob("*.JPEG")))
+        _MEASURED.write_text(json.dumps(measured, indent=1) + "\n")
     text = tables(Measured.read(), Assumed(**{name: options[name] for name in vars(Assumed())}))
     print(text)
     if options["write"]:

@@ -145,9 +145,9 @@ def main() -> None:
         images = make_images(work / "images")
         make_caches(arguments.old, images, work / "old")
         make_caches(arguments.new, images, Path(folder) / "new")
-        found = list(differences(work / "old", Path(folder) / "new"))
-    print("\n".join(found) or "the caches are the same")
-    sys.exit(1 if found else 0)
+        lines = list(differences(work / "old", Path(folder) / "new"))
+    print("\n".join(lines) or "the caches are the same")
+    sys.exit(1 if lines else 0)
 
 
 if __name__ == "__main__":

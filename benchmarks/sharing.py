@@ -80,24 +80,24 @@ def make_cache(root: Path, num_images: int) -> tuple[Path, ImageDataset]:
 
 
 def least(reader: CacheReader, pass_index: int, groups: Sequence[str]) -> dict[str, int]:
-    """Files of some groups of arrays of a pass, once each, and their bytes."""
-    found = [
+    """Count the files of some groups of arrays of a pass, and their bytes."""
+    sizes = [
         digest.num_bytes
         for shard in reader.shards
         for path, digest in reader.record(pass_index, shard).files.items()
         if path.split("/")[2] in groups
     ]
-    return {"requests": len(found), "bytes": sum(found)}
+    return {"requests": len(sizes), "bytes": sum(sizes)}
 
 
 def loader_epochs(reader: CacheReader, images: ImageDataset) -> Callable[[int], int]:
-    """A function that runs one epoch and returns its views."""
+    """Return a function that runs one epoch and returns its number of views."""
     loader = CachedViewLoader(reader, images, batch_size=BATCH_SIZE, num_workers=2, groups=GROUPS)
     return lambda epoch: sum(len(batch["label"]) for batch in loader.epoch(epoch))
 
 
 def make_blocks(root: Path) -> Path:
-    """A cache of made-up half-precision features, 4.8 MB a block, and no images."""
+    """Write a cache of random half-precision features, 4.8 MB per block, without images."""
     shape = FeatureShape((7, 7), 192)
     features = made_up_features(shape, 256, seed=0)
     scores = np.random.default_rng(0).standard_normal((256, 10), np.float32)

@@ -49,11 +49,11 @@ BATCH_SIZE = 2  # batch norm needs two
 
 
 def write_images(folder: Path, photographs: Sequence[Path]) -> Path:
-    """An image folder of one class a photograph, the first few by name."""
+    """Write an image folder with one class per photograph, from the first few by name."""
     for path in sorted(photographs)[:NUM_IMAGES]:
-        place = folder / "train" / path.name.split("_")[0]
-        place.mkdir(parents=True)
-        shutil.copy(path, place)
+        class_folder = folder / "train" / path.name.split("_")[0]
+        class_folder.mkdir(parents=True)
+        shutil.copy(path, class_folder)
     return folder
 
 

@@ -1,12 +1,12 @@
-"""Train the grid's students; every finished run is a line of the results, and is not run again.
+"""Train the grid's students. A finished run is a line of the results and is not repeated.
 
     python -m benchmarks.accuracy            # the whole grid: some hours on two cores
     python -m benchmarks.accuracy --quick    # the four objectives once, some minutes
     python -m benchmarks.accuracy --group codec --seeds 5
     python -m benchmarks.accuracy --list
 
-Any number of these may run side by side: a run belongs to whoever starts it first. ``--quick``
-shows the path and not the method's worth; it has results of its own.
+Several of these commands may run at once: each run is trained by the process that starts it first.
+``--quick`` only shows that the grid runs; its results are kept in a separate file.
 """
 
 import argparse
@@ -214,7 +214,7 @@ def main() -> None:
     images, teacher = arguments.data / "cifar10", arguments.data / "teacher" / _TEACHER
     for folder in (images, teacher):
         if not folder.is_dir():
-            parser.error(f"there is no folder {folder}; name the place of the data with --data")
+            parser.error(f"there is no folder {folder}; give the folder of the data with --data")
     torch.set_num_threads(1)  # students this small only lose by being divided
     name = "accuracy-quick.jsonl" if arguments.quick else "accuracy.jsonl"
     results = Results(arguments.results or _RESULTS / name)

@@ -99,20 +99,20 @@ class Caches:
 
 @contextmanager
 def _remembered(cache: Path) -> Iterator[None]:
-    """Within, the pipeline's teacher answers from a float16 cache, by the pixels' hash."""
+    """Inside the block, the pipeline's teacher returns the values of a float16 cache."""
     reader = open_cache(cache)
     names = ["stage3/values", "stage4/values", "logits/values"]
-    said: dict[int, list[np.ndarray]] = {}
+    outputs: dict[int, list[np.ndarray]] = {}
     for number in range(reader.num_passes):
         for first, count in reader.blocks():
             rows = reader.read_rows(number, first, count, ["pixel_hash", *names])
             for row, seen in enumerate(rows["pixel_hash"].tolist()):
-                said[seen] = [rows[name][row] for name in names]
+                outputs[seen] = [rows[name][row] for name in names]
 
     def run_teacher(_teacher: Teacher, pixels: Tensor, _precision: str) -> TeacherArrays:
         views = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
-        found = zip(*(said[pixel_hash(view)] for view in views), strict=True)
-        stage3, stage4, logits = (np.stack(values).astype(np.float32) for values in found)
+        columns = zip(*(outputs[pixel_hash(view)] for view in views), strict=True)
+        stage3, stage4, logits = (np.stack(values).astype(np.float32) for values in columns)
         return TeacherArrays({3: stage3, 4: stage4}, logits)
 
     with (

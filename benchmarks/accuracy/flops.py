@@ -82,11 +82,11 @@ def _conv_backward(
 
 
 def main() -> None:
-    found = {
+    gflop = {
         student: {name: step_flops(student, form) / 1e9 for name, form in FORMS.items()}
         for student in STUDENTS
     }
-    result = {"teacher": _SWIN_L.architecture, "torch": torch.__version__, "gflop": found}
+    result = {"teacher": _SWIN_L.architecture, "torch": torch.__version__, "gflop": gflop}
     _RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -46,11 +46,11 @@ def extra_target() -> Iterator[None]:
         labels: Tensor,
         targets: Any,
     ) -> dict[str, Tensor]:
-        found = losses(objective, levels, logits, labels, targets)
+        terms = losses(objective, levels, logits, labels, targets)
         settings = objective.config.stage3
         spatial = spatial_loss(projected[0], targets.stage3)
         frequency = frequency_loss(projected[-1], targets.stage3)
-        return found | {
+        return terms | {
             "extra_spatial_loss": settings.spatial_weight * spatial,
             "extra_frequency_loss": settings.frequency_weight * frequency,
         }

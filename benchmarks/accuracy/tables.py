@@ -20,10 +20,10 @@ PRECISIONS = {"bf16": "bf16", "no": "fp32"}
 
 
 class Score(NamedTuple):
-    """An arm: top-1 in percent by seed, CPU seconds of training without evaluation.
+    """Score of an arm: top-1 in percent by seed, and CPU seconds of training without evaluation.
 
-    The seconds are medians by precision: runs in one and in the other took place on different
-    processors, and their times cannot be compared.
+    The seconds are medians for each precision: runs of different precisions used different
+    processors, so their times cannot be compared.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Score(NamedTuple):
 
     @property
     def spread(self) -> float:
-        """Standard deviation over the seeds; none for one seed."""
+        """Standard deviation over the seeds; not a number for one seed."""
         return statistics.stdev(self.top1.values()) if len(self.top1) > 1 else math.nan
 
     def cell(self) -> str:
@@ -49,7 +49,7 @@ class Score(NamedTuple):
     def gain_over(self, other: "Score") -> str:
         """Mean and standard deviation of the differences, over the seeds that both have.
 
-        Where these are not all seeds of the other, its mean over them stands beside.
+        If ``other`` has more seeds, its mean over the shared seeds is added.
         """
         shared = [seed for seed in self.top1 if seed in other.top1]
         gains = [self.top1[seed] - other.top1[seed] for seed in shared]
@@ -62,17 +62,17 @@ class Score(NamedTuple):
 
 
 def score(arm: Arm, rows: dict[str, dict[str, Any]]) -> Score | None:
-    """An arm's score, or none before its first run."""
-    found = [rows[run.key] for run in arm.runs(range(100)) if run.key in rows]
-    if not found:
+    """Return the score of an arm, or ``None`` before its first run."""
+    finished = [rows[run.key] for run in arm.runs(range(100)) if run.key in rows]
+    if not finished:
         return None
     return Score(
         arm.name,
-        {row["run"]["seed"]: row["top1"] for row in found},
-        found[0]["views"],
-        _seconds(found),
-        found[0]["lr"],
-        found[0]["stage4_bytes_per_view"],
+        {row["run"]["seed"]: row["top1"] for row in finished},
+        finished[0]["views"],
+        _seconds(finished),
+        finished[0]["lr"],
+        finished[0]["stage4_bytes_per_view"],
     )
 
 
@@ -254,10 +254,10 @@ def _group(name: str, rows: dict[str, dict[str, Any]]) -> str:
 
 
 def _pictures(rows: dict[str, dict[str, Any]], images: Path) -> str:
-    """Arms of both students, parts of the method, and what passes and bytes buy."""
+    """Draw the scores of the main arms, ablations, passes and codecs."""
     groups = [*(f"main-{student}" for student in grid.STUDENTS), "ablation", "passes", "codec"]
-    found = {name: [s for arm in grid.GROUPS[name] if (s := score(arm, rows))] for name in groups}
-    drawn = {name: scores for name, scores in found.items() if scores}
+    scored = {name: [s for arm in grid.GROUPS[name] if (s := score(arm, rows))] for name in groups}
+    drawn = {name: scores for name, scores in scored.items() if scores}
     figure, axes = plt.subplots(
         len(drawn),
         1,
@@ -267,9 +267,9 @@ def _pictures(rows: dict[str, dict[str, Any]], images: Path) -> str:
         height_ratios=[1 + len(scores) for scores in drawn.values()],
     )
     for panel, (name, scores) in zip(axes[:, 0], drawn.items(), strict=True):
-        for place, arm in enumerate(scores):
-            panel.plot(list(arm.top1.values()), [place] * len(arm.top1), ".", color="C0", alpha=0.5)
-            panel.errorbar(arm.mean, place, xerr=arm.spread, fmt="o", capsize=3, color="C0")
+        for row, arm in enumerate(scores):
+            panel.plot(list(arm.top1.values()), [row] * len(arm.top1), ".", color="C0", alpha=0.5)
+            panel.errorbar(arm.mean, row, xerr=arm.spread, fmt="o", capsize=3, color="C0")
         labels = [arm.name for arm in scores]
         if name == "codec":
             labels = [f"{arm.name}, {arm.target_bytes:,.0f} bytes a view" for arm in scores]

@@ -45,9 +45,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache", type=Path, required=True, help="a float16 cache, both stages")
     reader = open_cache(parser.parse_args().cache)
-    found = {f"stage {stage}": shares(reader, stage) for stage in sorted(reader.codecs.stages)}
+    shares_by_stage = {
+        f"stage {stage}": shares(reader, stage) for stage in sorted(reader.codecs.stages)
+    }
     teacher = reader.identity.teacher
-    result = {"teacher": teacher["model"], "img_size": teacher["img_size"], "shares": found}
+    result = {
+        "teacher": teacher["model"],
+        "img_size": teacher["img_size"],
+        "shares": shares_by_stage,
+    }
     _RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 
 

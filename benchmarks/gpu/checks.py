@@ -39,13 +39,13 @@ def _cache(setting: Setting, output: Path, **changes: int) -> None:
 
 def _write(setting: Setting, output: Path) -> None:
     _cache(setting, output)
-    found = verify_cache(str(output))
+    report = verify_cache(str(output))
     deep = deep_verify(CacheSources(cache=str(output), data_dir=str(image_folder(setting))), 8)
     setting.report(
         "checks",
         part="written and verified",
-        sound=found.sound,
-        problems=[*found.problems[:3], *deep.problems[:3]],
+        sound=report.sound,
+        problems=[*report.problems[:3], *deep.problems[:3]],
         deep_views=deep.num_views,
         largest_error=deep.largest_error,
     )

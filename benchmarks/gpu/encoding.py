@@ -18,7 +18,7 @@ def run(setting: Setting) -> None:
 
 
 def _trellis(setting: Setting) -> None:
-    """The search alone, with Triton where there is one, and by torch operations."""
+    """Measure the search alone, with Triton if it is available, and with torch operations."""
     lanes, views = (4, 8) if setting.tiny else (1100, setting.batch_size)
     generator = torch.Generator().manual_seed(0)
     values = 3 * torch.randn(STEPS * lanes, views, generator=generator)
@@ -26,7 +26,7 @@ def _trellis(setting: Setting) -> None:
     on_device, weights_there = values.to(setting.device), weights.to(setting.device)
     few = slice(0, 4)
     reference = _viterbi.search_stepwise(values[:, few].contiguous(), weights)
-    found = _viterbi.search(on_device[:, few].contiguous(), weights_there).cpu()
+    searched = _viterbi.search(on_device[:, few].contiguous(), weights_there).cpu()
     stepwise = _viterbi.search_stepwise(on_device[:, few].contiguous(), weights_there).cpu()
     arms = {"search": _viterbi.search, "stepwise": _viterbi.search_stepwise}
     setting.report(
@@ -34,7 +34,7 @@ def _trellis(setting: Setting) -> None:
         part="trellis",
         paths=lanes * views,
         different={
-            "search": int((found != reference).sum()),
+            "search": int((searched != reference).sum()),
             "stepwise": int((stepwise != reference).sum()),
         },
         milliseconds={

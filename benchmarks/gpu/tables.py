@@ -22,9 +22,9 @@ def gpu_section(results: Path, images: Path) -> str:
 
 
 def markdown(lines: Sequence[Line], name: str) -> str:
-    """One run of ``python -m benchmarks.gpu``."""
-    found = {(line["section"], line.get("part")): line for line in lines}
-    machine = found.get(("machine", None), {})
+    """Format one run of ``python -m benchmarks.gpu``."""
+    by_part = {(line["section"], line.get("part")): line for line in lines}
+    machine = by_part.get(("machine", None), {})
     environment = machine.get("environment", {})
     facts = ", ".join(f"{key} {value}" for key, value in environment.items() if key != "device")
     parts = [
@@ -63,7 +63,7 @@ def markdown(lines: Sequence[Line], name: str) -> str:
     if rows:
         head = ["training, bf16, from JPEG files", "images/s", "over the bare step"]
         parts.append(_table([*head, "waiting for data"], rows))
-    again = found.get(("checks", "written again"))
+    again = by_part.get(("checks", "written again"))
     if again and "files" in again:
         parts.append(
             f"A small cache written twice: {again['different']} of {again['files']} files differ."

@@ -56,7 +56,7 @@ def main() -> None:
     data = arguments.data or _DATA
     missing = [n for n in ("cifar10", "teacher", "imagenet-sample") if not (data / n).is_dir()]
     if missing:
-        parser.error(f"{data} has no folder {missing[0]}; name the place of the data with --data")
+        parser.error(f"{data} has no folder {missing[0]}; give the folder of the data with --data")
     path = arguments.json or _RESULTS / ("speed-quick.json" if arguments.quick else "speed.json")
     if not path.parent.is_dir():
         parser.error(f"--json {path}: there is no folder {path.parent}")
@@ -71,14 +71,14 @@ def main() -> None:
 
 
 def answer(name: str, settings: Settings) -> dict[str, Any]:
-    """Ask one question."""
+    """Run the module of one question."""
     print(f"{name}: started", file=sys.stderr, flush=True)
     load, started = os.getloadavg()[0], time.monotonic()
-    found = importlib.import_module(f"benchmarks.speed.{name}").run(settings)
+    result = importlib.import_module(f"benchmarks.speed.{name}").run(settings)
     seconds = time.monotonic() - started
     print(f"{name}: {seconds:.0f} s", file=sys.stderr, flush=True)
     return {
-        **found,
+        **result,
         "quick": settings.quick,
         "seconds": round(seconds, 1),
         "environment": environment(_command(name, settings), load_before=load),

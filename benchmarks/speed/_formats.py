@@ -93,8 +93,8 @@ class TorchFiles(_ByIndex):
         self._load: Callable[..., Any] = torch.load
 
     def view(self, index: int) -> Batch:
-        found = self._load(self.root / f"{index}.pt", weights_only=True)
-        return found["features"].numpy(), found["logits"].numpy()
+        arrays = self._load(self.root / f"{index}.pt", weights_only=True)
+        return arrays["features"].numpy(), arrays["logits"].numpy()
 
 
 class NumpyFiles(_ByIndex):
@@ -289,7 +289,7 @@ class _Scalekd(Form):
 
         names = [*self._names, "logits/values"]
         if order == "random":
-            # What a view costs without a block's other views: nothing is kept for later.
+            # Measures the cost of a single view: no block is kept for later views.
             blocks = BlockReader(self.reader, names, kept_blocks=1)
             indices = self._indices(order)[: self.num_views // BATCH * BATCH]
             chosen: Any = indices.reshape(-1, BATCH)
@@ -298,12 +298,12 @@ class _Scalekd(Form):
             extents = tuple(self.reader.blocks())
             chosen = EpochOrder(extents, BATCH, 0, shuffle=order == "shuffled").batches(0)
         for samples in chosen:
-            found = [blocks.find(0, int(sample)) for sample in samples]
+            located = [blocks.find(0, int(sample)) for sample in samples]
             planes = []
             for name in names:
-                rows = found[0][0][name]
-                planes.append(np.empty((len(found), *rows.shape[1:]), rows.dtype))
-                gather(found, name, planes[-1])
+                rows = located[0][0][name]
+                planes.append(np.empty((len(located), *rows.shape[1:]), rows.dtype))
+                gather(located, name, planes[-1])
             yield planes[0], planes[-1]
 
 

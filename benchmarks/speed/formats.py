@@ -1,13 +1,13 @@
-"""This cache against what one would use instead, for the same float16 features and logits.
+"""Compares this cache with other formats for the same float16 features and logits.
 
-The payload is what a ViT-S/14 says of CIFAR-10 views (65 x 384 features, 10 logits). Every form is
-written and read in processes of its own, which take turns; files are in the page cache. Others'
-writers do not wait for the disk, this one syncs every file, and this one checks SHA-256 and
-crc32c of all that it reads. Integers of the transform codec become features on the training
-device; what that costs on a CPU stands beside it.
+The payload is the output of a ViT-S/14 for CIFAR-10 views (65 x 384 features, 10 logits). Every
+format is written and read in separate processes, which take turns; files are in the page cache.
+Writers of other formats do not wait for the disk; scalekd syncs every file. scalekd also checks
+SHA-256 and crc32c of everything that it reads. Integers of the transform codec become features on
+the training device; the cost of that on a CPU is listed separately.
 
-mosaicml-streaming 0.13 needs NumPy below 2.2 and xxhash below 4, so it gets an environment of its
-own (``make bench-speed`` builds it); without one it is left out.
+mosaicml-streaming 0.13 needs NumPy below 2.2 and xxhash below 4, so it uses a separate
+environment (built by ``make bench-speed``); without that environment it is left out.
 """
 
 import json
@@ -58,7 +58,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
 
 def _payload(settings: Settings) -> Path:
-    """What the teacher says of CIFAR-10 views, in half precision, in one file."""
+    """Compute the teacher's outputs for CIFAR-10 views in half precision, in one file."""
     path = settings.work / "payload.npz"
     if path.exists():
         return path

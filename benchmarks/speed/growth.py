@@ -66,17 +66,17 @@ def write(root: Path, num_views: int) -> None:
 
 
 def _opened(root: Path) -> dict[str, float]:
-    found = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "benchmarks.speed.growth", str(root)],
         check=True,
         capture_output=True,
         text=True,
     )
-    return json.loads(found.stdout)
+    return json.loads(completed.stdout)
 
 
 def read(root: Path) -> dict[str, float]:
-    """Open a cache and read some batches; seconds of the processor, and memory."""
+    """Open a cache and read some batches; return processor seconds and memory."""
     before = resident_bytes()
     started = time.process_time()
     reader = open_cache(root)

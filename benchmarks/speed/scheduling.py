@@ -70,7 +70,7 @@ class SleepingCodec(Float16Codec):
 
 
 class _Views:
-    """Stands for views that were drawn before; nothing is decoded."""
+    """Replaces drawn views with fixed arrays, so that nothing is decoded."""
 
     class images:
         is_remote = False

@@ -65,19 +65,21 @@ def run(settings: Settings) -> dict[str, Any]:
 
 
 def count(num_updates: int) -> tuple[float, float]:
-    """Device reads and agreements an update, of the process that has more of each."""
+    """Count device reads and agreements per update; return the larger of both processes."""
     with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.close()
         multiprocessing.spawn(_train, (port, num_updates, folder), nprocs=_PROCESSES)
-        told = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-    return max(each[0] for each in told), max(each[1] for each in told)
+        counts = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return max(each[0] for each in counts), max(each[1] for each in counts)
 
 
 def _train(rank: int, port: int, num_updates: int, folder: str) -> None:
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": _PROCESSES, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": _PROCESSES, "MASTER_PORT": port}
+    os.environ.update(
+        {name: str(value) for name, value in variables.items()}, MASTER_ADDR="127.0.0.1"
+    )
     torch.set_num_threads(1)
     config = TrainConfig(
         model="test_resnet",

@@ -51,7 +51,7 @@ class ViewParams:
 
     @property
     def fill(self) -> tuple[int, int, int]:
-        """RGB colour that rotation, shear and translation move in from outside the view."""
+        """RGB colour that rotation, shear and translation fill empty pixels with."""
         red, green, blue = (min(255, round(255 * value)) for value in self.mean)
         return red, green, blue
 
