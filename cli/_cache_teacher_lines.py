@@ -1,4 +1,4 @@
-"""What a person reads when teacher targets were written."""
+"""Lines printed after teacher targets were written."""
 
 from typing import TYPE_CHECKING
 
@@ -9,14 +9,14 @@ if TYPE_CHECKING:
 
 
 def result_lines(result: "CacheTeacherResult") -> list[str]:
-    """The outcome of ``cache-teacher`` and of ``cache extend``."""
+    """Return the lines that ``cache-teacher`` and ``cache extend`` print."""
     state = "complete" if result.complete else "not complete: other shards are still to be done"
     if result.shards_elsewhere:
         others = len(result.shards_elsewhere) - 1
         state = (
             f"not complete: another job is writing {result.shards_elsewhere[0]}"
             + (f", and {others} more" if others else "")
-            + "; whoever commits last completes the cache"
+            + "; the process that commits the last shard completes the cache"
         )
     lines = [
         f"{result.output}: {state}; {result.num_samples:,} samples, {result.num_passes} passes,"
@@ -32,5 +32,5 @@ def result_lines(result: "CacheTeacherResult") -> list[str]:
             f" {result.teacher_top1:.2f} %"
         )
     if result.skipped:
-        lines.append(f"{result.skipped} corrupt images left out; `scalekd cache info` names them")
+        lines.append(f"{result.skipped} corrupt images skipped; `scalekd cache info` lists them")
     return lines

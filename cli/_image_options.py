@@ -14,7 +14,7 @@ def image_options(*, with_defaults: bool = True) -> _Decorator:
     """Add ``--labels``, ``--input-key``, ``--target-key`` and ``--key-column``.
 
     Args:
-        with_defaults: Otherwise an option that is not given is ``None``.
+        with_defaults: Use the defaults of the record; if false, an omitted option is ``None``.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,5 +33,5 @@ def image_options(*, with_defaults: bool = True) -> _Decorator:
 
 
 def taken_options(options: dict[str, Any]) -> ImageOptions:
-    """Take the options of :func:`image_options` out of a command's."""
+    """Remove the options of :func:`image_options` from ``options`` and return them as a record."""
     return ImageOptions(**{name: options.pop(name) for name in ImageOptions.model_fields})

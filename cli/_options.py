@@ -46,7 +46,7 @@ _WORDS: dict[str, bool | None] = {
 def parse_value(text: str) -> Any:
     """Read a value of ``key=value`` as YAML would, in any case: ``false``, ``1e-3``, ``[2, 2]``.
 
-    Python literals are read as well; anything else is text.
+    Python literals are also read; any other text is returned unchanged.
     """
     text = text.strip()
     if text.lower() in _WORDS:
@@ -57,7 +57,9 @@ def parse_value(text: str) -> Any:
         pass
     if text.startswith("[") and text.endswith("]"):
         try:
-            return _parsed(yaml.load(text, Loader=yaml.BaseLoader))  # texts and lists only
+            return _parsed(
+                yaml.load(text, Loader=yaml.BaseLoader)
+            )  # BaseLoader gives strings and lists only
         except (yaml.YAMLError, RecursionError):
             pass
     return text
@@ -70,7 +72,7 @@ def _parsed(value: Any) -> Any:
 
 
 class Numbers(click.ParamType[Any]):
-    """Numbers between commas or spaces."""
+    """Numbers separated by commas or spaces."""
 
     name = "X,Y"
 
@@ -91,11 +93,11 @@ class NumberRange(click.ParamType[Any]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, int]:
-        found = re.fullmatch(r"(\d+)(?:-(\d+))?", str(value))
-        if found is None:
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", str(value))
+        if match is None:
             self.fail(f"{value!r} is not a range such as 0-15", param, ctx)
-        first = int(found[1])
-        return first, int(found[2]) if found[2] else first
+        first = int(match[1])
+        return first, int(match[2]) if match[2] else first
 
 
 class Stages(click.ParamType[Any]):
@@ -113,7 +115,7 @@ class Stages(click.ParamType[Any]):
 
 
 def checked(model: type[Model], /, **values: Any) -> Model:
-    """Build a configuration; what is wrong with it becomes one line.
+    """Build a configuration; report the first invalid value in one line.
 
     Raises:
         UsageError: A value is out of range or unknown.
@@ -127,7 +129,7 @@ def checked(model: type[Model], /, **values: Any) -> Model:
 
 
 def size(num_bytes: float) -> str:
-    """A number of bytes for people: ``1.9 GB``."""
+    """Format a number of bytes, such as ``1.9 GB``."""
     for unit in ("B", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"

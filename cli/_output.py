@@ -1,4 +1,4 @@
-"""Whatever the command line prints goes through here, so that no document can steer a terminal."""
+"""Print with control characters escaped, so that text from files cannot control the terminal."""
 
 import contextlib
 import io
@@ -16,12 +16,12 @@ from scalekd.text import MAX_CELL, one_line, printable
 
 
 def echo(line: str, *, err: bool = False) -> None:
-    """Print one line, with what is not printable escaped."""
+    """Print one line, with unprintable characters escaped."""
     _write(printable(line), err=err)
 
 
 def emit(result: dict[str, Any], lines: Iterable[str], *, as_json: bool) -> None:
-    """Print what a person reads, or one line of JSON in ASCII."""
+    """Print the lines, or the result as one line of ASCII JSON."""
     if as_json:
         _write(json.dumps(result).replace("\x7f", "\\u007f"), err=False)
     else:
@@ -30,7 +30,7 @@ def emit(result: dict[str, Any], lines: Iterable[str], *, as_json: bool) -> None
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Align the cells of rows in columns; a cell that is too long loses its middle."""
+    """Align cells in columns; the middle of an overlong cell is left out."""
     cells = [[printable(cell, limit=MAX_CELL) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
@@ -56,7 +56,7 @@ def complain_of_usage(error: click.ClickException) -> None:
 
 
 def show_traceback(error: Exception) -> None:
-    """Print the traceback of a fault of the program, the error's own text escaped."""
+    """Print the traceback of an unexpected error, with its text escaped."""
     for entry in traceback.format_exception(error):
         for line in entry.split("\n"):
             echo(line, err=True)
@@ -64,7 +64,7 @@ def show_traceback(error: Exception) -> None:
 
 @contextlib.contextmanager
 def escaping() -> Iterator[None]:
-    """Escape warnings and log records of every library, and what an encoding cannot write."""
+    """Escape warnings, log records, and characters that the output encoding does not have."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -92,5 +92,5 @@ def _escaped(text: str) -> str:
 
 
 def _write(line: str, *, err: bool) -> None:
-    # click.echo would write UTF-8 to a stream that says it is ASCII.
+    # click.echo would write UTF-8 to a stream whose encoding is ASCII.
     print(line, file=sys.stderr if err else sys.stdout, flush=True)

@@ -1,7 +1,7 @@
 """Command-line options made from the fields of a record: name, type, help and default.
 
-A field's description is the option's help. An option that is not given is left out of the values,
-so that a recipe's value, or the record's default, is used.
+A field's description is the option's help. Omitted options are absent from the
+values, so that the recipe's value or the record's default is used.
 """
 
 import re
@@ -22,18 +22,18 @@ _NAMES = {
     "amp": ("--amp", "--precision"),
     "precision": ("--precision", "--amp"),
 }
-"""Names of options that are more than their field's; one option has the same name everywhere."""
+"""Option names of fields with several names or a different one, the same in all commands."""
 
 
 _REPEATED = {"multiple": True, "callback": lambda context, parameter, values: values or None}
-"""Settings of an option that may be repeated: ``None`` where it is not given."""
+"""Settings of an option that may be repeated; its value is ``None`` if omitted."""
 
 _SYNONYMS = {"no": "fp32", "fp32": "no"}
-"""Full precision, which one command calls fp32 and another no: both take both."""
+"""Synonyms of full precision: every command accepts both names."""
 
 
 class GroupedCommand(click.Command):
-    """Lists its options under the headings of their record."""
+    """Command whose help lists the options under the headings of their record."""
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
@@ -47,11 +47,11 @@ class GroupedCommand(click.Command):
 
 
 class RecordOption(click.Option):
-    """An option of a record's field.
+    """Option made from a field of a record.
 
     Args:
-        field: Its description and default make the help.
-        heading: Section of the help that lists it.
+        field: Field whose description and default form the help.
+        heading: Section of the help that lists the option.
     """
 
     def __init__(self, *arguments: Any, field: FieldInfo, heading: str, **settings: Any) -> None:
@@ -69,14 +69,14 @@ def record_options(
     flag_values: Mapping[str, str] | None = None,
     required: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorate a command with an option for every field of a record, in their order.
+    """Decorate a command with one option for each field of a record, in order.
 
     Args:
-        record: Its ``headings``, where it has them, map the first field of each section of the
-            help to the section's title.
-        leave_out: Fields that are no options, or arguments of the command.
-        flag_values: What an option means that is given without a value.
-        required: Whether a field without default must be given; a recipe may give it otherwise.
+        record: Record class. Its optional ``headings`` map the first field of each section of
+            the help to the title of the section.
+        leave_out: Fields without an option, such as arguments of the command.
+        flag_values: Value of each option that may be given without one.
+        required: Whether fields without default are required; a recipe can provide them instead.
     """
     headings: Mapping[str, str] = getattr(record, "headings", {})
     heading, options = "Options", []
@@ -103,7 +103,7 @@ def record_options(
 def _by_heading(
     fields: Mapping[str, FieldInfo], headings: Mapping[str, str]
 ) -> Iterator[tuple[str, FieldInfo]]:
-    """The fields, a section after the other in the order of the headings."""
+    """Yield the fields section by section, in the order of the headings."""
     names = list(fields)
     starts = sorted(names.index(name) for name in headings)
     ends = dict(zip(starts, [*starts[1:], len(names)], strict=True))
@@ -113,7 +113,7 @@ def _by_heading(
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep the values of options that were given; pairs of ``key=value`` become a mapping."""
+    """Return the options that were given; ``key=value`` pairs are joined into a mapping."""
     values = {name: value for name, value in options.items() if value is not None}
     for name, value in values.items():
         if value and isinstance(value, tuple) and all(isinstance(pair, _Pair) for pair in value):
@@ -126,7 +126,7 @@ class _Pair(tuple[str, Any]):
 
 
 class SynonymChoice(click.Choice[str]):
-    """A choice that knows both names of full precision."""
+    """Choice that accepts both names of full precision."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         synonym = _SYNONYMS.get(value)
@@ -143,7 +143,7 @@ class _KeyValue(KeyValue):
 
 
 def _settings(annotation: Any) -> dict[str, Any]:
-    """Click's settings for a field's type."""
+    """Return click's settings for the type of a field."""
     if get_origin(annotation) is Annotated:
         return _settings(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
@@ -168,7 +168,7 @@ def _settings(annotation: Any) -> dict[str, Any]:
 
 
 def _shown_default(field: FieldInfo) -> str:
-    """A default for people; nothing where there is none, or where it is found out later."""
+    """Format a default for the help; empty if there is no default or it is computed later."""
     value = None if field.is_required() or field.default_factory else field.default
     if value is None or value is False or value == () or isinstance(value, BaseModel):
         return ""

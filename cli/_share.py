@@ -1,4 +1,4 @@
-"""What ``scalekd cache push`` and ``scalekd cache pull`` share: one command, two directions."""
+"""The command behind ``scalekd cache push`` and ``scalekd cache pull``."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from scalekd.pipelines._cache_options import ShareConfig
 
 
 def share_command(name: str, doc: str) -> click.Command:
-    """The command of that name; ``doc`` is its help."""
+    """Make the command ``name``; ``doc`` is its help."""
 
     @click.command(name, cls=GroupedCommand, help=doc)
     @click.argument("source")
@@ -22,16 +22,14 @@ def share_command(name: str, doc: str) -> click.Command:
         from scalekd.pipelines.share_cache import share_cache
 
         result = share_cache(checked(ShareConfig, **given(options)))
-        state = f"a part, {result.part}" if result.part else "all of it"
+        state = f"a part: {result.part}" if result.part else "the whole cache"
         if not result.complete:
-            state = (
-                "not complete, as the source is not: run the same command again when it has more"
-            )
+            state = "not complete, because the source is not: run the same command again later"
         lines = [
             f"{result.target}: {state}",
             f"{result.num_files:,} files, {size(result.num_bytes)} in {result.seconds:,.1f} s,"
             f" {size(result.num_bytes / max(result.seconds, 1e-9))}/s;"
-            f" {result.num_found:,} of {result.num_shards:,} shards stood already",
+            f" {result.num_found:,} of {result.num_shards:,} shards existed already",
         ]
         if result.extensions:
             lines.append(f"with extensions {', '.join(result.extensions)}")

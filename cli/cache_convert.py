@@ -18,7 +18,7 @@ from scalekd.pipelines._cache_options import ConvertConfig
 def command(*, as_json: bool, **options: Any) -> None:
     """Write a cache in its other form: Zarr arrays, or WebDataset tars.
 
-    Every stored value is kept; the same command finishes a conversion that was interrupted.
+    Every stored value is kept; the same command finishes an interrupted conversion.
     """
     from scalekd.pipelines.convert_cache import convert_cache
 
@@ -33,5 +33,5 @@ def command(*, as_json: bool, **options: Any) -> None:
     if result.total_bytes is not None and result.bytes_per_view is not None:
         lines.append(f"{size(result.total_bytes)}, {size(result.bytes_per_view)} a view")
     if result.extensions:
-        lines.append(f"extensions brought along as they are: {', '.join(result.extensions)}")
+        lines.append(f"extensions copied unchanged: {', '.join(result.extensions)}")
     emit(result.model_dump(mode="json"), lines, as_json=as_json)

@@ -10,7 +10,7 @@ from scalekd.cli._output import emit
 @click.argument("cache")
 @json_option
 def command(cache: str, *, as_json: bool) -> None:
-    """Say what a cache holds: teacher, views, stages, codecs and their errors, size."""
+    """Describe a cache: teacher, views, stages, codecs and their errors, size."""
     from scalekd.pipelines.inspect_cache import cache_info
 
     info = cache_info(cache)

@@ -13,12 +13,12 @@ from scalekd.cli._output import emit
 @click.option(
     "--output", required=True, type=click.Path(path_type=Path), help="Folder of the joined cache."
 )
-@click.option("--copy", is_flag=True, help="Copy every file, also where a hard link would do.")
+@click.option("--copy", is_flag=True, help="Copy every file instead of making hard links.")
 @json_option
 def command(parts: tuple[Path, ...], output: Path, *, copy: bool, as_json: bool) -> None:
     """Join parts of one cache that were written on different machines.
 
-    Every file is checked before it is linked or copied. The same command goes on after an
+    Every file is checked before it is linked or copied. The same command continues after an
     interruption.
     """
     from scalekd.pipelines.merge_caches import merge_caches
@@ -28,7 +28,7 @@ def command(parts: tuple[Path, ...], output: Path, *, copy: bool, as_json: bool)
     state = f"{result.num_passes} passes complete" if result.complete else "not complete"
     lines.append(
         f"{output}: {state}; {result.num_files:,} files, {size(result.num_bytes)} in"
-        f" {result.seconds:,.1f} s; {result.num_found:,} shards stood already"
+        f" {result.seconds:,.1f} s; {result.num_found:,} shards existed already"
     )
     lines += [
         f"extension {name}: {inner.num_passes} passes complete"

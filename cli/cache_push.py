@@ -6,7 +6,7 @@ command = share_command(
     "push",
     """Send a cache, or a part of it, to a folder, a bucket or a Hugging Face dataset.
 
-    Only what is missing travels; files first, a shard's record after them, the manifest last. May
-    be interrupted, run again, and run twice at once.
+    Only missing files are sent: first the files of a shard, then its record, and last the manifest.
+    The command may be interrupted, repeated, and run twice at the same time.
     """,
 )

@@ -18,13 +18,13 @@ from scalekd.pipelines._cache_options import CacheOptions, TeacherOptions
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Print what the command would cost, from a short probe, and write nothing.",
+    help="Estimate time and size of the cache from one small batch, without writing anything.",
 )
 @json_option
 def command(*, as_json: bool, dry_run: bool, **options: Any) -> None:
-    """Run a teacher once over drawn views, and keep its features and logits.
+    """Run a teacher once over drawn views, and store its features and logits.
 
-    The same command finishes a cache that was interrupted.
+    The same command continues an interrupted cache.
     """
     from scalekd.models.classes import read_class_names
     from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher

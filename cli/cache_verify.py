@@ -12,14 +12,18 @@ from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
 
 @click.command("verify")
 @click.argument("cache")
-@click.option("--quick", is_flag=True, help="Records and sizes only, without reading the data.")
+@click.option(
+    "--quick", is_flag=True, help="Check records and file sizes only, without reading the data."
+)
 @click.option(
     "--deep",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Then draw N views again, and ask the teacher again.",
+    help="Also draw N views again, and run the teacher on them.",
 )
-@click.option("--data-dir", help="The images the cache was made from, which --deep needs.")
+@click.option(
+    "--data-dir", help="Folder, URL or pattern of the images the cache was made from, for --deep."
+)
 @click.option(
     "--split", default="train", show_default=True, help="Name, folder or pattern of these images."
 )
@@ -38,7 +42,7 @@ from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
 @image_options()
 @json_option
 def command(cache: str, *, quick: bool, deep: int | None, as_json: bool, **options: Any) -> None:
-    """Check every file of a cache against what was committed; exit code 4 names the damage."""
+    """Check the digest of every file of a cache; the exit code is 4 for a damaged cache."""
     from scalekd.pipelines.inspect_cache import verify_cache
 
     job = None
@@ -52,16 +56,16 @@ def command(cache: str, *, quick: bool, deep: int | None, as_json: bool, **optio
         job = checked(CacheSources, cache=cache, **options)
         check_images_named(job)
     elif options["data_dir"] is not None:
-        raise UsageError("--data-dir: images are looked at with --deep alone; add it")
-    found = verify_cache(cache, quick=quick)
-    result = found.model_dump(mode="json")
-    lines = [f"damaged: {problem}" for problem in found.problems]
+        raise UsageError("--data-dir: images are only used with --deep; add --deep N")
+    verified = verify_cache(cache, quick=quick)
+    result = verified.model_dump(mode="json")
+    lines = [f"damaged: {problem}" for problem in verified.problems]
     lines.append(
-        f"{cache}: {found.num_files:,} files, {size(found.num_bytes)} checked,"
-        f" {len(found.problems)} damaged"
+        f"{cache}: {verified.num_files:,} files, {size(verified.num_bytes)} checked,"
+        f" {len(verified.problems)} damaged"
     )
     untrue: tuple[str, ...] = ()
-    if deep is not None and job is not None and not found.problems:
+    if deep is not None and job is not None and not verified.problems:
         again = deep_verify(job, deep)
         untrue, result["deep"] = again.problems, again.model_dump(mode="json")
         lines += [f"untrue: {problem}" for problem in again.problems]
@@ -71,7 +75,8 @@ def command(cache: str, *, quick: bool, deep: int | None, as_json: bool, **optio
             f" largest relative squared error: {errors or 'none'}"
         )
     emit(result, lines, as_json=as_json)
-    if found.problems:
-        raise CacheCorrupt(f"{cache}: {len(found.problems)} problems, first: {found.problems[0]}")
+    if verified.problems:
+        problems = verified.problems
+        raise CacheCorrupt(f"{cache}: {len(problems)} problems, first: {problems[0]}")
     if untrue:
         raise CacheMismatch(f"{cache}: {len(untrue)} views are untrue, first: {untrue[0]}")

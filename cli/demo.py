@@ -15,12 +15,15 @@ from scalekd.errors import UsageError
     type=click.Path(path_type=Path),
     default=Path("output/demo"),
     show_default=True,
-    help="New folder for everything the demo makes.",
+    help="New folder for all files of the demo.",
 )
-@click.option("--overwrite", is_flag=True, help="Delete what an earlier demo left there.")
+@click.option("--overwrite", is_flag=True, help="Delete the files of an earlier demo in --output.")
 @json_option
 def command(output: Path, *, overwrite: bool, as_json: bool) -> None:
-    """Teacher, cache and nine students on scikit-learn's digits, in a few minutes on a CPU."""
+    """Train a teacher, write its cache and train nine students on scikit-learn's digits.
+
+    Takes a few minutes on a CPU.
+    """
     import shutil
 
     from scalekd.pipelines.demo import run_demo

@@ -11,7 +11,7 @@ from scalekd.errors import CacheMismatch
 
 
 @click.command("doctor")
-@click.option("--cache", help="A cache to look at.")
+@click.option("--cache", help="Folder or URL of a cache to check.")
 @click.option("--data-dir", help="An image set to check; with --cache, the one it was made from.")
 @click.option("--split", default="train", show_default=True, help="Name, folder or pattern.")
 @click.option(
@@ -32,13 +32,13 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Say what works here, what an image set holds, and whether a cache's views come out exactly.
+    """Check this machine, describe an image set, and compare a cache's views with redrawn ones.
 
-    Exit code 4 when it does not.
+    The exit code is 4 if views of the cache differ.
     """
     from scalekd.pipelines.doctor import diagnose
 
-    found = diagnose(
+    diagnosis = diagnose(
         cache,
         data_dir=data_dir,
         split=split,
@@ -47,38 +47,38 @@ def command(
     )
     lines = []
     for title, facts in (
-        ("versions", found.versions),
-        ("machine", found.machine),
-        ("works", found.works),
+        ("versions", diagnosis.versions),
+        ("machine", diagnosis.machine),
+        ("works", diagnosis.works),
     ):
         lines.append(title)
         lines += [f"  {name:<26}{fact}" for name, fact in facts.items()]
-    if found.images is not None:
-        lines.append(f"images {found.images.place}")
-        lines += [f"  {line}" for line in found.images.lines()]
-    drift = found.cache
+    if diagnosis.images is not None:
+        lines.append(f"images {diagnosis.images.place}")
+        lines += [f"  {line}" for line in diagnosis.images.lines()]
+    drift = diagnosis.cache
     if drift is not None:
         lines.append(f"cache {drift.path}")
         for what, differing in (
-            ("decides pixels", drift.environment_differs),
-            ("decides targets", drift.software_differs),
+            ("affects pixels", drift.environment_differs),
+            ("affects targets", drift.software_differs),
         ):
             lines += [
                 f"  {name}: {there} in the cache, {here} here ({what})"
                 for name, (there, here) in differing.items()
             ]
         if not drift.environment_differs:
-            lines.append("  every version that decides pixels is the cache's")
+            lines.append("  all library versions that affect pixels are those of the cache")
         if drift.num_views:
             lines.append(
-                f"  {drift.num_exact} of {drift.num_views} views came out to the pixel; mean"
+                f"  {drift.num_exact} of {drift.num_views} views are identical; mean"
                 f" difference of {drift.num_witnesses} witnesses at most"
                 f" {drift.witness_drift or 0:.3g}/255"
             )
             lines += [f"  {problem}" for problem in drift.problems[:5]]
         else:
-            lines.append("  no view was drawn again: pass --data-dir to know for certain")
-    emit(found.model_dump(mode="json"), lines, as_json=as_json)
+            lines.append("  no view was drawn again: pass --data-dir to compare pixels")
+    emit(diagnosis.model_dump(mode="json"), lines, as_json=as_json)
     if drift is not None and drift.drifts:
         raise CacheMismatch(
             f"{drift.path}: this machine does not redraw it exactly (mean difference up to"

@@ -26,13 +26,13 @@ from scalekd.cli._output import emit
     help="timm: a folder for timm.create_model('local-dir:DIR', pretrained=True); hf: the same "
     "with a model card; safetensors: the bare weights; onnx: one file for onnxruntime and others.",
 )
-@click.option("--use-ema", is_flag=True, help="Take the averaged weights.")
+@click.option("--use-ema", is_flag=True, help="Export the averaged (EMA) weights.")
 @json_option
 def command(run: Path, output: Path, *, export_format: str, use_ema: bool, as_json: bool) -> None:
     """Write the best student of the training run RUN, or of a checkpoint folder inside it.
 
-    What was written is opened again and must give the very same outputs; for ONNX, the same within
-    1e-4 of the largest logit.
+    The written model is opened again and its outputs are compared with the student's: they must be
+    identical, or for ONNX within 1e-4 of the largest logit.
     """
     from scalekd.models.architectures import import_for
     from scalekd.pipelines.export import export

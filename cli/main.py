@@ -1,4 +1,4 @@
-"""``scalekd``: the command line. A command is loaded when it is called: ``--help`` is instant."""
+"""Command line of scalekd; each command is imported when it is called."""
 
 import importlib
 import signal
@@ -18,26 +18,26 @@ _COMMANDS = {
     "evaluate": ("evaluate", "Measure a trained student or any timm model."),
     "export": ("export", "Write a trained student for use elsewhere."),
     "report": ("report", "Compare training runs on one page with their curves."),
-    "demo": ("demo", "The whole path on scikit-learn's digits, in a few minutes."),
+    "demo": ("demo", "Train teacher and students on scikit-learn's digits, in a few minutes."),
     "recipes": ("recipes", "List the published teacher-student pairs."),
-    "doctor": ("doctor", "Say what works here, and whether a cache's views come out exactly."),
+    "doctor": ("doctor", "Check this machine, and that it redraws a cache's views exactly."),
     "models": ("models", "List the teachers and students known by a short name."),
 }
 _CACHE_COMMANDS = {
     "ls": ("cache_ls", "List the caches below a folder or in a bucket."),
-    "info": ("cache_info", "Say what a cache holds."),
+    "info": ("cache_info", "Describe a cache."),
     "verify": ("cache_verify", "Check every byte of a cache."),
     "convert": ("cache_convert", "Write a cache in its other form: Zarr arrays or tars."),
-    "repair": ("cache_repair", "Make damaged and missing files again, to the same bytes."),
+    "repair": ("cache_repair", "Write damaged and missing files again, with the same bytes."),
     "extend": ("cache_extend", "Add passes, stages, or another teacher's targets."),
     "merge": ("cache_merge", "Join parts that were written on different machines."),
-    "push": ("cache_push", "Send a cache, or a part of it, somewhere else."),
+    "push": ("cache_push", "Send a cache, or a part of it, to another location."),
     "pull": ("cache_pull", "Fetch a cache, or a part of it."),
 }
 
 
 class _LazyGroup(click.Group):
-    """Knows its commands by name and summary; imports one when it is called."""
+    """Group that stores the names and summaries of its commands, and imports them when called."""
 
     def __init__(self, commands: dict[str, tuple[str, str]], **kwargs: object) -> None:
         super().__init__(**kwargs)  # type: ignore[arg-type]
@@ -67,13 +67,13 @@ group = _LazyGroup(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 group = click.version_option(__version__, prog_name="scalekd")(group)
-group.add_command(_LazyGroup(_CACHE_COMMANDS, name="cache", help="Look at and look after caches."))
+group.add_command(_LazyGroup(_CACHE_COMMANDS, name="cache", help="Inspect and maintain caches."))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors become one line and an exit code.
 
-    Exit codes: 0 done, 2 usage, 3 input data, 4 cache integrity or mismatch, 5 environment,
+    Exit codes: 0 success, 2 usage, 3 input data, 4 cache integrity or mismatch, 5 environment,
     130 interrupted, 143 terminated.
     """
     with escaping():
@@ -92,7 +92,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         complain_of_usage(error)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort, Terminated) as stop:
-        complain("interrupted; what was committed is kept, the same command goes on from there")
+        complain("interrupted; committed work is kept, and the same command continues from there")
         return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
     except ScaleKDError as error:
         complain(str(error))
@@ -101,7 +101,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         advice = advice_on(error)
         complain(f"{error} ({advice})" if advice else f"{type(error).__name__}: {error}")
         return EnvironmentFault.exit_code
-    except Exception as error:  # a fault of the program: its text may still quote a document
+    except Exception as error:  # a bug; the text may quote a document
         show_traceback(error)
         return 1
     return 0

@@ -9,7 +9,7 @@ from scalekd.cli._output import emit
 @click.command("models")
 @json_option
 def command(*, as_json: bool) -> None:
-    """List the teachers and students known by a short name, and what each family serves."""
+    """List the short names of teachers and students, and the targets of each model family."""
     from scalekd.students import ALIASES as STUDENT_ALIASES
     from scalekd.teachers import ALIASES
     from scalekd.teachers.families import FAMILIES, Family

@@ -12,8 +12,10 @@ _COLUMNS = ("recipe", "epochs", "batch", "opt", "lr", "top-1", "gain", "released
 
 @click.command("recipes")
 @click.argument("name", required=False)
-@click.option("--gpus", default=8, show_default=True, help="Number of GPUs of both commands.")
-@click.option("--passes", default=8, show_default=True, help="Views of every image to cache.")
+@click.option("--gpus", default=8, show_default=True, help="Number of GPUs used by both commands.")
+@click.option(
+    "--passes", default=8, show_default=True, help="Number of views cached for each image."
+)
 @click.option(
     "--online", is_flag=True, help="Draw fresh views in every epoch, with a live teacher."
 )
@@ -22,7 +24,7 @@ _COLUMNS = ("recipe", "epochs", "batch", "opt", "lr", "top-1", "gain", "released
     "--tflops",
     default=100.0,
     show_default=True,
-    help="TFLOP/s that a GPU is assumed to sustain, for the hours.",
+    help="Assumed throughput of a GPU in TFLOP/s, to estimate hours.",
 )
 @json_option
 def command(*, name: str | None, as_json: bool, **options: Any) -> None:
@@ -39,7 +41,7 @@ def command(*, name: str | None, as_json: bool, **options: Any) -> None:
     lines = [
         *table([_COLUMNS, *map(_row, recipes)]),
         "top-1 as published, and the gain over the same student trained alone.",
-        "Not released: removed from the authors' code since, or made here (resnet50-kd).",
+        "Not released: removed from the authors' code, or added by this project (resnet50-kd).",
         "`scalekd recipes NAME` prints the commands of a recipe, and what they cost.",
     ]
     emit({"recipes": recipes}, lines, as_json=as_json)

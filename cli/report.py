@@ -15,13 +15,13 @@ from scalekd.cli._output import emit
     default="report.html",
     show_default=True,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="HTML file to write; an older one is replaced.",
+    help="HTML file to write; an existing file is replaced.",
 )
 @json_option
 def command(runs: tuple[Path, ...], output: Path, *, as_json: bool) -> None:
     """Compare training RUNS, or all runs in folders, on one page with their curves.
 
-    Runs that differ only in their seed make one row.
+    Runs that differ only in their seed form one row.
     """
     from scalekd.pipelines.report import report
 

@@ -18,7 +18,7 @@ from scalekd.training.config import TrainConfig
 def command(*, recipe: str | None, as_json: bool, **options: Any) -> None:
     """Train a student from a teacher's cache.
 
-    Stops cleanly on Ctrl-C and SIGTERM; the same command with --resume auto goes on.
+    Stops cleanly on Ctrl-C and SIGTERM; the same command with --resume auto continues.
     """
     from scalekd.pipelines.configure import departures_from_recipe, train_config
     from scalekd.pipelines.train_student import train_student

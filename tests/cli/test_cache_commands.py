@@ -186,7 +186,7 @@ def test_a_corrupt_image_is_named_and_may_be_skipped(
     assert _is_one_line(ran.err)
     ran = cache_teacher("--skip-corrupt", "--overwrite", data_dir=data)
     assert ran.code == 0
-    assert "1 corrupt images left out" in ran.out
+    assert "1 corrupt images skipped" in ran.out
     info = run("cache", "info", options["--output"]).out
     assert re.search(r"skipped +sample-004\n", info)
 
@@ -213,7 +213,7 @@ def test_damage_has_its_own_exit_code(cache_copy: Path, run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("cache", "verify", "CACHE", "--data-dir", "x"), "with --deep alone"),
+        (("cache", "verify", "CACHE", "--data-dir", "x"), "only used with --deep"),
         (("cache", "pull", "CACHE", "x", "--logits-only", "--stages", "4"), "leave out --stages"),
     ],
 )
@@ -261,7 +261,7 @@ def test_ctrl_c_says_that_nothing_is_lost(
     monkeypatch.setattr(stage_one, "_write_shards", interrupted)
     ran = cache_teacher()
     assert ran.code == 130
-    assert "the same command goes on from there" in ran.err
+    assert "the same command continues from there" in ran.err
     monkeypatch.undo()
     assert cache_teacher().code == 0
 

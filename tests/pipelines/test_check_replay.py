@@ -156,8 +156,8 @@ def test_drift_is_measured_and_the_versions_are_named(
         main([*arguments, "--views", "5"])
     assert stop.value.code == 4
     out, err = capsys.readouterr()
-    assert f"pillow: {here['pillow']} in the cache, 99.0 here (decides pixels)" in out
-    assert "0 of 5 views came out to the pixel" in out
+    assert f"pillow: {here['pillow']} in the cache, 99.0 here (affects pixels)" in out
+    assert "0 of 5 views are identical" in out
     assert "mean difference up to 1/255" in err or "mean difference up to 0.9" in err
 
 
@@ -165,7 +165,7 @@ def test_without_images_the_doctor_says_that_it_cannot_know(
     sound_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["doctor", "--cache", str(sound_cache)])
-    assert "pass --data-dir to know for certain" in capsys.readouterr().out
+    assert "pass --data-dir to compare pixels" in capsys.readouterr().out
     main(["doctor", "--json"])
     assert json.loads(capsys.readouterr().out)["cache"] is None
 

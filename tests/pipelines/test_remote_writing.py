@@ -106,7 +106,7 @@ def test_overwrite_removes_a_cache_and_nothing_else(
     assert contents(place) == local | {"README.md": b"its card"}
     open_storage(place).delete("README.md")
     open_storage(place).commit("thesis.tex", b"x")
-    with pytest.raises(UsageError, match=r"no cache \(thesis\.tex\)"):
+    with pytest.raises(UsageError, match=r"not part of a cache \(thesis\.tex\)"):
         make_cache(place, overwrite=True)
     assert contents(place) == local | {"thesis.tex": b"x"}
 

@@ -97,7 +97,7 @@ def test_a_signal_leaves_a_cache_to_go_on_with(
     output = tmp_path / "cache"
     found, line = run(output, prepare=lambda: _after_a_few_records(lambda: os.killpg(0, sent)))
     assert found == code
-    assert "what was committed is kept" in line
+    assert "committed work is kept" in line
     assert not _left_by_writers(output)
     assert run(output)[0] == 0
     assert harness.contents(output) == reference
