@@ -39,7 +39,7 @@ class GroupedCommand(click.Command):
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(context):
             row = parameter.get_help_record(context)
-            if row is not None:
+            if row is not None and row[1]:  # the usage line names the arguments
                 sections.setdefault(getattr(parameter, "heading", "Other"), []).append(row)
         for heading, rows in sections.items():
             with formatter.section(heading):

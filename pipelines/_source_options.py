@@ -98,3 +98,19 @@ class RepairConfig(CacheSources):
 
     remove_extra: bool = False
     """Delete files that do not belong to the cache."""
+
+
+class VerifyConfig(CacheSources):
+    """Options of ``scalekd cache verify``."""
+
+    headings: ClassVar[dict[str, str]] = {
+        "quick": "Verification",
+        "cache": "Images and teacher, for --deep",
+        "labels": "Reading of the images",
+    }
+
+    quick: bool = False
+    """Check records and file sizes only, without reading the data."""
+    deep: int | None = Field(default=None, ge=1)
+    """After the files, draw this many views again and run the teacher again; compare both with the
+    cache."""
