@@ -6,7 +6,7 @@ import numpy as np
 
 from scalekd.cache.manifest import ClassMap, Plan
 from scalekd.codecs import create_logit_codec
-from scalekd.errors import CacheMismatch, UsageError
+from scalekd.errors import CacheMismatch, DataError, UsageError
 from scalekd.models.classes import Classes, ClassMatch
 from scalekd.teachers import Teacher, match_teacher
 
@@ -49,8 +49,12 @@ def choose_logits(asked: str | None, teacher: Teacher) -> tuple[str, str]:
 
 def match_labels(
     data: Classes, teacher: Teacher, class_map: str, output: object, plan: Plan | None
-) -> ClassMatch:
+) -> tuple[ClassMatch | None, str]:
     """Find the teacher's class of each label, as the existing plan says where there is one.
+
+    A teacher without class names may have more classes than the data. Caching needs no match, so
+    its logits are kept and not compared with the labels; training refuses to learn from them until
+    a class map is given.
 
     Args:
         data: The classes of the labels.
@@ -59,18 +63,32 @@ def match_labels(
         output: Where the cache is, for messages.
         plan: The existing plan.
 
+    Returns:
+        The match, ``None`` where labels are not compared; and a note, empty if there is nothing to
+        say.
+
     Raises:
         DataError, UsageError: Classes cannot be matched.
         CacheMismatch: Another map is asked for than that of the plan.
     """
     stored = plan.identity.class_map if plan is not None else None
-    match = match_teacher(data, teacher.spec, class_map, stored=stored)
+    try:
+        match = match_teacher(data, teacher.spec, class_map, stored=stored)
+    except DataError as error:
+        fewer = data.count < (teacher.spec.num_classes or 0)
+        if class_map != "auto" or teacher.spec.class_names is not None or not fewer:
+            raise
+        note = (
+            "labels are not compared with the teacher's answers, and training with its logits will"
+            f" need a class map: {error}"
+        )
+        return None, note
     if plan is not None and class_map != "auto" and stored_map(class_map, match) != stored:
         raise CacheMismatch(
             f"--class-map {class_map}: {output} was begun with other classes; leave"
             " the option out to go on with it, choose another --output, or pass --overwrite"
         )
-    return match
+    return match, match.note
 
 
 def stored_map(class_map: str, match: ClassMatch | None) -> ClassMap | None:

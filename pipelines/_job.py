@@ -146,10 +146,10 @@ class Job:
             teacher.compile(backend=config.torchcompile)
         logits, note = choose_logits(config.logits, teacher)
         classes = classes_of_data(opened.location, opened.class_names, opened.labels)
-        match = None
+        match, unmatched = None, ""
         if logits != "none":
-            match = match_labels(classes, teacher, config.class_map, config.output, plan)
-        notes = (*images.notes, no_tail, note, match.note if match else None)
+            match, unmatched = match_labels(classes, teacher, config.class_map, config.output, plan)
+        notes = (*images.notes, no_tail, note, unmatched)
         return cls(
             drawn=DrawnViews(
                 images,
@@ -229,8 +229,8 @@ class Job:
         """
         if self.request.logits == "none":
             return replace(self, match=None, class_map=None)
-        match = match_labels(classes, self.teacher, class_map, output, plan)
-        notes = (*self.notes, match.note) if match.note else self.notes
+        match, note = match_labels(classes, self.teacher, class_map, output, plan)
+        notes = (*self.notes, note) if note else self.notes
         return replace(self, match=match, class_map=stored_map(class_map, match), notes=notes)
 
     def to(self, device: torch.device) -> Self:
