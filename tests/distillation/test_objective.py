@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from scalekd.distillation import (
     LIGHT,
@@ -21,9 +21,9 @@ from scalekd.distillation import (
     build_objective,
     feature_objective,
     kd_loss,
-    spatial_loss,
 )
 from scalekd.distillation import objective as objective_module
+from scalekd.distillation.losses import view_loss
 from scalekd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -152,7 +152,12 @@ def test_a_weight_of_zero_costs_no_parameter_and_no_loss(
     }
     whole, half = toys.objective(), toys.objective(**without)
     assert size(half) == size(whole) / 2  # both views have projectors of the same size
-    monkeypatch.setattr(feature_objective, "_FEATURE_LOSSES", {"spatial": spatial_loss})
+
+    def spatial_only(predicted: Tensor, target: Tensor, view: str) -> Tensor:
+        assert view == "spatial"
+        return view_loss(predicted, target, view)
+
+    monkeypatch.setattr(feature_objective, "view_loss", spatial_only)
     monkeypatch.delattr(objective_module, "soft_cross_entropy")
     objective = toys.objective(**without, kd=False)
     assert objective(*toys.batch())["total"].isfinite()

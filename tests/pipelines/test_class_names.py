@@ -6,6 +6,7 @@ that is compared by name is always right, and one that is compared by number har
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -261,8 +262,13 @@ def test_an_unnamed_teacher_is_taken_by_number_where_the_counts_agree(
     setting: Setting, five: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     unnamed = {"teacher": {"model": setting.unnamed}}
-    with pytest.raises(DataError, match=r"5 classes.*10 classes without names.*--class-map FILE"):
-        cached(setting, five, tmp_path / "cache", **unnamed)
+    wanted = r"5 classes.*10 classes without names.*--class-map FILE"
+    result = cached(setting, five, tmp_path / "cache", **unnamed)  # needs no match
+    assert result.teacher_top1 is None
+    assert re.search(wanted, capfd.readouterr().err)
+    with pytest.raises(DataError, match=wanted):
+        trained(tmp_path / "cache", five, tmp_path / "run", val_split=None)
+    trained(tmp_path / "cache", five, tmp_path / "run", objective="none", val_split=None)
     every = setting.folders(tmp_path / "all", {name: name for name in NAMES})
     capfd.readouterr()
     result = cached(setting, every, tmp_path / "numbers", **unnamed)
