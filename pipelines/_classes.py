@@ -88,7 +88,7 @@ def match_labels(
             f"--class-map {class_map}: {output} was begun with other classes; leave"
             " the option out to go on with it, choose another --output, or pass --overwrite"
         )
-    return match, match.note
+    return match, match.note or ""
 
 
 def stored_map(class_map: str, match: ClassMatch | None) -> ClassMap | None:
