@@ -1,4 +1,4 @@
-"""Shards: views drawn, sent through the teacher, coded and committed."""
+"""Write shards: draw views, run the teacher, encode its outputs and commit."""
 
 import itertools
 import time
@@ -42,25 +42,25 @@ from scalekd.threads import one_blas_thread
 from scalekd.views import ViewParams, ViewPolicy, pack_views
 
 _MOST_THREADS = 16
-# Enough that a call's overhead is small, and so few that a batch keeps many threads busy and the
-# last batch of a run is coded soon.
+# Enough views to make the overhead of a call small, and few enough that one batch occupies many
+# threads and the last batch of a run is encoded quickly.
 _LEAST_TASK_VIEWS = 8
 
 
 def run_teacher(teacher: Teacher, pixels: Tensor, precision: str) -> TeacherArrays:
-    """One forward in the precision asked for; float32 arrays on the host."""
+    """Run one forward pass in ``precision``; return float32 arrays on the host."""
     output = teacher_outputs(teacher, pixels.to(teacher.device), precision)
     logits = None if output.logits is None else output.logits.float().cpu().numpy()
     return TeacherArrays(
-        {stage: found.float().cpu().numpy() for stage, found in output.features.items()}, logits
+        {stage: values.float().cpu().numpy() for stage, values in output.features.items()}, logits
     )
 
 
 def num_coding_threads() -> int:
-    """Threads of this process that code beside the teacher: its share of the cores, at least two.
+    """Return the number of encoding threads: this process's share of the cores, at least two.
 
-    A core codes some hundred views a second, a GPU's teacher says more; the bytes are the same
-    with any number.
+    A core encodes about a hundred views per second, fewer than a teacher on a GPU produces. The
+    written bytes do not depend on the number of threads.
     """
     return min(max(2, num_cores() - 1), _MOST_THREADS)
 
@@ -68,7 +68,7 @@ def num_coding_threads() -> int:
 def _claimed_requests(
     writer: CacheWriter, shards: Iterable[tuple[int, int]]
 ) -> Iterator[DrawRequest]:
-    """Batches of shards, each shard claimed when its first batch is asked for."""
+    """Yield the batches of shards; a shard is claimed when its first batch is requested."""
     identity = writer.plan.identity
     for pass_index, shard in shards:
         if writer.claim(pass_index, shard):
@@ -92,9 +92,9 @@ def write_claimed(
     *,
     encoder: EncoderName | None = None,
 ) -> int:
-    """Draw, run the teacher, code and commit, shard by shard; returns the number committed.
+    """Draw, run the teacher, encode and commit, shard by shard; return the number committed.
 
-    Threads code behind the teacher, and a shard is committed while the next is drawn.
+    Threads encode while the teacher runs, and a shard is committed while the next is drawn.
 
     Args:
         job: The job, its teacher on its device.
@@ -103,7 +103,7 @@ def write_claimed(
         shards: ``(pass, shard)`` pairs.
         progress: Counts the views.
         answers: Counts how often the teacher answers with the label.
-        encoder: Who encodes features; what suits the device when ``None``.
+        encoder: Implementation that encodes features; the default of the device when ``None``.
     """
     missing = [pair for pair in shards if not writer.has_record(*pair)]
     if not missing:
@@ -140,7 +140,7 @@ def write_claimed(
 
 
 class _Shards:
-    """Opens a shard with its first batch, and commits it behind its last."""
+    """Opens a shard at its first batch, and commits it in the background after its last."""
 
     def __init__(self, writer: CacheWriter, codecs: CacheCodecs) -> None:
         self._writer = writer
@@ -177,9 +177,9 @@ class _Piece:
 
     Attributes:
         block: The block.
-        start: First of them in the batch.
-        stop: The one after the last of them in the batch.
-        row: Where the first of them lies in the block.
+        start: Index of the first view in the batch.
+        stop: Index after the last view in the batch.
+        row: Index of the first view in the block.
     """
 
     block: OpenBlock
@@ -190,7 +190,7 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """What is kept of one view until its block is full."""
+    """Data of one view, kept until its block is full."""
 
     key: str
     label: int
@@ -201,13 +201,13 @@ class _Drawn:
 
 
 class _OpenShard:
-    """Cuts batches into coding tasks, and joins what these make into blocks."""
+    """Divides batches into encoding tasks, and collects their planes in blocks."""
 
     def __init__(self, writer: CacheWriter, codecs: CacheCodecs, request: DrawRequest) -> None:
         self._codecs = codecs
         self._block_size = writer.plan.identity.block_size
         self._policy = ViewPolicy.from_config(writer.plan.identity.views.policy)
-        self._place = f"pass {request.pass_index}, shard {request.shard}"
+        self._where = f"pass {request.pass_index}, shard {request.shard}"
         self._commit_behind = writer.commit_behind
         self._writer = writer.shard(request.pass_index, request.shard)
         self._block: OpenBlock | None = None
@@ -215,7 +215,7 @@ class _OpenShard:
         self.skipped: list[str] = []
 
     def add(self, batch: DrawnBatch, output: HostBatch) -> None:
-        """Queue the coding of a batch; blocks that are full are written once they are coded."""
+        """Queue the encoding of a batch; full blocks are written once they are encoded."""
         num_views = len(batch.keys)
         pieces = self._pieces(num_views)
         for encode, start, stop in self._tasks(output, num_views):
@@ -242,7 +242,7 @@ class _OpenShard:
         self._commit_behind(self._writer, self.skipped)
 
     def _pieces(self, num_views: int) -> list[_Piece]:
-        """Divide a batch among blocks, and open those that it begins."""
+        """Divide a batch among blocks, and open new blocks as needed."""
         pieces, start, row = [], 0, len(self._drawn)
         while start < num_views:
             if self._block is None:
@@ -258,7 +258,7 @@ class _OpenShard:
     def _tasks(
         self, output: HostBatch, num_views: int
     ) -> Iterator[tuple[Callable[[], Planes], int, int]]:
-        """What makes the planes of views ``start`` to ``stop`` of a batch, task by task."""
+        """Yield encoding tasks: a function that returns planes, and its views ``start:stop``."""
         for stage, codec in self._codecs.stages.items():
             if stage in output.planes:
                 yield partial(_from_device, output.planes[stage], f"stage{stage}"), 0, num_views
@@ -280,7 +280,7 @@ class _OpenShard:
         stop: int,
         pieces: list[_Piece],
     ) -> None:
-        """Run a coding task in a thread, which hands its planes to the blocks they lie in."""
+        """Run an encoding task in a thread, which adds the planes to their blocks."""
         pieces = [piece for piece in pieces if piece.start < stop and start < piece.stop]
         for piece in pieces:
             piece.block.expect()
@@ -290,7 +290,7 @@ class _OpenShard:
                 planes = encode()
             except DataError as error:
                 raise DataError(
-                    f"{self._place}, views of samples {keys[start]} to {keys[stop - 1]}: {error}"
+                    f"{self._where}, views of samples {keys[start]} to {keys[stop - 1]}: {error}"
                 ) from error
             for piece in pieces:
                 first, end = max(start, piece.start), min(stop, piece.stop)

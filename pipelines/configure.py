@@ -80,25 +80,25 @@ def recipe_names() -> list[str]:
 
 
 def recipe_about(name: str) -> dict[str, Any]:
-    """What a shipped recipe says of itself: teacher, views, published figures, departures."""
+    """Return the ``_about`` section of a recipe: teacher, views, published figures, departures."""
     about: dict[str, Any] = read_yaml_mapping(RECIPES / f"{name}.yaml")[ABOUT]
     return about
 
 
 def departures_from_recipe(name: str, config: TrainConfig, *, world_size: int) -> list[str]:
-    """In what a run is not the published pair, though it takes its recipe; one sentence each.
+    """Describe how a run differs from the published recipe, one sentence for each difference.
 
     Args:
-        name: Of the recipe, as given to ``--recipe``.
-        config: Of the run.
-        world_size: Processes of the run.
+        name: Name of the recipe, as given to ``--recipe``.
+        config: Configuration of the run.
+        world_size: Number of processes of the run.
 
     Raises:
         DataError, CacheError: There is no cache to train from, or it is damaged.
     """
     path = RECIPES / f"{name}.yaml"
     if not path.is_file():
-        return []  # a file of the user's own
+        return []  # a recipe file of the user
     about, published = recipe_about(name), train_config(name, {"output": ""})
     manifest = read_manifest(open_storage(config.cache)) if config.cache else None
     found = []
@@ -170,11 +170,11 @@ def describe_recipe(name: str) -> dict[str, Any]:
 def _nested(base: Mapping[str, Any], changes: Any) -> dict[str, Any]:
     result = dict(base)
     for dotted, value in changes:
-        place = result
+        mapping = result
         *parents, name = dotted.split(".")
         for parent in parents:
-            inner = place.get(parent, {})
-            place[parent] = dict(inner) if isinstance(inner, Mapping) else {}
-            place = place[parent]
-        place[name] = value
+            inner = mapping.get(parent, {})
+            mapping[parent] = dict(inner) if isinstance(inner, Mapping) else {}
+            mapping = mapping[parent]
+        mapping[name] = value
     return result

@@ -53,7 +53,7 @@ class Cache:
         """Open a cache that is complete or begun.
 
         Raises:
-            DataError: There is none.
+            DataError: The location does not contain a cache.
             CacheCorrupt, CacheMismatch: Its plan or manifest is damaged or of another version.
         """
         storage = open_storage(location)
@@ -225,7 +225,7 @@ class Cache:
 
 
 def read_manifest_if_any(storage: Storage) -> Manifest | None:
-    """The manifest of a cache; ``None`` where there is none.
+    """Read the manifest of a cache; ``None`` if it does not exist.
 
     Raises:
         CacheCorrupt: It is damaged.

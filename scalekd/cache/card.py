@@ -27,24 +27,24 @@ _KNOWN_LICENCES = frozenset(
 )
 
 
-def check_hub_limits(paths: Iterable[str], place: str) -> None:
-    """Raise ``UsageError`` when a repository would hold more files than the Hub takes.
+def check_hub_limits(paths: Iterable[str], location: str) -> None:
+    """Raise ``UsageError`` if a repository would contain more files than the Hub accepts.
 
     Args:
-        paths: Every file that is to stand there.
-        place: For the message.
+        paths: Paths of all files of the repository.
+        location: Location of the repository, for the message.
     """
     folders = Counter(path.rpartition("/")[0] for path in paths)
     folder, most = max(folders.items(), key=lambda item: item[1], default=("", 0))
-    for found, limit, what in (
+    for count, limit, what in (
         (most, MAX_FILES_PER_FOLDER, f"files in {folder}/"),
         (sum(folders.values()), MAX_FILES, "files in all"),
     ):
-        if found > limit:
+        if count > limit:
             raise UsageError(
-                f"{place}: the cache has {found:,} {what}, and the Hub takes {limit:,}; send some"
-                " passes or shards only, or the webdataset form (`scalekd cache convert`), which"
-                " has one file a shard"
+                f"{location}: the cache has {count:,} {what}, and the Hub takes {limit:,};"
+                " send some passes or shards only, or the webdataset form (`scalekd cache"
+                " convert`), which has one file a shard"
             )
 
 

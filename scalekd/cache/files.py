@@ -1,8 +1,4 @@
-"""Files that are checked before they are believed.
-
-A cache is read for years on stores that fail. Every file of it is read against the size and
-SHA-256 that somebody committed for it.
-"""
+"""Read the files of a cache, checking the size and SHA-256 committed for each of them."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -50,7 +46,7 @@ def digest_on_disk(path: Path) -> FileDigest:
 def read_bounded(
     storage: Storage, relative: str, *, max_bytes: int, what: str, sha256: str | None = None
 ) -> bytes:
-    """The whole of a file that may not be larger than ``max_bytes``.
+    """Read a whole file of at most ``max_bytes``.
 
     Args:
         storage: Where the cache is.
@@ -68,17 +64,17 @@ def read_bounded(
         raise CacheCorrupt(f"{storage.locate(relative)}: {what} {error.problem}") from None
 
 
-def check(place: str, data: bytes | memoryview, expected: FileDigest) -> None:
-    """Raise ``CacheCorrupt`` unless ``data`` is what was committed at ``place``."""
+def check(where: str, data: bytes | memoryview, expected: FileDigest) -> None:
+    """Raise ``CacheCorrupt``, naming ``where``, unless ``data`` has the committed digest."""
     if len(data) != expected.num_bytes:
         raise CacheCorrupt(
-            f"{place} has {len(data):,} bytes, {expected.num_bytes:,} were committed"
+            f"{where} has {len(data):,} bytes, {expected.num_bytes:,} were committed"
             " (run `scalekd cache verify`, then redo the damaged shard)"
         )
-    found = hashlib.sha256(data).hexdigest()
-    if found != expected.sha256:
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 != expected.sha256:
         raise CacheCorrupt(
-            f"{place}: its bytes changed since they were committed (SHA-256 {found[:12]}… found,"
+            f"{where}: its bytes changed since they were committed (SHA-256 {sha256[:12]}… found,"
             f" {expected.sha256[:12]}… committed; run `scalekd cache verify`)"
         )
 
@@ -86,13 +82,13 @@ def check(place: str, data: bytes | memoryview, expected: FileDigest) -> None:
 def file_problem(
     storage: Storage, relative: str, expected: FileDigest, *, quick: bool = False
 ) -> str | None:
-    """Say what is wrong with a committed file; ``None`` when nothing is.
+    """Describe the damage of a committed file; ``None`` if it is intact.
 
     Args:
         storage: Where the cache is.
         relative: Path inside it.
         expected: What was committed.
-        quick: Look at the size alone.
+        quick: Check only the size.
     """
     try:
         if quick:
@@ -114,7 +110,7 @@ def file_problem(
 
 
 def holds(storage: Storage, relative: str, expected: FileDigest | bytes) -> bool:
-    """Whether a file has the very bytes that were, or are to be, committed; reads all of it."""
+    """Whether a file has exactly the expected bytes; reads the whole file."""
     wanted = digest(expected) if isinstance(expected, bytes) else expected
     try:
         return file_problem(storage, relative, wanted) is None
@@ -123,7 +119,7 @@ def holds(storage: Storage, relative: str, expected: FileDigest | bytes) -> bool
 
 
 def read_checked(storage: Storage, relative: str, expected: FileDigest) -> bytes:
-    """The content of a committed file, or ``CacheCorrupt`` when it is not as committed."""
+    """Read a committed file; raise ``CacheCorrupt`` if it differs from the committed one."""
 
     def read() -> bytes:
         data = read_bounded(
@@ -147,9 +143,9 @@ def asking_again(
     *,
     version: str | None = None,
 ) -> Checked:
-    """What ``read`` gives; a file that came damaged over a network is fetched once more.
+    """Return the result of ``read``, after a second attempt if the file was damaged in transit.
 
-    So is one whose copy in a local cache was damaged.
+    A damaged copy in a local cache is also fetched again.
     """
     try:
         return read()
@@ -160,7 +156,7 @@ def asking_again(
 
 
 class CommittedFiles:
-    """Reads only files it has a digest for, whole, and refuses any that differ."""
+    """Reads files whose digests are known, and raises ``CacheCorrupt`` for files that differ."""
 
     def __init__(self, storage: Storage, expected: dict[str, FileDigest]) -> None:
         self.storage = storage
@@ -171,47 +167,47 @@ class CommittedFiles:
         self._expected.update(files)
 
     def read(self, relative: str, *, max_bytes: int | None = None) -> bytes:
-        """The content of a file.
+        """Read a whole file.
 
         Raises:
-            CacheCorrupt: Nobody committed it, it is larger than it may be, or it has changed.
+            CacheCorrupt: The file was not committed, is larger than ``max_bytes``, or has changed.
         """
-        place, expected = self.storage.locate(relative), self.digest_of(relative)
+        where, expected = self.storage.locate(relative), self.digest_of(relative)
         if max_bytes is not None and expected.num_bytes > max_bytes:
             raise CacheCorrupt(
-                f"{place}: {expected.num_bytes:,} bytes are more than the {max_bytes:,} allowed"
+                f"{where}: {expected.num_bytes:,} bytes are more than the {max_bytes:,} allowed"
             )
         return read_checked(self.storage, relative, expected)
 
     def read_range(self, relative: str, start: int, expected: FileDigest) -> bytes:
-        """A part of a file, held against a digest of its own.
+        """Read a part of a file, and compare it with the digest of the part.
 
         Raises:
-            CacheCorrupt: Nobody committed it, it ends before, or it has changed.
+            CacheCorrupt: The file was not committed, is too short, or has changed.
         """
-        place = f"{self.storage.locate(relative)} from byte {start:,} on"
+        where = f"{self.storage.locate(relative)} from byte {start:,} on"
         whole = self.digest_of(relative)
         if start + expected.num_bytes > whole.num_bytes:
-            raise CacheCorrupt(f"{place}: has no {expected.num_bytes:,} bytes")
+            raise CacheCorrupt(f"{where}: has no {expected.num_bytes:,} bytes")
         version = f"{whole.num_bytes}-{whole.sha256}"
 
         def read() -> bytes:
             try:
                 data = self.storage.read_range(relative, start, expected.num_bytes, version=version)
             except StoredFileError as error:
-                raise CacheCorrupt(f"{place}: a committed file {error.problem}") from None
-            check(place, data, expected)
+                raise CacheCorrupt(f"{where}: a committed file {error.problem}") from None
+            check(where, data, expected)
             return data
 
         return asking_again(self.storage, relative, None, read, version=version)
 
     def digest_of(self, relative: str) -> FileDigest:
-        """What the whole of a file must weigh and hash to.
+        """Return the committed size and SHA-256 of a file.
 
         Raises:
-            CacheCorrupt: Nobody committed it.
+            CacheCorrupt: The file was not committed.
         """
-        found = self._expected.get(relative)
-        if found is None:
+        expected = self._expected.get(relative)
+        if expected is None:
             raise CacheCorrupt(f"{self.storage.locate(relative)}: no commit record names this file")
-        return found
+        return expected

@@ -1,4 +1,4 @@
-"""Which arrays a cache holds, where they stand, and how each is cut into files.
+"""The arrays of a cache, their paths, and how each is divided into files.
 
 ``samples/…`` holds what is true of a sample whatever the pass: key, label, hash of the encoded
 bytes. ``passes/0007/…`` holds one view of every sample: how it was drawn, the hash of its
@@ -157,7 +157,7 @@ class ShardId:
 
 
 def lease_path(unit: Unit, shard: int) -> str:
-    """File that stands while a process writes the shard; see :mod:`scalekd.cache.lease`."""
+    """File that exists while a process writes the shard; see :mod:`scalekd.cache.lease`."""
     return record_path(unit, shard).removesuffix(".json") + LEASE_SUFFIX
 
 

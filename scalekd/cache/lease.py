@@ -245,7 +245,7 @@ def _remove_chain(path: Path) -> None:
 
 
 def _read(path: Path) -> LeaseHolder | None:
-    """Whom a lease names; ``None`` when there is none. One that a disk damaged is removed."""
+    """Read the owner of a lease; ``None`` if there is no lease. A damaged lease is removed."""
     try:
         with path.open("rb") as file:
             return LeaseHolder.model_validate(json.loads(file.read(_MAX_BYTES)))

@@ -110,7 +110,7 @@ class SampleTable:
 
 
 class CacheReader:
-    """A complete cache, or the part of one that stands somewhere, opened for reading.
+    """A complete cache, or a partial copy of one, opened for reading.
 
     Args:
         cache: The cache.

@@ -17,7 +17,7 @@ from scalekd.storage import Storage
 def samples_hash(
     keys: Iterable[str], labels: np.ndarray[Any, Any], source_hashes: np.ndarray[Any, Any]
 ) -> str:
-    """Hash of a shard's samples in order: keys, in which no newline stands, labels, images."""
+    """Hash of a shard's samples in order: keys (without newlines), labels, images."""
     hasher = hashlib.sha256("\n".join(keys).encode())
     hasher.update(np.ascontiguousarray(labels, "<i4").tobytes())
     hasher.update(np.ascontiguousarray(source_hashes, "<u8").tobytes())

@@ -84,12 +84,12 @@ class Selection(CacheDocument):
         )
 
     def __str__(self) -> str:
-        told = [
+        texts = [
             f"passes {_spell(self.passes)}" if self.passes is not None else "",
             f"shards {_spell(self.shards)}" if self.shards is not None else "",
             f"targets {', '.join(self.targets) or 'none'}" if self.targets is not None else "",
         ]
-        return ", ".join(filter(None, told)) or "all of it"
+        return ", ".join(filter(None, texts)) or "all of it"
 
 
 def selection_path(number: int) -> str:
@@ -164,7 +164,7 @@ def refuse_part(storage: Storage, doing: str) -> None:
 
 
 def check_owner(storage: Storage, selection: Selection | None, cache_id: str) -> None:
-    """Raise ``CacheMismatch`` if a selection is of another cache than the one it stands in."""
+    """Raise ``CacheMismatch`` if ``selection`` belongs to another cache than ``cache_id``."""
     if selection is not None and selection.cache_id != cache_id:
         raise CacheMismatch(
             f"{storage.locate(SELECTION_FOLDER)}: is of cache {selection.cache_id[:12]}…, and the"

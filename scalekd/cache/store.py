@@ -43,7 +43,7 @@ class CommittingStore(LocalStore):
         await asyncio.to_thread(self.put, key, value.to_bytes())
 
     def put(self, relative: str, data: bytes | memoryview) -> None:
-        """Commit a file that is none of Zarr's, and remember its digest too."""
+        """Commit a file that does not belong to Zarr, and record its digest."""
         path, content = inside(self.root, relative), digest(data)
         if self._check is None:
             commit_file(path, data)

@@ -1,7 +1,7 @@
 """Writing a cache: plan first, then shards in any order by any process, the manifest last.
 
 A shard is written by one process, the one that holds its lease. Its files appear one by one, each
-atomically, and count for nothing until the shard's commit record stands. A killed writer leaves
+atomically, and do not count until the shard's commit record exists. A killed writer leaves
 committed shards, whole files of at most one uncommitted shard, its leases, and temporary files; the
 next run takes over and redoes that shard.
 """

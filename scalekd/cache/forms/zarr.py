@@ -93,7 +93,7 @@ class ZarrArrays:
         try:
             rows = decode_chunk(data, coding, array.dtype, array.chunks(identity))
         except CacheCorrupt as error:
-            # The bytes are those committed; whoever committed them wrote no such array.
+            # The bytes are the committed ones, so the writer committed an invalid array.
             raise CacheCorrupt(f"{storage.locate(relative)}: {error}") from None
         return views_first(rows, array.view_axis)
 

@@ -1,4 +1,4 @@
-"""The members of one block's views, laid out as they stand in the tar."""
+"""The tar members of the views of one block, in the order of the tar."""
 
 import hashlib
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def make_block(
 ) -> TarBlock:
     """Lay out the members of a block.
 
-    A view's members stand together: image, label (where there is one), packed view.
+    A view's members are adjacent: image, label (where there is one), packed view.
     """
     parts: list[bytes] = []
     places = np.zeros((len(keys), 4), np.int64)
@@ -46,9 +46,9 @@ def make_block(
         nonlocal size
         data, start = member(name, content)
         parts.append(data)
-        place = size + start, len(content)
+        span = size + start, len(content)
         size += len(data)
-        return place
+        return span
 
     for row, (key, label) in enumerate(zip(keys, labels.tolist(), strict=True)):
         stem = member_stem(key)

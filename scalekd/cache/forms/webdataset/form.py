@@ -85,7 +85,7 @@ def _check_version(data: bytes, where: str) -> None:
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):
-        return  # told by the parser
+        return  # the parser reports the error
     version = document.get("format_version") if isinstance(document, dict) else None
     if isinstance(version, int) and version > 1:
         raise CacheMismatch(

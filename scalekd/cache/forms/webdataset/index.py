@@ -1,4 +1,4 @@
-"""The index of a tar: where each block and each view stands, and what each block hashes to.
+"""The index of a tar: the offset of each block and view, and the digest of each block.
 
 With it a block is one request, checked against a digest of its own, and a single view or image
 can be had without reading the tar's headers.

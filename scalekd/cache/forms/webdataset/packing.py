@@ -125,14 +125,14 @@ class ViewPacking:
         sizes = self._sizes.unpack_from(content, at - self._sizes.size)
         if at + sum(sizes) != len(content):
             raise CacheCorrupt(f"its parts have {at + sum(sizes):,} bytes, it has {len(content):,}")
-        place = _HEAD.size
+        offset = _HEAD.size
         for array in self._raw:
             if array.name in found:
                 values = np.frombuffer(
-                    content, array.dtype.newbyteorder("<"), array.values_per_view, place
+                    content, array.dtype.newbyteorder("<"), array.values_per_view, offset
                 )
                 found[array.name][number] = values.reshape(array.before + array.after)
-            place += array.bytes_per_view
+            offset += array.bytes_per_view
         for (array, plane), size in zip(self._coded, sizes, strict=True):
             if array.name in found:
                 rows = found[array.name][number : number + 1]

@@ -66,7 +66,7 @@ class TarReader(PassReader):
         try:
             found = self._packing.unpack(packed, names)
         except CacheCorrupt as error:
-            # The bytes are those committed; whoever committed them packed no such view.
+            # The bytes are the committed ones, so the writer committed an invalid view.
             raise CacheCorrupt(
                 f"{self._files.storage.locate(tar)}, block {number}: {error}"
             ) from None
