@@ -41,7 +41,7 @@ def command(*, name: str | None, as_json: bool, **options: Any) -> None:
     lines = [
         *table([_COLUMNS, *map(_row, recipes)]),
         "top-1 as published, and the gain over the same student trained alone.",
-        "Not released: removed from the authors' code, or added by this project (resnet50-kd).",
+        "Not released: removed from the authors' code, or added here (resnet50-kd).",
         "`scalekd recipes NAME` prints the commands of a recipe, and what they cost.",
     ]
     emit({"recipes": recipes}, lines, as_json=as_json)

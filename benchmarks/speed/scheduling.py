@@ -53,6 +53,10 @@ class SleepingTeacher(nn.Module):
         self._features = torch.randn(_SHAPE.num_tokens, _SHAPE.num_channels, generator=generator)
         self._logits = torch.randn(_CLASSES, generator=generator)
 
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
     def forward(self, pixels: Tensor) -> TeacherOutput:
         time.sleep(self._seconds * len(pixels))
         features = self._features.expand(len(pixels), -1, -1)

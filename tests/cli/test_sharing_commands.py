@@ -46,7 +46,7 @@ def test_a_cache_goes_its_way(
     assert json.loads(pushed.out)["extensions"] == ["other"]
     part = tmp_path / "part"
     pulled = run("cache", "pull", bucket, part, "--logits-only", "--passes", "1")
-    assert (pulled.code, "a part, passes 1, targets logits" in pulled.out) == (0, True)
+    assert (pulled.code, "a part: passes 1, targets logits" in pulled.out) == (0, True)
     for root in (bucket, part):
         verified = run("cache", "verify", root)
         assert verified.code == 0, verified.err

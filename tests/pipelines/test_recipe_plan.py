@@ -12,6 +12,7 @@ from scalekd.cli import cache_teacher as cache_command
 from scalekd.cli import recipes as recipes_command
 from scalekd.cli import train_student as train_command
 from scalekd.errors import UsageError
+from scalekd.pipelines._cache_options import CacheOptions
 from scalekd.pipelines.configure import (
     departures_from_recipe,
     recipe_about,
@@ -58,7 +59,8 @@ def test_the_cache_command_has_the_views_and_the_teacher_of_the_recipe(name: str
         "aug": "augmentation",
         "interpolation": "interpolation",
     }.items():
-        assert options[option] == about[entry]
+        default = CacheOptions.model_fields[option].default if option == "interpolation" else None
+        assert (options[option] or default) == about[entry]
     assert options["stages"] == (4,)
     assert (options["logits"] == "none") == (name == "swin_s-resnet50")  # the one without KD
     assert options["passes"] == 3
