@@ -244,6 +244,11 @@ class CacheReader:
         parts: dict[str, list[Rows]] = {array.name: [] for array in self.layout.samples}
         counts, num_bytes, num_stored = [], 0, 0
         here = set(self.shards)
+        if not here:
+            raise CacheCorrupt(
+                f"{self.place}: a part ({self.part}) with no shard of its cache, which has"
+                f" {self.identity.num_shards:,}; pull it again"
+            )
         for shard in range(self.identity.num_shards):
             if shard not in here:
                 counts.append(0)

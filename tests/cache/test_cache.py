@@ -77,6 +77,15 @@ def test_a_part_without_passes_is_not_trained_on(cache_copy: Path) -> None:
         ChosenTargets.open(cache_copy)
 
 
+def test_a_part_without_shards_has_no_samples(cache_copy: Path) -> None:
+    cache = Cache.open(cache_copy)
+    selection = Selection(cache_id=cache.plan.cache_id, shards=((900, 901),))
+    with selection_lock(cache.storage, create=True):
+        write_selection(cache.storage, selection)
+    with pytest.raises(CacheCorrupt, match=r"part \(shards 900-901\) with no shard of its cache"):
+        _ = open_cache(cache_copy).samples
+
+
 def test_a_shard_says_what_it_is() -> None:
     assert str(ShardId("samples", 3)) == "shard 3 of the samples"
     assert str(ShardId(1, 3)) == "shard 3 of pass 1"
