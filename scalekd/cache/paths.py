@@ -1,8 +1,8 @@
 """The names that files of a cache may have; a document that gives a file another name is refused.
 
-A cache that is fetched writes to the disk of whoever fetches it. Each kind of file therefore has
-one grammar, so that no document can name ``.git/config``, a file outside the cache, or a file that
-another program would read.
+A cache that is fetched writes to the disk of the user who fetches it. Each kind of file
+therefore has one grammar, so that no document can name ``.git/config``, a file outside the cache,
+or a file that another program would read.
 """
 
 import re

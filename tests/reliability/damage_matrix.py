@@ -259,7 +259,7 @@ DAMAGES: dict[str, Damage] = {
     "edited and sealed": _edited_and_sealed,
     "wrong key order": _wrong_order,
 }
-_NOT_READ = {"extra", "stale"}  # training does not look for strangers; an older cache is whole
+_NOT_READ = {"extra", "stale"}  # training ignores unexpected files; an older cache is complete
 _BEYOND_REPAIR = {"wrong key order"}  # every document was forged: a person decides
 
 
