@@ -246,7 +246,7 @@ def _train(output: Path, objective: str, seed: int, folder: Path, epochs: int) -
                 "epochs": epochs,
                 "batch_size": _STUDENT_BATCH,
                 "lr": _STUDENT_LR,
-                "warmup_epochs": 2,
+                "warmup_epochs": min(2, epochs // 2),
                 "seed": seed,
                 "workers": 0,
                 "amp": "no",
