@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from scalekd.cache.manifest import ClassMap, Plan
+from scalekd.cache.documents.manifest import ClassMap, Plan
 from scalekd.codecs import create_logit_codec
 from scalekd.errors import CacheMismatch, DataError, UsageError
 from scalekd.models.classes import Classes, ClassMatch

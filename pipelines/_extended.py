@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 
 from scalekd.cache import CacheReader
-from scalekd.cache.extensions import check_fits
+from scalekd.cache.documents.manifest import Identity
 from scalekd.cache.layout import SAMPLES
-from scalekd.cache.manifest import Identity
+from scalekd.cache.reading.extensions import check_fits
 from scalekd.errors import CacheMismatch
 from scalekd.pipelines._job import Job
 from scalekd.pipelines._same_pixels import check_pixels

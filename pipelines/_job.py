@@ -5,9 +5,7 @@ from typing import Any, Literal, Self
 
 import torch
 
-from scalekd.cache.files import FileDigest
-from scalekd.cache.forms import Form
-from scalekd.cache.manifest import (
+from scalekd.cache.documents.manifest import (
     ClassMap,
     CodecInfo,
     DataInfo,
@@ -17,7 +15,9 @@ from scalekd.cache.manifest import (
     StageInfo,
     ViewsInfo,
 )
-from scalekd.cache.planning import differences
+from scalekd.cache.files import FileDigest
+from scalekd.cache.forms import Form
+from scalekd.cache.writing.planning import differences
 from scalekd.codecs import parse_codec
 from scalekd.errors import CacheMismatch
 from scalekd.images import ImageDataset

@@ -6,11 +6,11 @@ import shutil
 import uuid
 from pathlib import Path
 
+from scalekd.cache.documents.manifest import Plan
+from scalekd.cache.documents.selection import refuse_part
 from scalekd.cache.forms import Form, form_named
 from scalekd.cache.layout import MANIFEST_FILE, RECORDS_FOLDER, Layout
-from scalekd.cache.manifest import Plan
-from scalekd.cache.planning import check_form, read_plan
-from scalekd.cache.selection import refuse_part
+from scalekd.cache.writing.planning import check_form, read_plan
 from scalekd.codecs import check_logit_codec, parse_codec
 from scalekd.errors import EnvironmentFault, UsageError
 from scalekd.pipelines._cache_config import CacheTeacherConfig

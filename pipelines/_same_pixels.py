@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from scalekd.cache.cache import Cache
-from scalekd.cache.committed import CommittedShard, recorded_shards
 from scalekd.cache.files import read_checked
 from scalekd.cache.layout import SAMPLES, ShardId
+from scalekd.cache.reading.committed import CommittedShard, recorded_shards
 from scalekd.cache.tables import load_tables
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError
 from scalekd.loading.drawing import DrawnViews, DrawRequest

@@ -1,6 +1,6 @@
 """The images and the teacher that a cache was made from, compared with its plan."""
 
-from scalekd.cache.manifest import DataInfo
+from scalekd.cache.documents.manifest import DataInfo
 from scalekd.errors import CacheMismatch, UsageError, rewording
 from scalekd.images import ImageDataset
 from scalekd.loading import open_images

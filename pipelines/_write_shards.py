@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from scalekd.cache.rows import SampleRows, ViewRows
-from scalekd.cache.shard_writer import OpenBlock
 from scalekd.cache.targets import CacheCodecs
-from scalekd.cache.writer import CacheWriter
+from scalekd.cache.writing.rows import SampleRows, ViewRows
+from scalekd.cache.writing.shard_writer import OpenBlock
+from scalekd.cache.writing.writer import CacheWriter
 from scalekd.codecs import FeatureCodec, LogitCodec
 from scalekd.errors import DataError
 from scalekd.loading.drawing import (

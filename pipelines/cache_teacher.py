@@ -18,10 +18,12 @@ from pathlib import Path
 from pydantic import BaseModel, Field
 
 from scalekd.cache.cache import Cache
+from scalekd.cache.documents.manifest import Identity, Plan, Provenance
 from scalekd.cache.files import read_checked
-from scalekd.cache.finishing import committed_passes, finish
-from scalekd.cache.manifest import Identity, Plan, Provenance
-from scalekd.cache.planning import (
+from scalekd.cache.tables import table_files
+from scalekd.cache.targets import CacheCodecs
+from scalekd.cache.writing.finishing import committed_passes, finish
+from scalekd.cache.writing.planning import (
     begin,
     begin_form,
     check_form,
@@ -29,9 +31,7 @@ from scalekd.cache.planning import (
     read_plan,
     remove_cache,
 )
-from scalekd.cache.tables import table_files
-from scalekd.cache.targets import CacheCodecs
-from scalekd.cache.writer import CacheWriter
+from scalekd.cache.writing.writer import CacheWriter
 from scalekd.errors import CacheMismatch, EnvironmentFault
 from scalekd.loading import worker_faults
 from scalekd.pipelines._arithmetic import strict_float32

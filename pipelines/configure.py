@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scalekd.cache.reader import read_manifest
+from scalekd.cache.reading.reader import read_manifest
 from scalekd.errors import UsageError
 from scalekd.storage import open_storage
 from scalekd.teachers import resolve_model_name

@@ -17,23 +17,23 @@ from pydantic import BaseModel
 
 from scalekd.cache import CacheReader, open_cache
 from scalekd.cache.cache import Cache
-from scalekd.cache.extensions import begun_extensions, extension_path
+from scalekd.cache.documents.selection import Selection, refuse_part
 from scalekd.cache.files import FileDigest
-from scalekd.cache.finishing import finish
 from scalekd.cache.forms import Form, form_named
-from scalekd.cache.planning import (
+from scalekd.cache.reading.extensions import begun_extensions, extension_path
+from scalekd.cache.sharing.source import SourceCache
+from scalekd.cache.sharing.transfer import Transfer
+from scalekd.cache.tables import table_files
+from scalekd.cache.writing.finishing import finish
+from scalekd.cache.writing.planning import (
     begin,
     begin_form,
     commit_plan,
     differences,
     read_plan,
 )
-from scalekd.cache.rows import SampleRows, ViewRows
-from scalekd.cache.selection import Selection, refuse_part
-from scalekd.cache.source import SourceCache
-from scalekd.cache.tables import table_files
-from scalekd.cache.transfer import Transfer
-from scalekd.cache.writer import CacheWriter
+from scalekd.cache.writing.rows import SampleRows, ViewRows
+from scalekd.cache.writing.writer import CacheWriter
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.loading import open_images, worker_faults
 from scalekd.loading.embedding import BlockImages, BlockRequest, ImagesToEmbed, images_of_blocks

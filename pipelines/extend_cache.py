@@ -11,9 +11,9 @@ shard are compared with those of the cache before the shard is committed.
 from dataclasses import replace
 
 from scalekd.cache import CacheReader, open_cache
-from scalekd.cache.extensions import extension_path
+from scalekd.cache.documents.manifest import Identity, Request
 from scalekd.cache.forms import form_named
-from scalekd.cache.manifest import Identity, Request
+from scalekd.cache.reading.extensions import extension_path
 from scalekd.codecs import DEFAULT_FEATURE_CODEC, check_logit_codec, parse_codec
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.loading import worker_faults

@@ -6,10 +6,10 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from scalekd.cache import CacheReader, open_cache
-from scalekd.cache.extensions import extension_names
+from scalekd.cache.care.verify import verify
 from scalekd.cache.forms import ZARR, Embed, form_named
 from scalekd.cache.layout import SAMPLES, Unit
-from scalekd.cache.verify import verify
+from scalekd.cache.reading.extensions import extension_names
 from scalekd.errors import UsageError
 from scalekd.storage import Location, open_storage
 
@@ -198,7 +198,7 @@ class Verification(BaseModel):
 
 
 def verify_cache(location: Location, *, quick: bool = False) -> Verification:
-    """Check every file of a cache; see :func:`scalekd.cache.verify.verify`."""
+    """Check every file of a cache; see :func:`scalekd.cache.care.verify.verify`."""
     verified = verify(location, quick=quick)
     return Verification(
         path=open_storage(location).place,

@@ -13,7 +13,8 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from scalekd.cache.documents import FORMAT, MAX_JSON_BYTES, Model, parse_committed
-from scalekd.cache.extensions import extension_names, extension_path
+from scalekd.cache.documents.manifest import Manifest, Plan
+from scalekd.cache.documents.selection import read_selection
 from scalekd.cache.layout import (
     EXTENSIONS_FOLDER,
     MANIFEST_FILE,
@@ -21,8 +22,7 @@ from scalekd.cache.layout import (
     RECORDS_FOLDER,
     SAMPLES,
 )
-from scalekd.cache.manifest import Manifest, Plan
-from scalekd.cache.selection import read_selection
+from scalekd.cache.reading.extensions import extension_names, extension_path
 from scalekd.errors import CacheCorrupt, CacheError, DataError
 from scalekd.storage import Location, NotStored, Storage, StoredFileError, open_storage
 

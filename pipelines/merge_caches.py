@@ -14,17 +14,17 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from scalekd.cache.cache import Cache
-from scalekd.cache.committed import recorded_shards
 from scalekd.cache.documents import MAX_JSON_BYTES
-from scalekd.cache.extensions import extension_names, extension_path
+from scalekd.cache.documents.manifest import Plan
+from scalekd.cache.documents.selection import Selection, ranges_of, refuse_part
 from scalekd.cache.files import read_bounded
-from scalekd.cache.finishing import finish
 from scalekd.cache.layout import PLAN_FILE, SAMPLES, ShardId, Unit
-from scalekd.cache.manifest import Plan
-from scalekd.cache.planning import differences
-from scalekd.cache.selection import Selection, ranges_of, refuse_part
-from scalekd.cache.source import SourceCache
-from scalekd.cache.transfer import Tally, Transfer
+from scalekd.cache.reading.committed import recorded_shards
+from scalekd.cache.reading.extensions import extension_names, extension_path
+from scalekd.cache.sharing.source import SourceCache
+from scalekd.cache.sharing.transfer import Tally, Transfer
+from scalekd.cache.writing.finishing import finish
+from scalekd.cache.writing.planning import differences
 from scalekd.errors import CacheMismatch, DataError, UsageError
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._signals import terminable

@@ -19,16 +19,7 @@ import torch
 from pydantic import BaseModel
 
 from scalekd.cache.cache import Cache
-from scalekd.cache.documents import canonical
-from scalekd.cache.files import holds
-from scalekd.cache.finishing import finish
-from scalekd.cache.forms import Form, read_form
-from scalekd.cache.forms.webdataset.form import INFO_FILE
-from scalekd.cache.layout import MANIFEST_FILE, SAMPLES, ShardId, unit_path
-from scalekd.cache.lease import Leases, remove_settled
-from scalekd.cache.manifest import Identity, Plan, ShardRecord
-from scalekd.cache.planning import begin, commit_plan
-from scalekd.cache.repair import (
+from scalekd.cache.care.repair import (
     ShardDamage,
     Standing,
     believed,
@@ -42,12 +33,21 @@ from scalekd.cache.repair import (
     remove_unexpected,
     sound_record,
 )
-from scalekd.cache.rows import SampleRows
-from scalekd.cache.selection import refuse_part
+from scalekd.cache.care.verify import verify
+from scalekd.cache.documents import canonical
+from scalekd.cache.documents.manifest import Identity, Plan, ShardRecord
+from scalekd.cache.documents.selection import refuse_part
+from scalekd.cache.files import holds
+from scalekd.cache.forms import Form, read_form
+from scalekd.cache.forms.webdataset.form import INFO_FILE
+from scalekd.cache.layout import MANIFEST_FILE, SAMPLES, ShardId, unit_path
 from scalekd.cache.tables import table_files
 from scalekd.cache.targets import save_arrays
-from scalekd.cache.verify import verify
-from scalekd.cache.writer import CacheWriter
+from scalekd.cache.writing.finishing import finish
+from scalekd.cache.writing.lease import Leases, remove_settled
+from scalekd.cache.writing.planning import begin, commit_plan
+from scalekd.cache.writing.rows import SampleRows
+from scalekd.cache.writing.writer import CacheWriter
 from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
 from scalekd.loading.drawing import DrawnViews, drawn_samples
 from scalekd.pipelines._arithmetic import compute_environment, strict_float32

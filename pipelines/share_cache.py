@@ -15,18 +15,18 @@ from collections.abc import Callable
 
 from pydantic import BaseModel
 
-from scalekd.cache.card import check_hub_limits, dataset_card
-from scalekd.cache.extensions import begun_extensions, extension_path
-from scalekd.cache.layout import PLAN_FILE
-from scalekd.cache.selection import (
+from scalekd.cache.documents.selection import (
     Selection,
     check_owner,
     read_selection,
     selection_lock,
     write_selection,
 )
-from scalekd.cache.source import SourceCache
-from scalekd.cache.transfer import Tally, Transfer
+from scalekd.cache.layout import PLAN_FILE
+from scalekd.cache.reading.extensions import begun_extensions, extension_path
+from scalekd.cache.sharing.card import check_hub_limits, dataset_card
+from scalekd.cache.sharing.source import SourceCache
+from scalekd.cache.sharing.transfer import Tally, Transfer
 from scalekd.errors import EnvironmentFault, UsageError
 from scalekd.pipelines._cache_options import ShareConfig
 from scalekd.pipelines._progress import ProgressReport

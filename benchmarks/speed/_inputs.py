@@ -10,12 +10,12 @@ import numpy as np
 from benchmarks.speed._measure import Settings
 from scalekd.cache import targets as stored
 from scalekd.cache.cache import Cache
-from scalekd.cache.finishing import finish
-from scalekd.cache.manifest import DataInfo, Identity, Plan, Provenance, ViewsInfo
-from scalekd.cache.planning import begin, commit_plan
-from scalekd.cache.rows import SampleRows, ViewRows
+from scalekd.cache.documents.manifest import DataInfo, Identity, Plan, Provenance, ViewsInfo
 from scalekd.cache.targets import save_arrays, stage_info
-from scalekd.cache.writer import CacheWriter
+from scalekd.cache.writing.finishing import finish
+from scalekd.cache.writing.planning import begin, commit_plan
+from scalekd.cache.writing.rows import SampleRows, ViewRows
+from scalekd.cache.writing.writer import CacheWriter
 from scalekd.codecs import FeatureCodec, LogitCodec, fit_codec, load_codec, save_codec
 from scalekd.images import ImageDataset, open_dataset
 from scalekd.loading.drawing import DrawnBatch, DrawnViews, DrawRequest

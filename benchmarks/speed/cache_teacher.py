@@ -19,11 +19,11 @@ import torch
 from benchmarks.speed import _inputs
 from benchmarks.speed._measure import Settings, median_ratio, per, take_turns
 from scalekd.cache.cache import Cache
+from scalekd.cache.documents.manifest import Plan
 from scalekd.cache.layout import PLAN_FILE, TABLES_FOLDER, Layout
-from scalekd.cache.manifest import Plan
-from scalekd.cache.planning import begin, read_plan
 from scalekd.cache.targets import CacheCodecs
-from scalekd.cache.writer import CacheWriter
+from scalekd.cache.writing.planning import begin, read_plan
+from scalekd.cache.writing.writer import CacheWriter
 from scalekd.images import open_dataset
 from scalekd.loading.drawing import DrawnBatch, DrawnViews, DrawRequest, shard_requests
 from scalekd.pipelines._progress import ProgressReport

@@ -31,7 +31,7 @@ _RULES = (
     ("projectors", r"distillation/projector\.py"),
     ("model", r"teachers/teacher\.py|students/student\.py|teachers/families\.py"),
     ("files and their hashes", r"cache/files\.py|storage/|hashlib"),
-    ("writing through zarr", r"zarr/|cache/store\.py"),
+    ("writing through zarr", r"zarr/|cache/forms/store\.py"),
     ("reading the cache", r"cache/(reader|chunks)\.py|data/blocks\.py"),
     ("checkpoints", r"training/(checkpoint|run_folder|state)\.py"),
     ("batches between processes", r"multiprocessing|data/_workers|torch/utils/data"),

@@ -20,7 +20,7 @@ from benchmarks.speed import _inputs
 from benchmarks.speed._measure import Settings
 from scalekd.cache.forms import ZARR
 from scalekd.cache.targets import CacheCodecs
-from scalekd.cache.writer import CacheWriter
+from scalekd.cache.writing.writer import CacheWriter
 from scalekd.codecs import FullLogitCodec, create_logit_codec
 from scalekd.codecs.plain import Float16Codec
 from scalekd.loading.drawing import DrawnBatch, DrawRequest

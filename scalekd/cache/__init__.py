@@ -1,8 +1,8 @@
 """The cache: manifest, files, reader, writer."""
 
-from scalekd.cache.chosen import ChosenTargets
-from scalekd.cache.extensions import JoinedReader, open_extension
-from scalekd.cache.reader import CacheReader, SampleTable, open_cache, read_manifest
+from scalekd.cache.reading.chosen import ChosenTargets
+from scalekd.cache.reading.extensions import JoinedReader, open_extension
+from scalekd.cache.reading.reader import CacheReader, SampleTable, open_cache, read_manifest
 from scalekd.cache.targets import CacheCodecs, JoinedTargets, TargetDecoder
 
 __all__ = [

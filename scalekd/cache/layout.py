@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from zarr.codecs import BloscCodec
 
-from scalekd.cache.manifest import Identity
+from scalekd.cache.documents.manifest import Identity
 from scalekd.codecs import PlaneSpec
 from scalekd.errors import CacheCorrupt
 
@@ -157,7 +157,7 @@ class ShardId:
 
 
 def lease_path(unit: Unit, shard: int) -> str:
-    """File that exists while a process writes the shard; see :mod:`scalekd.cache.lease`."""
+    """File that exists while a process writes the shard; see :mod:`scalekd.cache.writing.lease`."""
     return record_path(unit, shard).removesuffix(".json") + LEASE_SUFFIX
 
 

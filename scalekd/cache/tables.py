@@ -11,8 +11,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from scalekd.cache.documents.manifest import Identity, StageInfo
 from scalekd.cache.files import FileDigest
-from scalekd.cache.manifest import Identity, StageInfo
 from scalekd.codecs import FeatureCodec, codec_from_config
 from scalekd.errors import CacheCorrupt
 from scalekd.teachers import TeacherSpec, inspect_tail

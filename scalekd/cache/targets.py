@@ -7,6 +7,7 @@ import safetensors.numpy
 import torch
 from torch import Tensor, nn
 
+from scalekd.cache.documents.manifest import CodecInfo, Identity, StageInfo
 from scalekd.cache.files import FileDigest, digest, read_checked
 from scalekd.cache.forms import Form, read_form
 from scalekd.cache.layout import (
@@ -17,7 +18,6 @@ from scalekd.cache.layout import (
     sample_arrays,
     view_arrays,
 )
-from scalekd.cache.manifest import CodecInfo, Identity, StageInfo
 from scalekd.cache.tables import Tables, load_tables, stage_codec
 from scalekd.codecs import (
     FeatureCodec,

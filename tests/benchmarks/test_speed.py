@@ -132,7 +132,7 @@ def test_samples_of_a_profile_are_sorted_by_their_innermost_known_frame() -> Non
                 "main (cli/main.py:3);<module> (scalekd/training/__init__.py:1) 40",
                 f"{run};<module> (<frozen importlib._bootstrap>:1) 5",
                 f"{run};_update (scalekd/training/trainer.py:9);_single (torch/optim/adam.py:4) 30",
-                f"{run};_decode_pcodec (scalekd/cache/chunks.py:200) 10",
+                f"{run};_decode_pcodec (scalekd/cache/forms/chunks.py:200) 10",
                 f"{run};_train_epoch (scalekd/training/trainer.py:90) 10",
                 "cache_teacher (pipelines/cache_teacher.py:7);calibrate (pipelines/_calibrate.py:9)"
                 ";forward (scalekd/teachers/teacher.py:3) 200",

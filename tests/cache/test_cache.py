@@ -6,10 +6,10 @@ import pytest
 
 from scalekd.cache import ChosenTargets, open_cache
 from scalekd.cache.cache import Cache
+from scalekd.cache.documents.selection import Selection, selection_lock, write_selection
 from scalekd.cache.files import digest
 from scalekd.cache.forms import ZARR, TarForm
 from scalekd.cache.layout import ShardId
-from scalekd.cache.selection import Selection, selection_lock, write_selection
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
 
 

@@ -12,11 +12,11 @@ import pytest
 import zarr
 
 from scalekd.cache import CacheReader, open_cache
+from scalekd.cache.care.verify import verify
 from scalekd.cache.documents import canonical
+from scalekd.cache.documents.manifest import Manifest
 from scalekd.cache.files import digest
 from scalekd.cache.layout import ShardId
-from scalekd.cache.manifest import Manifest
-from scalekd.cache.verify import verify
 from scalekd.errors import CacheCorrupt, CacheError, CacheMismatch, DataError
 from tests.reliability.mutations import sealed
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from scalekd.cache import CacheReader, TargetDecoder, open_cache
-from scalekd.cache.verify import verify
+from scalekd.cache.care.verify import verify
 from scalekd.distillation import FullLogits, TopKLogits
 from scalekd.images import open_dataset
 from scalekd.loading.views import replay_view

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 from scalekd.cache import open_cache
-from scalekd.cache.verify import verify
+from scalekd.cache.care.verify import verify
 from scalekd.errors import CacheCorrupt
 from scalekd.pipelines.convert_cache import ConvertConfig, convert_cache
 from scalekd.pipelines.merge_caches import merge_caches

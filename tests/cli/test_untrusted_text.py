@@ -17,9 +17,9 @@ import pytest
 from huggingface_hub import DatasetCard
 
 import scalekd.cli
-from scalekd.cache.card import dataset_card
 from scalekd.cache.documents import canonical
-from scalekd.cache.manifest import FileDigest, Manifest, Plan, ShardRecord
+from scalekd.cache.documents.manifest import FileDigest, Manifest, Plan, ShardRecord
+from scalekd.cache.sharing.card import dataset_card
 from scalekd.cli import main as main_module
 from scalekd.cli._output import emit
 from scalekd.errors import CacheCorrupt

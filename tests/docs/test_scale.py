@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from scalekd.cache.verify import verify
+from scalekd.cache.care.verify import verify
 
 pytestmark = pytest.mark.slow
 

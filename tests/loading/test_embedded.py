@@ -95,7 +95,7 @@ def test_swapped_images_and_edited_views_are_noticed(
     caches: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever can write all digests can swap images; the hashes of images and pixels tell."""
-    from scalekd.cache.reader import CacheReader
+    from scalekd.cache.reading.reader import CacheReader
 
     read_rows = CacheReader.read_rows
 

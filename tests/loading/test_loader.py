@@ -15,10 +15,10 @@ from torch.utils.data import get_worker_info
 
 from scalekd.cache import TargetDecoder, open_cache
 from scalekd.cache.documents import canonical
+from scalekd.cache.documents.manifest import Manifest, ShardRecord
 from scalekd.cache.files import digest_on_disk
+from scalekd.cache.forms.store import CommittingStore, open_array
 from scalekd.cache.layout import MANIFEST_FILE, record_path
-from scalekd.cache.manifest import Manifest, ShardRecord
-from scalekd.cache.store import CommittingStore, open_array
 from scalekd.errors import CacheCorrupt, CacheMismatch, EnvironmentFault, UsageError
 from scalekd.images import ImageDataset, open_dataset
 from scalekd.loading import CachedViewLoader, cached_views

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from scalekd.cache import open_cache
-from scalekd.cache import writer as cache_writer
-from scalekd.cache.finishing import finish
-from scalekd.cache.manifest import Manifest
-from scalekd.cache.verify import verify
+from scalekd.cache.care.verify import verify
+from scalekd.cache.documents.manifest import Manifest
+from scalekd.cache.writing import writer as cache_writer
+from scalekd.cache.writing.finishing import finish
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, EnvironmentFault, UsageError
 from scalekd.pipelines import _calibrate, _sizes
 from scalekd.pipelines import cache_teacher as stage_one

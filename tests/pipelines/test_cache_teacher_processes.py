@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scalekd.cache.verify import verify
+from scalekd.cache.care.verify import verify
 from scalekd.cli.main import main
 
 pytestmark = pytest.mark.slow

@@ -12,11 +12,11 @@ import safetensors.torch
 from safetensors import safe_open
 
 from scalekd.cache import open_cache
+from scalekd.cache.care.verify import verify
 from scalekd.cache.documents import canonical
-from scalekd.cache.finishing import finish
-from scalekd.cache.manifest import ShardRecord
-from scalekd.cache.store import CommittingStore, open_array
-from scalekd.cache.verify import verify
+from scalekd.cache.documents.manifest import ShardRecord
+from scalekd.cache.forms.store import CommittingStore, open_array
+from scalekd.cache.writing.finishing import finish
 from scalekd.cli.main import main
 from scalekd.errors import UsageError
 from scalekd.loading import views as data_views

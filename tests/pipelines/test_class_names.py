@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from scalekd.cache import open_cache
-from scalekd.cache.manifest import Identity
+from scalekd.cache.documents.manifest import Identity
 from scalekd.errors import CacheMismatch, DataError, UsageError
 from scalekd.images import open_dataset
 from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from scalekd.cache.documents import canonical
-from scalekd.cache.manifest import ShardRecord
+from scalekd.cache.documents.manifest import ShardRecord
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.pipelines import _arithmetic, _job, _write_shards
 from scalekd.pipelines import cache_teacher as stage_one

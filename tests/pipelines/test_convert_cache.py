@@ -21,9 +21,9 @@ import webdataset
 from PIL import Image
 
 from scalekd.cache import open_cache
-from scalekd.cache.extensions import JoinedReader, open_extension
+from scalekd.cache.care.verify import verify
 from scalekd.cache.forms import IMAGE
-from scalekd.cache.verify import verify
+from scalekd.cache.reading.extensions import JoinedReader, open_extension
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
 from scalekd.pipelines._source_options import ExtendConfig
 from scalekd.pipelines.convert_cache import ConvertConfig, convert_cache

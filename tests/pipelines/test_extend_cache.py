@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scalekd.cache import open_cache
-from scalekd.cache.verify import verify
+from scalekd.cache.care.verify import verify
 from scalekd.errors import CacheMismatch, DataError, UsageError
 from scalekd.pipelines._source_options import ExtendConfig
 from scalekd.pipelines.cache_teacher import CacheTeacherResult

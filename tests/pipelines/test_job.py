@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from scalekd.cache import open_cache
-from scalekd.cache.manifest import Identity
+from scalekd.cache.documents.manifest import Identity
 from scalekd.errors import CacheMismatch
 from scalekd.pipelines._job import Job, Tables
 from scalekd.pipelines._source_options import CacheSources

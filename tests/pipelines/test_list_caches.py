@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from scalekd.cache import reader
+from scalekd.cache.reading import reader
 from scalekd.errors import DataError
 from scalekd.pipelines.list_caches import ListedCache, list_caches
 

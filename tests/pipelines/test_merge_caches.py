@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scalekd.cache.verify import verify
+from scalekd.cache.care.verify import verify
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
 from scalekd.pipelines.merge_caches import merge_caches
 

@@ -14,12 +14,12 @@ import safetensors.numpy
 
 from scalekd.cache import open_cache
 from scalekd.cache.cache import Cache
+from scalekd.cache.care.verify import verify
 from scalekd.cache.documents import canonical
+from scalekd.cache.documents.manifest import Identity, Plan, ShardRecord
 from scalekd.cache.files import FileDigest, digest
-from scalekd.cache.finishing import finish
-from scalekd.cache.manifest import Identity, Plan, ShardRecord
-from scalekd.cache.planning import read_plan
-from scalekd.cache.verify import verify
+from scalekd.cache.writing.finishing import finish
+from scalekd.cache.writing.planning import read_plan
 from scalekd.errors import CacheMismatch
 from scalekd.loading import drawing
 from scalekd.pipelines._source_options import ExtendConfig, RepairConfig

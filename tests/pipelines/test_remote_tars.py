@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scalekd.cache import open_cache
-from scalekd.cache.verify import verify
+from scalekd.cache.care.verify import verify
 from scalekd.errors import CacheCorrupt, CacheMismatch
 from scalekd.images import open_dataset
 from scalekd.loading import CachedViewLoader

@@ -13,7 +13,7 @@ import pytest
 
 from scalekd.cache import open_cache
 from scalekd.cache.layout import MANIFEST_FILE, PLAN_FILE, ShardId
-from scalekd.cache.publish import send_files
+from scalekd.cache.writing.publish import send_files
 from scalekd.errors import CacheMismatch, EnvironmentFault, UsageError
 from scalekd.pipelines.inspect_cache import verify_cache
 from scalekd.storage import LocalStorage, open_storage

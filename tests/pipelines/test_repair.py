@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from scalekd.cache.verify import verify
+from scalekd.cache.care.verify import verify
 from scalekd.errors import CacheCorrupt, CacheError, CacheMismatch, DataError, UsageError
 from scalekd.pipelines import _sources
 from scalekd.pipelines._source_options import CacheSources, RepairConfig

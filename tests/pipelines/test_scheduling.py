@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scalekd.cache.in_flight import InFlight
-from scalekd.cache.shard_writer import OpenBlock, ShardWriter
+from scalekd.cache.writing.in_flight import InFlight
+from scalekd.cache.writing.shard_writer import OpenBlock, ShardWriter
 from scalekd.codecs.plain import Float16Codec
 from scalekd.codecs.transform import TransformCodec
 from scalekd.errors import DataError, EnvironmentFault

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from scalekd.cache import open_cache
+from scalekd.cache.care.verify import verify
 from scalekd.cache.documents import canonical
 from scalekd.cache.files import digest
-from scalekd.cache.reader import read_manifest
-from scalekd.cache.verify import verify
+from scalekd.cache.reading.reader import read_manifest
 from scalekd.errors import (
     CacheCorrupt,
     CacheMismatch,

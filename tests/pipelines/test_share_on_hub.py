@@ -9,9 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
-from scalekd.cache.card import MAX_FILES, MAX_FILES_PER_FOLDER, check_hub_limits, dataset_card
-from scalekd.cache.reader import open_cache, read_manifest
-from scalekd.cache.verify import verify
+from scalekd.cache.care.verify import verify
+from scalekd.cache.reading.reader import open_cache, read_manifest
+from scalekd.cache.sharing.card import (
+    MAX_FILES,
+    MAX_FILES_PER_FOLDER,
+    check_hub_limits,
+    dataset_card,
+)
 from scalekd.errors import EnvironmentFault, UsageError
 from scalekd.pipelines.list_caches import list_caches
 from scalekd.pipelines.share_cache import ShareConfig, ShareResult, share_cache

@@ -24,11 +24,11 @@ import torch
 import zarr
 
 from scalekd.cache import TargetDecoder, open_cache
+from scalekd.cache.care.verify import verify
 from scalekd.cache.documents import canonical
+from scalekd.cache.documents.manifest import Manifest, ShardRecord
+from scalekd.cache.documents.records import record_hash
 from scalekd.cache.files import digest
-from scalekd.cache.manifest import Manifest, ShardRecord
-from scalekd.cache.records import record_hash
-from scalekd.cache.verify import verify
 from scalekd.codecs import quiet_zarr
 from scalekd.errors import CacheError
 from scalekd.images import open_dataset

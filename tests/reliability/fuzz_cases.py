@@ -11,16 +11,16 @@ import numpy as np
 import torch
 
 from scalekd.cache import CacheReader, TargetDecoder, open_cache
-from scalekd.cache.chunks import decode_chunk
+from scalekd.cache.care.verify import verify
 from scalekd.cache.documents import canonical as model_bytes
+from scalekd.cache.documents.manifest import Identity, Manifest, Plan, Provenance, ShardRecord
+from scalekd.cache.documents.records import samples_hash
 from scalekd.cache.files import FileDigest, digest
+from scalekd.cache.forms.chunks import decode_chunk
+from scalekd.cache.forms.store import metadata_documents
 from scalekd.cache.layout import Layout, record_path
-from scalekd.cache.manifest import Identity, Manifest, Plan, Provenance, ShardRecord
-from scalekd.cache.records import samples_hash
-from scalekd.cache.store import metadata_documents
 from scalekd.cache.tables import table_files
 from scalekd.cache.targets import CacheCodecs
-from scalekd.cache.verify import verify
 from scalekd.errors import CacheCorrupt, ScaleKDError
 from scalekd.teachers import load_tail
 from scalekd.views import decode_image, render, unpack_view

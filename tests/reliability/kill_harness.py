@@ -35,9 +35,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from scalekd.cache.care.verify import verify
+from scalekd.cache.documents.manifest import ShardRecord
 from scalekd.cache.files import digest_on_disk
-from scalekd.cache.manifest import ShardRecord
-from scalekd.cache.verify import verify
 from scalekd.cli.main import main as scalekd
 from scalekd.pipelines import cache_teacher  # noqa: F401 (imported before the first fork)
 from tests.reliability.document import write_documentation

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scalekd.cache import ChosenTargets
-from scalekd.cache.verify import verify
+from scalekd.cache.care.verify import verify
 from scalekd.distillation import build_objective
 from scalekd.errors import ScaleKDError
 from scalekd.pipelines.convert_cache import ConvertConfig, convert_cache

@@ -4,7 +4,7 @@ import random
 import time
 from pathlib import Path
 
-from scalekd.cache.verify import verify
+from scalekd.cache.care.verify import verify
 from tests.reliability import kill_harness as harness
 
 

@@ -15,7 +15,7 @@ from scalekd.cache.files import CommittedFiles
 
 if TYPE_CHECKING:
     from scalekd.cache.layout import ArraySpec, Layout, Unit
-    from scalekd.cache.rows import ViewRows
+    from scalekd.cache.writing.rows import ViewRows
 
 Rows = np.ndarray[Any, Any]
 

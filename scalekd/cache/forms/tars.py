@@ -30,7 +30,7 @@ from scalekd.cache.forms.webdataset.shard_file import TarShardFile
 from scalekd.cache.layout import ArraySpec, Layout
 
 if TYPE_CHECKING:
-    from scalekd.cache.rows import ViewRows
+    from scalekd.cache.writing.rows import ViewRows
 
 # A member of a tar has a header of 512 bytes and is padded to a multiple of 512, with half of that
 # on average. A view has a member for its label (one block), one for its fields, and one for its

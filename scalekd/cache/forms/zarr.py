@@ -9,13 +9,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from scalekd.cache.chunks import (
-    MAX_METADATA_BYTES,
-    Coding,
-    check_metadata,
-    decode_chunk,
-    views_first,
-)
 from scalekd.cache.files import CommittedFiles
 from scalekd.cache.forms.base import (
     Embed,
@@ -25,13 +18,20 @@ from scalekd.cache.forms.base import (
     ShardFiles,
     ShardTarget,
 )
+from scalekd.cache.forms.chunks import (
+    MAX_METADATA_BYTES,
+    Coding,
+    check_metadata,
+    decode_chunk,
+    views_first,
+)
+from scalekd.cache.forms.store import metadata_documents
 from scalekd.cache.layout import SAMPLES, ArraySpec, Layout, Unit, array_path, chunk_path
 from scalekd.cache.once import Once
-from scalekd.cache.store import metadata_documents
 from scalekd.errors import CacheCorrupt
 
 if TYPE_CHECKING:
-    from scalekd.cache.rows import ViewRows
+    from scalekd.cache.writing.rows import ViewRows
 
 # A few tens of kilobytes each; a loader is in some 32 shards at a time, each of some 8 arrays.
 _KEPT_CHUNKS = 512

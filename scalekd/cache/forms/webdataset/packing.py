@@ -14,7 +14,7 @@ import numpy as np
 from numcodecs import zstd
 from pcodec import standalone
 
-from scalekd.cache.chunks import FREE_EXPANSION_BYTES, MAX_EXPANSION, zstd_content_size
+from scalekd.cache.forms.chunks import FREE_EXPANSION_BYTES, MAX_EXPANSION, zstd_content_size
 from scalekd.cache.forms.webdataset.form import PackedField
 from scalekd.cache.layout import ArraySpec
 from scalekd.codecs import PlaneSpec

@@ -1,0 +1,1 @@
+"""Verification of a cache, and repair of what it reports."""

@@ -1,0 +1,23 @@
+"""The JSON documents of a cache, as models; ``base`` has the rules that all of them follow."""
+
+from scalekd.cache.documents.base import (
+    FORMAT,
+    FORMAT_VERSION,
+    MAX_JSON_BYTES,
+    CacheDocument,
+    canonical,
+    check_depth,
+    parse,
+    parse_committed,
+)
+
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "MAX_JSON_BYTES",
+    "CacheDocument",
+    "canonical",
+    "check_depth",
+    "parse",
+    "parse_committed",
+]

@@ -1,0 +1,48 @@
+"""Commit records: the write-once proof that a shard is complete, and what it consists of."""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from scalekd.cache.documents import MAX_JSON_BYTES, canonical, parse_committed
+from scalekd.cache.documents.manifest import ShardRecord
+from scalekd.cache.files import read_bounded
+from scalekd.cache.layout import record_path
+from scalekd.errors import CacheMismatch
+from scalekd.storage import Storage
+
+
+def samples_hash(
+    keys: Iterable[str], labels: np.ndarray[Any, Any], source_hashes: np.ndarray[Any, Any]
+) -> str:
+    """Hash of a shard's samples in order: keys (without newlines), labels, images."""
+    hasher = hashlib.sha256("\n".join(keys).encode())
+    hasher.update(np.ascontiguousarray(labels, "<i4").tobytes())
+    hasher.update(np.ascontiguousarray(source_hashes, "<u8").tobytes())
+    return hasher.hexdigest()
+
+
+def write_record(storage: Storage, record: ShardRecord) -> None:
+    """Commit a shard. A record that another process wrote for the same bytes is left as it is.
+
+    Raises:
+        CacheMismatch: The shard was committed meanwhile with other bytes.
+    """
+    path = record_path(record.unit, record.shard)
+    content = canonical(record)
+    if not storage.commit(path, content, exclusive=True):
+        data = read_bounded(storage, path, max_bytes=MAX_JSON_BYTES, what="a commit record")
+        committed = parse_committed(ShardRecord, data, where=storage.locate(path))
+        if canonical(committed.model_copy(update={"computed": record.computed})) != content:
+            raise CacheMismatch(
+                f"{storage.locate(path)}: another process committed this shard with other bytes."
+                " Two jobs write this cache on machines that do not compute alike; give each its"
+                " own --shards"
+            )
+
+
+def record_hash(record: ShardRecord) -> str:
+    """SHA-256 of the record's file."""
+    return hashlib.sha256(canonical(record)).hexdigest()

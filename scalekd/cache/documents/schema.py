@@ -1,0 +1,61 @@
+"""The published JSON schemas of format 1, made from the models that the reader uses.
+
+    python -m scalekd.cache.documents.schema docs/schema
+
+A schema says less than the reader checks: hashes of documents over themselves, sizes that must fit
+each other. ``docs/cache-format.md`` gives those rules.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from scalekd.cache.documents import FORMAT_VERSION
+from scalekd.cache.documents.manifest import Manifest, Plan, ShardRecord
+from scalekd.cache.documents.selection import Selection
+from scalekd.cache.forms.webdataset.form import PackedFields, WebDatasetForm
+from scalekd.teachers import TeacherSpec
+
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_MODELS: dict[str, type[BaseModel]] = {
+    "manifest": Manifest,
+    "plan": Plan,
+    "record": ShardRecord,
+    "selection": Selection,
+    "teacher": TeacherSpec,
+    "webdataset": WebDatasetForm,
+    "fields": PackedFields,
+}
+
+
+def schemas() -> dict[str, bytes]:
+    """Content of each schema, by file name."""
+    found = {}
+    for name, model in _MODELS.items():
+        document: dict[str, Any] = {"$schema": _DIALECT, **model.model_json_schema()}
+        # In the models the teacher is kept as it stands; its own schema stands beside theirs.
+        identity = document.get("$defs", {}).get("Identity")
+        if identity is not None:
+            identity["properties"]["teacher"] = {"$ref": file_name("teacher")}
+        text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False)
+        found[file_name(name)] = text.encode() + b"\n"
+    return found
+
+
+def file_name(document: str) -> str:
+    """Name of the schema of a document such as ``manifest``."""
+    return f"{document}.v{FORMAT_VERSION}.json"
+
+
+def write(folder: Path) -> None:
+    """Write all schemas."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in schemas().items():
+        (folder / name).write_bytes(content)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))

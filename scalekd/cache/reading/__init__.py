@@ -1,0 +1,1 @@
+"""Reading a cache: rows, extensions, and the choice of targets."""

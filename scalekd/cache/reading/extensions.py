@@ -1,0 +1,240 @@
+"""Targets added to a cache under a name: more stages, another codec, another teacher.
+
+An extension is a whole cache in ``extensions/NAME/``, with its own plan, records, codecs, tail and
+manifest, so that it is written, checked and mended like any other, and the cache it extends is
+not touched by a byte. It has the data, the views and the shards of that cache; that its views are
+the very same, every shard's pixel hashes tell.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from scalekd.cache.documents.manifest import Identity
+from scalekd.cache.forms import Embed
+from scalekd.cache.layout import EXTENSIONS_FOLDER, PLAN_FILE, SAMPLES, Layout
+from scalekd.cache.reading.reader import CacheReader, SampleTable, open_cache
+from scalekd.cache.targets import SEPARATOR
+from scalekd.cache.writing.planning import differences
+from scalekd.errors import CacheMismatch, UsageError
+from scalekd.storage import Storage
+from scalekd.views import ViewPolicy
+
+Rows = np.ndarray[Any, Any]
+
+BASE = "base"
+"""How ``--logits-from`` names the targets of the cache itself."""
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
+_SHARED = ("data", "views", "skip_corrupt", "shard_size", "block_size")
+
+
+def extension_path(name: str) -> str:
+    """Folder of an extension, inside the cache.
+
+    Raises:
+        UsageError: ``name`` is not the name of a folder.
+    """
+    if not is_extension_name(name):
+        raise UsageError(
+            f"{name!r} cannot name an extension: letters, digits, '_', '-' and '.' can, and"
+            f" {BASE!r} means the cache itself"
+        )
+    return f"{EXTENSIONS_FOLDER}/{name}"
+
+
+def is_extension_name(name: str) -> bool:
+    """Whether an extension may have this name."""
+    return _NAME.fullmatch(name) is not None and name != BASE
+
+
+def extension_names(storage: Storage) -> list[str]:
+    """Extensions of a cache, complete or not, in order."""
+    return [name for name in storage.folders(EXTENSIONS_FOLDER) if is_extension_name(name)]
+
+
+def begun_extensions(storage: Storage) -> list[str]:
+    """Those that have a plan; a place that cannot be listed tells of none."""
+    try:
+        names = extension_names(storage)
+    except UsageError:
+        return []
+    return [name for name in names if storage.exists(f"{extension_path(name)}/{PLAN_FILE}")]
+
+
+def open_extension(base: CacheReader, name: str) -> CacheReader:
+    """Open an extension of a cache, and check that it fits.
+
+    Raises:
+        UsageError: The cache has none of that name.
+        CacheError: It is not complete, damaged, or of another cache.
+    """
+    storage = base.storage
+    inner = storage.below(extension_path(name))
+    if not inner.exists(PLAN_FILE):
+        try:
+            known = f"it has {', '.join(extension_names(storage)) or 'none'}"
+        except UsageError:
+            known = "this place cannot be listed"
+        raise UsageError(f"{storage.place}: has no targets named {name!r}; {known}")
+    reader = open_cache(inner)
+    check_fits(base.identity, reader.identity, where=reader.place)
+    return reader
+
+
+def check_fits(base: Identity, extension: Identity, *, where: str) -> None:
+    """Check that an extension has the samples, views and shards of the cache it extends.
+
+    Raises:
+        CacheMismatch: It has others; the message names them.
+    """
+    shared = {name: getattr(base, name) for name in _SHARED}
+    if any(getattr(extension, name) != found for name, found in shared.items()):
+        raise CacheMismatch(
+            f"{where}: is no extension of the cache around it:"
+            f" {differences(extension.model_copy(update=shared), extension)}"
+        )
+
+
+class JoinedReader:
+    """A cache read together with extensions of it: one set of views, the targets of all.
+
+    Arrays of an extension are named ``NAME:stage4/codes``. Takes the place of a
+    :class:`~scalekd.cache.CacheReader` in a loader.
+
+    Args:
+        base: The cache, which samples and views are read from.
+        extensions: Its extensions by name, as :func:`open_extension` gives them.
+
+    Raises:
+        CacheMismatch: An extension lacks shards that the cache holds.
+        UsageError: Cache and extensions have no pass in common.
+    """
+
+    def __init__(self, base: CacheReader, extensions: Mapping[str, CacheReader]) -> None:
+        self.base = base
+        self.extensions = dict(extensions)
+        self._checked: set[tuple[int, int]] = set()
+        views = list(base.layout.views)
+        for name, reader in self.extensions.items():
+            lacking = set(base.shards) - set(reader.shards)
+            if lacking:
+                raise CacheMismatch(
+                    f"{reader.place}: lacks {len(lacking)} shards that are here of the cache, such"
+                    f" as {min(lacking)}; fetch the same part of both"
+                )
+            views += (
+                replace(array, name=f"{name}{SEPARATOR}{array.name}")
+                for array in reader.layout.views
+                if array.per_block
+            )
+        self.layout = Layout(base.identity, base.layout.samples, tuple(views), base.layout.form)
+        if not self.passes:
+            raise UsageError(f"{base.place}: no pass is complete in all of the targets chosen")
+
+    @property
+    def place(self) -> str:
+        return self.base.place
+
+    @property
+    def is_remote(self) -> bool:
+        return any(reader.is_remote for reader in (self.base, *self.extensions.values()))
+
+    @property
+    def identity(self) -> Identity:
+        return self.base.identity
+
+    @property
+    def embed(self) -> Embed:
+        return self.base.embed
+
+    @property
+    def policy(self) -> ViewPolicy:
+        return self.base.policy
+
+    @property
+    def samples(self) -> SampleTable:
+        return self.base.samples
+
+    @property
+    def witnesses(self) -> Rows:
+        return self.base.witnesses
+
+    @cached_property
+    def passes(self) -> tuple[int, ...]:
+        """Passes that cache and extensions have in common."""
+        common = set(self.base.passes)
+        common.intersection_update(*(reader.passes for reader in self.extensions.values()))
+        return tuple(sorted(common))
+
+    def require(self, *groups: str) -> None:
+        """See :meth:`CacheReader.require`; groups of an extension begin with its name."""
+        for group in groups:
+            owner, _, inner = group.rpartition(SEPARATOR)
+            (self.extensions[owner] if owner else self.base).require(inner)
+
+    def blocks(self) -> list[tuple[int, int]]:
+        """See :meth:`CacheReader.blocks`."""
+        return self.base.blocks()
+
+    def reopened(self) -> "JoinedReader":
+        """The same for another process; see :meth:`CacheReader.reopened`."""
+        return JoinedReader(
+            self.base.reopened(),
+            {name: reader.reopened() for name, reader in self.extensions.items()},
+        )
+
+    def read_rows(
+        self, pass_index: int, first: int, count: int, names: Iterable[str]
+    ) -> dict[str, Rows]:
+        """See :meth:`CacheReader.read_rows`.
+
+        Raises:
+            CacheMismatch: An extension holds other samples or other views than the cache.
+        """
+        wanted: dict[str, list[str]] = {BASE: []}
+        for name in names:
+            owner, separator, array = name.rpartition(SEPARATOR)
+            wanted.setdefault(owner if separator else BASE, []).append(array)
+        starts = self.samples.starts
+        shard = int(np.searchsorted(starts, first, side="right")) - 1
+        self._check_shard(pass_index, shard)
+        found = self.base.read_rows(pass_index, first, count, wanted.pop(BASE))
+        for name, arrays in wanted.items():
+            reader = self.extensions[name]
+            start = first - int(starts[shard]) + int(reader.samples.starts[shard])
+            rows = reader.read_rows(pass_index, start, count, arrays)
+            found |= {f"{name}{SEPARATOR}{array}": kept for array, kept in rows.items()}
+        return found
+
+    def _check_shard(self, pass_index: int, shard: int) -> None:
+        """Same samples, same pixels, once for every shard of a pass."""
+        if (pass_index, shard) in self._checked:
+            return
+        path = f"passes/{pass_index:04d}/pixel_hash"
+        for name, reader in self.extensions.items():
+            where = f"{reader.place}: shard {shard}"
+            base = self.base.record(SAMPLES, shard)
+            if reader.record(SAMPLES, shard).samples_sha256 != base.samples_sha256:
+                raise CacheMismatch(f"{where} holds other samples than the cache it extends")
+            ours = self.base.record(pass_index, shard).files
+            theirs = reader.record(pass_index, shard).files
+            hashes = {file for file in ours if file.startswith(path)}
+            if hashes and all(ours[file] == theirs.get(file) for file in hashes):
+                continue
+            drawn = _hashes(self.base, pass_index, shard)
+            if not np.array_equal(drawn, _hashes(reader, pass_index, shard)):
+                raise CacheMismatch(
+                    f"{where} of pass {pass_index} was made from other views than those of the"
+                    f" cache it extends; delete extensions/{name} and write it again"
+                )
+        self._checked.add((pass_index, shard))
+
+
+def _hashes(reader: CacheReader, pass_index: int, shard: int) -> Rows:
+    starts = reader.samples.starts
+    first, count = int(starts[shard]), int(starts[shard + 1] - starts[shard])
+    return reader.read_rows(pass_index, first, count, ["pixel_hash"])["pixel_hash"]

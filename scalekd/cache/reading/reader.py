@@ -1,0 +1,398 @@
+"""Reading a cache: every byte is checked against its commit record before it is used.
+
+Opening reads the manifest, the plan and the records; targets are read a block at a time. A
+reader holds no open file, so it may be pickled or forked into the workers of a loader, and several
+threads may read blocks of one pass at once.
+"""
+
+import copy
+import threading
+from collections.abc import Iterable
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from scalekd.cache.cache import Cache, read_manifest_if_any
+from scalekd.cache.documents import canonical
+from scalekd.cache.documents.manifest import Identity, Manifest, ShardRecord
+from scalekd.cache.documents.records import record_hash, samples_hash
+from scalekd.cache.files import CommittedFiles, FileDigest, asking_again, digest, read_checked
+from scalekd.cache.forms import Embed, ZarrArrays
+from scalekd.cache.forms.chunks import FREE_EXPANSION_BYTES
+from scalekd.cache.layout import (
+    MANIFEST_FILE,
+    PLAN_FILE,
+    SAMPLES,
+    ShardId,
+    Unit,
+    record_path,
+)
+from scalekd.cache.once import Once
+from scalekd.cache.tables import check_table, load_witnesses, table_files
+from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
+from scalekd.storage import (
+    Location,
+    open_storage,
+)
+from scalekd.views import ViewPolicy
+
+Rows = np.ndarray[Any, Any]
+
+# A sample has a hash of eight bytes that does not compress, and a key of at most 4,096.
+_MAX_SAMPLES_EXPANSION = 1024
+
+
+def read_manifest(location: Location) -> Manifest:
+    """The manifest of a complete cache.
+
+    Raises:
+        DataError: There is no cache at ``location``.
+        CacheCorrupt: The cache is incomplete, or its manifest is damaged.
+        CacheMismatch: It was written in another version of the format.
+    """
+    storage = open_storage(location)
+    if storage.root is not None and not storage.root.is_dir():
+        raise DataError(f"no cache at {storage.place}: there is no such folder")
+    manifest = read_manifest_if_any(storage)
+    if manifest is None and storage.exists(PLAN_FILE):
+        raise CacheCorrupt(
+            f"{storage.place}: the cache is not complete (no {MANIFEST_FILE}); run the same"
+            " `scalekd cache-teacher` again to finish it, or `scalekd cache pull` if it was"
+            " fetched"
+        )
+    if manifest is None:
+        raise DataError(
+            f"no cache at {storage.place}: it holds neither {MANIFEST_FILE} nor {PLAN_FILE}"
+        )
+    return manifest
+
+
+def open_cache(location: Location) -> "CacheReader":
+    """Open a complete cache; reads its manifest and codec tables.
+
+    Args:
+        location: Its folder, its URL (``s3://…``, ``https://…``), or either opened with
+            :func:`scalekd.storage.open_storage`.
+
+    Raises:
+        DataError, CacheCorrupt, CacheMismatch: As for :func:`read_manifest`.
+    """
+    storage = open_storage(location)
+    manifest = read_manifest(storage)
+    reader = CacheReader(Cache(storage, manifest.plan), manifest)
+    reader.file(PLAN_FILE, digest(canonical(manifest.plan)))
+    return reader
+
+
+class SampleTable:
+    """The samples of a cache, in order of shard and row, without those skipped as corrupt.
+
+    Attributes:
+        keys: UTF-8 bytes, one fixed-width NumPy string a sample.
+        labels: Class, or -1.
+        source_hashes: xxh3-64 of the encoded image.
+        starts: ``starts[s]`` is the first sample of shard ``s``; one more entry at the end.
+    """
+
+    def __init__(self, keys: Rows, labels: Rows, source_hashes: Rows, starts: Rows) -> None:
+        self.keys = keys
+        self.labels = labels
+        self.source_hashes = source_hashes
+        self.starts = starts
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def key(self, sample: int) -> str:
+        return bytes(self.keys[sample]).decode()
+
+
+class CacheReader:
+    """A complete cache, or a partial copy of one, opened for reading.
+
+    Args:
+        cache: The cache.
+        manifest: Its manifest (:func:`read_manifest`).
+
+    Raises:
+        CacheCorrupt: While reading, whenever a file is not the one committed.
+    """
+
+    def __init__(self, cache: Cache, manifest: Manifest) -> None:
+        self.cache = cache
+        self.part = cache.selection
+        self.storage = cache.storage
+        self.place = cache.place
+        self.manifest = manifest
+        self.codecs = cache.codecs
+        self.layout = cache.layout
+        self.policy = ViewPolicy.from_config(cache.identity.views.policy)
+        self._open_units()
+
+    def _open_units(self) -> None:
+        self._lock = threading.Lock()
+        self._of_samples = _OpenUnit(self, SAMPLES)
+        self._of_pass = self._of_samples
+
+    def __getstate__(self) -> dict[str, Any]:
+        opened = {"_lock", "_of_samples", "_of_pass"}
+        return {name: value for name, value in self.__dict__.items() if name not in opened}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open_units()
+
+    def reopened(self) -> "CacheReader":
+        """The same cache for another process: only the table of samples is shared with this one."""
+        _ = self.samples
+        return copy.copy(self)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether reading goes over a network."""
+        return self.storage.is_remote
+
+    @property
+    def identity(self) -> Identity:
+        return self.manifest.plan.identity
+
+    @property
+    def embed(self) -> Embed:
+        """What images the cache holds itself."""
+        return self.layout.form.embed
+
+    @property
+    def num_passes(self) -> int:
+        """Passes of the whole cache."""
+        return self.manifest.num_passes
+
+    @property
+    def passes(self) -> tuple[int, ...]:
+        """Passes that are here."""
+        return tuple(number for number in range(self.num_passes) if self.part.has_unit(number))
+
+    @property
+    def shards(self) -> tuple[int, ...]:
+        """Shards that are here."""
+        return tuple(s for s in range(self.identity.num_shards) if self.part.has_shard(s))
+
+    def require(self, *groups: str) -> None:
+        """Check that groups of target arrays, such as ``stage4``, or ``tail``, are here.
+
+        Raises:
+            UsageError: The cache has them, and they were not fetched.
+        """
+        for group in groups:
+            held = self.part.has_tail if group == "tail" else self.part.has_target(group)
+            if not held:
+                raise UsageError(
+                    f"{self.place}: {group} was not fetched: here are {self.part}; widen the part"
+                    " with `scalekd cache pull SOURCE " + f"{self.place}` and what is needed"
+                )
+
+    def file(self, relative: str | None, expected: FileDigest | None) -> bytes:
+        """Read a file of the cache, such as its tail, and check that it is what the plan says.
+
+        Raises:
+            UsageError: The cache was written without it.
+            CacheCorrupt: It changed since it was committed, or is something else.
+        """
+        if relative is None or expected is None:
+            raise UsageError(f"{self.place}: the cache was written without this file")
+        if self.manifest.files.get(relative) != expected:
+            raise CacheCorrupt(f"{self.place}: the manifest and the plan disagree on {relative}")
+        if relative == self.identity.tail:
+            self.require("tail")
+        content = read_checked(self.storage, relative, expected)
+        if relative in table_files(self.identity):
+            check_table(self.identity, relative, content, self.storage.locate(relative))
+        return content
+
+    def record(self, unit: Unit, shard: int) -> ShardRecord:
+        """The commit record of a shard, checked against the manifest."""
+        return self._unit(unit).record(shard)
+
+    def _unit(self, unit: Unit) -> "_OpenUnit":
+        """What is kept of the samples, or of one pass at a time: memory is flat in the passes."""
+        if unit == SAMPLES:
+            return self._of_samples
+        with self._lock:
+            if self._of_pass.unit != unit:
+                self._of_pass = _OpenUnit(self, unit)
+            return self._of_pass
+
+    def read_record(self, unit: Unit, shard: int) -> ShardRecord:
+        """As :meth:`record`, read anew."""
+        path = record_path(unit, shard)
+        sha256 = self.manifest.records.get(path)
+
+        def read() -> ShardRecord:
+            record = self.cache.record(ShardId(unit, shard), sha256=sha256)
+            if record_hash(record) != sha256:
+                raise CacheCorrupt(
+                    f"{self.storage.locate(path)}: not the record that the manifest was written for"
+                )
+            return record
+
+        return asking_again(self.storage, path, sha256, read)
+
+    @cached_property
+    def samples(self) -> SampleTable:
+        """All samples of the shards that are here; read once, a few tens of bytes each."""
+        parts: dict[str, list[Rows]] = {array.name: [] for array in self.layout.samples}
+        counts, num_bytes, num_stored = [], 0, 0
+        here = set(self.shards)
+        if not here:
+            raise CacheCorrupt(
+                f"{self.place}: a part ({self.part}) with no shard of its cache, which has"
+                f" {self.identity.num_shards:,}; pull it again"
+            )
+        for shard in range(self.identity.num_shards):
+            if shard not in here:
+                counts.append(0)
+                continue
+            record = self.record(SAMPLES, shard)
+            counts.append(record.num_rows)
+            start = shard * self.identity.shard_size
+            num_bytes += record.num_rows * sum(a.bytes_per_view for a in self.layout.samples)
+            num_stored += sum(entry.num_bytes for entry in record.files.values())
+            if num_bytes > max(FREE_EXPANSION_BYTES, _MAX_SAMPLES_EXPANSION * num_stored):
+                raise CacheCorrupt(
+                    f"{self.place}: the table of samples would take {num_bytes:,} bytes, and its"
+                    f" files up to shard {shard} have {num_stored:,}"
+                )
+            for array in self.layout.samples:
+                rows = self._of_samples.arrays.rows(SAMPLES, array, start, record.num_rows)
+                parts[array.name].append(rows)
+            keys, labels, hashes = (parts[name][-1] for name in ("key", "label", "source_hash"))
+            try:
+                names = [bytes(key).decode() for key in _as_strings(keys)]
+            except UnicodeDecodeError as error:
+                raise CacheCorrupt(
+                    f"{self.place}: a key of shard {shard} is not UTF-8 ({error})"
+                ) from None
+            if samples_hash(names, labels, hashes) != record.samples_sha256:
+                raise CacheCorrupt(
+                    f"{self.place}: the table of shard {shard} does not hold the samples, in the"
+                    " order, that its record tells"
+                )
+        return SampleTable(
+            _as_strings(np.concatenate(parts["key"])),
+            np.concatenate(parts["label"]),
+            np.concatenate(parts["source_hash"]),
+            np.cumsum([0, *counts]),
+        )
+
+    @cached_property
+    def witnesses(self) -> Rows:
+        """Pixels of the first samples' views in pass 0, ``(view, height, width, 3)`` uint8.
+
+        They tell how far a machine drifts that does not redraw views exactly. There are none in a
+        part without the first samples.
+        """
+        views = self.identity.views
+        content = self.file(views.witnesses, views.witnesses_digest)
+        pixels = load_witnesses(self.identity, content, self.storage.locate(views.witnesses))
+        # They are of the first samples, which a part may lack.
+        lacking = next(
+            (s for s in range(self.identity.num_shards) if not self.part.has_shard(s)), None
+        )
+        if lacking is not None and self.samples.starts[lacking] < len(pixels):
+            return pixels[:0]
+        return pixels
+
+    def blocks(self) -> list[tuple[int, int]]:
+        """``(first sample, number of samples)`` of each block, in order; alike in all passes."""
+        found = []
+        starts = self.samples.starts.tolist()
+        for first, end in pairwise(starts):
+            rows = end - first
+            for offset in range(0, rows, self.identity.block_size):
+                found.append((first + offset, min(self.identity.block_size, rows - offset)))
+        return found
+
+    def read_rows(
+        self, pass_index: int, first: int, count: int, names: Iterable[str]
+    ) -> dict[str, Rows]:
+        """Rows of one block, or of several within one shard.
+
+        Args:
+            pass_index: Which pass.
+            first: Number of the first sample, as in :class:`SampleTable`.
+            count: Number of rows; they lie in one shard.
+            names: Arrays to read, such as ``stage4/codes`` or ``pixel_hash``, and
+                :data:`~scalekd.cache.forms.IMAGE` where images are embedded.
+
+        Returns:
+            Array by name, view axis first.
+
+        Raises:
+            CacheCorrupt: A file is missing or is not the one committed.
+            UsageError: They are of the cache, and not of the part that is here.
+        """
+        names = tuple(names)
+        starts = self.samples.starts
+        shard = int(np.searchsorted(starts, first, side="right")) - 1
+        if first + count > starts[shard + 1]:
+            raise ValueError(f"rows {first} to {first + count} lie in more than one shard")
+        if not 0 <= pass_index < self.num_passes:
+            raise CacheMismatch(
+                f"{self.place}: pass {pass_index} asked for, the cache has {self.num_passes}"
+            )
+        if not self.part.has_unit(pass_index):
+            raise UsageError(
+                f"{self.place}: pass {pass_index} was not fetched; here are {self.part}"
+            )
+        self.require(*{name.split("/")[0] for name in names})
+        record = self.record(pass_index, shard)
+        if record.samples_sha256 != self.record(SAMPLES, shard).samples_sha256:
+            raise CacheCorrupt(
+                f"{self.place}: shard {shard} of pass {pass_index} holds other samples than the"
+                " cache's table of samples"
+            )
+        row = first - int(starts[shard])
+        rows = range(row, row + count)
+        reader = self._unit(pass_index).reader
+        return reader.read(pass_index, shard, record.num_rows, rows, names)
+
+    def image_places(self, pass_index: int, shard: int) -> tuple[str, Rows]:
+        """Where the embedded images of a shard are: its tar, and ``(view, 2)`` offsets and sizes.
+
+        Raises:
+            UsageError: The cache embeds none.
+        """
+        num_rows = self.record(pass_index, shard).num_rows
+        places = self._unit(pass_index).reader.image_places(pass_index, shard, num_rows)
+        if places is None or self.embed == "none":
+            raise UsageError(f"{self.place}: holds no images; pass --data-dir")
+        return places
+
+
+class _OpenUnit:
+    """What a reader keeps of the samples or of one pass: records, decoded arrays, indexes."""
+
+    def __init__(self, reader: CacheReader, unit: Unit) -> None:
+        self.unit = unit
+        self._read = reader.read_record
+        self._records: Once[int, ShardRecord] = Once()
+        self._files = CommittedFiles(reader.storage, dict(reader.manifest.files))
+        self.arrays = ZarrArrays(self._files, reader.layout)
+        self.reader = reader.layout.form.reader(self._files, reader.layout)
+
+    def record(self, shard: int) -> ShardRecord:
+        """The commit record of a shard; its files may be read from then on."""
+
+        def read() -> ShardRecord:
+            record = self._read(self.unit, shard)
+            self._files.expect(record.files)
+            return record
+
+        return self._records.get(shard, read)
+
+
+def _as_strings(rows: Rows) -> Rows:
+    """Rows of zero-padded UTF-8 bytes as NumPy byte strings."""
+    rows = np.ascontiguousarray(rows)
+    return rows.view(f"S{rows.shape[1]}")[:, 0]

@@ -1,0 +1,1 @@
+"""Writing a cache: plan, shards under leases, commit records, manifest."""

@@ -1,0 +1,313 @@
+"""Writing a cache: plan first, then shards in any order by any process, the manifest last.
+
+A shard is written by one process, the one that holds its lease. Its files appear one by one, each
+atomically, and do not count until the shard's commit record exists. A killed writer leaves
+committed shards, whole files of at most one uncommitted shard, its leases, and temporary files; the
+next run takes over and redoes that shard.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import zarr
+
+from scalekd.cache.cache import Cache
+from scalekd.cache.documents.manifest import ShardRecord
+from scalekd.cache.documents.records import samples_hash, write_record
+from scalekd.cache.files import FileDigest
+from scalekd.cache.forms import ShardFiles
+from scalekd.cache.forms.store import CommittingStore, open_array, write_rows
+from scalekd.cache.layout import SAMPLES, ArraySpec, ShardId, Unit, array_path
+from scalekd.cache.writing.in_flight import InFlight
+from scalekd.cache.writing.lease import LeaseHolder, Leases
+from scalekd.cache.writing.publish import send_files
+from scalekd.cache.writing.rows import Rows, SampleRows
+from scalekd.cache.writing.shard_writer import ShardWriter
+from scalekd.errors import CacheMismatch, EnvironmentFault
+from scalekd.storage import LocalStorage
+from scalekd.storage.files import TEMPORARY_SUFFIX, explained, inside
+
+_POLL_SECONDS = 0.05  # of another process that commits the samples of a shard: a moment's work
+# Views in memory when coding falls behind the teacher: blocks that are being filled or written, a
+# batch on the device and one after it, and some tasks a thread.
+_BLOCKS_IN_FLIGHT = 4
+_VIEWS_A_THREAD = 32
+
+
+class CacheWriter:
+    """One process's hand in a cache.
+
+    Attributes:
+        leases: The shards this process is writing.
+        in_flight: Bounds the views in memory, and relays errors of threads.
+        last_commit: The commit that was begun last in the background.
+        busy: Who else held a shard when :meth:`claim` was last asked for it.
+
+    Args:
+        cache: The cache, already begun.
+        folder: Folder that files are written to, with the metadata of arrays (:func:`begin`), where
+            the cache is on a remote store: shards are sent there when they are whole.
+        num_threads: Threads that code and write blocks beside the teacher.
+        approve: Called with unit, shard, hash of the samples and pixel hashes before a shard is
+            committed; may refuse by an error.
+        computed: How this process computes targets, for the records of its shards.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        folder: Path | None = None,
+        *,
+        num_threads: int = 2,
+        approve: Callable[[int, int, str, Rows], None] | None = None,
+        computed: dict[str, str] | None = None,
+    ) -> None:
+        self.approve = approve
+        self.computed = computed
+        self.cache = cache
+        if folder is None:
+            folder = cache.storage.root
+        if folder is None:
+            raise ValueError(f"{cache.place}: shards are written to a folder and then sent")
+        self.root = root = folder
+        self.folder = LocalStorage(root)
+        self.is_remote = cache.storage.is_remote
+        self.place = cache.storage
+        self.plan = plan = cache.plan
+        self.layout = cache.layout
+        self.store = CommittingStore(root, check=self._check_file)
+        self._claimed: dict[str, tuple[Unit, int]] = {}  # files of the shards in hand
+        self.leases = Leases(root)
+        self.busy: dict[tuple[Unit, int], LeaseHolder] = {}
+        identity = plan.identity
+        self.in_flight = InFlight(
+            _BLOCKS_IN_FLIGHT * identity.block_size
+            + 2 * identity.batch_size
+            + _VIEWS_A_THREAD * num_threads
+        )
+        self.pool = ThreadPoolExecutor(num_threads, thread_name_prefix="cache-writer")
+        self.unwritten: set[Future[None]] = set()
+        self.last_commit: Future[None] | None = None
+        self._committer = ThreadPoolExecutor(1, thread_name_prefix="cache-committer")
+        self._opened: dict[str, zarr.Array[Any]] = {}
+        self._shard_files: list[ShardFiles] = []
+
+    def __enter__(self) -> Self:
+        self.leases.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.pool.shutdown(wait=True, cancel_futures=True)
+            for block in list(self.unwritten):  # a commit that waits for them ends
+                block.set_exception(CancelledError())
+            self._committer.shutdown(wait=True, cancel_futures=True)
+            for files in self._shard_files:
+                files.discard()
+        finally:
+            self.leases.__exit__(kind, error, traceback)
+
+    def missing(self, unit: int, shards: Sequence[int]) -> Iterator[int]:
+        """Those of ``shards`` that are not committed in pass ``unit``; checks those that are."""
+        for shard in shards:
+            if self.has_record(unit, shard):
+                self.cache.record(ShardId(unit, shard))
+            else:
+                yield shard
+
+    def has_record(self, unit: Unit, shard: int) -> bool:
+        """Whether a shard is committed."""
+        return self.cache.has(ShardId(unit, shard))
+
+    def claim(self, unit: Unit, shard: int) -> bool:
+        """Take a shard, so that no other process writes it.
+
+        Returns:
+            Whether this process is to write it; not when it is committed, nor when another process
+            is writing it, which :attr:`busy` then names.
+        """
+        self.busy.pop((unit, shard), None)
+        if self.has_record(unit, shard):
+            return False
+        holder = self.leases.acquire(unit, shard)
+        if holder is not None:
+            self.busy[unit, shard] = holder
+            return False
+        if self.has_record(unit, shard):  # committed between the look and the claim
+            self.leases.release(unit, shard)
+            return False
+        rows = self.layout.identity.rows_of(shard)
+        self._claimed |= dict.fromkeys(self.layout.unit_files(unit, shard, rows), (unit, shard))
+        return True
+
+    def check_claim(self, unit: Unit, shard: int) -> None:
+        """Check that a shard is still this process's to write.
+
+        A process may stand still for so long (a suspended machine, a file system that hangs) that
+        another one takes its shard over and commits it.
+
+        Raises:
+            EnvironmentFault: Another process took the shard over.
+        """
+        # On a remote store the record is looked at when files are sent (publish.py).
+        committed = not self.is_remote and self.has_record(unit, shard)
+        if committed or not self.leases.holds(unit, shard):
+            raise EnvironmentFault(
+                f"{self.place.place}: this process stood still for so long that another took over"
+                f" {ShardId(unit, shard)}; nothing is lost, run the same command again"
+            )
+
+    def _check_file(self, relative: str) -> None:
+        self.check_claim(*self._claimed[relative])
+
+    def elsewhere(self) -> tuple[str, ...]:
+        """What other processes were writing when this one had no more to do."""
+        return tuple(
+            f"{ShardId(unit, shard)}: {holder}"
+            for (unit, shard), holder in sorted(self.busy.items(), key=lambda item: str(item[0]))
+            if unit != SAMPLES and not self.has_record(unit, shard)
+        )
+
+    def shard(self, unit: int, shard: int) -> ShardWriter:
+        """Begin a shard; what an interrupted writer of it left is removed.
+
+        Raises:
+            CacheMismatch: It is committed, or another process is writing it.
+        """
+        self._open(unit)
+        return ShardWriter(self, unit, shard)
+
+    def begin_files(self, unit: int, shard: int) -> ShardFiles:
+        """The files of the next shard; those of the one that is being committed are kept."""
+        begun = self.layout.form.shard_files(self, unit, shard)
+        self._shard_files = [*self._shard_files[-1:], begun]
+        return begun
+
+    def put(self, relative: str, data: bytes | memoryview) -> None:
+        """Commit a file of a claimed shard."""
+        self.store.put(relative, data)
+
+    def commit_behind(self, shard: ShardWriter, skipped: Sequence[str]) -> None:
+        """Commit a shard in the background, so that the next can begin; one at a time.
+
+        Raises:
+            ScaleKDError: What the commit before it met.
+        """
+        self.settle()
+
+        def commit() -> None:
+            try:
+                shard.commit(skipped)
+            except BaseException as error:
+                self.in_flight.fail(error)
+                raise
+
+        self.last_commit = self._committer.submit(commit)
+
+    def settle(self) -> None:
+        """Wait for the commit in the background.
+
+        Raises:
+            ScaleKDError: What it met.
+        """
+        if self.last_commit is not None:
+            self.last_commit.result()
+
+    def _open(self, unit: Unit) -> None:
+        for array in self.layout.zarr_arrays(unit):
+            path = array_path(unit, array)
+            if path not in self._opened:
+                self._opened[path] = open_array(self.store, self.layout.identity, unit, array)
+
+    def commit_samples(self, shard: int, samples: SampleRows, skipped: Sequence[str]) -> str:
+        """Commit the samples of a shard, or check those that a writer of another pass committed.
+
+        Returns:
+            Their hash.
+
+        Raises:
+            CacheMismatch: The cache holds other samples.
+        """
+        samples_sha256 = samples_hash(samples.keys, samples.labels, samples.source_hashes)
+        while not self.has_record(SAMPLES, shard):
+            if not self.claim(SAMPLES, shard):
+                time.sleep(_POLL_SECONDS)
+                continue
+            self.remove_debris(SAMPLES, shard)
+            self._open(SAMPLES)
+            columns = samples.columns(self.layout.identity.data.max_key_bytes)
+            start = shard * self.layout.identity.shard_size
+            for array in self.layout.samples:
+                self.write(SAMPLES, array, start, columns[array.name])
+            self.record(SAMPLES, shard, len(samples.keys), samples_sha256, skipped)
+            self.leases.release(SAMPLES, shard)
+        committed = self.cache.record(ShardId(SAMPLES, shard))
+        if committed.samples_sha256 != samples_sha256:
+            raise CacheMismatch(
+                f"{self.place.place}: shard {shard} was cached with other samples, labels or images"
+                " than the data set gives now; bring back the files it was begun with, or write a"
+                " new cache"
+            )
+        return samples_sha256
+
+    def record(
+        self,
+        unit: Unit,
+        shard: int,
+        num_rows: int,
+        samples_sha256: str,
+        skipped: Sequence[str],
+        computed: dict[str, str] | None = None,
+    ) -> None:
+        """Write a shard's commit record; all of its files were written by this process."""
+        files: dict[str, FileDigest] = {}
+        for path in self.layout.unit_files(unit, shard, num_rows):
+            files[path] = self.store.written.pop(path)
+        if self.is_remote:
+            send_files(self.folder, self.place, files, ShardId(unit, shard))
+            for path in files:
+                self.folder.delete(path)
+        write_record(
+            self.place,
+            ShardRecord(
+                cache_id=self.plan.cache_id,
+                unit=unit,  # type: ignore[arg-type]  # the one text a unit may be is checked
+                shard=shard,
+                num_rows=num_rows,
+                samples_sha256=samples_sha256,
+                files=files,
+                skipped=tuple(skipped),
+                computed=None if computed == self.plan.provenance.computed else computed,
+            ),
+        )
+        for path in self.layout.unit_files(unit, shard, self.layout.identity.rows_of(shard)):
+            self._claimed.pop(path, None)
+
+    def remove_debris(self, unit: Unit, shard: int) -> None:
+        """Delete what an interrupted writer of this shard left, temporary files included."""
+        rows = self.layout.identity.rows_of(shard)
+        for path in self.layout.unit_files(unit, shard, rows):
+            target = inside(self.root, path)
+            with explained(target, "cannot remove"):
+                self.check_claim(unit, shard)
+                target.unlink(missing_ok=True)
+                for partial in target.parent.glob(f".{target.name}.*{TEMPORARY_SUFFIX}"):
+                    partial.unlink(missing_ok=True)
+
+    def write(self, unit: Unit, array: ArraySpec, start: int, rows: Rows) -> None:
+        """Write rows of one array, padded to whole chunks."""
+        if not rows.shape[array.view_axis]:
+            return  # a shard that lost every image has no files
+        opened = self._opened[array_path(unit, array)]
+        step = array.rows_per_chunk(self.layout.identity)
+        end = min(start + step, self.layout.identity.data.num_samples)
+        write_rows(opened, array, start, rows, span=end - start)

@@ -1,0 +1,199 @@
+"""Who writes a shard: one process at a time, and another when that one is gone."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scalekd.cache.layout import lease_path
+from scalekd.cache.writing import lease
+from scalekd.cache.writing.lease import LeaseHolder, Leases, file_system_time, live_lease
+
+_FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Iterator[Leases]:
+    with Leases(tmp_path) as leases:
+        yield leases
+
+
+def _left_by(path: Path, **changes: object) -> LeaseHolder:
+    """A lease as another process left it."""
+    holder = LeaseHolder.myself().model_copy(update=changes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(holder.model_dump_json())
+    return holder
+
+
+def test_the_second_is_told_who_has_the_shard_and_may_have_another(
+    ours: Leases, tmp_path: Path
+) -> None:
+    assert ours.acquire(0, 3) is None
+    assert ours.acquire(0, 3) is None, "holding it already is no obstacle"
+    with Leases(tmp_path) as theirs:
+        holder = theirs.acquire(0, 3)
+        assert holder is not None
+        assert str(holder).startswith(f"process {os.getpid()} of ")
+        assert not theirs.holds(0, 3)
+        assert theirs.acquire(0, 4) is None
+        assert theirs.acquire(1, 3) is None
+        assert theirs.acquire("samples", 3) is None
+        ours.release(0, 3)
+        assert theirs.acquire(0, 3) is None
+        assert theirs.holds(0, 3)
+    assert not list(tmp_path.rglob("*.lease")), "all are given back at the end"
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_of_many_that_try_at_once_one_gets_it(tmp_path: Path) -> None:
+    """A dead owner's lease, so that all of them take over."""
+    for attempt in range(10):
+        path = tmp_path / lease_path(attempt, 0)
+        _left_by(path, started="long ago")
+        everyone = [Leases(tmp_path) for _ in range(8)]
+        got: list[Leases] = []
+        start = threading.Barrier(len(everyone))
+
+        def race(
+            one: Leases,
+            attempt: int = attempt,
+            start: threading.Barrier = start,
+            got: list[Leases] = got,
+        ) -> None:
+            start.wait()
+            if one.acquire(attempt, 0) is None:
+                got.append(one)
+
+        threads = [threading.Thread(target=race, args=(one,)) for one in everyone]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sum(one.holds(attempt, 0) for one in everyone) == 1
+        assert len(got) == 1
+
+
+def _hold(root: Path, ready: object) -> None:
+    Leases(root).acquire(0, 0)
+    ready.set()  # type: ignore[attr-defined]
+    time.sleep(60)
+
+
+def test_a_killed_owner_is_replaced_at_once(ours: Leases, tmp_path: Path) -> None:
+    ready = _FORK.Event()
+    owner = _FORK.Process(target=_hold, args=(tmp_path, ready))
+    owner.start()
+    try:
+        assert ready.wait(10)
+        holder = ours.acquire(0, 0)
+        assert holder is not None
+        assert holder.process == owner.pid
+        assert live_lease(tmp_path) == holder
+    finally:
+        os.kill(owner.pid or 0, signal.SIGKILL)
+        os.waitid(os.P_PID, owner.pid or 0, os.WEXITED | os.WNOWAIT)
+    # Dead, though nobody has asked after it: a zombie still has its number.
+    assert ours.acquire(0, 0) is None
+    owner.join()
+
+
+def test_a_number_that_another_process_got_is_not_the_owner(ours: Leases, tmp_path: Path) -> None:
+    _left_by(tmp_path / lease_path(0, 0), started="of an earlier process")
+    assert ours.acquire(0, 0) is None
+
+
+@pytest.mark.parametrize("elsewhere", [{"host": "far_away"}, {"namespace": "pid:[1]"}])
+def test_of_a_process_elsewhere_only_silence_tells(
+    elsewhere: dict[str, object], ours: Leases, tmp_path: Path
+) -> None:
+    path = tmp_path / lease_path(0, 0)
+    left = _left_by(path, process=1 << 30, **elsewhere)
+    assert ours.acquire(0, 0) == left
+    now = file_system_time(path.parent)
+    os.utime(path, (now, now - lease.STALE_SECONDS + 5))
+    assert ours.acquire(0, 0) == left
+    os.utime(path, (now, now - lease.STALE_SECONDS - 5))
+    assert live_lease(tmp_path) is None
+    assert ours.acquire(0, 0) is None
+
+
+def test_time_is_the_file_systems(
+    ours: Leases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine whose clock is a day ahead takes nothing from others."""
+    left = _left_by(tmp_path / lease_path(0, 0), host="far_away")
+    day_ahead = time.time() + 86_400
+    monkeypatch.setattr(time, "time", lambda: day_ahead)
+    assert ours.acquire(0, 0) == left
+
+
+def test_a_lease_is_touched_while_its_owner_lives(tmp_path: Path) -> None:
+    with Leases(tmp_path, beat_seconds=0.02) as leases:
+        leases.acquire(0, 0)
+        path = tmp_path / lease_path(0, 0)
+        os.utime(path, (0, 0))
+        deadline = time.monotonic() + 10
+        while path.stat().st_mtime == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_who_stood_still_learns_that_the_shard_went_to_another(
+    ours: Leases, tmp_path: Path
+) -> None:
+    ours.acquire(0, 0)
+    path = tmp_path / lease_path(0, 0)
+    other = _left_by(path, host="far_away", token="0" * 32)
+    assert not ours.holds(0, 0)
+    ours.release(0, 0)
+    assert path.read_text() == other.model_dump_json(), "not ours to remove"
+
+
+def test_a_takeover_that_comes_too_late_takes_nothing(
+    ours: Leases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found stale by us, given back and taken anew by another before we create our file."""
+    path = tmp_path / lease_path(0, 0)
+    _left_by(path, started="long ago")
+    commit = lease.commit_file
+
+    def late(target: Path, data: bytes, *, exclusive: bool) -> bool:
+        monkeypatch.undo()
+        path.unlink()
+        _left_by(path, host="far_away")
+        return commit(target, data, exclusive=exclusive)
+
+    monkeypatch.setattr(lease, "commit_file", late)
+    holder = ours.acquire(0, 0)
+    assert holder is not None
+    assert holder.host == "far_away"
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_a_shard_may_be_taken_over_again_and_again(ours: Leases, tmp_path: Path) -> None:
+    """Also by one who held it before."""
+    assert ours.acquire(0, 0) is None
+    path = tmp_path / lease_path(0, 0)
+    for _ in range(3):
+        _, holder = lease._end_of_chain(path)
+        assert holder is not None
+        _left_by(lease._successor(path, holder), started="long ago")
+        assert not ours.holds(0, 0)
+        assert ours.acquire(0, 0) is None
+        assert ours.holds(0, 0)
+    ours.release(0, 0)
+    assert not list(path.parent.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 4000, b'{"host": 1}', b"\xff\xfe"])
+def test_a_damaged_lease_is_nobodys(content: bytes, ours: Leases, tmp_path: Path) -> None:
+    path = tmp_path / lease_path(0, 0)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    assert ours.acquire(0, 0) is None
