@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scalekd.cache.codecs import save_arrays, save_codec, save_table, stage_info
 from scalekd.cache.documents.manifest import StageInfo
 from scalekd.cache.files import FileDigest
-from scalekd.cache.targets import save_arrays, save_codec, save_table, stage_info
 from scalekd.codecs import FeatureCodec, create_logit_codec, fit_codec, measure_errors, parse_codec
 from scalekd.errors import DataError
 from scalekd.loading.drawing import DrawnBatch, DrawnViews, DrawRequest, drawing_loader

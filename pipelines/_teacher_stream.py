@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scalekd.cache.targets import CacheCodecs
+from scalekd.cache.codecs import CacheCodecs
 from scalekd.codecs.encoder import Encoding, FeatureEncoder, settled
 from scalekd.errors import DataError
 from scalekd.teachers import Teacher, TeacherOutput

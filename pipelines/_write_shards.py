@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from scalekd.cache.targets import CacheCodecs
+from scalekd.cache.codecs import CacheCodecs
 from scalekd.cache.writing.rows import SampleRows, ViewRows
 from scalekd.cache.writing.shard_writer import OpenBlock
 from scalekd.cache.writing.writer import CacheWriter

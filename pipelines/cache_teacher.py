@@ -18,10 +18,10 @@ from pathlib import Path
 from pydantic import BaseModel, Field
 
 from scalekd.cache.cache import Cache
+from scalekd.cache.codecs import CacheCodecs
 from scalekd.cache.documents.manifest import Identity, Plan, Provenance
 from scalekd.cache.files import read_checked
 from scalekd.cache.tables import table_files
-from scalekd.cache.targets import CacheCodecs
 from scalekd.cache.writing.finishing import committed_passes, finish
 from scalekd.cache.writing.planning import (
     begin,

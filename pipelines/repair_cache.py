@@ -34,6 +34,7 @@ from scalekd.cache.care.repair import (
     sound_record,
 )
 from scalekd.cache.care.verify import verify
+from scalekd.cache.codecs import save_arrays
 from scalekd.cache.documents import canonical
 from scalekd.cache.documents.manifest import Identity, Plan, ShardRecord
 from scalekd.cache.documents.selection import refuse_part
@@ -42,7 +43,6 @@ from scalekd.cache.forms import Form, read_form
 from scalekd.cache.forms.webdataset.form import INFO_FILE
 from scalekd.cache.layout import MANIFEST_FILE, SAMPLES, ShardId, unit_path
 from scalekd.cache.tables import table_files
-from scalekd.cache.targets import save_arrays
 from scalekd.cache.writing.finishing import finish
 from scalekd.cache.writing.lease import Leases, remove_settled
 from scalekd.cache.writing.planning import begin, commit_plan

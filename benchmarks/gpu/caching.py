@@ -12,8 +12,8 @@ from unittest import mock
 import torch
 
 from benchmarks.gpu._setting import Setting, image_folder, milliseconds, ready_codec
+from scalekd.cache.codecs import CacheCodecs
 from scalekd.cache.forms import ZARR
-from scalekd.cache.targets import CacheCodecs
 from scalekd.codecs import CodecRequest, FullLogitCodec
 from scalekd.pipelines import _calibrate, _write_shards
 from scalekd.pipelines._arithmetic import auto_precision, strict_float32

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.speed._measure import Settings
-from scalekd.cache import targets as stored
+from scalekd.cache import codecs as stored
 from scalekd.cache.cache import Cache
+from scalekd.cache.codecs import save_arrays, stage_info
 from scalekd.cache.documents.manifest import DataInfo, Identity, Plan, Provenance, ViewsInfo
-from scalekd.cache.targets import save_arrays, stage_info
 from scalekd.cache.writing.finishing import finish
 from scalekd.cache.writing.planning import begin, commit_plan
 from scalekd.cache.writing.rows import SampleRows, ViewRows

@@ -19,9 +19,9 @@ import torch
 from benchmarks.speed import _inputs
 from benchmarks.speed._measure import Settings, median_ratio, per, take_turns
 from scalekd.cache.cache import Cache
+from scalekd.cache.codecs import CacheCodecs
 from scalekd.cache.documents.manifest import Plan
 from scalekd.cache.layout import PLAN_FILE, TABLES_FOLDER, Layout
-from scalekd.cache.targets import CacheCodecs
 from scalekd.cache.writing.planning import begin, read_plan
 from scalekd.cache.writing.writer import CacheWriter
 from scalekd.images import open_dataset

@@ -18,8 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.speed import _inputs
 from benchmarks.speed._measure import Settings, measured
 from benchmarks.speed._training import Steps, make_steps
+from scalekd.cache.codecs import CacheCodecs
 from scalekd.cache.forms import ZARR
-from scalekd.cache.targets import CacheCodecs, TargetDecoder
+from scalekd.cache.targets import TargetDecoder
 from scalekd.codecs import create_logit_codec
 from scalekd.teachers import TeacherConfig, load_teacher
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from benchmarks.speed import _inputs
 from benchmarks.speed._measure import Settings
+from scalekd.cache.codecs import CacheCodecs
 from scalekd.cache.forms import ZARR
-from scalekd.cache.targets import CacheCodecs
 from scalekd.cache.writing.writer import CacheWriter
 from scalekd.codecs import FullLogitCodec, create_logit_codec
 from scalekd.codecs.plain import Float16Codec

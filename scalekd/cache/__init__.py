@@ -1,9 +1,15 @@
 """The cache: manifest, files, reader, writer."""
 
-from scalekd.cache.reading.chosen import ChosenTargets
-from scalekd.cache.reading.extensions import JoinedReader, open_extension
-from scalekd.cache.reading.reader import CacheReader, SampleTable, open_cache, read_manifest
-from scalekd.cache.targets import CacheCodecs, JoinedTargets, TargetDecoder
+from typing import TYPE_CHECKING
+
+from scalekd._lazy import lazy
+
+if TYPE_CHECKING:
+    from scalekd.cache.codecs import CacheCodecs
+    from scalekd.cache.reading.chosen import ChosenTargets
+    from scalekd.cache.reading.extensions import JoinedReader, open_extension
+    from scalekd.cache.reading.reader import CacheReader, SampleTable, open_cache, read_manifest
+    from scalekd.cache.targets import JoinedTargets, TargetDecoder
 
 __all__ = [
     "CacheCodecs",
@@ -17,3 +23,5 @@ __all__ = [
     "open_extension",
     "read_manifest",
 ]
+
+__getattr__ = lazy(__name__, __file__)

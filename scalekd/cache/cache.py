@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Self
 
+from scalekd.cache.codecs import CacheCodecs
 from scalekd.cache.documents import MAX_JSON_BYTES, parse_committed
 from scalekd.cache.documents.manifest import Identity, Manifest, Plan, ShardRecord
 from scalekd.cache.documents.selection import Selection, check_owner, read_selection
@@ -18,7 +19,6 @@ from scalekd.cache.forms.store import unit_documents
 from scalekd.cache.forms.webdataset.form import INFO_FILE
 from scalekd.cache.layout import MANIFEST_FILE, PLAN_FILE, SAMPLES, Layout, ShardId, Unit
 from scalekd.cache.tables import table_files
-from scalekd.cache.targets import CacheCodecs
 from scalekd.cache.writing.planning import begin_form, commit_plan, read_plan
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError
 from scalekd.storage import Location, NotStored, Storage, StoredFileError, open_storage

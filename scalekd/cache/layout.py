@@ -31,6 +31,8 @@ TABLES_FOLDER = "tables"
 RECORDS_FOLDER = "records"
 EXTENSIONS_FOLDER = "extensions"
 SELECTION_FOLDER = "selection"
+SEPARATOR = ":"
+"""Between the name of an extension and the name of one of its arrays."""
 COMPANIONS = ("README.md", ".gitattributes")
 """What a repository on the Hub has beside a cache: its card, and how git keeps large files."""
 LEASE_SUFFIX = ".lease"

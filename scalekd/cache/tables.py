@@ -15,7 +15,7 @@ from scalekd.cache.documents.manifest import Identity, StageInfo
 from scalekd.cache.files import FileDigest
 from scalekd.codecs import FeatureCodec, codec_from_config
 from scalekd.errors import CacheCorrupt
-from scalekd.teachers import TeacherSpec, inspect_tail
+from scalekd.teachers import TeacherSpec
 
 Tables = dict[str, np.ndarray[Any, Any]]
 
@@ -99,6 +99,8 @@ def load_witnesses(identity: Identity, content: bytes, where: str) -> np.ndarray
 
 
 def _check_tail(identity: Identity, content: bytes, where: str) -> None:
+    from scalekd.teachers import inspect_tail  # loads torch and timm
+
     teacher, tail = TeacherSpec.model_validate(identity.teacher), inspect_tail(content, where)
     described = {
         "architecture": teacher.architecture,

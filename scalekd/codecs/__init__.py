@@ -1,36 +1,36 @@
 """Codecs that encode features and logits as small integer arrays; ``base`` has the contract."""
 
-from scalekd.codecs.base import (
-    Codec,
-    FeatureCodec,
-    FeatureDecoder,
-    LogitCodec,
-    LogitDecoder,
-)
-from scalekd.codecs.files import codec_to_bytes, load_codec, save_codec
-from scalekd.codecs.int8 import Int8Codec
-from scalekd.codecs.logits import FullLogitCodec, TopKLogitCodec
-from scalekd.codecs.measure import (
-    ErrorSummary,
-    FeatureErrors,
-    measure_errors,
-    summarise,
-    view_errors,
-)
-from scalekd.codecs.options import TransformOptions
-from scalekd.codecs.plain import Float16Codec
-from scalekd.codecs.planes import PlaneSpec, quiet_zarr
-from scalekd.codecs.registry import (
-    DEFAULT_FEATURE_CODEC,
-    CodecRequest,
-    check_logit_codec,
-    codec_from_config,
-    create_logit_codec,
-    fit_codec,
-    logit_codec_from_config,
-    parse_codec,
-)
-from scalekd.codecs.transform import TransformCodec
+from typing import TYPE_CHECKING
+
+from scalekd._lazy import lazy
+
+if TYPE_CHECKING:
+    from scalekd.codecs.base import Codec, FeatureCodec, LogitCodec
+    from scalekd.codecs.decoders import FeatureDecoder, LogitDecoder
+    from scalekd.codecs.files import codec_to_bytes, load_codec, save_codec
+    from scalekd.codecs.int8 import Int8Codec
+    from scalekd.codecs.logits import FullLogitCodec, TopKLogitCodec
+    from scalekd.codecs.measure import (
+        ErrorSummary,
+        FeatureErrors,
+        measure_errors,
+        summarise,
+        view_errors,
+    )
+    from scalekd.codecs.options import TransformOptions
+    from scalekd.codecs.plain import Float16Codec
+    from scalekd.codecs.planes import PlaneSpec, quiet_zarr
+    from scalekd.codecs.registry import (
+        DEFAULT_FEATURE_CODEC,
+        CodecRequest,
+        check_logit_codec,
+        codec_from_config,
+        create_logit_codec,
+        fit_codec,
+        logit_codec_from_config,
+        parse_codec,
+    )
+    from scalekd.codecs.transform import TransformCodec
 
 __all__ = [
     "DEFAULT_FEATURE_CODEC",
@@ -63,3 +63,5 @@ __all__ = [
     "summarise",
     "view_errors",
 ]
+
+__getattr__ = lazy(__name__, __file__)

@@ -10,7 +10,7 @@ from scalekd.codecs import _trellis
 from scalekd.codecs._analysis import GAIN_STEPS, coefficient_columns
 from scalekd.codecs._spatial import DENSE_TOKENS, cosine_basis, radial_bands
 from scalekd.codecs._tables import TransformTables
-from scalekd.codecs.base import FeatureDecoder
+from scalekd.codecs.decoders import FeatureDecoder
 from scalekd.shapes import FeatureShape
 
 # On a CPU, small chunks of views stay in its caches (a third faster than 256 at once).
@@ -26,9 +26,13 @@ class TransformDecoder(FeatureDecoder):
     mean: Tensor
 
     def __init__(
-        self, shape: FeatureShape, tables: TransformTables, compute_dtype: torch.dtype
+        self,
+        shape: FeatureShape,
+        tables: TransformTables,
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        compute_dtype = compute_dtype or torch.float32
         self.shape = shape
         self.compute_dtype = compute_dtype
         self.num_trellis = tables.num_trellis

@@ -21,11 +21,12 @@ The rows of a block are cut into ``STEPS`` slabs; row ``i`` of every slab forms 
 start in state 0, and all operations run over whole slabs.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Path length. A start in a known state costs about three values' gain: 0.004 bit a value at 128.
 STEPS = 128
@@ -143,7 +144,7 @@ def encode(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return indices.reshape(rows, views)
 
 
-def quantiser_choices(indices: Tensor) -> Tensor:
+def quantiser_choices(indices: "Tensor") -> "Tensor":
     """Return the quantiser that each value was coded with.
 
     Solves ``h(D) z = D**2 p`` with ``h = 1 + D + D**3``: over GF(2) ``h**(2**j)`` is
@@ -156,6 +157,8 @@ def quantiser_choices(indices: Tensor) -> Tensor:
     Returns:
         uint8 of the same shape, 0 or 1.
     """
+    import torch
+
     views, rows = indices.shape
     lanes = rows // STEPS
     current = torch.zeros((views, rows), dtype=torch.uint8, device=indices.device)

@@ -27,34 +27,23 @@ decoded values of a version never change, which is tested with frozen bytes of e
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from scalekd.codecs.encoder import FeatureEncoder
 from scalekd.codecs.planes import PlaneSpec
 from scalekd.errors import CacheCorrupt, DataError, UsageError
 from scalekd.shapes import FeatureShape
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from scalekd.codecs.decoders import FeatureDecoder, LogitDecoder
+    from scalekd.codecs.encoder import FeatureEncoder
+
 Planes = Mapping[str, np.ndarray]
 JsonDict = dict[str, Any]
-
-
-class FeatureDecoder(nn.Module, ABC):
-    """Base class of modules that decode planes, view axis first, to features on their device."""
-
-    @abstractmethod
-    def forward(self, planes: Mapping[str, Tensor]) -> Tensor:
-        """Decode a batch.
-
-        Args:
-            planes: Planes by name, each ``(view, *shape_before, *shape_after)``.
-
-        Returns:
-            float32 ``(view, token, channel)``, prefix tokens first.
-        """
 
 
 class Codec(ABC):
@@ -93,8 +82,10 @@ class Codec(ABC):
             raise CacheCorrupt(f"planes of codec {self.name!r} disagree on views: {sorted(counts)}")
         return counts.pop()
 
-    def tensors(self, planes: Planes) -> dict[str, Tensor]:
+    def tensors(self, planes: Planes) -> "dict[str, Tensor]":
         """Check stored planes and return them as tensors with the view axis first."""
+        import torch
+
         self.check_planes(planes)
         return {
             spec.name: torch.from_numpy(np.ascontiguousarray(spec.views_first(planes[spec.name])))
@@ -148,7 +139,7 @@ class FeatureCodec(Codec):
         """
         return 1
 
-    def encoder(self, num_views: int) -> FeatureEncoder | None:
+    def encoder(self, num_views: int) -> "FeatureEncoder | None":
         """Return a new device encoder, on the CPU; ``None`` if the codec has none.
 
         Args:
@@ -158,11 +149,12 @@ class FeatureCodec(Codec):
         return None
 
     @abstractmethod
-    def decoder(self, *, compute_dtype: torch.dtype = torch.float32) -> FeatureDecoder:
+    def decoder(self, *, compute_dtype: "torch.dtype | None" = None) -> "FeatureDecoder":
         """Return a new decoder module, on the CPU.
 
         Args:
-            compute_dtype: Type of the matrix products, float32 or bfloat16; the output is float32.
+            compute_dtype: Type of the matrix products, float32 (the default) or bfloat16; the
+                output is float32.
         """
 
     @classmethod
@@ -178,6 +170,8 @@ class FeatureCodec(Codec):
 
     def decode(self, planes: Planes) -> np.ndarray:
         """Decode stored planes on the CPU to float32 ``(view, token, channel)``."""
+        import torch
+
         tensors = self.tensors(planes)
         with torch.inference_mode():
             return np.asarray(self.decoder()(tensors).numpy())
@@ -208,14 +202,6 @@ class FeatureCodec(Codec):
             )
 
 
-class LogitDecoder(nn.Module, ABC):
-    """Base class of modules that decode planes of logits, view axis first, for a loss."""
-
-    @abstractmethod
-    def forward(self, planes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Decode a batch; the class of the codec documents the returned tensors."""
-
-
 class LogitCodec(Codec):
     """Base class of codecs of a classifier's scores before softmax."""
 
@@ -234,11 +220,13 @@ class LogitCodec(Codec):
         """
 
     @abstractmethod
-    def decoder(self) -> LogitDecoder:
+    def decoder(self) -> "LogitDecoder":
         """Return a new decoder module, on the CPU."""
 
     def decode(self, planes: Planes) -> dict[str, np.ndarray]:
         """Decode stored planes on the CPU."""
+        import torch
+
         tensors = self.tensors(planes)
         with torch.inference_mode():
             return {name: value.numpy() for name, value in self.decoder()(tensors).items()}

@@ -6,22 +6,21 @@ precision: half precision would lose the scale of tokens below 1e-5 altogether.
 """
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from scalekd.codecs._checks import check_config
-from scalekd.codecs.base import FeatureCodec, FeatureDecoder, JsonDict
+from scalekd.codecs.base import FeatureCodec, JsonDict
 from scalekd.codecs.planes import PlaneSpec
 from scalekd.shapes import FeatureShape
 
+if TYPE_CHECKING:
+    import torch
+
+    from scalekd.codecs.decoders import FeatureDecoder
+
 _LEVELS = 127  # symmetric: -128 stays unused, so that decode(-codes) == -decode(codes)
-
-
-class _Int8Decoder(FeatureDecoder):
-    def forward(self, planes: Mapping[str, Tensor]) -> Tensor:
-        return planes["codes"].float() * planes["scales"].float()[..., None]
 
 
 class Int8Codec(FeatureCodec):
@@ -52,8 +51,10 @@ class Int8Codec(FeatureCodec):
         np.clip(codes, -_LEVELS, _LEVELS, out=codes)
         return {"codes": codes.astype(np.int8), "scales": scales}
 
-    def decoder(self, *, compute_dtype: torch.dtype = torch.float32) -> FeatureDecoder:
-        return _Int8Decoder()
+    def decoder(self, *, compute_dtype: "torch.dtype | None" = None) -> "FeatureDecoder":
+        from scalekd.codecs.decoders import Int8Decoder
+
+        return Int8Decoder()
 
     def to_config(self) -> JsonDict:
         return {"codec": self.name, "version": self.version}

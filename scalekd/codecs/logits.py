@@ -6,19 +6,17 @@ probability mass of the other classes, spread evenly, the distribution follows a
 """
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from scalekd.codecs._checks import check_config
-from scalekd.codecs.base import JsonDict, LogitCodec, LogitDecoder
+from scalekd.codecs.base import JsonDict, LogitCodec
 from scalekd.codecs.planes import PlaneSpec
 from scalekd.errors import CacheCorrupt, DataError, UsageError
 
-
-class _FullDecoder(LogitDecoder):
-    def forward(self, planes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {"logits": planes["values"].float()}
+if TYPE_CHECKING:
+    from scalekd.codecs.decoders import LogitDecoder
 
 
 class FullLogitCodec(LogitCodec):
@@ -45,8 +43,10 @@ class FullLogitCodec(LogitCodec):
             )
         return {"values": np.ascontiguousarray(values)}
 
-    def decoder(self) -> LogitDecoder:
-        return _FullDecoder()
+    def decoder(self) -> "LogitDecoder":
+        from scalekd.codecs.decoders import FullDecoder
+
+        return FullDecoder()
 
     def to_config(self) -> JsonDict:
         return {"codec": self.name, "version": self.version, "num_classes": self.num_classes}
@@ -57,22 +57,6 @@ class FullLogitCodec(LogitCodec):
     ) -> "FullLogitCodec":
         check_config(cls, config, tables, keys=frozenset({"num_classes"}))
         return cls(_positive(config, "num_classes"))
-
-
-class _TopKDecoder(LogitDecoder):
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-
-    def forward(self, planes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        log_sum_exp = planes["log_sum_exp"].float()
-        return {
-            # Only damaged data has an index beyond the last class.
-            "indices": planes["indices"].long().clamp(max=self.num_classes - 1),
-            "log_probs": planes["scores"].float() - log_sum_exp[:, None],
-            "log_sum_exp": log_sum_exp,
-            "tail_mass": planes["tail_mass"].float(),
-        }
 
 
 class TopKLogitCodec(LogitCodec):
@@ -128,8 +112,10 @@ class TopKLogitCodec(LogitCodec):
             "tail_mass": tail.astype(np.float32),
         }
 
-    def decoder(self) -> LogitDecoder:
-        return _TopKDecoder(self.num_classes)
+    def decoder(self) -> "LogitDecoder":
+        from scalekd.codecs.decoders import TopKDecoder
+
+        return TopKDecoder(self.num_classes)
 
     def to_config(self) -> JsonDict:
         return {

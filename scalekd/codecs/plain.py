@@ -1,21 +1,20 @@
 """Half-precision features: the codec with the smallest error, and the baseline of the others."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from scalekd.codecs._checks import check_config
-from scalekd.codecs.base import FeatureCodec, FeatureDecoder, JsonDict
+from scalekd.codecs.base import FeatureCodec, JsonDict
 from scalekd.codecs.planes import PlaneSpec
 from scalekd.errors import DataError
 from scalekd.shapes import FeatureShape
 
+if TYPE_CHECKING:
+    import torch
 
-class _Float16Decoder(FeatureDecoder):
-    def forward(self, planes: Mapping[str, Tensor]) -> Tensor:
-        return planes["values"].float()
+    from scalekd.codecs.decoders import FeatureDecoder
 
 
 class Float16Codec(FeatureCodec):
@@ -45,8 +44,10 @@ class Float16Codec(FeatureCodec):
             )
         return {"values": np.ascontiguousarray(values)}
 
-    def decoder(self, *, compute_dtype: torch.dtype = torch.float32) -> FeatureDecoder:
-        return _Float16Decoder()
+    def decoder(self, *, compute_dtype: "torch.dtype | None" = None) -> "FeatureDecoder":
+        from scalekd.codecs.decoders import Float16Decoder
+
+        return Float16Decoder()
 
     def to_config(self) -> JsonDict:
         return {"codec": self.name, "version": self.version}

@@ -12,25 +12,24 @@ training device.
 """
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from scalekd.codecs import _analysis, _fit, _quantiser
 from scalekd.codecs._checks import check_config
-from scalekd.codecs._decoder import TransformDecoder
-from scalekd.codecs._device_encoder import TransformEncoder
 from scalekd.codecs._spatial import radial_bands
 from scalekd.codecs._tables import TransformTables, tables_from
-from scalekd.codecs.base import (
-    FeatureCodec,
-    FeatureDecoder,
-    JsonDict,
-)
-from scalekd.codecs.encoder import FeatureEncoder
+from scalekd.codecs.base import FeatureCodec, JsonDict
 from scalekd.codecs.options import TransformOptions
 from scalekd.codecs.planes import DEFAULT_PAGE_VALUES, PlaneSpec
 from scalekd.shapes import FeatureShape
+
+if TYPE_CHECKING:
+    import torch
+
+    from scalekd.codecs.decoders import FeatureDecoder
+    from scalekd.codecs.encoder import FeatureEncoder
 
 _CONFIG_KEYS = frozenset(
     {"error", "metric", "gain", "num_bands", "step", "reference", "num_trellis"}
@@ -120,10 +119,14 @@ class TransformCodec(FeatureCodec):
         indices = _quantiser.quantise(values, tables.groups, self._groups_of, tables.num_trellis)
         return indices.astype(np.int16), gains
 
-    def encoder(self, num_views: int) -> FeatureEncoder:
+    def encoder(self, num_views: int) -> "FeatureEncoder":
+        from scalekd.codecs._device_encoder import TransformEncoder
+
         return TransformEncoder(self.shape, self.transform_tables, num_views, _LARGEST)
 
-    def decoder(self, *, compute_dtype: torch.dtype = torch.float32) -> FeatureDecoder:
+    def decoder(self, *, compute_dtype: "torch.dtype | None" = None) -> "FeatureDecoder":
+        from scalekd.codecs._decoder import TransformDecoder
+
         return TransformDecoder(self.shape, self.transform_tables, compute_dtype)
 
     def to_config(self) -> JsonDict:

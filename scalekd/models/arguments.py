@@ -4,9 +4,10 @@ import inspect
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 # Arguments of timm's factory that have their own options here, or that would change the type of the
 # result; the constructor of a model takes none of them except the last three.
@@ -95,7 +96,7 @@ def is_plain(value: object, *, depth: int = 3) -> bool:
     return isinstance(value, str) and len(value) <= MAX_TEXT
 
 
-def constructor_arguments(model_class: type[nn.Module]) -> list[str]:
+def constructor_arguments(model_class: "type[nn.Module]") -> list[str]:
     """Return the argument names of a model class, with those it passes on to its bases."""
     names: dict[str, None] = {}
     for base in model_class.__mro__:

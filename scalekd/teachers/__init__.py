@@ -7,19 +7,24 @@ Example:
     ((7, 7), 768)
 """
 
-from scalekd.teachers.features_only import FEATURES_ONLY
-from scalekd.teachers.heads import match_teacher
-from scalekd.teachers.names import (
-    ALIASES,
-    LIVE_TEACHER_ADVICE,
-    resolve_model_name,
-    teacher_named_by_cache,
-)
-from scalekd.teachers.own import teacher_from_module
-from scalekd.teachers.spec import ABOUT_ORIGIN, TeacherConfig, TeacherSpec
-from scalekd.teachers.tail import Tail, TailConfig
-from scalekd.teachers.tail_file import inspect_tail, load_tail, load_tail_bytes, save_tail
-from scalekd.teachers.teacher import Teacher, TeacherOutput, load_teacher
+from typing import TYPE_CHECKING
+
+from scalekd._lazy import lazy
+
+if TYPE_CHECKING:
+    from scalekd.teachers.features_only import FEATURES_ONLY
+    from scalekd.teachers.heads import match_teacher
+    from scalekd.teachers.names import (
+        ALIASES,
+        LIVE_TEACHER_ADVICE,
+        resolve_model_name,
+        teacher_named_by_cache,
+    )
+    from scalekd.teachers.own import teacher_from_module
+    from scalekd.teachers.spec import ABOUT_ORIGIN, TeacherConfig, TeacherSpec
+    from scalekd.teachers.tail import Tail, TailConfig
+    from scalekd.teachers.tail_file import inspect_tail, load_tail, load_tail_bytes, save_tail
+    from scalekd.teachers.teacher import Teacher, TeacherOutput, load_teacher
 
 __all__ = [
     "ABOUT_ORIGIN",
@@ -42,3 +47,5 @@ __all__ = [
     "teacher_from_module",
     "teacher_named_by_cache",
 ]
+
+__getattr__ = lazy(__name__, __file__)

@@ -16,11 +16,11 @@ from pcodec import ChunkConfig, standalone
 from pydantic import ValidationError
 
 from scalekd.cache import read_manifest
+from scalekd.cache.codecs import CacheCodecs
 from scalekd.cache.documents import canonical, parse
 from scalekd.cache.documents.manifest import Identity, Manifest, Plan, Provenance, ShardRecord
 from scalekd.cache.forms.chunks import Coding, check_metadata, decode_chunk, zstd_content_size
 from scalekd.cache.layout import ArraySpec, array_path
-from scalekd.cache.targets import CacheCodecs
 from scalekd.codecs._tables import _real
 from scalekd.errors import CacheCorrupt, CacheMismatch
 

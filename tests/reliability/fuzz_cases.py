@@ -12,6 +12,7 @@ import torch
 
 from scalekd.cache import CacheReader, TargetDecoder, open_cache
 from scalekd.cache.care.verify import verify
+from scalekd.cache.codecs import CacheCodecs
 from scalekd.cache.documents import canonical as model_bytes
 from scalekd.cache.documents.manifest import Identity, Manifest, Plan, Provenance, ShardRecord
 from scalekd.cache.documents.records import samples_hash
@@ -20,7 +21,6 @@ from scalekd.cache.forms.chunks import decode_chunk
 from scalekd.cache.forms.store import metadata_documents
 from scalekd.cache.layout import Layout, record_path
 from scalekd.cache.tables import table_files
-from scalekd.cache.targets import CacheCodecs
 from scalekd.errors import CacheCorrupt, ScaleKDError
 from scalekd.teachers import load_tail
 from scalekd.views import decode_image, render, unpack_view

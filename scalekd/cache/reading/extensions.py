@@ -16,9 +16,8 @@ import numpy as np
 
 from scalekd.cache.documents.manifest import Identity
 from scalekd.cache.forms import Embed
-from scalekd.cache.layout import EXTENSIONS_FOLDER, PLAN_FILE, SAMPLES, Layout
+from scalekd.cache.layout import EXTENSIONS_FOLDER, PLAN_FILE, SAMPLES, SEPARATOR, Layout
 from scalekd.cache.reading.reader import CacheReader, SampleTable, open_cache
-from scalekd.cache.targets import SEPARATOR
 from scalekd.cache.writing.planning import differences
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.storage import Storage
