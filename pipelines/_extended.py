@@ -38,7 +38,7 @@ class ExtendedCache:
         spec, views = job.teacher.spec, self.identity.views
         if tuple(spec.img_size) != tuple(views.view_size):
             raise CacheMismatch(
-                f"{self._base.place}: its views have {views.view_size} pixels, and {spec.model}"
+                f"{self._base.location}: its views have {views.view_size} pixels, and {spec.model}"
                 f" takes {spec.img_size}"
             )
         base = self._base
@@ -53,7 +53,7 @@ class ExtendedCache:
     ) -> None:
         """Raise ``CacheMismatch`` unless a shard's samples and pixels are those of the cache."""
         record = self._base.record(SAMPLES, shard)
-        where = f"{self._base.place}: shard {shard}"
+        where = f"{self._base.location}: shard {shard}"
         if samples_sha256 != record.samples_sha256:
             raise CacheMismatch(f"{where}: the images now give other samples than it was made from")
         first = int(self._base.samples.starts[shard])

@@ -50,7 +50,7 @@ def check_pixels(cache: Cache, drawn: DrawnViews, *, skip_damaged: bool = False)
     problem = _problem(cache, drawn, skip_damaged=skip_damaged)
     if problem is not None:
         raise CacheMismatch(
-            f"{cache.place}: this machine {problem}. The cache was drawn with"
+            f"{cache.location}: this machine {problem}. The cache was drawn with"
             f" {', '.join(changed)}: install those versions to add to it or repair it"
         )
 

@@ -322,7 +322,7 @@ def _divide(
         for shard in writer.missing(pass_index, [shard for _, shard in group])
     ]
     others = []
-    if writer.place is writer.folder:  # from the end, which their owners come to last
+    if not writer.is_remote:  # from the end, which their owners come to last
         mine = set(own)
         others = [pair for pair in reversed(every) if pair not in mine]
     num_views = sum(identity.rows_of(shard) for _, shard in missing)

@@ -90,7 +90,7 @@ def chosen_views(
         pass_index = reader.passes[pass_position]
         if positions[row] < 0:
             raise CacheMismatch(
-                f"{images.location} lacks sample {reader.samples.key(row)!r} of {reader.place};"
+                f"{images.location} lacks sample {reader.samples.key(row)!r} of {reader.location};"
                 " --data-dir must be the data set the cache was made from"
             )
         yield StoredView(

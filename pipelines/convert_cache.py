@@ -77,7 +77,7 @@ def convert_cache(config: ConvertConfig) -> ConvertResult:
     reader = open_cache(config.source)
     refuse_part(reader.storage, "converted")
     if reader.layout.form == form:
-        raise UsageError(f"{reader.place} is in {form} already; copy it instead")
+        raise UsageError(f"{reader.location} is in {form} already; copy it instead")
     plan, num_passes = reader.manifest.plan, reader.num_passes
     first, last = config.shards or (0, plan.identity.num_shards - 1)
     if not 0 <= first <= last < plan.identity.num_shards:
@@ -108,7 +108,7 @@ def convert_cache(config: ConvertConfig) -> ConvertResult:
         elsewhere = writer.elsewhere()
     manifest = finish(cache, num_passes)
     return ConvertResult(
-        source=reader.place,
+        source=reader.location,
         output=config.output,
         complete=manifest is not None,
         num_passes=num_passes,

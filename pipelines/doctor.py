@@ -138,7 +138,7 @@ def cache_drift(reader: CacheReader, images: ImageDataset | None, num_views: int
     """Compare versions and, given the images, draw witnesses and ``num_views`` views again."""
     views = reader.identity.views
     drift = CacheDrift(
-        path=reader.place,
+        path=reader.location,
         environment_differs=_differing(views.environment, pixel_environment()),
         software_differs=_differing(reader.manifest.plan.provenance.software, _versions()),
     )
@@ -149,8 +149,8 @@ def cache_drift(reader: CacheReader, images: ImageDataset | None, num_views: int
     positions = images.positions(reader.samples.keys[: len(pixels)])
     if (positions < 0).any():
         raise CacheMismatch(
-            f"{images.location} lacks the first samples of {reader.place}; --data-dir must be the"
-            " data set the cache was made from"
+            f"{images.location} lacks the first samples of {reader.location}; --data-dir must be"
+            " the data set the cache was made from"
         )
     witnesses = [images[int(position)] for position in positions]
     for row, sample in enumerate(witnesses):

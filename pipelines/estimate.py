@@ -246,6 +246,6 @@ def _free_bytes(output: str | Path) -> int | None:
     storage = open_storage(output)
     if storage.is_remote:
         return None
-    folder = Path(storage.place).absolute()
+    folder = Path(storage.location).absolute()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     return shutil.disk_usage(existing).free

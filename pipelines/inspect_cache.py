@@ -116,7 +116,7 @@ def cache_info(location: Location) -> CacheInfo:
     manifest, identity = reader.manifest, reader.identity
     measured = manifest.plan.provenance.measured
     return CacheInfo(
-        path=open_storage(location).place,
+        path=open_storage(location).location,
         cache_id=manifest.plan.cache_id,
         format_version=identity.format_version,
         form=reader.layout.form.name,
@@ -201,7 +201,7 @@ def verify_cache(location: Location, *, quick: bool = False) -> Verification:
     """Check every file of a cache; see :func:`scalekd.cache.care.verify.verify`."""
     verified = verify(location, quick=quick)
     return Verification(
-        path=open_storage(location).place,
+        path=open_storage(location).location,
         sound=not verified.problems,
         problems=tuple(verified.problems),
         damaged_shards=tuple(sorted((str(s.unit), s.number) for s in verified.damaged)),

@@ -127,7 +127,7 @@ def list_caches(root: Location, *, max_depth: int = 4) -> list[ListedCache]:
     caches = list(_below(storage, max_depth, time.time()))
     if not caches and not storage.folders() and next(storage.list(), None) is None:
         raise DataError(
-            f"{storage.place}: does not exist or is empty; name a folder that contains caches"
+            f"{storage.location}: does not exist or is empty; name a folder that contains caches"
         )
     return caches
 
@@ -155,14 +155,16 @@ def _look(storage: Storage, inner: list[str], now: float) -> ListedCache | None:
         inner: Names of the folders in ``storage``.
         now: Current time in seconds since 1970.
     """
-    fields: dict[str, Any] = {"path": storage.place}
+    fields: dict[str, Any] = {"path": storage.location}
     try:
         manifest = _document(storage, MANIFEST_FILE, Manifest)
         plan = manifest.plan if manifest else _document(storage, PLAN_FILE, Plan)
         if plan is None:
             if RECORDS_FOLDER not in inner or SAMPLES not in storage.folders(RECORDS_FOLDER):
                 return None
-            raise CacheCorrupt(f"{storage.place}: neither {PLAN_FILE} nor {MANIFEST_FILE} is left")
+            raise CacheCorrupt(
+                f"{storage.location}: neither {PLAN_FILE} nor {MANIFEST_FILE} is left"
+            )
         fields |= _plan_fields(plan)
         if manifest is None:
             return ListedCache(**fields, **_progress(storage, plan, now), state="begun")

@@ -118,15 +118,15 @@ def _common_plan(sources: Sequence[SourceCache]) -> Plan:
     for other in sources[1:]:
         if other.plan.cache_id != first.plan.cache_id:
             raise CacheMismatch(
-                f"{other.storage.place} is not a part of the cache at {first.storage.place}:"
+                f"{other.storage.location} is not a part of the cache at {first.storage.location}:"
                 f" {differences(first.plan.identity, other.plan.identity)}. Parts are begun once"
                 " and copied: plan.json and tables/ of one machine, before the others start"
             )
         ours, theirs = first.plan.provenance.licence, other.plan.provenance.licence
         if ours != theirs:
             raise CacheMismatch(
-                f"{other.storage.place} states the licence {theirs or 'none'}, and"
-                f" {first.storage.place} {ours or 'none'}: the licences must agree"
+                f"{other.storage.location} states the licence {theirs or 'none'}, and"
+                f" {first.storage.location} {ours or 'none'}: the licences must agree"
             )
     return first.plan
 
@@ -139,7 +139,7 @@ def _compare(sources: Sequence[SourceCache], shards: Sequence[list[ShardId]]) ->
             first, path = owner.setdefault(shard, source), shard.record_path
             if first is not source and _record(first, path) != _record(source, path):
                 raise CacheMismatch(
-                    f"{shard} has different bytes in {source.place} and in {first.place}: the"
+                    f"{shard} has different bytes in {source.location} and in {first.location}: the"
                     " machines that wrote them round differently; give each its own --shards"
                 )
 

@@ -326,7 +326,7 @@ def _committed_record(
     """The committed record; raises unless the redone shard is its, as far as can be known."""
     cache, shard = standing.cache, damage.shard
     expected = standing.record_hash_of(shard)
-    what = f"{cache.place}: {shard}"
+    what = f"{cache.location}: {shard}"
     why = f"{_why(standing.plan, damage.record, maker)}. Nothing was replaced"
     if damage.record is not None:
         if redone.model_copy(update={"computed": damage.record.computed}) == damage.record:

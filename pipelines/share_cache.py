@@ -83,8 +83,8 @@ def share_cache(config: ShareConfig) -> ShareResult:
         below = source.below(inner), target.below(inner)
         complete &= _bring(config, *below, tally, optional=True)[0]
     return ShareResult(
-        source=source.place,
-        target=target.place,
+        source=source.location,
+        target=target.location,
         complete=complete,
         part=None if part.is_all else str(part),
         num_shards=tally.num_shards,
@@ -117,7 +117,7 @@ def _bring(
     )
     _check_space(source, target, asked)
     if target.is_repository:
-        check_hub_limits(source.selected_files(asked), target.place)
+        check_hub_limits(source.selected_files(asked), target.location)
     if not asked.is_all:
         _declare(target, asked)
     transfer.prepare()
@@ -125,7 +125,7 @@ def _bring(
     wanted = asked if selection is None else asked.joined(selection)
 
     def bring() -> None:
-        title = f"{source_storage.place} to {target.place}"
+        title = f"{source_storage.location} to {target.location}"
         num_shards = len(source.selected(wanted))
         with ProgressReport(title, num_shards, "shards", aside=_speed(tally)) as progress:
             transfer.bring(wanted, lambda: progress.advance(1))
@@ -141,7 +141,7 @@ def _bring(
             write_selection(target, wanted)
         complete = transfer.seal()
     if target.is_repository and not optional:
-        card = dataset_card(source.plan, source.at_opening, target.place)
+        card = dataset_card(source.plan, source.at_opening, target.location)
         target.commit("README.md", card.encode(), exclusive=True)  # its owner may edit it
     return complete, wanted
 
@@ -158,8 +158,8 @@ def _declare(target: Storage, asked: Selection) -> None:
         selection = read_selection(target)
         if selection is None and target.exists(PLAN_FILE):
             raise UsageError(
-                f"{target.place}: contains a whole cache, complete or begun; copy the whole cache"
-                " there, or copy the part to another location"
+                f"{target.location}: contains a whole cache, complete or begun; copy the whole"
+                " cache there, or copy the part to another location"
             )
         check_owner(target, selection, asked.cache_id)
         if selection is None:
@@ -174,7 +174,7 @@ def _asked(config: ShareConfig, source: SourceCache, *, optional: bool) -> Selec
         source: Cache to copy from.
         optional: Accept a request that the source meets only partly, as for an extension.
     """
-    identity, location = source.plan.identity, source.storage.place
+    identity, location = source.plan.identity, source.storage.location
     whole = source.selection.is_all
     groups = tuple(f"stage{stage}" for stage in identity.stages)
     groups += ("logits",) if identity.logits else ()
@@ -243,7 +243,7 @@ def _check_space(source: SourceCache, target: Storage, asked: Selection) -> None
     free, needed = shutil.disk_usage(existing).free, source.at_opening.total_bytes - there
     if needed > free:
         raise EnvironmentFault(
-            f"{target.place}: {free / 1e9:,.1f} GB are free, and {needed / 1e9:,.1f} GB are"
+            f"{target.location}: {free / 1e9:,.1f} GB are free, and {needed / 1e9:,.1f} GB are"
             " needed; free space, or fetch a part (--passes, --stages, --shards, --logits-only)"
         )
 

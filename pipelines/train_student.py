@@ -258,7 +258,7 @@ def _live_teacher(config: TrainConfig, source: CachedTeacher) -> Teacher:
         teacher = load_teacher(asked)
     if teacher.spec.weights_sha256 != spec.weights_sha256:
         raise CacheMismatch(
-            f"{source.reader.place}: was made by {spec.model} with weights "
+            f"{source.reader.location}: was made by {spec.model} with weights "
             f"{spec.weights_sha256[:12]}…, and the live teacher has "
             f"{teacher.spec.weights_sha256[:12]}…; give --teacher or "
             "--teacher-checkpoint for the same weights"

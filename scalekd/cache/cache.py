@@ -60,7 +60,7 @@ class Cache:
         manifest = read_manifest_if_any(storage)
         plan = manifest.plan if manifest is not None else read_plan(storage)
         if plan is None:
-            raise DataError(f"no cache at {storage.place}")
+            raise DataError(f"no cache at {storage.location}")
         return cls(storage, plan)
 
     @classmethod
@@ -75,9 +75,9 @@ class Cache:
         return cls(storage, commit_plan(storage, plan))
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """The location, for messages."""
-        return self.storage.place
+        return self.storage.location
 
     @property
     def identity(self) -> Identity:

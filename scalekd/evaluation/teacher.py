@@ -69,14 +69,14 @@ def cached_answers(
     """
     if not reader.policy.deterministic:
         raise UsageError(
-            f"{reader.place}: contains random views ({reader.policy}), and an answer on a crop is"
-            " not the teacher's answer on the image; write a cache of the split by cache-teacher"
+            f"{reader.location}: contains random views ({reader.policy}), and an answer on a crop"
+            " is not the teacher's answer on the image; write a cache of the split by cache-teacher"
             " --aug center"
         )
     fingerprint = reader.identity.data.fingerprint
     if images.fingerprint != fingerprint:
         raise CacheMismatch(
-            f"{reader.place}: was made from other images than {images.location} (fingerprint "
+            f"{reader.location}: was made from other images than {images.location} (fingerprint "
             f"{fingerprint[:12]}… in the cache, {images.fingerprint[:12]}… here); give the cache "
             "of this split"
         )
@@ -91,7 +91,7 @@ def cached_answers(
         answers[positions[first : first + count]] = _likeliest(logits, class_map).numpy()
     if (answers < 0).any():
         missing = images.key(int(np.flatnonzero(answers < 0)[0]))
-        raise CacheMismatch(f"{reader.place}: does not contain sample {missing}")
+        raise CacheMismatch(f"{reader.location}: does not contain sample {missing}")
     return answers
 
 

@@ -40,7 +40,7 @@ class FolderImages(StoredImages):
         Raises:
             DataError: There is no image, or a class folder has files and no image.
         """
-        location = storage.locate(folder) if folder else storage.place
+        location = storage.locate(folder) if folder else storage.location
         images, left_out, others = _listed(storage, folder)
         notes: list[str] = []
         classes: tuple[str, ...] | None = None

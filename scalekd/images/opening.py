@@ -80,12 +80,12 @@ def open_dataset(
         return open_saved(saved, _columns(options))
     tables = _tables(storage, split, folders, files)
     if tables:
-        return _open_files(storage, root, tables, f"{storage.place}, split {split}", options)
+        return _open_files(storage, root, tables, f"{storage.location}, split {split}", options)
     for option in ("input_key", "target_key", "key_column"):
         if getattr(options, option) is not None:
             raise UsageError(
-                f"--{option.replace('_', '-')}: {storage.place} has neither shards nor tables for"
-                f" the split {split}, so there is nothing to choose; leave the option out"
+                f"--{option.replace('_', '-')}: {storage.location} has neither shards nor tables"
+                f" for the split {split}, so there is nothing to choose; leave the option out"
             )
     labelled = options.labels == "auto"
     if split == ".":
@@ -166,7 +166,7 @@ def _nothing_there(
 ) -> str:
     names = sorted([*folders, *map(_base, files)])
     if not names:
-        return f"{storage.place} has neither {split}-*.tar nor a folder {split}/ (it is empty)"
+        return f"{storage.location} has neither {split}-*.tar nor a folder {split}/ (it is empty)"
     advice = ""
     if split == "train":
         advice = (
@@ -174,7 +174,7 @@ def _nothing_there(
             " unlabelled"
         )
     return (
-        f"{storage.place} has neither {split}-*.tar nor a folder {split}/ (it holds"
+        f"{storage.location} has neither {split}-*.tar nor a folder {split}/ (it holds"
         f" {listed(names)}){advice}"
     )
 

@@ -74,16 +74,16 @@ def _why_images(reader: CacheReader | JoinedReader, view_size: tuple[int, int]) 
         height, width = reader.identity.views.view_size
         if view_size == (height, width):
             return (
-                f"{reader.place}: contains the views of {len(reader.passes)} passes, and further"
+                f"{reader.location}: contains the views of {len(reader.passes)} passes, and further"
                 " epochs draw theirs from the images; pass --data-dir, or train as many epochs"
             )
         return (
-            f"{reader.place}: contains views of {height} x {width} pixels, and the student takes"
+            f"{reader.location}: contains views of {height} x {width} pixels, and the student takes"
             f" {view_size[0]} x {view_size[1]}; pass --data-dir, so that views of that size are"
             f" drawn from the images, or --img-size {height}"
         )
     return (
-        f"--data-dir is missing: {reader.place} contains targets but no images; pass"
+        f"--data-dir is missing: {reader.location} contains targets but no images; pass"
         " the images that it was made from"
     )
 

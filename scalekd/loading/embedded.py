@@ -28,14 +28,14 @@ class EmbeddedImages(StoredImages):
         """
         samples = reader.samples
         if reader.embed != "source":
-            raise UsageError(f"{reader.place}: has no encoded images; pass --data-dir")
+            raise UsageError(f"{reader.location}: has no encoded images; pass --data-dir")
         versions: list[str] = []
         files: list[str] = []
         numbers, extents = [np.empty(0, np.int32)], [np.empty((0, 2), np.int64)]
         for shard, count in enumerate(np.diff(samples.starts).tolist()):
             if not count:
                 continue  # every image of the shard was corrupt
-            tar, ranges = reader.image_places(0, shard)
+            tar, ranges = reader.image_ranges(0, shard)
             digest = reader.record(0, shard).files[tar]
             numbers.append(np.full(count, len(files), np.int32))
             extents.append(ranges)
@@ -43,7 +43,7 @@ class EmbeddedImages(StoredImages):
             files.append(tar)
         columns = np.concatenate(extents)
         return cls(
-            location=reader.place,
+            location=reader.location,
             keys=samples.keys,
             labels=samples.labels,
             sizes=columns[:, 1],

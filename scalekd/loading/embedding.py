@@ -69,7 +69,7 @@ class ImagesToEmbed(Dataset[BlockImages]):
         self._images = None if held == "source" or self._copies else images
         if embed != "none" and not self._copies and held != "source" and images is None:
             raise UsageError(
-                f"--embed {embed}: {reader.place} contains no images to make them from; pass"
+                f"--embed {embed}: {reader.location} contains no images to make them from; pass"
                 " --data-dir, the images the cache was made from"
             )
         self._positions = found_samples(self._images, reader) if self._images else None

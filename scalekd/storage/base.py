@@ -87,7 +87,7 @@ class Storage(ABC):
     """Files below one location. Safe to pickle, and to use from several threads.
 
     Attributes:
-        place: Folder or URL that was opened, without credentials, for messages.
+        location: Folder or URL that was opened, without credentials, for messages.
         root: Folder on this machine's file system that holds the files; None for a remote storage.
         is_remote: Whether files are read over a network.
         commits_together: Whether :meth:`commit_all` is much cheaper than writing files one by one.
@@ -95,7 +95,7 @@ class Storage(ABC):
             limited number of files.
     """
 
-    place: str
+    location: str
     root: Path | None = None
     is_remote: bool = True
     commits_together: bool = False
@@ -103,7 +103,7 @@ class Storage(ABC):
 
     def locate(self, relative: str) -> str:
         """Return the full path or URL of a file, for messages."""
-        return f"{self.place}/{relative}"
+        return f"{self.location}/{relative}"
 
     @abstractmethod
     def below(self, folder: str) -> "Storage":

@@ -44,13 +44,13 @@ class HubStorage(Storage):
         match = _URL.fullmatch(url.rstrip("/"))
         if match is None:
             raise UsageError(f"{url}: not of the form hf://datasets/owner/name[@revision][/folder]")
-        self.place = url.rstrip("/")
+        self.location = url.rstrip("/")
         self.repo, self.revision = match["repo"], match["revision"] or "main"
         self._inner = f"{check_relative(url, match['inner'])}/" if match["inner"] else ""
         _hub()
 
     def below(self, folder: str) -> "HubStorage":
-        return HubStorage(self.locate(check_relative(self.place, folder)))
+        return HubStorage(self.locate(check_relative(self.location, folder)))
 
     def read(self, relative: str, *, max_bytes: int, sha256: str | None = None) -> bytes:
         del sha256
@@ -207,7 +207,7 @@ class HubStorage(Storage):
                 return
 
     def _path(self, relative: str) -> str:
-        return self._inner + check_relative(self.place, relative)
+        return self._inner + check_relative(self.location, relative)
 
     @contextmanager
     def _response(self, relative: str, headers: Mapping[str, str] | None = None) -> Iterator[Any]:
@@ -232,7 +232,7 @@ class HubStorage(Storage):
     @contextmanager
     def _explained(self, doing: str, relative: str) -> Iterator[None]:
         """Turn errors of the Hub into one line that says what to do."""
-        errors, where = _errors(), self.locate(relative) if relative else self.place
+        errors, where = _errors(), self.locate(relative) if relative else self.location
         try:
             yield
         except (errors.EntryNotFoundError, errors.RevisionNotFoundError):

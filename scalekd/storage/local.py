@@ -25,7 +25,7 @@ class LocalStorage(Storage):
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        self.place = str(self.root)
+        self.location = str(self.root)
 
     def locate(self, relative: str) -> str:
         return str(self.root / relative)

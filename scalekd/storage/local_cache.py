@@ -144,7 +144,7 @@ class CachedStorage(Storage):
     def __init__(self, origin: Storage, cache: LocalCache) -> None:
         self.origin = origin
         self.cache = cache
-        self.place = origin.place
+        self.location = origin.location
         self.commits_together = origin.commits_together
 
     def below(self, folder: str) -> "CachedStorage":
@@ -222,7 +222,7 @@ class CachedStorage(Storage):
         return True
 
     def _key(self, relative: str, version: str) -> str:
-        return hashlib.sha256("\0".join((self.place, relative, version)).encode()).hexdigest()
+        return hashlib.sha256("\0".join((self.location, relative, version)).encode()).hexdigest()
 
     def _kept(self, relative: str, version: str | None) -> BinaryIO | None:
         """Open a local copy of a whole file; return ``None`` if it cannot be kept."""

@@ -98,17 +98,17 @@ class ObjectStorage(Storage):
             )
         if not parts.netloc and self.scheme != "memory":
             raise UsageError(f"{url}: the bucket or host is missing")
-        self.place = url.rstrip("/")
+        self.location = url.rstrip("/")
         self._opened: tuple[int, ObjectStore] | None = None
         _obstore()
 
     def __getstate__(self) -> dict[str, Any]:
         if self.scheme == "memory":
-            raise UsageError(f"{self.place}: can be used in one process only")
+            raise UsageError(f"{self.location}: can be used in one process only")
         return {**self.__dict__, "_opened": None}
 
     def below(self, folder: str) -> "ObjectStorage":
-        return ObjectStorage(f"{self.place}/{self._path(folder)}")
+        return ObjectStorage(f"{self.location}/{self._path(folder)}")
 
     def read(self, relative: str, *, max_bytes: int, sha256: str | None = None) -> bytes:
         del sha256
@@ -188,7 +188,7 @@ class ObjectStorage(Storage):
 
     def commit(self, relative: str, data: bytes | memoryview, *, exclusive: bool = False) -> bool:
         if self.read_only:
-            raise UsageError(f"{self.place}: a web server is read-only")
+            raise UsageError(f"{self.location}: a web server is read-only")
         path, obstore = self._path(relative), _obstore()
         try:
             with self._explained("write", relative):
@@ -206,7 +206,7 @@ class ObjectStorage(Storage):
 
     def delete(self, relative: str) -> None:
         if self.read_only:
-            raise UsageError(f"{self.place}: a web server is read-only")
+            raise UsageError(f"{self.location}: a web server is read-only")
         try:
             with self._explained("delete", relative):
                 _obstore().delete(self._store, self._path(relative))
@@ -220,27 +220,27 @@ class ObjectStorage(Storage):
         process = os.getpid()
         if _used_by not in (None, process):
             raise UsageError(
-                f"{self.place}: remote stores were used before this process was forked, and their"
-                " client does not survive a fork; start processes with multiprocessing's"
+                f"{self.location}: remote stores were used before this process was forked, and"
+                " their client does not survive a fork; start processes with multiprocessing's"
                 " 'forkserver' or 'spawn'"
             )
         _used_by = process
         if self._opened is None or self._opened[0] != process:
-            self._opened = process, _open(self.scheme, self.place)
+            self._opened = process, _open(self.scheme, self.location)
         return self._opened[1]
 
     def _path(self, relative: str) -> str:
-        return check_relative(self.place, relative)
+        return check_relative(self.location, relative)
 
     def _check_lists(self) -> None:
         if self.read_only:
-            raise UsageError(f"{self.place}: a web server cannot list its files")
+            raise UsageError(f"{self.location}: a web server cannot list its files")
 
     @contextmanager
     def _explained(self, doing: str, relative: str) -> Iterator[None]:
         """Turn errors of a store into one line that says what to do."""
         errors = _obstore().exceptions
-        where = self.locate(relative) if relative else self.place
+        where = self.locate(relative) if relative else self.location
         try:
             yield
         except errors.AlreadyExistsError:

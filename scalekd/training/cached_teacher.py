@@ -113,20 +113,20 @@ class CachedTeacher:
         unlabelled = np.flatnonzero(samples.labels < 0)
         if len(unlabelled):
             raise DataError(
-                f"{self.reader.place}: {len(unlabelled):,} of the cache's {len(samples):,} samples "
-                f"have no label, such as {samples.key(int(unlabelled[0]))!r}; every image needs a "
-                "label when its cache is written, so write it again from labelled images"
+                f"{self.reader.location}: {len(unlabelled):,} of the cache's {len(samples):,} "
+                f"samples have no label, such as {samples.key(int(unlabelled[0]))!r}; every image "
+                "needs a label when its cache is written, so write it again from labelled images"
             )
         if largest >= self.num_classes:
             raise DataError(
-                f"{self.reader.place}: labels run up to {largest}, and the student "
+                f"{self.reader.location}: labels run up to {largest}, and the student "
                 f"has classes 0 to {self.num_classes - 1} (see --num-classes)"
             )
 
     def _data_classes(self) -> Classes:
         """Classes of the labels: those that the cache names, or else those that the images have."""
         names, labels = self.reader.identity.data.class_names, self.reader.samples.labels
-        owner = str(self.reader.place)
+        owner = str(self.reader.location)
         if names is None and self.images is not None:
             # A part of a cache may lack classes that the images have.
             names, labels = self.images.class_names, np.append(labels, self.images.labels)
@@ -298,8 +298,8 @@ class CachedTeacher:
     def _open_images(self) -> ImageDataset:
         if self._data_dir is None:
             raise UsageError(
-                f"--data-dir is missing: {self.reader.place} contains targets but no images; pass"
-                " the images that it was made from"
+                f"--data-dir is missing: {self.reader.location} contains targets but no images;"
+                " pass the images that it was made from"
             )
         return open_images(
             str(self._data_dir),
@@ -313,12 +313,12 @@ class CachedTeacher:
         identity = reader.identity
         if self.spec.family == FEATURES_ONLY:
             raise UsageError(
-                f"{reader.place}: the teacher {self.spec.model} has no tail, which tpp=true passes"
-                " stage 3 through; give --distillation tpp=false"
+                f"{reader.location}: the teacher {self.spec.model} has no tail, which tpp=true"
+                " passes stage 3 through; give --distillation tpp=false"
             )
         if identity.tail is None:
             raise UsageError(
-                f"{reader.place}: contains no teacher tail, which stage 3 of the scalekd "
+                f"{reader.location}: contains no teacher tail, which stage 3 of the scalekd "
                 "objective passes through; write the cache again by cache-teacher, which keeps it "
                 "with any --stages, or give --distillation tpp=false"
             )

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from scalekd.cache.cache import Cache
 from scalekd.cache.documents import canonical
 from scalekd.cache.documents.manifest import ShardRecord
+from scalekd.cache.writing.writer import CacheWriter
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.pipelines import _arithmetic, _job, _write_shards
 from scalekd.pipelines import cache_teacher as stage_one
@@ -202,14 +204,18 @@ def test_a_compiled_teacher_is_recorded(make_cache: Callable[..., Any], tmp_path
     assert (cache_info(tmp_path / "cache").computed or {})["compiler"] == "eager"
 
 
-def test_a_process_that_is_done_takes_over_shards_of_others(sound_cache: Path) -> None:
+def test_a_writer_of_a_folder_takes_over_shards_of_others(sound_cache: Path) -> None:
+    first: Any = SimpleNamespace(index=0, count=2)
+    with CacheWriter(Cache.open(sound_cache)) as writer:
+        assert stage_one._divide(writer, None, 1, first).others
+
+
+def test_a_process_that_is_done_takes_over_shards_of_others() -> None:
     """Every shard is somebody's own, and the others come after it, the last first."""
     identity = SimpleNamespace(num_shards=5, rows_of=lambda shard: 10)
-    folder = object()
     writer = SimpleNamespace(
         plan=SimpleNamespace(identity=identity),
-        place=folder,
-        folder=folder,
+        is_remote=False,
         missing=lambda unit, shards: [s for s in shards if (unit, s) != (0, 0)],
     )
 
@@ -225,5 +231,5 @@ def test_a_process_that_is_done_takes_over_shards_of_others(sound_cache: Path) -
     for w in work:
         assert set(w.shards) | set(w.others) >= every - {(0, 0)}
         assert not set(w.shards) & set(w.others)
-    writer.place = object()  # sent to a URL: nobody else's shards, for there are no leases
+    writer.is_remote = True  # sent to a URL: nobody else's shards, for there are no leases
     assert divide(0).others == []

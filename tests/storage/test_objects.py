@@ -139,7 +139,7 @@ def test_a_web_server_is_read_only(web: Any) -> None:
     (web.root / "sub").mkdir()
     (web.root / "sub" / "file").write_bytes(CONTENT)
     storage = open_storage(web.url + "/sub/")
-    assert storage.place == web.url + "/sub"
+    assert storage.location == web.url + "/sub"
     assert storage.read("file", max_bytes=len(CONTENT)) == CONTENT
     assert storage.read_range("file", 7, 9) == CONTENT[7:16]
     assert storage.size("file") == len(CONTENT)

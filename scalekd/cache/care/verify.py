@@ -118,7 +118,7 @@ def _check_extensions(
         try:
             own = verify(inner, quick=quick)
             check_fits(
-                manifest.plan.identity, read_manifest(inner).plan.identity, where=inner.place
+                manifest.plan.identity, read_manifest(inner).plan.identity, where=inner.location
             )
         except CacheError as error:
             findings.problems.append(str(error))
@@ -259,7 +259,7 @@ def _check_rows(storage: Storage, findings: Findings) -> None:
             table = reader.record(SAMPLES, number).samples_sha256
             if reader.record(pass_index, number).samples_sha256 != table:
                 findings.problems.append(
-                    f"{storage.place}: {shard} contains other samples than the table"
+                    f"{storage.location}: {shard} contains other samples than the table"
                 )
                 findings.damaged.add(shard)
     if findings.problems or not reader.part.is_all:

@@ -158,8 +158,8 @@ def refuse_part(storage: Storage, doing: str) -> None:
     part = read_selection(storage)
     if part is not None and not part.is_all:
         raise UsageError(
-            f"{storage.place}: holds a part of a cache ({part}), which cannot be {doing}; fetch the"
-            " rest with `scalekd cache pull` first"
+            f"{storage.location}: holds a part of a cache ({part}), which cannot be {doing}; fetch"
+            " the rest with `scalekd cache pull` first"
         )
 
 

@@ -85,7 +85,7 @@ class PassReader(ABC):
         """
 
     @abstractmethod
-    def image_places(self, pass_index: int, shard: int, num_rows: int) -> tuple[str, Rows] | None:
+    def image_ranges(self, pass_index: int, shard: int, num_rows: int) -> tuple[str, Rows] | None:
         """The file with a shard's images, and ``(view, 2)`` offsets and sizes in it, if any."""
 
 

@@ -111,7 +111,7 @@ class _ZarrPasses(PassReader):
             for name in names
         }
 
-    def image_places(self, pass_index: int, shard: int, num_rows: int) -> None:
+    def image_ranges(self, pass_index: int, shard: int, num_rows: int) -> None:
         return None
 
 

@@ -45,8 +45,8 @@ class ChosenTargets:
         base, features = open_cache(cache), targets or BASE
         if not base.passes:
             raise UsageError(
-                f"{base.place}: no pass of the cache is here (the part is {base.part}); fetch one"
-                " with `scalekd cache pull`"
+                f"{base.location}: no pass of the cache is here (the part is {base.part}); fetch"
+                " one with `scalekd cache pull`"
             )
         named = sorted({features, *logits_from} - {BASE})
         caches = {BASE: base, **{name: open_extension(base, name) for name in named}}

@@ -78,9 +78,9 @@ def open_extension(base: CacheReader, name: str) -> CacheReader:
             known = f"it has {', '.join(extension_names(storage)) or 'none'}"
         except UsageError:
             known = "this place cannot be listed"
-        raise UsageError(f"{storage.place}: has no targets named {name!r}; {known}")
+        raise UsageError(f"{storage.location}: has no targets named {name!r}; {known}")
     reader = open_cache(inner)
-    check_fits(base.identity, reader.identity, where=reader.place)
+    check_fits(base.identity, reader.identity, where=reader.location)
     return reader
 
 
@@ -122,8 +122,8 @@ class JoinedReader:
             lacking = set(base.shards) - set(reader.shards)
             if lacking:
                 raise CacheMismatch(
-                    f"{reader.place}: lacks {len(lacking)} shards that are here of the cache, such"
-                    f" as {min(lacking)}; fetch the same part of both"
+                    f"{reader.location}: lacks {len(lacking)} shards that are here of the cache,"
+                    f" such as {min(lacking)}; fetch the same part of both"
                 )
             views += (
                 replace(array, name=f"{name}{SEPARATOR}{array.name}")
@@ -132,11 +132,11 @@ class JoinedReader:
             )
         self.layout = Layout(base.identity, base.layout.samples, tuple(views), base.layout.form)
         if not self.passes:
-            raise UsageError(f"{base.place}: no pass is complete in all of the targets chosen")
+            raise UsageError(f"{base.location}: no pass is complete in all of the targets chosen")
 
     @property
-    def place(self) -> str:
-        return self.base.place
+    def location(self) -> str:
+        return self.base.location
 
     @property
     def is_remote(self) -> bool:
@@ -215,7 +215,7 @@ class JoinedReader:
             return
         path = f"passes/{pass_index:04d}/pixel_hash"
         for name, reader in self.extensions.items():
-            where = f"{reader.place}: shard {shard}"
+            where = f"{reader.location}: shard {shard}"
             base = self.base.record(SAMPLES, shard)
             if reader.record(SAMPLES, shard).samples_sha256 != base.samples_sha256:
                 raise CacheMismatch(f"{where} holds other samples than the cache it extends")

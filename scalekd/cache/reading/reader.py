@@ -54,17 +54,17 @@ def read_manifest(location: Location) -> Manifest:
     """
     storage = open_storage(location)
     if storage.root is not None and not storage.root.is_dir():
-        raise DataError(f"no cache at {storage.place}: there is no such folder")
+        raise DataError(f"no cache at {storage.location}: there is no such folder")
     manifest = read_manifest_if_any(storage)
     if manifest is None and storage.exists(PLAN_FILE):
         raise CacheCorrupt(
-            f"{storage.place}: the cache is not complete (no {MANIFEST_FILE}); run the same"
+            f"{storage.location}: the cache is not complete (no {MANIFEST_FILE}); run the same"
             " `scalekd cache-teacher` again to finish it, or `scalekd cache pull` if it was"
             " fetched"
         )
     if manifest is None:
         raise DataError(
-            f"no cache at {storage.place}: it holds neither {MANIFEST_FILE} nor {PLAN_FILE}"
+            f"no cache at {storage.location}: it holds neither {MANIFEST_FILE} nor {PLAN_FILE}"
         )
     return manifest
 
@@ -124,7 +124,7 @@ class CacheReader:
         self.cache = cache
         self.part = cache.selection
         self.storage = cache.storage
-        self.place = cache.place
+        self.location = cache.location
         self.manifest = manifest
         self.codecs = cache.codecs
         self.layout = cache.layout
@@ -188,8 +188,9 @@ class CacheReader:
             held = self.part.has_tail if group == "tail" else self.part.has_target(group)
             if not held:
                 raise UsageError(
-                    f"{self.place}: {group} was not fetched: here are {self.part}; widen the part"
-                    " with `scalekd cache pull SOURCE " + f"{self.place}` and what is needed"
+                    f"{self.location}: {group} was not fetched: here are {self.part}; widen the"
+                    " part with `scalekd cache pull SOURCE "
+                    + f"{self.location}` and what is needed"
                 )
 
     def file(self, relative: str | None, expected: FileDigest | None) -> bytes:
@@ -200,9 +201,9 @@ class CacheReader:
             CacheCorrupt: It changed since it was committed, or is something else.
         """
         if relative is None or expected is None:
-            raise UsageError(f"{self.place}: the cache was written without this file")
+            raise UsageError(f"{self.location}: the cache was written without this file")
         if self.manifest.files.get(relative) != expected:
-            raise CacheCorrupt(f"{self.place}: the manifest and the plan disagree on {relative}")
+            raise CacheCorrupt(f"{self.location}: the manifest and the plan disagree on {relative}")
         if relative == self.identity.tail:
             self.require("tail")
         content = read_checked(self.storage, relative, expected)
@@ -246,7 +247,7 @@ class CacheReader:
         here = set(self.shards)
         if not here:
             raise CacheCorrupt(
-                f"{self.place}: a part ({self.part}) with no shard of its cache, which has"
+                f"{self.location}: a part ({self.part}) with no shard of its cache, which has"
                 f" {self.identity.num_shards:,}; pull it again"
             )
         for shard in range(self.identity.num_shards):
@@ -260,7 +261,7 @@ class CacheReader:
             num_stored += sum(entry.num_bytes for entry in record.files.values())
             if num_bytes > max(FREE_EXPANSION_BYTES, _MAX_SAMPLES_EXPANSION * num_stored):
                 raise CacheCorrupt(
-                    f"{self.place}: the table of samples would take {num_bytes:,} bytes, and its"
+                    f"{self.location}: the table of samples would take {num_bytes:,} bytes, and its"
                     f" files up to shard {shard} have {num_stored:,}"
                 )
             for array in self.layout.samples:
@@ -271,11 +272,11 @@ class CacheReader:
                 names = [bytes(key).decode() for key in _as_strings(keys)]
             except UnicodeDecodeError as error:
                 raise CacheCorrupt(
-                    f"{self.place}: a key of shard {shard} is not UTF-8 ({error})"
+                    f"{self.location}: a key of shard {shard} is not UTF-8 ({error})"
                 ) from None
             if samples_hash(names, labels, hashes) != record.samples_sha256:
                 raise CacheCorrupt(
-                    f"{self.place}: the table of shard {shard} does not hold the samples, in the"
+                    f"{self.location}: the table of shard {shard} does not hold the samples, in the"
                     " order, that its record tells"
                 )
         return SampleTable(
@@ -339,17 +340,17 @@ class CacheReader:
             raise ValueError(f"rows {first} to {first + count} lie in more than one shard")
         if not 0 <= pass_index < self.num_passes:
             raise CacheMismatch(
-                f"{self.place}: pass {pass_index} asked for, the cache has {self.num_passes}"
+                f"{self.location}: pass {pass_index} asked for, the cache has {self.num_passes}"
             )
         if not self.part.has_unit(pass_index):
             raise UsageError(
-                f"{self.place}: pass {pass_index} was not fetched; here are {self.part}"
+                f"{self.location}: pass {pass_index} was not fetched; here are {self.part}"
             )
         self.require(*{name.split("/")[0] for name in names})
         record = self.record(pass_index, shard)
         if record.samples_sha256 != self.record(SAMPLES, shard).samples_sha256:
             raise CacheCorrupt(
-                f"{self.place}: shard {shard} of pass {pass_index} holds other samples than the"
+                f"{self.location}: shard {shard} of pass {pass_index} holds other samples than the"
                 " cache's table of samples"
             )
         row = first - int(starts[shard])
@@ -357,16 +358,16 @@ class CacheReader:
         reader = self._unit(pass_index).reader
         return reader.read(pass_index, shard, record.num_rows, rows, names)
 
-    def image_places(self, pass_index: int, shard: int) -> tuple[str, Rows]:
+    def image_ranges(self, pass_index: int, shard: int) -> tuple[str, Rows]:
         """Where the embedded images of a shard are: its tar, and ``(view, 2)`` offsets and sizes.
 
         Raises:
             UsageError: The cache embeds none.
         """
         num_rows = self.record(pass_index, shard).num_rows
-        places = self._unit(pass_index).reader.image_places(pass_index, shard, num_rows)
+        places = self._unit(pass_index).reader.image_ranges(pass_index, shard, num_rows)
         if places is None or self.embed == "none":
-            raise UsageError(f"{self.place}: holds no images; pass --data-dir")
+            raise UsageError(f"{self.location}: holds no images; pass --data-dir")
         return places
 
 

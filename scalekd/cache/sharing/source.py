@@ -33,11 +33,13 @@ class SourceCache(Cache):
     def __init__(self, storage: Storage, *, committed: bool = False) -> None:
         self.at_opening = None if committed else read_manifest_if_any(storage)
         if self.at_opening is None and not storage.exists(PLAN_FILE):
-            raise DataError(f"no cache at {storage.place}: neither {MANIFEST_FILE} nor {PLAN_FILE}")
+            raise DataError(
+                f"no cache at {storage.location}: neither {MANIFEST_FILE} nor {PLAN_FILE}"
+            )
         data = read_bounded(storage, PLAN_FILE, max_bytes=MAX_JSON_BYTES, what="the plan")
         plan = parse_committed(Plan, data, where=storage.locate(PLAN_FILE))
         if self.at_opening is not None and self.at_opening.plan != plan:
-            raise CacheMismatch(f"{storage.place}: its plan is not the plan in its manifest")
+            raise CacheMismatch(f"{storage.location}: its plan is not the plan in its manifest")
         super().__init__(storage, plan)
         _ = self.selection  # a damaged one is reported before anything is brought
 

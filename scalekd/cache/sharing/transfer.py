@@ -113,7 +113,7 @@ class Transfer:
         unexpected = [path for path in sorted(self._existing) if not _MAY_PRECEDE.match(path)]
         if unexpected and PLAN_FILE not in self._existing:
             raise UsageError(
-                f"{target.place} contains files that are not part of a cache ({unexpected[0]});"
+                f"{target.location} contains files that are not part of a cache ({unexpected[0]});"
                 " choose an empty or new location"
             )
         form = self._source.form
@@ -124,8 +124,8 @@ class Transfer:
         existing_form = read_form(target)
         if existing_form != form:
             raise CacheMismatch(
-                f"{target.place} contains a cache in {existing_form}, and"
-                f" {self._source.storage.place} is in {form}; choose another location"
+                f"{target.location} contains a cache in {existing_form}, and"
+                f" {self._source.storage.location} is in {form}; choose another location"
             )
         if begun:
             return
@@ -133,14 +133,14 @@ class Transfer:
         existing = parse_committed(Plan, data, where=target.locate(PLAN_FILE))
         if existing.cache_id != plan.cache_id:
             raise CacheMismatch(
-                f"{target.place}: contains another cache than {self._source.storage.place}:"
+                f"{target.location}: contains another cache than {self._source.storage.location}:"
                 f" {differences(existing.identity, plan.identity)}"
             )
         if existing != plan:
             raise CacheMismatch(
                 f"{target.locate(PLAN_FILE)}: the same job, begun separately: licence, note,"
-                f" software or measured errors differ from those at {self._source.storage.place};"
-                " join the two with `scalekd cache merge`"
+                f" software or measured errors differ from those at"
+                f" {self._source.storage.location}; join the two with `scalekd cache merge`"
             )
 
     def bring(self, selection: Selection, advanced: Callable[[], None]) -> None:
@@ -255,7 +255,7 @@ class Transfer:
         if existing != content:
             raise CacheMismatch(
                 f"{self._target.locate(path)}: this shard was committed there with other bytes than"
-                f" at {self._source.storage.place}: two jobs wrote this cache on machines"
+                f" at {self._source.storage.location}: two jobs wrote this cache on machines"
                 " that round differently; choose another location"
             )
         return True

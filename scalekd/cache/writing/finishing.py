@@ -62,7 +62,9 @@ def manifest_of(cache: Cache, num_passes: int) -> Manifest:
         if record.computed is not None:
             computed[str(sorted(record.computed.items()))] = record.computed
         if record.samples_sha256 != samples[shard.number]:
-            raise CacheCorrupt(f"{cache.place}: {shard} holds other samples than the cache's table")
+            raise CacheCorrupt(
+                f"{cache.location}: {shard} holds other samples than the cache's table"
+            )
     return Manifest(
         plan=plan,
         num_passes=num_passes,

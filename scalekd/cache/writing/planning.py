@@ -49,7 +49,7 @@ def read_plan(location: Location) -> Plan | None:
         if not storage.root.exists():
             return None
         if not storage.root.is_dir():
-            raise UsageError(f"{storage.place} is a file; --output names the folder of a cache")
+            raise UsageError(f"{storage.location} is a file; --output names the folder of a cache")
     if not storage.exists(PLAN_FILE):
         if storage.root is not None:
             _refuse_unexpected(storage.root, _EARLY_NAMES)
@@ -132,7 +132,7 @@ def check_form(location: Location, form: Form) -> None:
     existing = read_form(storage)
     if existing != form:
         raise CacheMismatch(
-            f"{storage.place} was begun in {existing}, not in {form}; give"
+            f"{storage.location} was begun in {existing}, not in {form}; give"
             " the same --format and --embed to finish it, choose another --output, or --overwrite"
         )
 

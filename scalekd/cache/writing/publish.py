@@ -72,7 +72,7 @@ def remove_remote(storage: Storage, names: frozenset[str]) -> None:
     unexpected = sorted({path for path in paths if path.split("/")[0] not in names})
     if unexpected:
         raise UsageError(
-            f"{storage.place} contains files that are not part of a cache"
+            f"{storage.location} contains files that are not part of a cache"
             f" ({', '.join(unexpected[:3])}); choose an empty or new location"
         )
     storage.delete(MANIFEST_FILE)

@@ -113,7 +113,7 @@ class ShardWriter:
         if not writer.claim(unit, shard):
             holder = writer.busy.get((unit, shard))
             raise CacheMismatch(
-                f"{writer.place.place}: {ShardId(unit, shard)} "
+                f"{writer.storage.location}: {ShardId(unit, shard)} "
                 + (f"is being written by {holder}" if holder else "is already committed")
                 + "; a shard is written once"
             )

@@ -72,11 +72,11 @@ class CacheWriter:
         if folder is None:
             folder = cache.storage.root
         if folder is None:
-            raise ValueError(f"{cache.place}: shards are written to a folder and then sent")
+            raise ValueError(f"{cache.location}: shards are written to a folder and then sent")
         self.root = root = folder
         self.folder = LocalStorage(root)
         self.is_remote = cache.storage.is_remote
-        self.place = cache.storage
+        self.storage = cache.storage
         self.plan = plan = cache.plan
         self.layout = cache.layout
         self.store = CommittingStore(root, check=self._check_file)
@@ -162,8 +162,8 @@ class CacheWriter:
         committed = not self.is_remote and self.has_record(unit, shard)
         if committed or not self.leases.holds(unit, shard):
             raise EnvironmentFault(
-                f"{self.place.place}: this process stood still for so long that another took over"
-                f" {ShardId(unit, shard)}; nothing is lost, run the same command again"
+                f"{self.storage.location}: this process stood still for so long that another took"
+                f" over {ShardId(unit, shard)}; nothing is lost, run the same command again"
             )
 
     def _check_file(self, relative: str) -> None:
@@ -253,9 +253,9 @@ class CacheWriter:
         committed = self.cache.record(ShardId(SAMPLES, shard))
         if committed.samples_sha256 != samples_sha256:
             raise CacheMismatch(
-                f"{self.place.place}: shard {shard} was cached with other samples, labels or images"
-                " than the data set gives now; bring back the files it was begun with, or write a"
-                " new cache"
+                f"{self.storage.location}: shard {shard} was cached with other samples, labels or"
+                " images than the data set gives now; bring back the files it was begun with, or"
+                " write a new cache"
             )
         return samples_sha256
 
@@ -273,11 +273,11 @@ class CacheWriter:
         for path in self.layout.unit_files(unit, shard, num_rows):
             files[path] = self.store.written.pop(path)
         if self.is_remote:
-            send_files(self.folder, self.place, files, ShardId(unit, shard))
+            send_files(self.folder, self.storage, files, ShardId(unit, shard))
             for path in files:
                 self.folder.delete(path)
         write_record(
-            self.place,
+            self.storage,
             ShardRecord(
                 cache_id=self.plan.cache_id,
                 unit=unit,  # type: ignore[arg-type]  # the one text a unit may be is checked

@@ -77,7 +77,7 @@ class TarReader(PassReader):
             ]
         return found
 
-    def image_places(self, pass_index: int, shard: int, num_rows: int) -> tuple[str, Rows]:
+    def image_ranges(self, pass_index: int, shard: int, num_rows: int) -> tuple[str, Rows]:
         index = self.index(pass_index, shard, num_rows)
         return tar_path(pass_index, shard), index.views[:, :2]
 
