@@ -76,7 +76,7 @@ class Caches:
             settings |= {"passes": self.regime.passes, "stages": (3, 4)}
             self._cache(path, self.teacher, **settings)
         else:
-            settings |= {"passes": int(count)} if count else {"passes": SHORT, "codec": name}
+            settings |= _asked(name) if not count else {"passes": int(count)}
             with _remembered(self._named("float16")):
                 self._cache(path, self.teacher, **settings)
 
@@ -95,6 +95,14 @@ class Caches:
                 }
             )
         )
+
+
+def _asked(name: str) -> dict[str, Any]:
+    """Passes and codec of a cache named ``KxCODEC``, or of a codec alone."""
+    count, _, codec = name.partition("x")
+    if count.isdecimal():
+        return {"passes": int(count), "codec": codec}
+    return {"passes": SHORT, "codec": name}
 
 
 @contextmanager

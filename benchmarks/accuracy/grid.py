@@ -69,6 +69,17 @@ CODECS = (
 )
 PASSES = (1, 2, 4, 8)
 
+# Passes and codecs whose features of an image take a like number of bytes, or fewer; the last rows
+# coarsen the coding further, to find where it begins to cost accuracy.
+SPENT = (
+    (2, "transform:error=0.001"),
+    (8, "transform:error=0.01"),
+    (24, "transform:error=0.05"),
+    (48, "transform:error=0.1"),
+    (48, "transform:error=0.2"),
+    (48, "transform:error=0.4"),
+)
+
 
 class Run(NamedTuple):
     """One student to train; two arms that agree in this are the same run.
@@ -77,8 +88,8 @@ class Run(NamedTuple):
         student: Key of `STUDENTS`.
         objective: As ``--objective``, or ``stage3``: with the extra target.
         distillation: Knobs of the objective, by dotted name.
-        cache: Which cache: a codec's name, ``passes-K``, or ``views``, which has no targets and
-            does not repeat.
+        cache: Which cache: a codec's name, ``passes-K``, ``KxCODEC`` for K passes by a codec, or
+            ``views``, which has no targets and does not repeat.
         epochs: Over the labelled images.
         seed: Of weights and order.
         rate: Learning rate; None is the one in `RATES`.
@@ -194,6 +205,10 @@ GROUPS: Mapping[str, list[Arm]] = {
         _light("fresh views (24 passes)"),
     ],
     "codec": [_light("float16"), *(_light(codec, cache=codec) for codec in CODECS)],
+    "budget": [
+        _light(f"{passes} × {codec}", cache=f"{passes}x{codec}", epochs=REGIME.passes)
+        for passes, codec in SPENT
+    ],
     "online": [_light("cache"), _light("live teacher", online=True)],
     "length": [
         Arm(f"{name}, {epochs} epochs", Run(CNN, objective, epochs=epochs))

@@ -222,6 +222,7 @@ _TITLES = {
     "passes": "How many passes",
     "online": "Cache and live teacher",
     "codec": "What coding costs",
+    "budget": "Many coarse passes, or few fine ones",
     "rates": "Rates of the ViT",
     "stage3": "Stage 3 as an extra target",
     "length": "Longer training, and views to reach a score",
@@ -235,6 +236,9 @@ _QUESTIONS = {
     "online": "Are cached targets as good as those of a live teacher, on the same views?",
     "codec": "How much precision do students need? All rows encode the passes of the first row;"
     " bytes are those of final-stage features, the only features that the objective reads.",
+    "budget": "How are bytes best spent? All rows read 48 views of every image. In the first four,"
+    " features take about 6 kB an image or fewer; the last two look for the error that costs"
+    " accuracy.",
     "rates": "Which learning rate suits the small ViT? In the last row the weights of the feature"
     " losses add up to about 4, as published for 49 and for 256 tokens. In the other rows they are"
     " 0.08 per token, as published for 49 tokens.",
@@ -250,7 +254,7 @@ def _group(name: str, rows: dict[str, dict[str, Any]]) -> str:
     if len(scores) < 2:
         return ""
     head = [f"### {_TITLES[name]}\n", f"{_QUESTIONS[name]}\n"]
-    return "\n".join([*head, *_table(scores, sized=name == "codec"), ""])
+    return "\n".join([*head, *_table(scores, sized=name in ("codec", "budget")), ""])
 
 
 def _pictures(rows: dict[str, dict[str, Any]], images: Path) -> str:
