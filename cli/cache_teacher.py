@@ -27,6 +27,7 @@ def command(*, as_json: bool, dry_run: bool, **options: Any) -> None:
     The same command continues an interrupted cache.
     """
     from scalekd.models.classes import read_class_names
+    from scalekd.pipelines._budget import estimate_budget
     from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher
     from scalekd.pipelines.estimate import estimate_cache
     from scalekd.teachers import TeacherConfig, resolve_model_name
@@ -42,6 +43,11 @@ def command(*, as_json: bool, dry_run: bool, **options: Any) -> None:
     _, expansion = resolve_model_name(config.teacher.model)
     if expansion:
         echo(expansion, err=True)
+    if dry_run and config.budget is not None:
+        choice, estimate = estimate_budget(config)
+        shown = {**estimate.model_dump(mode="json"), "budget": choice.model_dump(mode="json")}
+        emit(shown, [*choice.lines(), *estimate.lines()], as_json=as_json)
+        return
     if dry_run:
         estimate = estimate_cache(config)
         emit(estimate.model_dump(mode="json"), estimate.lines(), as_json=as_json)

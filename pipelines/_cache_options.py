@@ -62,6 +62,9 @@ class CacheOptions(ImageOptions):
 
     passes: int = Field(default=1, ge=1, le=9999)
     """Number of views of every sample."""
+    budget: str | None = None
+    """Bytes on disk and hours that the cache may take, such as 200GB, 40h or 200GB,40h, from which
+    --passes and --codec are chosen where they are not given."""
     aug: str = "crop-flip"
     """View policy: crop[:LO..HI] or center[:F], then any of flip[:P], rand-m9-n2-mstd0.5-inc1,
     jitter:S and erase:P, joined by +."""

@@ -35,6 +35,7 @@ from scalekd.cache.writing.writer import CacheWriter
 from scalekd.errors import CacheMismatch, EnvironmentFault
 from scalekd.loading import worker_faults
 from scalekd.pipelines._arithmetic import strict_float32
+from scalekd.pipelines._budget import choose, with_codec
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._calibrate import calibrate
 from scalekd.pipelines._classes import TeacherAnswers
@@ -95,6 +96,7 @@ class CacheOrder:
         licence: Licence of the teacher's weights; what timm says of published ones when ``None``.
         note: Free text for the manifest.
         base: The cache that is extended, where this is an extension of one.
+        chosen: Whether a budget chose the number of passes.
     """
 
     output: str | Path
@@ -103,6 +105,7 @@ class CacheOrder:
     licence: str | None = None
     note: str | None = None
     base: ExtendedCache | None = None
+    chosen: bool = False
 
     @cached_property
     def storage(self) -> Storage:
@@ -129,9 +132,15 @@ def cache_teacher(
         check_backend(config.torchcompile)
     processes = Processes()
     job = processes.together(lambda: Job.asked(config, processes.device, teacher=teacher))
+    order = CacheOrder(config.output, config.passes, config.shards, config.licence, config.note)
+    if config.budget is not None:
+        choice = processes.collect(processes.on_main(lambda: choose(job, config)))[0]
+        for line in choice.lines():
+            processes.note(line)
+        job = with_codec(job, choice.codec)
+        order = replace(order, passes=choice.passes, chosen=True)
     if config.overwrite:
         processes.on_main(lambda: remove_cache(config.output))
-    order = CacheOrder(config.output, config.passes, config.shards, config.licence, config.note)
     with compile_faults(config.torchcompile):
         return write_cache(job, order, processes)
 
@@ -230,6 +239,7 @@ def _begin(job: Job, order: CacheOrder, folder: Path) -> Plan:
         computed=job.computed(),
         licence=order.licence or job.teacher.spec.licence,
         note=order.note,
+        num_passes=order.passes if order.chosen else None,
         measured=tables.measured,
     )
     begin_form(storage, job.form)

@@ -7,6 +7,7 @@ import resource
 import shutil
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,27 +178,44 @@ def estimate_cache(config: CacheTeacherConfig) -> CacheEstimate:
     Raises:
         ScaleKDError: Whatever would stop the real run before its first shard.
     """
-    processes = Processes()
-    job = Job.asked(config, processes.device)
+    job = Job.asked(config, Processes().device)
+    (estimate,) = estimate_job(job, config, [job.request.codec])
+    return estimate
+
+
+@strict_float32()
+def estimate_job(
+    job: Job, config: CacheTeacherConfig, codecs: Sequence[str]
+) -> list[CacheEstimate]:
+    """Estimate the cost of a job with each of several codecs, from one batch of the teacher.
+
+    Args:
+        job: The job.
+        config: Its configuration, for the number of passes and the output.
+        codecs: Codecs of the features, as ``--codec``.
+    """
     host = Host(
         num_cores=num_cores(),
-        num_workers=config.workers,
+        num_workers=job.workers,
         num_coding_threads=num_coding_threads(),
-        teacher_threads=torch.get_num_threads() if processes.device.type == "cpu" else 0,
+        teacher_threads=torch.get_num_threads() if job.teacher.device.type == "cpu" else 0,
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return CacheEstimate.of(
-        _probe(job),
-        host,
-        num_samples=len(job.images),
-        num_passes=config.passes,
-        num_calibration_views=num_calibration_views(job),
-        free_bytes=_free_bytes(config.output),
-        peak_memory_bytes=peak * (1 if sys.platform == "darwin" else 1024),
-    )
+    return [
+        CacheEstimate.of(
+            probe,
+            host,
+            num_samples=len(job.images),
+            num_passes=config.passes,
+            num_calibration_views=num_calibration_views(job),
+            free_bytes=_free_bytes(config.output),
+            peak_memory_bytes=peak * (1 if sys.platform == "darwin" else 1024),
+        )
+        for probe in _probes(job, codecs)
+    ]
 
 
-def _probe(job: Job) -> Probe:
+def _probes(job: Job, codecs: Sequence[str]) -> Iterator[Probe]:
     at_most = min(len(job.images), _PROBE_VIEWS, job.batch_size)
     started = time.perf_counter()
     batch = job.drawn.draw(DrawRequest(0, 0, range(at_most)))
@@ -205,28 +223,29 @@ def _probe(job: Job) -> Probe:
     count = len(batch.keys)
     if not count:
         raise DataError(f"{job.images.location}: every image of the probe is corrupt")
-    teacher_seconds = coding_seconds = 0.0
-    target_bytes = 0
+    output = None
+    teacher_seconds = 0.0
     if job.keeps_targets:
         run_teacher(job.teacher, batch.pixels, job.precision)
         started = time.perf_counter()
         output = run_teacher(job.teacher, batch.pixels, job.precision)
         teacher_seconds = time.perf_counter() - started
-        target_bytes, coding_seconds = _coded(job, output)
-    return Probe(
-        teacher_seconds=teacher_seconds / count,
-        draw_seconds=draw_seconds / count,
-        coding_seconds=coding_seconds / count,
-        target_bytes=target_bytes / count,
-        image_bytes=sum(map(len, batch.images)) / count,
-        overhead_bytes=job.form.overhead_bytes,
-    )
+    for codec in codecs:
+        target_bytes, coding_seconds = (0, 0.0) if output is None else _coded(job, output, codec)
+        yield Probe(
+            teacher_seconds=teacher_seconds / count,
+            draw_seconds=draw_seconds / count,
+            coding_seconds=coding_seconds / count,
+            target_bytes=target_bytes / count,
+            image_bytes=sum(map(len, batch.images)) / count,
+            overhead_bytes=job.form.overhead_bytes,
+        )
 
 
 @one_thread()
-def _coded(job: Job, output: TeacherArrays) -> tuple[int, float]:
+def _coded(job: Job, output: TeacherArrays, codec: str) -> tuple[int, float]:
     """Bytes of a batch's targets, and seconds that one thread takes to code them."""
-    request, stages = parse_codec(job.request.codec), job.teacher.spec.stages
+    request, stages = parse_codec(codec), job.teacher.spec.stages
     coded: list[tuple[FeatureCodec | LogitCodec, np.ndarray[Any, Any]]] = [
         (fit_codec(request, stages[stage], [output.features[stage]]), output.features[stage])
         for stage in job.request.stages
@@ -236,7 +255,7 @@ def _coded(job: Job, output: TeacherArrays) -> tuple[int, float]:
         coded.append((logits, output.logits))
     started = time.perf_counter()
     num_bytes = sum(
-        len(part) for codec, values in coded for part in codec.pack(codec.encode(values)).values()
+        len(part) for each, values in coded for part in each.pack(each.encode(values)).values()
     )
     return num_bytes, time.perf_counter() - started
 

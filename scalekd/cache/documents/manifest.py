@@ -266,11 +266,13 @@ class Provenance(_Computed):
         licence: Licence of the teacher's weights.
         note: Note of the cache's author.
         measured: The codec's errors on views not used for its calibration, by stage.
+        num_passes: Number of passes that a budget chose; ``None`` if it was given.
     """
 
     software: dict[str, str]
     licence: str | None = None
     note: str | None = None
+    num_passes: int | None = Field(default=None, ge=1, le=_MAX_PASSES)
     measured: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("measured")

@@ -1,0 +1,250 @@
+"""Choose how many passes, and how fine a coding, a budget of bytes or hours is spent on.
+
+More passes show the student more views of every image; a finer coding shows it the teacher's
+features more exactly. `docs/benchmarks.md` (*Many coarse passes, or few fine ones*) measures both.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+from pydantic import BaseModel, ByteSize, TypeAdapter, ValidationError
+
+from scalekd.cache.manifest import Request
+from scalekd.cache.planning import read_plan
+from scalekd.codecs import parse_codec
+from scalekd.errors import UsageError
+from scalekd.pipelines._cache_config import CacheTeacherConfig
+from scalekd.pipelines._job import Job
+from scalekd.pipelines._processes import Processes
+from scalekd.pipelines.estimate import CacheEstimate, estimate_job
+
+ERRORS = (0.01, 0.02, 0.05, 0.1)
+"""Errors of the transform codec among which bytes are divided; finer ones gained nothing."""
+
+MAX_PASSES = 300  # the epochs of the paper: each sees another view of every image
+
+# Points of top-1 that are lost against unlimited passes and exact features, read from the tables
+# of passes and of codecs (docs/benchmarks.md; 500 labelled images, ScaleKD-light): 8.7, 5.9, 2.7
+# and 1.1 with 1, 2, 4 and 8 passes, and at most 0.5 with an error of 10 %.
+_POINTS_OF_ONE_PASS = 9.0
+_POINTS_OF_ERROR_ONE = 5.0
+
+_HOURS = {"min": 1 / 60, "h": 1.0, "d": 24.0}
+_TIME = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(min|h|d)\s*")
+_SIZE = TypeAdapter(ByteSize)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a cache may cost: bytes on disk, hours of writing it, or both."""
+
+    num_bytes: int | None = None
+    hours: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``200GB``, ``1.5TiB``, ``90min``, ``40h`` or ``3d``, or a size and a time by comma.
+
+        Raises:
+            UsageError: ``text`` is none of these, or zero.
+        """
+        sizes: list[int] = []
+        times: list[float] = []
+        for part in text.split(","):
+            if match := _TIME.fullmatch(part):
+                times.append(float(match[1]) * _HOURS[match[2]])
+                continue
+            try:
+                sizes.append(int(_SIZE.validate_python(part.strip())))
+            except ValidationError:
+                sizes.append(0)
+        if len(sizes) > 1 or len(times) > 1 or not all([*sizes, *times]):
+            raise UsageError(
+                f"--budget {text}: give bytes on disk, such as 200GB or 1.5TiB, the time that"
+                " writing may take, such as 90min, 40h or 3d, or both, as 200GB,40h"
+            )
+        return cls(next(iter(sizes), None), next(iter(times), None))
+
+
+@dataclass(frozen=True)
+class Price:
+    """What one pass costs with a codec, and what comes before the first.
+
+    Attributes:
+        codec: As ``--codec``.
+        error: Its relative squared error; 0 for a codec that has none to choose.
+        pass_bytes: Bytes of one pass.
+        pass_hours: Hours of one pass.
+        start_hours: Hours before the first pass: calibration.
+    """
+
+    codec: str
+    error: float
+    pass_bytes: float
+    pass_hours: float
+    start_hours: float
+
+    @classmethod
+    def of(cls, codec: str, error: float, estimate: CacheEstimate) -> Self:
+        """Divide an estimate into the price of a pass and of the start."""
+        passes = estimate.num_passes
+        return cls(
+            codec=codec,
+            error=error,
+            pass_bytes=estimate.total_bytes / passes,
+            pass_hours=(estimate.hours - estimate.calibration_hours) / passes,
+            start_hours=estimate.calibration_hours,
+        )
+
+
+class Spending(BaseModel):
+    """One way to spend a budget.
+
+    ``expected_loss`` is in points of top-1, against unlimited passes and exact features. It is read
+    from one benchmark; use it to compare ways to spend, and for nothing else.
+    """
+
+    codec: str
+    passes: int
+    total_bytes: float
+    hours: float
+    expected_loss: float
+
+    def line(self) -> str:
+        """Describe the spending in one line."""
+        passes = f"{self.passes} pass{'es' * (self.passes > 1)}"
+        size = ByteSize(math.ceil(self.total_bytes)).human_readable(decimal=True)
+        hours = f"{self.hours:,.1f} h" if self.hours >= 1 else f"{60 * self.hours:.1f} min"
+        return (
+            f"{passes} by {self.codec}: {size}, about {hours},"
+            f" expected loss {self.expected_loss:.2f} points"
+        )
+
+
+def frontier(
+    budget: Budget, prices: Sequence[Price], *, passes: int | None = None
+) -> list[Spending]:
+    """List what the budget buys with each codec: the most passes, or the given number of them.
+
+    Args:
+        budget: What may be spent.
+        prices: Costs, one for each codec to choose from.
+        passes: Number of passes, where it is not to be chosen.
+
+    Raises:
+        UsageError: The budget does not pay for one pass, or for that many.
+    """
+    ways = []
+    for price in prices:
+        count = _affordable(budget, price)
+        if passes is not None:
+            count = passes if count >= passes else 0
+        if count:
+            ways.append(_spending(price, min(count, passes or MAX_PASSES)))
+    if not ways:
+        least = _spending(min(prices, key=lambda price: price.pass_bytes), passes or 1)
+        raise UsageError(
+            f"--budget: the cheapest cache is {least.line()}, which is more; give a larger budget,"
+            " or --limit for fewer images"
+        )
+    return ways
+
+
+def best(ways: Sequence[Spending]) -> Spending:
+    """The way with the smallest expected loss."""
+    return min(ways, key=lambda way: (way.expected_loss, way.total_bytes))
+
+
+class Choice(BaseModel):
+    """What a budget is spent on.
+
+    ``ways`` holds one spending for each codec that the budget pays for; it is empty if an earlier
+    run of the same command chose.
+    """
+
+    budget: str
+    codec: str
+    passes: int
+    ways: list[Spending] = []
+
+    def lines(self) -> list[str]:
+        """Describe the choice, and the ways among which it was made."""
+        first = f"--budget {self.budget}: {self.passes} passes by --codec {self.codec}"
+        if not self.ways:
+            return [f"{first}, as the cache was begun"]
+        return [
+            f"{first}, where the expected loss is smallest:",
+            *(f"  {way.line()}" for way in self.ways),
+        ]
+
+
+def choose(job: Job, config: CacheTeacherConfig) -> Choice:
+    """Choose passes and codec for a job, from a probe of its teacher and images.
+
+    A cache that was begun keeps its codec and, where a budget chose them, its passes. ``--passes``
+    and ``--codec`` are kept where they are given. The codec's error is chosen by bytes alone,
+    since it hardly changes the hours.
+
+    Raises:
+        UsageError: The budget does not pay for one pass.
+    """
+    text = config.budget or ""
+    budget = Budget.parse(text)
+    passes = config.passes if "passes" in config.model_fields_set else None
+    plan = None if config.overwrite else read_plan(config.output)
+    codecs = {job.request.codec: 0.0}
+    if plan is not None:
+        codecs = {Request.model_validate(plan.identity.request).codec: 0.0}
+        passes = passes or plan.provenance.num_passes
+        if passes is not None:
+            return Choice(budget=text, codec=next(iter(codecs)), passes=passes)
+    elif "codec" not in config.model_fields_set and job.request.stages and budget.num_bytes:
+        codecs = {f"transform:error={error:g}": error for error in ERRORS}
+    estimates = estimate_job(job, config, list(codecs))
+    prices = [
+        Price.of(codec, error, estimate)
+        for (codec, error), estimate in zip(codecs.items(), estimates, strict=True)
+    ]
+    ways = frontier(budget, prices, passes=passes)
+    way = best(ways)
+    return Choice(budget=text, codec=way.codec, passes=way.passes, ways=ways)
+
+
+def with_codec(job: Job, codec: str) -> Job:
+    """Make the same job with another codec."""
+    return replace(job, request=job.request.model_copy(update={"codec": str(parse_codec(codec))}))
+
+
+def _affordable(budget: Budget, price: Price) -> int:
+    counts = []
+    if budget.num_bytes is not None:
+        counts.append(budget.num_bytes / price.pass_bytes)
+    if budget.hours is not None:
+        counts.append((budget.hours - price.start_hours) / price.pass_hours)
+    return max(0, math.floor(min(counts)))
+
+
+def _spending(price: Price, passes: int) -> Spending:
+    return Spending(
+        codec=price.codec,
+        passes=passes,
+        total_bytes=passes * price.pass_bytes,
+        hours=price.start_hours + passes * price.pass_hours,
+        expected_loss=_POINTS_OF_ONE_PASS / passes + _POINTS_OF_ERROR_ONE * price.error,
+    )
+
+
+def estimate_budget(config: CacheTeacherConfig) -> tuple[Choice, CacheEstimate]:
+    """Choose as a run would, and estimate the cost of what is chosen.
+
+    Raises:
+        ScaleKDError: Whatever would stop the real run before its first shard.
+    """
+    job = Job.asked(config, Processes().device)
+    choice = choose(job, config)
+    chosen = config.model_copy(update={"passes": choice.passes})
+    (estimate,) = estimate_job(job, chosen, [choice.codec])
+    return choice, estimate

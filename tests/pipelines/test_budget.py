@@ -1,0 +1,131 @@
+"""``--budget``: the passes and the error that bytes and hours pay for."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scalekd.cache import open_cache
+from scalekd.codecs import parse_codec
+from scalekd.errors import UsageError
+from scalekd.pipelines._budget import (
+    MAX_PASSES,
+    Budget,
+    Price,
+    best,
+    estimate_budget,
+    frontier,
+)
+from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher
+from scalekd.teachers import TeacherConfig
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes", "hours"),
+    [
+        ("200GB", 200 * 10**9, None),
+        ("1.5 TiB", 3 * 2**39, None),
+        ("40h", None, 40.0),
+        ("90min", None, 1.5),
+        ("3d", None, 72.0),
+        ("2GB, 0.5h", 2 * 10**9, 0.5),
+    ],
+)
+def test_a_budget_is_bytes_or_hours(text: str, num_bytes: int | None, hours: float | None) -> None:
+    assert Budget.parse(text) == Budget(num_bytes, hours)
+
+
+@pytest.mark.parametrize("text", ["", "much", "0GB", "0h", "-3GB", "3h,4h", "1GB,2GB", "5 weeks"])
+def test_another_text_is_no_budget(text: str) -> None:
+    with pytest.raises(UsageError, match="give bytes on disk"):
+        Budget.parse(text)
+
+
+def _price(error: float, gigabytes: float, hours: float = 1.0, start: float = 0.0) -> Price:
+    return Price(f"transform:error={error:g}", error, gigabytes * 1e9, hours, start)
+
+
+_PRICES = [_price(0.01, 10.0), _price(0.05, 2.0), _price(0.1, 1.0)]
+
+
+def test_few_bytes_are_spent_on_passes_and_many_on_precision() -> None:
+    scarce = best(frontier(Budget(num_bytes=10 * 10**9), _PRICES))
+    assert (scarce.codec, scarce.passes) == ("transform:error=0.1", 10)
+    ample = best(frontier(Budget(num_bytes=4000 * 10**9), _PRICES))
+    assert (ample.codec, ample.passes) == ("transform:error=0.01", MAX_PASSES)
+    assert ample.total_bytes == 3000e9
+
+
+def test_a_spending_keeps_to_both_limits() -> None:
+    ways = frontier(Budget(20 * 10**9, hours=9.5), [_price(0.05, 2.0, start=0.75)])
+    assert [way.passes for way in ways] == [8]  # 8.75 hours; the bytes would pay for 10
+    assert ways[0].hours == 8.75
+
+
+def test_a_codec_that_cannot_pay_for_the_passes_is_left_out() -> None:
+    ways = frontier(Budget(num_bytes=9 * 10**9), _PRICES, passes=4)
+    assert [(way.codec, way.passes) for way in ways] == [
+        ("transform:error=0.05", 4),
+        ("transform:error=0.1", 4),
+    ]
+
+
+def test_too_small_a_budget_names_the_cheapest_cache() -> None:
+    with pytest.raises(UsageError, match=r"1 pass by transform:error=0.1: 1.0GB.*--limit"):
+        frontier(Budget(num_bytes=10**9 - 1), _PRICES)
+
+
+# With a teacher
+
+
+@pytest.fixture
+def options(tiny_images: Path, tmp_path: Path) -> dict[str, Any]:
+    teacher = TeacherConfig(
+        model="test_vit", pretrained=False, img_size=32, model_kwargs={"num_classes": 10}
+    )
+    return {
+        "teacher": teacher,
+        "data_dir": str(tiny_images),
+        "output": tmp_path / "cache",
+        "workers": 0,
+        "limit": 32,
+        "shard_size": 32,
+    }
+
+
+def test_a_begun_cache_keeps_what_its_budget_chose(
+    options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = CacheTeacherConfig(**options, budget="60kB")
+    dry, estimate = estimate_budget(config)
+    assert not options["output"].exists()
+    assert estimate.num_passes == dry.passes
+    assert estimate.total_bytes <= 60_000
+    result = cache_teacher(config)
+    assert result.num_passes == dry.passes >= 2
+    assert f"--budget 60kB: {dry.passes} passes by --codec {dry.codec}" in capsys.readouterr().err
+    cache = open_cache(options["output"])
+    assert cache.identity.request["codec"] == str(parse_codec(dry.codec))
+    assert cache.manifest.plan.provenance.num_passes == dry.passes
+
+    again = cache_teacher(config.model_copy(update={"budget": "200kB"}))
+    assert (again.num_passes, again.views_written) == (dry.passes, 0)
+    assert "as the cache was begun" in capsys.readouterr().err
+    larger = cache_teacher(config.model_copy(update={"budget": "200kB", "overwrite": True}))
+    assert larger.num_passes > dry.passes
+
+
+def test_options_that_are_given_are_kept(options: dict[str, Any]) -> None:
+    by_int8, _ = estimate_budget(CacheTeacherConfig(**options, budget="200kB", codec="int8"))
+    assert {way.codec for way in by_int8.ways} == {"int8"}
+    two, _ = estimate_budget(CacheTeacherConfig(**options, budget="200kB", passes=2))
+    assert {way.passes for way in two.ways} == {2}
+    assert two.codec == "transform:error=0.01"  # bytes are left
+    by_time, _ = estimate_budget(CacheTeacherConfig(**options, budget="2d"))
+    assert [way.codec for way in by_time.ways] == ["transform:error=0.01,metric=spatial"]
+
+
+def test_too_small_a_budget_stops_before_anything_is_written(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="the cheapest cache is 1 pass by transform"):
+        cache_teacher(CacheTeacherConfig(**options, budget="1kB"))
+    assert not options["output"].exists()
