@@ -12,8 +12,8 @@ from typing import Self
 
 from pydantic import BaseModel, ByteSize, TypeAdapter, ValidationError
 
-from scalekd.cache.manifest import Request
-from scalekd.cache.planning import read_plan
+from scalekd.cache.documents.manifest import Request
+from scalekd.cache.writing.planning import read_plan
 from scalekd.codecs import parse_codec
 from scalekd.errors import UsageError
 from scalekd.pipelines._cache_config import CacheTeacherConfig

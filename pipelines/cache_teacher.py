@@ -134,15 +134,22 @@ def cache_teacher(
     job = processes.together(lambda: Job.asked(config, processes.device, teacher=teacher))
     order = CacheOrder(config.output, config.passes, config.shards, config.licence, config.note)
     if config.budget is not None:
-        choice = processes.collect(processes.on_main(lambda: choose(job, config)))[0]
-        for line in choice.lines():
-            processes.note(line)
-        job = with_codec(job, choice.codec)
-        order = replace(order, passes=choice.passes, chosen=True)
+        job, passes = _within_budget(job, config, processes)
+        order = replace(order, passes=passes, chosen=True)
     if config.overwrite:
         processes.on_main(lambda: remove_cache(config.output))
     with compile_faults(config.torchcompile):
         return write_cache(job, order, processes)
+
+
+def _within_budget(job: Job, config: CacheTeacherConfig, processes: Processes) -> tuple[Job, int]:
+    """The job with the codec, and the number of passes, that the main process chooses."""
+    choice = processes.on_main(lambda: choose(job, config))
+    for line in choice.lines() if choice else ():
+        processes.note(line)
+    chosen = choice and (choice.codec, choice.passes)
+    codec, passes = next(filter(None, processes.collect(chosen)))
+    return with_codec(job, codec), passes
 
 
 @strict_float32()
