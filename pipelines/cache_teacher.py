@@ -147,8 +147,8 @@ def _within_budget(job: Job, config: CacheTeacherConfig, processes: Processes) -
     choice = processes.on_main(lambda: choose(job, config))
     for line in choice.lines() if choice else ():
         processes.note(line)
-    chosen = choice and (choice.codec, choice.passes)
-    codec, passes = next(filter(None, processes.collect(chosen)))
+    chosen = processes.collect((choice.codec, choice.passes) if choice else ("", 0))
+    codec, passes = max(chosen, key=lambda pair: pair[1])  # the main process's
     return with_codec(job, codec), passes
 
 
