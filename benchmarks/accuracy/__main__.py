@@ -96,7 +96,7 @@ def train(run: Run, caches: Caches, work: Path) -> dict[str, Any]:
             "data_dir": caches.data_dir,
             "model": model,
             "model_kwargs": model_kwargs,
-            "img_size": grid.STUDENT_PX,
+            "img_size": grid.STUDENT_SIZES.get(run.student, grid.STUDENT_PX),
             "objective": run.cli_objective,
             "distillation": list(run.distillation),
             "online": run.online,

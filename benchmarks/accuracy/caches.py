@@ -15,7 +15,7 @@ from unittest import mock
 import numpy as np
 from torch import Tensor
 
-from benchmarks.accuracy.grid import AUG, REGIME, SHORT, TEACHER_PX, Regime, Run
+from benchmarks.accuracy.grid import AUG, REGIME, SHORT, TEACHER_PX, Regime, Run, teacher_size
 from scalekd.cache import open_cache
 from scalekd.loading.views import pixel_hash
 from scalekd.pipelines import _calibrate, _write_shards
@@ -72,6 +72,9 @@ class Caches:
         settings: dict[str, Any] = {"codec": "float16", "stages": (4,)}
         if kind == "views":
             self._cache(path, _NO_TEACHER, **settings | {"passes": int(count), "stages": ()})
+        elif (teacher_px := teacher_size(name)) is not None:
+            teacher = self.teacher.model_copy(update={"img_size": (teacher_px, teacher_px)})
+            self._cache(path, teacher, **settings | {"passes": SHORT})
         elif kind == "float16":
             settings |= {"passes": self.regime.passes, "stages": (3, 4)}
             self._cache(path, self.teacher, **settings)

@@ -41,6 +41,7 @@ class Regime(NamedTuple):
 
 REGIME = Regime(num_images=500, passes=48, epochs=96)
 SHORT = 24  # epochs of the CNN, each another pass
+TWICE = 2 * SHORT
 
 STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
     # Half the width of ResNet-18: 2.8 M parameters.
@@ -48,12 +49,23 @@ STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
     # Half the depth of ViT-Ti, 16 tokens: 2.7 M parameters.
     "vit-tiny-6": ("vit_tiny_patch16_224", {"patch_size": 10, "depth": 6}),
 }
-CNN, VIT = STUDENTS
+CNN, VIT = tuple(STUDENTS)[:2]
+# Half the width and depth of ResNet-18, 1.2 M parameters. Its last three levels have 7 x 7 places
+# at 56 px, as many as the teacher has tokens at 98 px.
+ALIGNED = "resnet10-stride8"
+STUDENTS[ALIGNED] = (
+    "resnet18",
+    {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256], "output_stride": 8},
+)
+STUDENT_SIZES = {ALIGNED: 56}  # others: STUDENT_PX
+TEACHER_SIZES = (56, 70, 84, 112)
+ALIGNED_TEACHER_PX = 98
 
 RATES: dict[str, dict[str, float]] = {
     CNN: {"none": 1.5e-3, "kd": 1.5e-3, "scalekd-light": 1.5e-3, "scalekd": 1.5e-3},
     VIT: {"none": 2.5e-4, "kd": 2.5e-4, "scalekd-light": 2.5e-4, "scalekd": 2.5e-4},
 }
+RATES[ALIGNED] = RATES[CNN]  # not tuned for this student
 
 # Plain training in the CPU seconds of ScaleKD-light: the measured ratio of their steps, rounded.
 EQUAL_TIME = 3
@@ -88,8 +100,9 @@ class Run(NamedTuple):
         student: Key of `STUDENTS`.
         objective: As ``--objective``, or ``stage3``: with the extra target.
         distillation: Knobs of the objective, by dotted name.
-        cache: Which cache: a codec's name, ``passes-K``, ``KxCODEC`` for K passes by a codec, or
-            ``views``, which has no targets and does not repeat.
+        cache: Which cache: a codec's name, ``passes-K``, ``KxCODEC`` for K passes by a codec,
+            ``Tpx`` for the passes of short runs and the teacher at T px, or ``views``, which has
+            no targets and does not repeat.
         epochs: Over the labelled images.
         seed: Of weights and order.
         rate: Learning rate; None is the one in `RATES`.
@@ -187,6 +200,15 @@ def _parts(epochs: int) -> list[Arm]:
     ]
 
 
+def _aligned(name: str, *knobs: tuple[str, Any], objective: str = "scalekd-light") -> Arm:
+    return Arm(name, Run(ALIGNED, objective, knobs, cache=f"{ALIGNED_TEACHER_PX}px", epochs=TWICE))
+
+
+def teacher_size(cache: str) -> int | None:
+    """Pixels of the teacher in a cache named ``Tpx``; ``None`` for other names."""
+    return int(cache[:-2]) if cache.endswith("px") else None
+
+
 _COMPARED = {"no teacher": "none", "logits only": "kd", "ScaleKD-light": "scalekd-light"}
 
 
@@ -225,6 +247,24 @@ GROUPS: Mapping[str, list[Arm]] = {
             "ScaleKD-light, 4 a view, 0.0005",
             Run(VIT, "scalekd-light", BALANCED, epochs=REGIME.epochs, rate=5e-4),
         )
+    ],
+    "strength": [
+        Arm("no teacher", Run(CNN, "none", cache=f"{TEACHER_SIZES[0]}px", epochs=TWICE)),
+        *(
+            Arm(f"{name}, {px} px", Run(CNN, objective, cache=f"{px}px", epochs=TWICE))
+            for name, objective in list(_COMPARED.items())[1:]
+            for px in TEACHER_SIZES
+        ),
+    ],
+    "aligned": [
+        _aligned("ScaleKD-light"),
+        _aligned("no teacher", objective="none"),
+        _aligned("logits only", objective="kd"),
+        _aligned("convolution for CAP", ("cap", False)),
+        _aligned("without TPP", ("tpp", False)),
+        _aligned("spatial view only", ("frequency", False)),
+        _aligned("frequency view only", ("spatial", False)),
+        _aligned("ScaleKD, as published", objective="scalekd"),
     ],
     "stage3": [
         _light("final stage"),

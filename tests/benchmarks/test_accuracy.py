@@ -43,7 +43,8 @@ def test_a_run_is_its_settings_and_every_arm_another() -> None:
         assert len(set(keys)) == len(keys)
         assert all(len(key) < 200 for key in keys)  # they name files
         for cache in {arm.run.cache for arm in arms} - {"views"}:
-            assert re.fullmatch(r"passes-\d+", cache) or parse_codec(re.sub(r"^\d+x", "", cache))
+            plain = re.sub(r"^\d+x", "", cache)
+            assert re.fullmatch(r"passes-\d+|\d+px", cache) or parse_codec(plain)
 
 
 def test_tables_give_mean_spread_number_and_gain(tmp_path: Path) -> None:
@@ -102,3 +103,16 @@ def test_caches_of_another_regime_are_not_taken_for_these(tmp_path: Path) -> Non
         (folder / "manifest.json").touch()
     assert small.get(run) == small.folder / "float16"
     assert caches.Caches(tmp_path, data_dir="", teacher="").folder not in (tmp_path, small.folder)
+
+
+def test_a_cache_named_by_its_size_has_the_teacher_at_that_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(caches, "cache_teacher", asked.append)
+    here = caches.Caches(tmp_path, data_dir=str(tmp_path), teacher="there")
+    for run in (grid.Run(grid.CNN, "kd", cache="56px"), grid.Run(grid.CNN, "kd")):
+        here.get(run)
+    sizes = [config.teacher.img_size for config in asked]
+    assert sizes == [(56, 56), (grid.TEACHER_PX, grid.TEACHER_PX)]
+    assert [config.passes for config in asked] == [grid.SHORT, grid.REGIME.passes]
