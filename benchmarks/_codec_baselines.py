@@ -12,6 +12,7 @@ import numpy as np
 from numcodecs.zstd import Zstd
 
 from scalekd.codecs import FeatureCodec, measure_errors
+from scalekd.codecs.compression import decompress
 from scalekd.shapes import FeatureShape
 
 BLOCK = 256
@@ -51,8 +52,12 @@ def ours(name: str, codec: FeatureCodec, target: float | None = None) -> Subject
         return list(codec.pack(codec.encode(block)).values())
 
     def decode(data: list[bytes], views: int) -> dict[str, np.ndarray]:
-        names = [spec.name for spec in codec.planes]
-        return codec.unpack(dict(zip(names, data, strict=True)), views)
+        return {
+            spec.name: decompress(part, spec.compression, spec.dtype, views * spec.values_per_view)
+            .reshape(spec.stored_shape(views))
+            .copy()
+            for spec, part in zip(codec.planes, data, strict=True)
+        }
 
     def finish(planes: dict[str, np.ndarray]) -> np.ndarray:
         with torch.inference_mode():

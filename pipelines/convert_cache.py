@@ -216,7 +216,7 @@ def _read(reader: CacheReader, block: BlockImages) -> tuple[dict[str, np.ndarray
     planes = {
         array.name: np.ascontiguousarray(np.moveaxis(rows_by_array[array.name], 0, array.view_axis))
         for array in reader.layout.views
-        if array.plane is not None
+        if array.per_block
     }
     rows = ViewRows(
         samples=SampleRows(

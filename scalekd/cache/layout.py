@@ -8,17 +8,16 @@ Targets are cut into *blocks*, the unit of reading: one block of one array is on
 small arrays are cut into *shards*, the unit of commit, because a file has a price of its own.
 """
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from zarr.codecs import BloscCodec
 
 from scalekd.cache.documents.manifest import Identity
-from scalekd.codecs import PlaneSpec
+from scalekd.codecs.compression import Compression
+from scalekd.codecs.planes import PlaneSpec
 from scalekd.errors import CacheCorrupt
 
 if TYPE_CHECKING:
@@ -43,51 +42,28 @@ Unit = str | int
 """``"samples"`` or the number of a pass."""
 
 
-def compressed() -> dict[str, Any]:
-    """Zarr codecs of the small arrays: byte shuffle, then zstd."""
-    return {"compressors": BloscCodec(cname="zstd", clevel=9, shuffle="shuffle")}
-
-
 @dataclass(frozen=True)
-class ArraySpec:
-    """One Zarr array, with one axis that counts views.
+class ArraySpec(PlaneSpec):
+    """One Zarr array of a cache: a plane of a codec, or one of the small arrays.
 
     Attributes:
         name: Path inside its group, such as ``stage4/codes``.
-        dtype: Stored type.
-        before: Axes before the view axis.
-        after: Axes after the view axis.
-        per_block: Cut into blocks rather than shards.
-        codecs: Keyword arguments for ``zarr.create_array`` that choose the coding.
-        plane: Of a codec, where the array is one.
+        compression: ``blosc`` for the small arrays, which are cut into shards; planes of codecs
+            are cut into blocks.
     """
 
-    name: str
-    dtype: np.dtype[Any]
-    before: tuple[int, ...] = ()
-    after: tuple[int, ...] = ()
-    per_block: bool = False
-    codecs: dict[str, Any] = field(default_factory=compressed, compare=False)
-    plane: PlaneSpec | None = None
+    compression: Compression = "blosc"
 
     @property
-    def view_axis(self) -> int:
-        return len(self.before)
-
-    @property
-    def values_per_view(self) -> int:
-        return math.prod(self.before + self.after)
-
-    @property
-    def bytes_per_view(self) -> int:
-        """Decoded size of one view."""
-        return self.values_per_view * self.dtype.itemsize
+    def per_block(self) -> bool:
+        """Whether the array is cut into blocks, as planes of codecs are, rather than shards."""
+        return self.compression != "blosc"
 
     def shape(self, identity: Identity) -> tuple[int, ...]:
-        return (*self.before, identity.data.num_samples, *self.after)
+        return self.stored_shape(identity.data.num_samples)
 
     def chunks(self, identity: Identity) -> tuple[int, ...]:
-        return (*self.before, self.rows_per_chunk(identity), *self.after)
+        return self.stored_shape(self.rows_per_chunk(identity))
 
     def rows_per_chunk(self, identity: Identity) -> int:
         return identity.block_size if self.per_block else identity.shard_size
@@ -101,15 +77,8 @@ class ArraySpec:
 
     @staticmethod
     def of_plane(group: str, plane: PlaneSpec) -> "ArraySpec":
-        return ArraySpec(
-            name=f"{group}/{plane.name}",
-            dtype=np.dtype(plane.dtype),
-            before=plane.shape_before,
-            after=plane.shape_after,
-            per_block=True,
-            codecs=plane.zarr_kwargs(),
-            plane=plane,
-        )
+        """Return the array of a codec's plane in a group such as ``stage4``."""
+        return ArraySpec(**vars(plane) | {"name": f"{group}/{plane.name}"})
 
 
 def unit_path(unit: Unit) -> str:
@@ -122,8 +91,8 @@ def array_path(unit: Unit, array: ArraySpec) -> str:
 
 def chunk_path(unit: Unit, array: ArraySpec, index: int) -> str:
     """File of chunk number ``index`` along the view axis (Zarr v3's default key encoding)."""
-    coordinates = ("0",) * len(array.before) + (str(index),) + ("0",) * len(array.after)
-    return f"{array_path(unit, array)}/c/{'/'.join(coordinates)}"
+    before, after = ("0",) * len(array.shape_before), ("0",) * len(array.shape_after)
+    return f"{array_path(unit, array)}/c/{'/'.join((*before, str(index), *after))}"
 
 
 def record_path(unit: Unit, shard: int) -> str:
@@ -231,7 +200,7 @@ class Layout:
 def sample_arrays(max_key_bytes: int) -> tuple[ArraySpec, ...]:
     """Key (UTF-8, zero-padded), label (-1: none) and xxh3-64 of the encoded image."""
     return (
-        ArraySpec("key", np.dtype(np.uint8), after=(max_key_bytes,)),
+        ArraySpec("key", np.dtype(np.uint8), shape_after=(max_key_bytes,)),
         ArraySpec("label", np.dtype(np.int32)),
         ArraySpec("source_hash", np.dtype(np.uint64)),
     )
@@ -241,7 +210,7 @@ def view_arrays(columns: dict[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> tu
     """Columns of the stored view parameters, and the hash of the pixels they gave."""
     return (
         *(
-            ArraySpec(f"view/{name}", np.dtype(dtype), after=shape)
+            ArraySpec(f"view/{name}", np.dtype(dtype), shape_after=shape)
             for name, (dtype, shape) in columns.items()
         ),
         ArraySpec("pixel_hash", np.dtype(np.uint64)),

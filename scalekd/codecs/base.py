@@ -97,17 +97,6 @@ class Codec(ABC):
         self.check_planes(planes)
         return {spec.name: spec.pack(planes[spec.name]) for spec in self.planes}
 
-    def unpack(self, packed: Mapping[str, bytes], num_views: int) -> dict[str, np.ndarray]:
-        """Invert :meth:`pack`.
-
-        Raises:
-            CacheCorrupt: A plane is missing, or its bytes are damaged.
-        """
-        missing = [spec.name for spec in self.planes if spec.name not in packed]
-        if missing:
-            raise CacheCorrupt(f"planes {missing} of codec {self.name!r} are missing")
-        return {spec.name: spec.unpack(packed[spec.name], num_views) for spec in self.planes}
-
 
 class FeatureCodec(Codec):
     """Base class of codecs of one stage's dense features."""

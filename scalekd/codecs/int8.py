@@ -34,9 +34,10 @@ class Int8Codec(FeatureCodec):
     @property
     def planes(self) -> tuple[PlaneSpec, ...]:
         tokens, channels = self.shape.num_tokens, self.shape.num_channels
+        codes, scales = np.dtype("int8"), np.dtype("float32")
         return (
-            PlaneSpec("codes", "int8", shape_after=(tokens, channels), compression="zstd"),
-            PlaneSpec("scales", "float32", shape_after=(tokens,), page_values=262_144),
+            PlaneSpec("codes", codes, shape_after=(tokens, channels), compression="zstd"),
+            PlaneSpec("scales", scales, shape_after=(tokens,), page_values=262_144),
         )
 
     def encode(self, features: np.ndarray) -> dict[str, np.ndarray]:

@@ -26,9 +26,8 @@ class FullLogitCodec(LogitCodec):
 
     @property
     def planes(self) -> tuple[PlaneSpec, ...]:
-        return (
-            PlaneSpec("values", "float16", shape_after=(self.num_classes,), page_values=262_144),
-        )
+        classes = (self.num_classes,)
+        return (PlaneSpec("values", np.dtype("float16"), shape_after=classes, page_values=262_144),)
 
     def encode(self, logits: np.ndarray) -> dict[str, np.ndarray]:
         self.check_logits(logits)
@@ -83,14 +82,14 @@ class TopKLogitCodec(LogitCodec):
 
     @property
     def planes(self) -> tuple[PlaneSpec, ...]:
-        index_type = "uint16" if self.num_classes <= 65_536 else "uint32"
+        index_type = np.dtype("uint16" if self.num_classes <= 65_536 else "uint32")
         kept = (self.num_kept,)
         return (
             # Stored by rank: scores of one rank are similar, and those of the first are all zero.
             PlaneSpec("indices", index_type, shape_before=kept, page_values=262_144),
-            PlaneSpec("scores", "float16", shape_before=kept, page_values=4_096),
-            PlaneSpec("log_sum_exp", "float32", page_values=262_144),
-            PlaneSpec("tail_mass", "float32", page_values=262_144),
+            PlaneSpec("scores", np.dtype("float16"), shape_before=kept, page_values=4_096),
+            PlaneSpec("log_sum_exp", np.dtype("float32"), page_values=262_144),
+            PlaneSpec("tail_mass", np.dtype("float32"), page_values=262_144),
         )
 
     def encode(self, logits: np.ndarray) -> dict[str, np.ndarray]:

@@ -28,7 +28,7 @@ class Float16Codec(FeatureCodec):
     @property
     def planes(self) -> tuple[PlaneSpec, ...]:
         tokens = (self.shape.num_tokens, self.shape.num_channels)
-        return (PlaneSpec("values", "float16", shape_after=tokens, page_values=262_144),)
+        return (PlaneSpec("values", np.dtype("float16"), shape_after=tokens, page_values=262_144),)
 
     def encode(self, features: np.ndarray) -> dict[str, np.ndarray]:
         self.check_features(features)

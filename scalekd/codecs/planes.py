@@ -1,4 +1,4 @@
-"""The arrays of a codec, its planes: element type, layout and compression."""
+"""Arrays with one axis that counts views: element type, layout and compression."""
 
 import math
 import threading
@@ -6,10 +6,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from scalekd.codecs.compression import Compression
 from scalekd.errors import CacheCorrupt
 
 # pcodec codes a page with one table of bins (about 60 bytes): long pages have fewer tables, short
@@ -26,18 +27,19 @@ class PlaneSpec:
 
     Attributes:
         name: Name of the plane, unique within the codec, of letters, digits and underscores.
-        dtype: NumPy name of the element type; values are stored little-endian.
+        dtype: Element type; values are stored little-endian.
         shape_before: Sizes of the axes before the view axis in the stored array.
         shape_after: Sizes of the axes after the view axis in the stored array.
-        compression: ``pcodec`` for 16-, 32- and 64-bit numbers, ``zstd`` for all types.
+        compression: ``pcodec`` for 16-, 32- and 64-bit numbers, ``zstd`` for all types; ``blosc``
+            for the small arrays of a cache, which no codec has.
         page_values: Number of values that share one table of ``pcodec``.
     """
 
     name: str
-    dtype: str
+    dtype: np.dtype[Any]
     shape_before: tuple[int, ...] = ()
     shape_after: tuple[int, ...] = ()
-    compression: Literal["pcodec", "zstd"] = "pcodec"
+    compression: Compression = "pcodec"
     page_values: int = DEFAULT_PAGE_VALUES
 
     @property
@@ -51,7 +53,7 @@ class PlaneSpec:
     @property
     def bytes_per_view(self) -> int:
         """Size of one view in memory, uncompressed, in bytes."""
-        return self.values_per_view * np.dtype(self.dtype).itemsize
+        return self.values_per_view * self.dtype.itemsize
 
     def stored_shape(self, num_views: int) -> tuple[int, ...]:
         return (*self.shape_before, num_views, *self.shape_after)
@@ -68,7 +70,7 @@ class PlaneSpec:
         """
         shape, axis = stored.shape, self.view_axis
         if (
-            stored.dtype != np.dtype(self.dtype)
+            stored.dtype != self.dtype
             or len(shape) != axis + 1 + len(self.shape_after)
             or shape != self.stored_shape(shape[axis])
         ):
@@ -82,12 +84,14 @@ class PlaneSpec:
     def zarr_kwargs(self) -> dict[str, Any]:
         """Return serializer, compressors and filters for ``zarr.create_array``.
 
-        Every chunk ends with a crc32c of its compressed bytes, so that readers without the commit
-        records of the cache also detect damage.
+        Every chunk of a codec ends with a crc32c of its compressed bytes, so that readers without
+        the commit records of the cache also detect damage.
         """
-        from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+        from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
         from zarr.codecs.numcodecs import PCodec
 
+        if self.compression == "blosc":
+            return {"compressors": BloscCodec(cname="zstd", clevel=9, shuffle="shuffle")}
         if self.compression == "zstd":
             return {
                 "filters": (),
@@ -107,51 +111,16 @@ class PlaneSpec:
         num_views = self.check(stored)
         contiguous = np.ascontiguousarray(stored)
         if self.compression == "zstd":
-            return bytes(self._zstd().encode(contiguous))
+            from numcodecs.zstd import Zstd
+
+            return bytes(Zstd(level=3).encode(contiguous))
+        from numcodecs.pcodec import PCodec
+
         config = self._pcodec_config()
         if self.shape_before and num_views < _FEW_VIEWS:
             least = min(_LEAST_PAGE_VALUES, self.page_values)
             config["equal_pages_up_to"] = max(least, self.page_values * num_views // _FEW_VIEWS)
-        return bytes(self._pcodec(config).encode(contiguous))
-
-    def unpack(self, data: bytes, num_views: int) -> np.ndarray:
-        """Invert :meth:`pack`.
-
-        Raises:
-            CacheCorrupt: The bytes do not decode to exactly ``num_views`` views.
-        """
-        out = np.empty(self.stored_shape(num_views), self.dtype)
-        try:
-            count = self._decompress(data, out.reshape(-1))
-        # The Rust and C decoders raise RuntimeError, ValueError and TypeError on damage, and
-        # pyo3's PanicException derives from BaseException.
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:
-            raise CacheCorrupt(
-                f"plane {self.name!r}: {len(data)} bytes do not decode ({error}); "
-                "the file is damaged"
-            ) from error
-        if count != out.size:
-            raise CacheCorrupt(
-                f"plane {self.name!r}: {len(data)} bytes do not decode to the {out.size} values of "
-                f"{num_views} views; the file is damaged"
-            )
-        return out
-
-    def _decompress(self, data: bytes, out: np.ndarray) -> int:
-        """Fill ``out`` and return the number of decoded values, or -1 if there are more."""
-        if self.compression == "zstd":
-            decoded = np.frombuffer(self._zstd().decode(data), self.dtype)
-            if decoded.size == out.size:
-                out[:] = decoded
-            return int(decoded.size)
-        from pcodec import standalone
-
-        if out.size == 0:
-            return 0
-        progress = standalone.simple_decompress_into(data, out)
-        return int(progress.n_processed) if progress.finished else -1
+        return bytes(PCodec(**config).encode(contiguous))
 
     def _pcodec_config(self) -> dict[str, Any]:
         # Level 8, classic, no delta: neighbouring values are independent draws of one
@@ -162,18 +131,6 @@ class PlaneSpec:
             "delta_spec": "none",
             "equal_pages_up_to": self.page_values,
         }
-
-    @staticmethod
-    def _pcodec(config: dict[str, Any]) -> Any:
-        from numcodecs.pcodec import PCodec
-
-        return PCodec(**config)
-
-    @staticmethod
-    def _zstd() -> Any:
-        from numcodecs.zstd import Zstd
-
-        return Zstd(level=3)
 
 
 @dataclass

@@ -72,11 +72,11 @@ class TransformCodec(FeatureCodec):
         return (
             PlaneSpec(
                 "coefficients",
-                "int16",
+                np.dtype("int16"),
                 shape_before=(tables.num_coefficients,),
                 page_values=_page_values(tables.num_coefficients),
             ),
-            PlaneSpec("gains", "int16", shape_before=(gains,)),
+            PlaneSpec("gains", np.dtype("int16"), shape_before=(gains,)),
         )
 
     @property

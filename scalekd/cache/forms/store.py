@@ -74,11 +74,11 @@ def metadata_documents(
                 dtype=array.dtype,
                 fill_value=0,
                 dimension_names=[
-                    *(f"before_{axis}" for axis in range(len(array.before))),
+                    *(f"before_{axis}" for axis in range(len(array.shape_before))),
                     "view",
-                    *(f"after_{axis}" for axis in range(len(array.after))),
+                    *(f"after_{axis}" for axis in range(len(array.shape_after))),
                 ],
-                **array.codecs,
+                **array.zarr_kwargs(),
             )
     return {path: memory[path].to_bytes() for path in group_paths(unit, arrays)}
 

@@ -20,7 +20,6 @@ from scalekd.cache.forms.base import (
 )
 from scalekd.cache.forms.chunks import (
     MAX_METADATA_BYTES,
-    Coding,
     check_metadata,
     decode_chunk,
     views_first,
@@ -47,7 +46,7 @@ class ZarrArrays:
 
     def __init__(self, files: CommittedFiles, layout: Layout) -> None:
         self._files, self._layout = files, layout
-        self._codings: Once[str, Coding] = Once()
+        self._checked: Once[str, None] = Once()
         self._kept: Once[str, Rows] = Once(_KEPT_CHUNKS)
 
     def rows(self, unit: Unit, array: ArraySpec, start: int, count: int) -> Rows:
@@ -57,7 +56,7 @@ class ZarrArrays:
             CacheCorrupt: A file is missing or is not the one committed.
         """
         step, end = array.rows_per_chunk(self._layout.identity), start + count
-        parts = [np.empty((0, *array.before, *array.after), array.dtype)]
+        parts = [np.empty((0, *array.shape_before, *array.shape_after), array.dtype)]
         for index in range(start // step, -(-end // step)):
             first = index * step
             rows = self._chunk(unit, array, index)[max(start - first, 0) : end - first]
@@ -83,15 +82,15 @@ class ZarrArrays:
         identity, storage = self._layout.identity, self._files.storage
         metadata = f"{array_path(unit, array)}/zarr.json"
 
-        def read_coding() -> Coding:
+        def check() -> None:
             content = self._files.read(metadata, max_bytes=MAX_METADATA_BYTES)
-            return check_metadata(content, identity, array, storage.locate(metadata))
+            check_metadata(content, identity, array, storage.locate(metadata))
 
-        coding = self._codings.get(metadata, read_coding)
+        self._checked.get(metadata, check)
         relative = chunk_path(unit, array, index)
         data = self._files.read(relative)
         try:
-            rows = decode_chunk(data, coding, array.dtype, array.chunks(identity))
+            rows = decode_chunk(data, array.compression, array.dtype, array.chunks(identity))
         except CacheCorrupt as error:
             # The bytes are the committed ones, so the writer committed an invalid array.
             raise CacheCorrupt(f"{storage.locate(relative)}: {error}") from None

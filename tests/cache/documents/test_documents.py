@@ -205,7 +205,7 @@ def test_shards_cover_every_sample_once(manifest: Manifest) -> None:
 
 def test_each_file_of_a_shard_holds_its_own_rows(manifest: Manifest) -> None:
     """70 samples in shards of 24 and blocks of 8: shard 1 has blocks 3 to 5 of 0 to 8."""
-    array = ArraySpec("stage4/codes", np.dtype(np.int16), (5,), (2,), per_block=True)
+    array = ArraySpec("stage4/codes", np.dtype(np.int16), (5,), (2,), "pcodec")
     paths = list(array.chunk_files(manifest.plan.identity, 1, 1, 24))
     assert paths == [f"passes/0001/stage4/codes/c/0/{block}/0" for block in (3, 4, 5)]
     small = ArraySpec("label", np.dtype(np.int32))
@@ -217,7 +217,9 @@ def test_each_file_of_a_shard_holds_its_own_rows(manifest: Manifest) -> None:
 
 
 def test_an_array_too_large_for_a_file_is_refused(manifest: Manifest) -> None:
-    huge = ArraySpec("stage4/values", np.dtype(np.float32), after=(1 << 28,), per_block=True)
+    huge = ArraySpec(
+        "stage4/values", np.dtype(np.float32), shape_after=(1 << 28,), compression="zstd"
+    )
     with pytest.raises(CacheCorrupt, match="one file would hold"):
         Layout(manifest.plan.identity, samples=(), views=(huge,), form=ZARR)
     twin = ArraySpec("label", np.dtype(np.int32))

@@ -19,13 +19,13 @@ from scalekd.errors import CacheCorrupt
 
 NUM_VIEWS = 5
 ARRAYS = (
-    ArraySpec.of_plane("stage4", PlaneSpec("coefficients", "int16", shape_before=(300,))),
-    ArraySpec.of_plane("stage4", PlaneSpec("gains", "int16", shape_before=(1,))),
+    ArraySpec.of_plane("stage4", PlaneSpec("coefficients", np.dtype("int16"), shape_before=(300,))),
+    ArraySpec.of_plane("stage4", PlaneSpec("gains", np.dtype("int16"), shape_before=(1,))),
     ArraySpec.of_plane(
-        "stage3", PlaneSpec("codes", "int8", shape_after=(4, 80), compression="zstd")
+        "stage3", PlaneSpec("codes", np.dtype("int8"), shape_after=(4, 80), compression="zstd")
     ),
-    ArraySpec.of_plane("logits", PlaneSpec("tail_mass", "float32")),
-    ArraySpec("view/crop", np.dtype(np.uint16), after=(4,)),
+    ArraySpec.of_plane("logits", PlaneSpec("tail_mass", np.dtype("float32"))),
+    ArraySpec("view/crop", np.dtype(np.uint16), shape_after=(4,)),
     ArraySpec("view/flip", np.dtype(np.uint8)),
     ArraySpec("pixel_hash", np.dtype(np.uint64)),
 )
@@ -35,9 +35,9 @@ NAMES = [array.name for array in ARRAYS]
 def rows() -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     found = {
-        array.name: random.integers(0, 7, (NUM_VIEWS, *array.before, *array.after)).astype(
-            array.dtype
-        )
+        array.name: random.integers(
+            0, 7, (NUM_VIEWS, *array.shape_before, *array.shape_after)
+        ).astype(array.dtype)
         for array in ARRAYS
     }
     found["pixel_hash"] = random.integers(0, 2**64, NUM_VIEWS, dtype=np.uint64)
@@ -102,13 +102,13 @@ def test_the_layout_is_the_one_written_down(packed: list[bytes]) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (lambda view: view[:20], "no packed view"),
-        (lambda view: b"", "no packed view"),
+        (lambda view: view[:20], "too few for a packed view"),
+        (lambda view: b"", "too few for a packed view"),
         (lambda view: view[:100] + b"\xff" + view[101:], "crc32c"),
         (lambda view: view[:-1], "crc32c"),
-        (lambda view: sealed(b"SKDX" + view[4:-4]), "no packed view of this cache"),
-        (lambda view: sealed(view[:4] + b"\x02" + view[5:-4]), "no packed view of this cache"),
-        (lambda view: sealed(view[:5] + b"\x03" + view[6:-4]), "no packed view of this cache"),
+        (lambda view: sealed(b"SKDX" + view[4:-4]), "not a packed view of this cache"),
+        (lambda view: sealed(view[:4] + b"\x02" + view[5:-4]), "not a packed view of this cache"),
+        (lambda view: sealed(view[:5] + b"\x03" + view[6:-4]), "not a packed view of this cache"),
         (lambda view: sealed(view[:-4] + b"more"), "its parts have"),
         (lambda view: sealed(view[:-5]), "its parts have"),
         (lambda view: sealed(view[:33] + b"\xff\xff\xff\xff" + view[37:-4]), "its parts have"),
@@ -125,7 +125,7 @@ def test_planes_that_hold_something_else_are_refused(packed: list[bytes]) -> Non
     short = bytes(zstd.compress(b"\0" * 319, 3))
     swapped = [*sizes[:2], len(short), *sizes[3:]]
     parts = view[at : at + sizes[0] + sizes[1]] + short + view[at + sum(sizes[:3]) : -4]
-    with pytest.raises(CacheCorrupt, match="zstd frame of not 320"):
+    with pytest.raises(CacheCorrupt, match="a zstd frame of 319 bytes; 320"):
         unpack([sealed(view[:33] + struct.pack("<4I", *swapped) + parts)])
     no_pcodec = view[:at] + b"\xee" * sizes[0] + view[at + sizes[0] : -4]
     with pytest.raises(CacheCorrupt, match="coefficients"):
@@ -133,7 +133,9 @@ def test_planes_that_hold_something_else_are_refused(packed: list[bytes]) -> Non
 
 
 def test_a_small_member_cannot_ask_for_much_memory() -> None:
-    huge = ArraySpec.of_plane("stage4", PlaneSpec("values", "float16", shape_before=(1 << 27,)))
+    huge = ArraySpec.of_plane(
+        "stage4", PlaneSpec("values", np.dtype("float16"), shape_before=(1 << 27,))
+    )
     packing = ViewPacking([huge])
     tracemalloc.start()
     with pytest.raises(CacheCorrupt, match="4096 times as many"):
