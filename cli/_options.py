@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from scalekd.errors import UsageError
+from scalekd.image_options import image_size
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -69,6 +70,20 @@ def _parsed(value: Any) -> Any:
     if isinstance(value, list):
         return [_parsed(item) for item in value]
     return parse_value(value) if isinstance(value, str) else value
+
+
+class ImageSizes(click.ParamType[Any]):
+    """``S`` for a square, or ``H,W``: height and width in pixels."""
+
+    name = "S|H,W"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | tuple[int, int]:
+        try:
+            return image_size(str(value))  # type: ignore[return-value]
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}", param, ctx)
 
 
 class Numbers(click.ParamType[Any]):

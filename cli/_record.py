@@ -13,7 +13,8 @@ import click
 from pydantic import BaseModel, ByteSize
 from pydantic.fields import FieldInfo
 
-from scalekd.cli._options import KeyValue, NumberRange, Numbers, Stages
+from scalekd.cli._options import ImageSizes, KeyValue, NumberRange, Numbers, Stages
+from scalekd.image_options import ImageSize
 
 _NAMES = {
     "batch_size": ("-b", "--batch-size"),
@@ -144,6 +145,8 @@ class _KeyValue(KeyValue):
 
 def _settings(annotation: Any) -> dict[str, Any]:
     """Return click's settings for the type of a field."""
+    if annotation == ImageSize:
+        return {"type": ImageSizes()}
     if get_origin(annotation) is Annotated:
         return _settings(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field
 
-from scalekd.image_options import ImageOptions
+from scalekd.image_options import ImageOptions, ImageSize
 from scalekd.views import Interpolation
 
 StoredBytes = Annotated[ByteSize, Field(gt=0, lt=1 << 60)]
@@ -27,8 +27,9 @@ class TeacherOptions(BaseModel):
     """Argument of the teacher's constructor as key=value; repeat the option for more."""
     pretrained: bool = True
     """Read the published weights; without them, or a checkpoint, weights are random."""
-    img_size: int | None = None
-    """Height and width of the views in pixels; the teacher's own if not given."""
+    img_size: ImageSize | None = None
+    """Size of the views in pixels, as S for a square or H,W for height and width; the teacher's own
+    if not given."""
     teacher_classes: Path | None = None
     """File with the names of the teacher's classes, one a line, in the order of its logits; as its
     config.json or timm lists them if not given."""

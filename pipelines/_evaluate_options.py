@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from scalekd.image_options import ImageOptions
+from scalekd.image_options import ImageOptions, ImageSize
 from scalekd.training.config import default_workers
 from scalekd.views import Interpolation
 
@@ -23,7 +23,7 @@ class EvaluateConfig(ImageOptions):
         "model": "Model and images",
         "labels": "Reading of the images",
         "teacher": "Agreement with a teacher",
-        "knn_split": "Nearest neighbours",
+        "knn_split": "Classification by features",
         "batch_size": "Computation",
     }
 
@@ -40,8 +40,9 @@ class EvaluateConfig(ImageOptions):
     pretrained: bool = True
     """Read the published weights of a model by name; without them, or a checkpoint, weights are
     random."""
-    img_size: int | None = Field(default=None, ge=1)
-    """Height and width of the images in pixels; the model's own if not given."""
+    img_size: ImageSize | None = None
+    """Size of the images in pixels, as S for a square or H,W for height and width; the model's own
+    if not given."""
     crop_pct: float | None = Field(default=None, gt=0, le=1)
     """Share of the resized image's side that the centre crop keeps, above 0 and at most 1; the
     model's own if not given."""
@@ -68,6 +69,12 @@ class EvaluateConfig(ImageOptions):
     """Number of nearest neighbours that vote."""
     knn_temperature: float = Field(default=0.07, gt=0)
     """Temperature of the votes: a neighbour's weight is exp(cosine similarity / temperature)."""
+    linear_probe: str | None = None
+    """Split on whose frozen features a logistic regression is fitted, which also classifies the
+    images; none is fitted if not given."""
+    linear_probe_seeds: int = Field(default=1, ge=1, le=100)
+    """Number of seeds, which divide that split differently to choose the strength of the penalty;
+    the mean is reported."""
 
     batch_size: int = Field(default=128, ge=1)
     """Number of images in a batch of each process."""

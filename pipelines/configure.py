@@ -11,6 +11,7 @@ from typing import Any
 
 from scalekd.cache.reading.reader import read_manifest
 from scalekd.errors import UsageError
+from scalekd.pipelines._initial import inherited_settings
 from scalekd.storage import open_storage
 from scalekd.teachers import resolve_model_name
 from scalekd.training.config import TrainConfig, read_yaml_mapping
@@ -52,6 +53,12 @@ def train_config(recipe: str | None, flags: Mapping[str, Any]) -> TrainConfig:
     elif "model_kwargs" in flags:
         flags["model_kwargs"] = {**values.get("model_kwargs", {}), **flags["model_kwargs"]}
     merged = {**values, **flags, "recipe": recipe}
+    if initial := merged.get("initial_checkpoint"):
+        settings = inherited_settings(str(initial), merged)
+        model_kwargs = settings.pop("model_kwargs", None)
+        merged = {**settings, **merged}
+        if model_kwargs is not None:
+            merged["model_kwargs"] = model_kwargs
     if distillation:
         merged["distillation"] = distillation
     return TrainConfig.from_mapping(merged, source="the options")

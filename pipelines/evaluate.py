@@ -18,9 +18,11 @@ from scalekd.evaluation import (
     EvaluationViews,
     Evaluator,
     cached_answers,
+    evaluate_linear_probe,
     evaluate_neighbours,
     live_answers,
 )
+from scalekd.image_options import height_and_width
 from scalekd.images import ImageDataset
 from scalekd.loading import open_images, worker_faults
 from scalekd.models.build import Preprocessing, build_model, preprocessing_of
@@ -72,14 +74,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         return EvaluationViews(images, accelerator, config.batch_size, config.workers)
 
     views = views_of(config.split)
-    gallery = None if config.knn_split is None else views_of(config.knn_split)
+    # One opening and one note for a split that both use.
+    others = {
+        split: views_of(split)
+        for split in dict.fromkeys((config.knn_split, config.linear_probe))
+        if split is not None
+    }
     data = _classes_of_data(views.images)
-    match = _match(config, data, opened)
-    if match.note is not None and accelerator.is_main_process:
-        note(match.note)
-    evaluator = Evaluator(
-        views, opened.view, class_map=match.indices, answers=_answers(config, views, data)
-    )
     model = opened.model.to(accelerator.device)
     found: dict[str, Any] = {
         "model": opened.name,
@@ -88,10 +89,20 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "img_size": list(opened.view.img_size),
         "crop_pct": opened.view.crop_pct,
         "interpolation": opened.view.policy.interpolation,
-        "num_classes_evaluated": None if match.indices is None else len(match.indices),
-        **evaluator.evaluate(model).metrics(),
+        "num_samples": len(views.images),
+        "num_classes_evaluated": None,
     }
-    if gallery is not None:
+    if opened.classes.count:
+        match = _match(config, data, opened)
+        if match.note is not None and accelerator.is_main_process:
+            note(match.note)
+        evaluator = Evaluator(
+            views, opened.view, class_map=match.indices, answers=_answers(config, views, data)
+        )
+        subset = None if match.indices is None else len(match.indices)
+        found |= {"num_classes_evaluated": subset, **evaluator.evaluate(model).metrics()}
+    if config.knn_split is not None:
+        gallery = others[config.knn_split]
         found |= evaluate_neighbours(
             model,
             views,
@@ -101,12 +112,22 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             temperature=config.knn_temperature,
             class_map=None if config.class_map == "none" else _gallery_classes(views, gallery),
         ).metrics()
+    if config.linear_probe is not None:
+        training = others[config.linear_probe]
+        found |= evaluate_linear_probe(
+            model,
+            views,
+            training,
+            opened.view,
+            seeds=range(config.linear_probe_seeds),
+            class_map=None if config.class_map == "none" else _gallery_classes(views, training),
+        ).metrics()
     accelerator.end_training()
     return found
 
 
 def _open_model(config: EvaluateConfig) -> _Opened:
-    size = None if config.img_size is None else (config.img_size, config.img_size)
+    size = None if config.img_size is None else height_and_width(config.img_size)
     run = Path(config.model)
     if find_run_checkpoint(run) is not None:
         if config.checkpoint is not None:
@@ -119,6 +140,8 @@ def _open_model(config: EvaluateConfig) -> _Opened:
         viewed = student.state.get("samples_viewed")
         name = str(student.checkpoint)
         classes = Classes(name, student.spec.num_classes, student.class_names)
+        if not classes.count:
+            _require_features(config, name, "it was trained without a head")
         return _Opened(student.model, view, name, classes, viewed, student.class_names is None)
     if (run / "args.yaml").is_file():
         raise UsageError(f"{run}: this training run has written no checkpoint yet")
@@ -152,9 +175,25 @@ def _classes_of(source: ModelSource, num_classes: int, config: EvaluateConfig) -
     published = config.pretrained and config.checkpoint is None
     reason = why_no_classifier(source, num_classes, reads_published=published, named=False)
     if reason is not None:
-        raise UsageError(f"{source.label} has no classes to evaluate: {reason}")
+        _require_features(config, source.label, reason)
+        return Classes(source.label, 0, None)
     names = class_names_of(source, num_classes, published=published, given=None)
     return Classes(source.label, num_classes, names)
+
+
+def _require_features(config: EvaluateConfig, name: str, reason: str) -> None:
+    """Check that a model without classes is evaluated by its features alone."""
+    if config.knn_split is None and config.linear_probe is None:
+        raise UsageError(
+            f"{name} has no classes to evaluate: {reason}; evaluate its features with --knn-split"
+            " or --linear-probe"
+        )
+    for name_of_option in ("teacher", "teacher_cache"):
+        if getattr(config, name_of_option) is not None:
+            raise UsageError(
+                f"--{name_of_option.replace('_', '-')}: {name} has no classes that could agree with"
+                f" a teacher's: {reason}"
+            )
 
 
 def _view(
@@ -163,7 +202,7 @@ def _view(
     """What the model wants its pixels to be, where the options do not say otherwise."""
     try:
         return EvaluationConfig(
-            img_size=(config.img_size, config.img_size) if config.img_size else img_size,
+            img_size=height_and_width(config.img_size or img_size),
             mean=own.mean,
             std=own.std,
             crop_pct=config.crop_pct or own.crop_pct,
@@ -203,7 +242,7 @@ def _gallery_classes(views: EvaluationViews, gallery: EvaluationViews) -> Sequen
     ours, theirs = _classes_of_data(views.images), _classes_of_data(gallery.images)
     if ours.names is None or theirs.names is None:
         return None
-    advice = "leave out --knn-split, or go by numbers with --class-map none"
+    advice = "leave out --knn-split and --linear-probe, or go by numbers with --class-map none"
     return match_classes(ours, theirs, advice=advice).indices
 
 

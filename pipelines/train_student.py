@@ -7,9 +7,7 @@ Under ``torchrun`` or ``accelerate launch`` every process trains on its share of
 same command with ``--resume auto`` goes on from the last checkpoint, to the bit on one CPU process.
 """
 
-import importlib.metadata
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,7 +26,9 @@ from scalekd.evaluation import (
 )
 from scalekd.loading import open_images, worker_faults
 from scalekd.models.classes import Classes, ClassMatch, classes_of_data, match_classes
+from scalekd.pipelines._initial import initial_weights
 from scalekd.pipelines._notes import note
+from scalekd.pipelines._run_facts import Source, run_facts
 from scalekd.storage import LocalCache, make_local_cache, open_storage
 from scalekd.students import Student, create_student
 from scalekd.teachers import (
@@ -42,27 +42,32 @@ from scalekd.teachers import (
 )
 from scalekd.training import (
     CachedTeacher,
+    EpochLoader,
+    LabelledImages,
     NoTargets,
     OnlineTargets,
     TrainConfig,
     Trainer,
     TrainResult,
-    find_run_checkpoint,
     freeze_parameters,
     is_convolutional,
     planned_epochs,
-    student_facts,
     synchronise_batch_norm,
 )
 from scalekd.training.accelerator import make_accelerator
-from scalekd.training.checkpoint import STUDENT_FILE, check_file, read_state
-from scalekd.training.plain_yaml import load_plain
 from scalekd.training.precision import AUTOCAST_DTYPES, choose_precision
 from scalekd.training.trackers import check_trackers
 
-_MAX_FRONT_MATTER = 64 << 10
-_MAX_LICENCE = 200
-_SOFTWARE = ("scalekd", "torch", "timm", "accelerate", "numpy", "pillow")
+_NEED_A_CACHE = (
+    "targets",
+    "logits_from",
+    "online",
+    "teacher",
+    "teacher_checkpoint",
+    "val_cache",
+    "class_map",
+    "allow_pixel_drift",
+)
 
 
 @worker_faults()
@@ -93,26 +98,11 @@ def train_student(config: TrainConfig) -> TrainResult:
         channels_last=_channels_last(config, student, accelerator),
         tail_checkpointing=config.tail_checkpointing,
     )
-    if accelerator.is_main_process and module.objective.needs_logits:
-        for line in source.notes:
+    if accelerator.is_main_process:
+        for line in _notes(config, source, module.objective):
             note(line)
     targets = _make_targets(config, source, module.objective, accelerator)
-    num_passes, num_epochs = len(source.reader.passes), planned_epochs(config)
-    repeats = num_epochs > num_passes and not source.reader.policy.deterministic
-    if accelerator.is_main_process and repeats:
-        note(_reused_views(num_epochs, num_passes, fresh=config.online))
-    loader = source.loader(
-        student,
-        targets,
-        batch_size=config.batch_size,
-        num_workers=config.workers,
-        seed=config.seed,
-        teacher_pixels=config.online,
-        fresh_views=config.online and num_epochs > num_passes,
-        allowed_drift=config.allow_pixel_drift or 0.0,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
+    loader = _make_loader(config, source, student, targets, accelerator)
     evaluator = _make_evaluator(config, source, student, accelerator)
     trainer = Trainer(
         config,
@@ -121,7 +111,7 @@ def train_student(config: TrainConfig) -> TrainResult:
         loader=loader,
         targets=targets,
         evaluate=evaluator,
-        facts=_facts(config, source, student),
+        facts=run_facts(config, source, student),
         notes=notes,
     )
     result = trainer.fit()
@@ -136,6 +126,42 @@ def _channels_last(config: TrainConfig, student: Student, accelerator: Accelerat
     return accelerator.device.type == "cuda" and is_convolutional(student.model)
 
 
+def _notes(config: TrainConfig, source: Source, objective: Objective) -> list[str]:
+    if isinstance(source, LabelledImages):
+        return source.notes
+    notes = source.notes if objective.needs_logits else []
+    num_passes, num_epochs = len(source.reader.passes), planned_epochs(config)
+    if num_epochs > num_passes and not source.reader.policy.deterministic:
+        notes.append(_reused_views(num_epochs, num_passes, fresh=config.online))
+    return notes
+
+
+def _make_loader(
+    config: TrainConfig,
+    source: Source,
+    student: Student,
+    targets: JoinedTargets | NoTargets | OnlineTargets,
+    accelerator: Accelerator,
+) -> EpochLoader:
+    common: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "num_workers": config.workers,
+        "seed": config.seed,
+        "rank": accelerator.process_index,
+        "world_size": accelerator.num_processes,
+    }
+    if isinstance(source, LabelledImages):
+        return source.loader(student, **common)
+    return source.loader(
+        student,
+        targets,
+        **common,
+        teacher_pixels=config.online,
+        fresh_views=config.online and planned_epochs(config) > len(source.reader.passes),
+        allowed_drift=config.allow_pixel_drift or 0.0,
+    )
+
+
 def _reused_views(num_epochs: int, num_passes: int, *, fresh: bool) -> str:
     passes = f"{num_passes} pass" if num_passes == 1 else f"{num_passes} passes"
     if fresh:
@@ -147,9 +173,14 @@ def _reused_views(num_epochs: int, num_passes: int, *, fresh: bool) -> str:
     )
 
 
-def _open_source(config: TrainConfig) -> CachedTeacher:
+def _open_source(config: TrainConfig) -> Source:
     if config.cache is None:
-        raise UsageError("--cache is missing; write one with `scalekd cache-teacher`")
+        return _open_images_alone(config)
+    if config.aug is not None:
+        raise UsageError(
+            "--aug: is for training without a cache; the views of --cache are trained on, and"
+            " cache-teacher --aug determines them"
+        )
     if config.online and config.logits_from:
         raise UsageError("--online asks the live teacher for its logits; leave out --logits-from")
     for option in () if config.online else ("teacher", "teacher_checkpoint"):
@@ -171,21 +202,46 @@ def _open_source(config: TrainConfig) -> CachedTeacher:
     )
 
 
+def _open_images_alone(config: TrainConfig) -> LabelledImages:
+    if config.objective != "none":
+        raise UsageError(
+            f"--cache is missing: --objective {config.objective} learns from a teacher; write one"
+            " with `scalekd cache-teacher`, or train on labels alone by --objective none"
+        )
+    for name in _NEED_A_CACHE:
+        if getattr(config, name) not in (None, (), False, "auto"):
+            raise UsageError(
+                f"--{name.replace('_', '-')}: is of a teacher's cache, and no --cache is given"
+            )
+    if config.data_dir is None:
+        raise UsageError("--data-dir is missing: without --cache, the student learns from images")
+    return LabelledImages(
+        config.data_dir,
+        split=config.split,
+        policy=config.aug or "crop-flip",
+        image_options=config.image_options,
+        local_cache=_local_cache(config),
+        num_classes=config.num_classes,
+    )
+
+
 def _local_cache(config: TrainConfig) -> LocalCache | None:
     return make_local_cache(config.local_cache, config.local_cache_size)
 
 
-def _make_student(config: TrainConfig, source: CachedTeacher, notes: list[str]) -> Student:
+def _make_student(config: TrainConfig, source: Source, notes: list[str]) -> Student:
     kwargs = dict(config.model_kwargs)
     if config.drop_path is not None:
         kwargs["drop_path_rate"] = config.drop_path
-    weights, class_names = _initial_weights(config.initial_checkpoint)
+    weights, class_names = initial_weights(
+        config.model, config.initial_checkpoint, pretrained=config.pretrained
+    )
     own = None if source.class_names is None else tuple(source.class_names)
     known = class_names is not None and own is not None
     student = create_student(
         config.model,
         num_classes=source.num_classes,
-        img_size=config.img_size or source.view_size,
+        img_size=config.img_size or getattr(source, "view_size", None),
         pretrained=config.pretrained,
         checkpoint=weights,
         model_kwargs=kwargs,
@@ -203,25 +259,11 @@ def _make_student(config: TrainConfig, source: CachedTeacher, notes: list[str]) 
     return student
 
 
-def _initial_weights(path: str | None) -> tuple[Path | None, tuple[str, ...] | None]:
-    """A file of weights, or the student of another run with the names of its classes."""
-    if path is None:
-        return None, None
-    folder = Path(path)
-    if not folder.is_dir():
-        return folder, None
-    checkpoint = find_run_checkpoint(folder)
-    if checkpoint is None:
-        raise UsageError(f"--initial-checkpoint {path}: neither a file nor a training run")
-    state = read_state(checkpoint)
-    names = state.get("class_names")
-    names = tuple(names) if isinstance(names, list) else None
-    return check_file(checkpoint, state, STUDENT_FILE), names
-
-
 def _make_targets(
-    config: TrainConfig, source: CachedTeacher, objective: Objective, accelerator: Accelerator
+    config: TrainConfig, source: Source, objective: Objective, accelerator: Accelerator
 ) -> JoinedTargets | NoTargets | OnlineTargets:
+    if isinstance(source, LabelledImages):
+        return NoTargets()
     if config.online and (objective.needs_features or objective.needs_logits):
         return OnlineTargets(
             _live_teacher(config, source),
@@ -267,7 +309,7 @@ def _live_teacher(config: TrainConfig, source: CachedTeacher) -> Teacher:
 
 
 def _make_evaluator(
-    config: TrainConfig, source: CachedTeacher, student: Student, accelerator: Accelerator
+    config: TrainConfig, source: Source, student: Student, accelerator: Accelerator
 ) -> Evaluator | None:
     if config.val_split is None or config.data_dir is None:
         return None
@@ -294,7 +336,7 @@ def _make_evaluator(
         advice = "remove what is of no class of the training set, or evaluate by --val-split none"
         class_map = match_classes(data, trained, advice=advice).indices
     answers = None
-    if config.val_cache is not None:
+    if config.val_cache is not None and isinstance(source, CachedTeacher):
         validated = open_cache(open_storage(config.val_cache, local_cache=_local_cache(config)))
         answer_map = _teacher_class_map(config, source, validated, data, class_map)
         answers = cached_answers(validated, images, class_map=answer_map)
@@ -329,37 +371,3 @@ def _teacher_class_map(
             return class_map if trained.indices is None else trained.indices
         return [trained.indices[label] for label in class_map]
     return match_teacher(data, spec, config.class_map, stored=identity.class_map).indices
-
-
-def _facts(config: TrainConfig, source: CachedTeacher, student: Student) -> Mapping[str, Any]:
-    plan = source.chosen.base.manifest.plan
-    return {
-        **student_facts(student.spec, source.class_names),
-        "settings": config.model_dump(mode="json"),
-        "objective": config.objective,
-        "online": config.online,
-        "teacher": source.spec.model,
-        "teacher_weights_sha256": source.spec.weights_sha256,
-        "teacher_licence": source.licence,
-        "teacher_note": source.note,
-        "logits_of": [teacher.model for teacher in source.logit_teachers],
-        "cache_id": plan.cache_id,
-        "data_fingerprint": plan.identity.data.fingerprint,
-        "data_licence": _licence_told_by(config.data_dir),
-        "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},
-    }
-
-
-def _licence_told_by(data_dir: str | None) -> str | None:
-    """The licence in the metadata block of a data set's Hugging Face card, where there is one."""
-    if data_dir is None:
-        return None
-    card = Path(data_dir) / "README.md"
-    try:
-        with card.open("rb") as file:
-            opening, block, *_ = file.read(_MAX_FRONT_MATTER).decode().split("---\n", 2)
-        metadata = load_plain(block) if not opening.strip() else None
-    except (OSError, ValueError):
-        return None
-    licence = metadata.get("license") if isinstance(metadata, dict) else None
-    return licence if isinstance(licence, str) and len(licence) <= _MAX_LICENCE else None

@@ -1,8 +1,36 @@
-"""How the samples of an image set are read, in whatever record has a ``--data-dir``."""
+"""Options about images that several commands share; they load no torch."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+MAX_SIDE = 4096
+"""Largest height or width of a model's images in pixels."""
+
+
+def image_size(value: object) -> object:
+    """Read ``224``, ``"192,320"`` or a pair: one number for a square, otherwise height and width.
+
+    Raises:
+        ValueError: It is neither, or a side is outside 1..4096.
+    """
+    parts = value.split(",") if isinstance(value, str) else value
+    sides = list(parts) if isinstance(parts, list | tuple) else [parts]
+    if isinstance(value, str):
+        sides = [int(part) if part.strip().isdecimal() else part for part in sides]
+    sound = all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides)
+    if len(sides) not in (1, 2) or not sound:
+        raise ValueError(f"an image size is S or H,W, each side in 1..{MAX_SIDE} pixels")
+    return sides[0] if len(set(sides)) == 1 else tuple(sides)
+
+
+ImageSize = Annotated[int | tuple[int, int], BeforeValidator(image_size)]
+"""Image size in pixels: one number for a square, or height and width."""
+
+
+def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width of an :data:`ImageSize`."""
+    return (size, size) if isinstance(size, int) else size
 
 
 class ImageOptions(BaseModel):

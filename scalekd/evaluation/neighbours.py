@@ -102,9 +102,7 @@ def evaluate_neighbours(
     if len(gallery.images) < k:
         raise UsageError(f"--knn-k {k}: {gallery.images.location} has {len(gallery.images)} images")
     coordinator = Coordinator(queries.accelerator.num_processes)
-    shares = coordinator.collect(coordinator.together(lambda: _features(model, queries, config)))
-    order = torch.cat([positions for positions, _ in shares]).argsort()
-    features = torch.cat([part for _, part in shares])[order]
+    features = F.normalize(pooled_features(model, queries, config, coordinator), dim=1)
     nearest = coordinator.together(lambda: _nearest(model, features, gallery, config, k))
     best = Neighbours.none(len(features))
     for neighbours in coordinator.collect(nearest):
@@ -117,11 +115,24 @@ def evaluate_neighbours(
     return NeighbourResult(first, fifth, k, len(gallery.images))
 
 
+def pooled_features(
+    model: nn.Module, views: EvaluationViews, config: EvaluationConfig, coordinator: Coordinator
+) -> Float[Tensor, "image channel"]:
+    """Return a model's pooled features of every image in order, on the CPU; collective.
+
+    Raises:
+        DataError: An image is corrupt.
+    """
+    shares = coordinator.collect(coordinator.together(lambda: _features(model, views, config)))
+    order = torch.cat([positions for positions, _ in shares]).argsort()
+    return torch.cat([part for _, part in shares if len(part)])[order]
+
+
 @torch.inference_mode()
 def _features(
     model: nn.Module, views: EvaluationViews, config: EvaluationConfig
 ) -> tuple[Tensor, Tensor]:
-    """Return positions and normalised features of this process's share, on the CPU."""
+    """Return positions and features of this process's share, on the CPU."""
     positions: list[int] = []
     parts: list[Tensor] = []
     for batch in views.batches(config):
@@ -137,7 +148,7 @@ def _pooled(
 ) -> Float[Tensor, "batch channel"]:
     with views.accelerator.autocast():
         features = model.forward_head(model.forward_features(batch.images), pre_logits=True)
-    return F.normalize(features.float().flatten(1), dim=1)
+    return features.float().flatten(1)
 
 
 @torch.inference_mode()
@@ -153,7 +164,7 @@ def _nearest(
     parts = torch.split(features.to(device), _QUERIES_AT_ONCE)
     best = [Neighbours.none(len(part), device) for part in parts]
     for batch in gallery.batches(config):
-        images = _pooled(model, batch, gallery)
+        images = F.normalize(_pooled(model, batch, gallery), dim=1)
         positions = torch.tensor(batch.positions, device=device)
         for number, part in enumerate(parts):
             candidates = Neighbours(part @ images.T, positions.expand(len(part), -1))

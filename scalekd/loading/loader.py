@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from scalekd.cache import CacheReader, JoinedReader
 from scalekd.errors import UsageError
@@ -22,7 +22,7 @@ _BATCHES_AHEAD = 2
 class _Requests(Sampler[BatchRequest]):
     """Sampler that yields the requests of the epoch in :attr:`epoch`."""
 
-    def __init__(self, order: EpochOrder, passes: tuple[int, ...], num_workers: int) -> None:
+    def __init__(self, order: EpochOrder, passes: tuple[int, ...] | None, num_workers: int) -> None:
         self.order = order
         self.passes = passes
         self.num_workers = num_workers
@@ -32,7 +32,7 @@ class _Requests(Sampler[BatchRequest]):
     def __iter__(self) -> Iterator[BatchRequest]:
         # Workers take batches in turn: a worker's next batch is `num_workers` batches later.
         epoch, start, step = self.epoch, self.start, max(1, self.num_workers)
-        pass_index = self.passes[epoch % len(self.passes)]
+        pass_index = epoch if self.passes is None else self.passes[epoch % len(self.passes)]
         batches = self.order.batches(epoch, start=start)
         seen = list(itertools.islice(batches, _BATCHES_AHEAD * step))
         for number in itertools.count(start):
@@ -46,11 +46,81 @@ class _Requests(Sampler[BatchRequest]):
         return max(0, self.order.num_batches - self.start)
 
 
-class CachedViewLoader:
+class ViewLoader:
     """Epochs of batches for one rank; every rank gets the same number.
 
     Each iteration yields one epoch, starting with the one set by :meth:`set_epoch`;
     :meth:`epoch` yields a given epoch, and can start in the middle of it.
+
+    Args:
+        views: Returns the batch of a `BatchRequest`.
+        order: Order of the samples.
+        passes: Passes of which each epoch gets the next one; ``None`` for the number of the epoch.
+        num_workers: Processes that decode images; 0 decodes in this process.
+        is_remote: Whether the views are read over a network.
+    """
+
+    def __init__(
+        self,
+        views: Dataset[Batch],
+        order: EpochOrder,
+        *,
+        passes: tuple[int, ...] | None,
+        num_workers: int,
+        is_remote: bool,
+    ) -> None:
+        self._next_epoch = 0
+        self._requests = _Requests(order, passes, num_workers)
+        self._loader: DataLoader[Any] = DataLoader(
+            views,
+            batch_sampler=self._requests,  # type: ignore[arg-type]
+            collate_fn=as_is,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),  # so that copies to the device need no host
+            prefetch_factor=4 if num_workers else None,
+            worker_init_fn=prepare_worker,
+            multiprocessing_context=start_method(is_remote=num_workers > 0 and is_remote),
+        )
+
+    @property
+    def num_batches(self) -> int:
+        """Number of batches per epoch."""
+        return self._requests.order.num_batches
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        # Counted when the first batch is requested: frameworks create unused iterators.
+        epoch = self._next_epoch
+        self._next_epoch += 1
+        yield from self.epoch(epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the next iteration."""
+        self._next_epoch = epoch
+
+    def epoch(self, epoch: int, *, start_batch: int = 0) -> Iterator[Batch]:
+        """Yield the batches of one epoch.
+
+        Args:
+            epoch: Number of the epoch.
+            start_batch: Number of batches to skip at the start, without reading them.
+
+        Raises:
+            CacheMismatch: An image or view is not the one the teacher saw.
+            CacheCorrupt: The cache is damaged.
+            DataError: An image cannot be read.
+        """
+        self._requests.epoch, self._requests.start = epoch, start_batch
+        yield from relayed(self._loader)
+
+
+class CachedViewLoader(ViewLoader):
+    """Epochs of replayed views with targets: pass ``epoch`` modulo the number of cached passes.
+
+    With ``fresh_views``, epochs beyond those passes draw new views.
 
     A batch is a dictionary: ``pixels`` uint8 ``(batch, 3, height, width)``; on request, and if
     the teacher's size differs, ``teacher_pixels``; ``label`` int64
@@ -106,52 +176,10 @@ class CachedViewLoader:
                 f"the cache has {len(self.views):,} views, fewer than one batch of {batch_size} on"
                 f" {world_size} processes; use a smaller -b"
             )
-        is_remote = reader.is_remote or (images is not None and images.is_remote)
-        self._next_epoch = 0
-        self._requests = _Requests(order, reader.passes, num_workers)
-        self._loader: DataLoader[Any] = DataLoader(
+        super().__init__(
             self.views,
-            batch_sampler=self._requests,  # type: ignore[arg-type]
-            collate_fn=as_is,
+            order,
+            passes=reader.passes,
             num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            pin_memory=torch.cuda.is_available(),  # so that copies to the device need no host
-            prefetch_factor=4 if num_workers else None,
-            worker_init_fn=prepare_worker,
-            multiprocessing_context=start_method(is_remote=num_workers > 0 and is_remote),
+            is_remote=reader.is_remote or (images is not None and images.is_remote),
         )
-
-    @property
-    def num_batches(self) -> int:
-        """Number of batches per epoch."""
-        return self._requests.order.num_batches
-
-    def __len__(self) -> int:
-        return self.num_batches
-
-    def __iter__(self) -> Iterator[Batch]:
-        # Counted when the first batch is requested: frameworks create unused iterators.
-        epoch = self._next_epoch
-        self._next_epoch += 1
-        yield from self.epoch(epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next iteration."""
-        self._next_epoch = epoch
-
-    def epoch(self, epoch: int, *, start_batch: int = 0) -> Iterator[Batch]:
-        """Yield the batches of one epoch, from pass ``epoch`` modulo the number of cached passes.
-
-        With ``fresh_views``, epochs beyond those passes draw new views.
-
-        Args:
-            epoch: Number of the epoch.
-            start_batch: Number of batches to skip at the start, without reading them.
-
-        Raises:
-            CacheMismatch: An image or view is not the one the teacher saw.
-            CacheCorrupt: The cache is damaged.
-            DataError: An image cannot be read.
-        """
-        self._requests.epoch, self._requests.start = epoch, start_batch
-        yield from relayed(self._loader)

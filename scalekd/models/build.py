@@ -19,6 +19,7 @@ from scalekd.models.hub import cached_only_when_unreachable
 from scalekd.models.names import ModelSource, nearest_names, unreachable_weights
 from scalekd.models.weights import (
     describe_mismatch,
+    is_computed,
     load_exactly,
     matches,
     only_tensors_unpickled,
@@ -94,10 +95,7 @@ def build_model(
         if new_head is not False:
             left_out = _leave_head_out(model, state, always=bool(new_head))
             if left_out and notes is not None:
-                notes.append(
-                    f"{checkpoint}: its classifier was trained on other classes and is left out "
-                    f"({left_out}); the student's starts from random values"
-                )
+                notes.append(f"{checkpoint}: {left_out}")
         if not matches(model, state):
             return _convert(source, kwargs, model, state, checkpoint)
     load_exactly(model, state)
@@ -105,15 +103,20 @@ def build_model(
 
 
 def _leave_head_out(model: nn.Module, state: dict[str, Tensor], *, always: bool) -> str:
-    """Replace the classifier in ``state`` by the model's, if the numbers of classes differ.
+    """Replace the classifier in ``state`` by the model's, if it is of other classes or missing.
 
     Returns:
-        The reason, such as ``4 classes in the file, 7 in the model``; empty if not replaced.
+        A clause that says why, and which tensors are new; empty if nothing is replaced.
     """
-    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     own = model.state_dict()
-    reason = ""
-    for name in (names,) if isinstance(names, str) else names:
+    reason, new = "", []
+    names = classifier_names(model)
+    heads = {tensor for tensor in own if tensor.rpartition(".")[0] in names}
+    if heads and {n for n in own if not is_computed(n)} - heads == state.keys():
+        state.update({tensor: own[tensor] for tensor in heads})
+        listed = ", ".join(sorted(heads))
+        return f"it has no classifier; the student's starts from random values ({listed})"
+    for name in names:
         weight = f"{name}.weight"
         if weight not in state:
             continue
@@ -126,11 +129,23 @@ def _leave_head_out(model: nn.Module, state: dict[str, Tensor], *, always: bool)
         was, now = len(state[weight]), len(own[weight])
         if always or was != now:
             reason = f"{was:,} classes in the file, {now:,} in the model"
+            new += [tensor for tensor in (weight, f"{name}.bias") if tensor in own]
             for tensor in (weight, f"{name}.bias"):
                 state.pop(tensor, None)
                 if tensor in own:
                     state[tensor] = own[tensor]
-    return reason
+    if not reason:
+        return ""
+    return (
+        f"its classifier was trained on other classes and is left out ({reason}); the student's"
+        f" starts from random values ({', '.join(new)})"
+    )
+
+
+def classifier_names(model: nn.Module) -> tuple[str, ...]:
+    """Names of the modules of a timm model that are its classifier."""
+    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _check_memory(
@@ -166,7 +181,12 @@ def preprocessing_of(model: nn.Module) -> Preprocessing:
 
 
 def _create_random(source: ModelSource, kwargs: dict[str, Any]) -> nn.Module:
-    return _create(source, kwargs, pretrained=False)
+    try:
+        return _create(source, kwargs, pretrained=False)
+    except RuntimeError as error:  # a tensor of an impossible size
+        raise UsageError(
+            f"{source.label} cannot be built with {_shown(kwargs)}: {_first_line(error)}"
+        ) from error
 
 
 def _create_pretrained(source: ModelSource, kwargs: dict[str, Any]) -> nn.Module:
@@ -288,7 +308,19 @@ def create_on_meta(architecture: str, kwargs: Mapping[str, Any]) -> nn.Module:
 def build_described(
     architecture: str, kwargs: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]
 ) -> nn.Module:
-    """Build a model with random weights from the description in a document.
+    """Build a model with random weights from the description in a document; see `check_described`.
+
+    Raises:
+        UsageError: This timm cannot build the description, or it does not fit the weights.
+    """
+    check_described(architecture, kwargs, shapes)
+    return _create(ModelSource(architecture, architecture, architecture), dict(kwargs))
+
+
+def check_described(
+    architecture: str, kwargs: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]
+) -> None:
+    """Compare the description of a model in a document with the weights beside it.
 
     The document is not trusted: before memory is allocated, the arguments must be arguments of the
     constructor, and the model's tensors must have the names and shapes of the weights.
@@ -318,7 +350,6 @@ def build_described(
     )
     if computed > _MAX_COMPUTED_BYTES:
         raise UsageError(f"{architecture} would compute tables of {computed:,} bytes")
-    return _create(ModelSource(architecture, architecture, architecture), dict(kwargs))
 
 
 @contextlib.contextmanager

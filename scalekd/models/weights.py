@@ -98,7 +98,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise DataError(f"--checkpoint {path} contains no named tensors")
-    return {name: value for name, value in tensors.items() if not _is_computed(name)}
+    return {name: value for name, value in tensors.items() if not is_computed(name)}
 
 
 def weights_in(folder: Path) -> Path:
@@ -213,16 +213,17 @@ def load_exactly(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copy ``state`` into ``model``; names and shapes must have been checked by :func:`matches`."""
     with torch.no_grad():
         model.load_state_dict(
-            {**{n: b for n, b in model.state_dict().items() if _is_computed(n)}, **state}
+            {**{n: b for n, b in model.state_dict().items() if is_computed(n)}, **state}
         )
 
 
-def _is_computed(name: str) -> bool:
+def is_computed(name: str) -> bool:
+    """Whether a buffer is computed by the model, and not part of its weights."""
     return name.rpartition(".")[2] in _COMPUTED_BUFFERS
 
 
 def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(t.shape) for name, t in state.items() if not _is_computed(name)}
+    return {name: tuple(t.shape) for name, t in state.items() if not is_computed(name)}
 
 
 def _listed(names: list[str]) -> str:

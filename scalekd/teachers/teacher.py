@@ -299,11 +299,10 @@ def _image_size(
 
 
 def _check_image_size(label: str, multiple: tuple[int, int], img_size: tuple[int, int]) -> None:
-    if any(size % step for size, step in zip(img_size, multiple, strict=True)):
-        sizes = ", ".join(
-            str(max(1, img_size[0] // multiple[0] + offset) * multiple[0]) for offset in (0, 1, 2)
-        )
-        raise UsageError(
-            f"{label} takes image sizes that are multiples of {multiple[0]} px, such as {sizes}, "
-            f"not {img_size[0]} x {img_size[1]}"
-        )
+    for side, step in zip(img_size, multiple, strict=True):
+        if side % step:
+            sizes = ", ".join(str(max(1, side // step + offset) * step) for offset in (0, 1, 2))
+            raise UsageError(
+                f"{label} takes image sizes that are multiples of {step} px, such as {sizes}, "
+                f"not {img_size[0]} x {img_size[1]}"
+            )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     )
     from scalekd.training.config import TrainConfig
     from scalekd.training.interfaces import EpochLoader, TrainResult
+    from scalekd.training.labelled_images import LabelledImages
     from scalekd.training.module import (
         DistillationModule,
         StepOutput,
@@ -39,6 +40,7 @@ __all__ = [
     "Coordinator",
     "DistillationModule",
     "EpochLoader",
+    "LabelledImages",
     "NoTargets",
     "OnlineTargets",
     "Position",

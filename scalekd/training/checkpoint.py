@@ -291,7 +291,7 @@ def sync(path: Path) -> None:
 
 
 def _retired(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.replaced")
+    return folder.parent / f".{folder.name}.replaced"
 
 
 def _swap_in(temporary: Path, folder: Path) -> None:

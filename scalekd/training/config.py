@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, Va
 
 from scalekd.distillation.config import ObjectiveName, ScaleKDConfig
 from scalekd.errors import DataError, UsageError
-from scalekd.image_options import ImageOptions
+from scalekd.image_options import ImageOptions, ImageSize
 from scalekd.training.plain_yaml import dump_plain, load_plain, read_text
 from scalekd.views import Interpolation
 
@@ -65,7 +65,7 @@ class TrainConfig(ImageOptions):
     model: str
     """Student: a timm name, an alias (scalekd models), hf-hub:NAME or local-dir:FOLDER."""
     cache: str | None = None
-    """Folder or URL of the cache that cache-teacher wrote."""
+    """Folder or URL of the cache that cache-teacher wrote; --objective none needs none."""
     data_dir: str | None = None
     """Folder, URL or pattern of the images; a cache that embeds views needs none."""
     output: str
@@ -81,8 +81,9 @@ class TrainConfig(ImageOptions):
     local_cache_size: StoredBytes = ByteSize(100 * 10**9)
     """Largest size of --local-cache, such as 500GB; what was used longest ago is deleted."""
 
-    img_size: Positive | None = None
-    """Height and width of the student's images in pixels; the teacher's if not given."""
+    img_size: ImageSize | None = None
+    """Size of the student's images in pixels, as S for a square or H,W for height and width; the
+    teacher's if not given."""
     num_classes: Positive | None = None
     """Number of classes, where neither the teacher nor the images determine it."""
     class_map: str = "auto"
@@ -99,14 +100,16 @@ class TrainConfig(ImageOptions):
     """Share of the shorter side that the evaluation crop keeps; timm's if not given. It stays with
     the run."""
     interpolation: Interpolation | None = None
-    """Resize filter of evaluation, where bilinear-opencv is cv2.resize without antialiasing; timm's
-    if not given. It stays with the run."""
+    """Resize filter of evaluation and of --aug, where bilinear-opencv is cv2.resize without
+    antialiasing; timm's if not given. It stays with the run."""
     pretrained: bool = False
     """Start from the student's published weights."""
     initial_checkpoint: str | None = None
-    """Start from weights on disk: a safetensors file, a state dict, or another run's checkpoint."""
+    """Start from weights on disk: a safetensors file, a state dict, the folder of an exported
+    student, or another run, whose model is used if --model is not given."""
     freeze: tuple[str, ...] = ()
-    """Parameter or module that is not trained; repeat the option for more."""
+    """Parameter or module that is not trained, with * for any text, or backbone for all but the
+    classifier; repeat the option for more."""
     drop_path: Fraction | None = None
     """Rate of stochastic depth; the student's own if not given."""
     grad_checkpointing: bool = False
@@ -116,7 +119,7 @@ class TrainConfig(ImageOptions):
 
     objective: ObjectiveName = "scalekd"
     """Objective: scalekd as published; scalekd-light with smaller projectors, one for both views;
-    kd from logits only; none without a teacher."""
+    kd from logits only; none without a teacher, from a cache or from labelled images alone."""
     distillation: ScaleKDConfig = ScaleKDConfig()
     """Setting of the objective as key=value, such as kd=false, tpp=false, kd_alpha=0.5,
     temperature=2 or stage3.softmax_scale=1; repeat the option for more."""
@@ -131,6 +134,9 @@ class TrainConfig(ImageOptions):
     """Name of the online teacher, where the name in the cache is unknown here."""
     teacher_checkpoint: str | None = None
     """Weights of the online teacher on disk."""
+    aug: str | None = None
+    """View policy of training without a cache, as for cache-teacher, with new views in every epoch;
+    crop-flip if not given."""
     smoothing: Fraction = 0.0
     """Label smoothing."""
     bce_loss: bool = False

@@ -24,10 +24,13 @@ from scalekd.distillation import (
     Targets,
 )
 from scalekd.errors import UsageError
+from scalekd.models.build import classifier_names
 from scalekd.models.normalise import Normalise
 from scalekd.students import Student
 
 _LEAST_CONVOLUTIONS = 8
+BACKBONE = "backbone"
+"""Pattern of :func:`freeze_parameters` for all but the classifier."""
 
 
 class StepOutput(NamedTuple):
@@ -135,12 +138,16 @@ def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> None:
 
     Args:
         model: Bare student.
-        patterns: Parameter or module names, with ``*``: ``stem``, ``blocks.0``, ``layers.[01]``.
+        patterns: Parameter or module names, with ``*``: ``stem``, ``blocks.0``, ``layers.[01]``; or
+            ``backbone``: all but the classifier.
 
     Raises:
-        UsageError: A pattern matches nothing.
+        UsageError: A pattern matches nothing, or no classifier is left to train.
     """
     for pattern in patterns:
+        if pattern == BACKBONE:
+            _freeze_backbone(model)
+            continue
         matched = False
         for name, parameter in model.named_parameters():
             parents = name.split(".")
@@ -154,6 +161,15 @@ def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> None:
                 f"--freeze {pattern}: no parameter of the student has this name; "
                 f"its parts are {children}"
             )
+
+
+def _freeze_backbone(model: nn.Module) -> None:
+    heads = classifier_names(model)
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[0] not in heads:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UsageError("--freeze backbone: the student has no classifier that is left to train")
 
 
 def synchronise_batch_norm(student: Student, accelerator: Accelerator) -> None:

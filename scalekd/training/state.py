@@ -166,7 +166,7 @@ def read_same_run(
     Args:
         path: Folder of the checkpoint.
         facts: Facts of this run, as stored in its checkpoints.
-        cache: Location of this run's cache, for the message.
+        cache: Location of this run's cache or images, for the message.
         has_teacher: Whether this run learns from a teacher.
 
     Raises:
@@ -182,8 +182,8 @@ def read_same_run(
         if was and now and was != now:
             raise CacheMismatch(
                 f"{path}: the run's {what} are {str(was)[:12]}…, and those of {cache} are "
-                f"{str(now)[:12]}…; give --cache as the run was begun, or choose another --output "
-                "(the weights can start a new run by --initial-checkpoint)"
+                f"{str(now)[:12]}…; give --cache and --data-dir as the run was begun, or choose"
+                " another --output (the weights can start a new run by --initial-checkpoint)"
             )
     return checkpoint
 

@@ -2,9 +2,10 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from scalekd.errors import DataError, UsageError
-from scalekd.models.build import build_described
+from scalekd.models.build import build_described, check_described
 from scalekd.models.weights import stored_shapes
 from scalekd.students import StudentSpec
 from scalekd.training.checkpoint import (
@@ -50,6 +51,40 @@ class TrainedStudent:
         self.model = model
 
 
+class DescribedStudent(NamedTuple):
+    """A checkpoint's student without its weights.
+
+    Attributes:
+        spec: Architecture, classes and image size of the student.
+        class_names: Names of the classes, if the data set has them.
+        weights: File of the weights.
+    """
+
+    spec: StudentSpec
+    class_names: tuple[str, ...] | None
+    weights: Path
+
+
+def describe_trained_student(run: Path) -> DescribedStudent:
+    """Describe the student of a run's best checkpoint, its last, or of a checkpoint folder.
+
+    The description fits the weights, so that a model built from it is about as large as their file.
+
+    Raises:
+        UsageError: No checkpoint is there.
+        DataError: The checkpoint is damaged.
+    """
+    checkpoint, state = _read(run)
+    weights = check_file(checkpoint, state, STUDENT_FILE)
+    with _readable_student(checkpoint):
+        facts = _Facts.model_validate(state)
+        spec = facts.student
+        arguments = {"num_classes": spec.num_classes, **spec.model_kwargs}
+        check_described(spec.architecture, arguments, stored_shapes(weights))
+    names = tuple(facts.class_names) if facts.class_names else None
+    return DescribedStudent(spec, names, weights)
+
+
 def load_trained_student(run: Path, *, use_ema: bool = False) -> TrainedStudent:
     """Open a run's best checkpoint, its last where there is no best, or a checkpoint folder.
 
@@ -61,17 +96,14 @@ def load_trained_student(run: Path, *, use_ema: bool = False) -> TrainedStudent:
         UsageError: No checkpoint is there, or it has no averaged weights.
         DataError: The checkpoint is damaged.
     """
-    checkpoint = find_run_checkpoint(run)
-    if checkpoint is None:
-        raise UsageError(f"{run}: neither a training run with a checkpoint, nor a checkpoint")
+    checkpoint, state = _read(run)
     name = EMA_FILE if use_ema else STUDENT_FILE
     if use_ema and not (checkpoint / name).is_file():
         raise UsageError(
             f"{checkpoint}: has no averaged weights; train with --model-ema, or leave --use-ema out"
         )
-    state = read_state(checkpoint)
     weights = check_file(checkpoint, state, name)
-    try:
+    with _readable_student(checkpoint):
         spec = _Facts.model_validate(state).student
         model = build_described(
             spec.architecture,
@@ -79,7 +111,21 @@ def load_trained_student(run: Path, *, use_ema: bool = False) -> TrainedStudent:
             stored_shapes(weights),
         )
         model.load_state_dict(load_file(weights))
-        return TrainedStudent(checkpoint, spec, state, model.eval())
+    return TrainedStudent(checkpoint, spec, state, model.eval())
+
+
+def _read(run: Path) -> tuple[Path, dict[str, Any]]:
+    checkpoint = find_run_checkpoint(run)
+    if checkpoint is None:
+        raise UsageError(f"{run}: neither a training run with a checkpoint, nor a checkpoint")
+    return checkpoint, read_state(checkpoint)
+
+
+@contextmanager
+def _readable_student(checkpoint: Path) -> Iterator[None]:
+    try:
+        yield
+        return
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))[:200]

@@ -168,7 +168,7 @@ class Trainer:
             lambda: read_same_run(
                 path,
                 self._facts,
-                cache=self.config.cache,
+                cache=self.config.cache or self.config.data_dir,
                 has_teacher=objective.needs_features or objective.needs_logits,
             )
         )
