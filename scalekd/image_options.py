@@ -14,10 +14,11 @@ def image_size(value: object) -> object:
     Raises:
         ValueError: It is neither, or a side is outside 1..4096.
     """
-    parts = value.split(",") if isinstance(value, str) else value
-    sides = list(parts) if isinstance(parts, list | tuple) else [parts]
+    sides: list[object]
     if isinstance(value, str):
-        sides = [int(part) if part.strip().isdecimal() else part for part in sides]
+        sides = [int(part) if part.strip().isdecimal() else part for part in value.split(",")]
+    else:
+        sides = list(value) if isinstance(value, list | tuple) else [value]
     sound = all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides)
     if len(sides) not in (1, 2) or not sound:
         raise ValueError(f"an image size is S or H,W, each side in 1..{MAX_SIDE} pixels")

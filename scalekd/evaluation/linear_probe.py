@@ -147,7 +147,8 @@ class _Scale:
         self._factor = np.where(varies, 1 / np.where(varies, deviation, 1), 0)
 
     def __call__(self, features: Array) -> Array:
-        return (features - self._mean) * self._factor
+        standardised: Array = (features - self._mean) * self._factor
+        return standardised
 
 
 def _classifier() -> Any:

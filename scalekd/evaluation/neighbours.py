@@ -148,7 +148,8 @@ def _pooled(
 ) -> Float[Tensor, "batch channel"]:
     with views.accelerator.autocast():
         features = model.forward_head(model.forward_features(batch.images), pre_logits=True)
-    return features.float().flatten(1)
+    pooled: Tensor = features.float().flatten(1)
+    return pooled
 
 
 @torch.inference_mode()
