@@ -12,7 +12,8 @@ from typing import Any
 
 import click
 
-from scalekd.text import MAX_CELL, one_line, printable
+from scalekd.errors import ScaleKDError
+from scalekd.text import MAX_CELL, printable
 
 
 def echo(line: str, *, err: bool = False) -> None:
@@ -20,13 +21,50 @@ def echo(line: str, *, err: bool = False) -> None:
     _write(printable(line), err=err)
 
 
-def emit(result: dict[str, Any], lines: Iterable[str], *, as_json: bool) -> None:
-    """Print the lines, or the result as one line of ASCII JSON."""
+class Reported(Exception):
+    """Failure whose JSON is printed already, with the result of the command."""
+
+    def __init__(self, failure: ScaleKDError) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
+
+
+def emit(
+    result: dict[str, Any],
+    lines: Iterable[str],
+    *,
+    as_json: bool,
+    failure: ScaleKDError | None = None,
+) -> None:
+    """Print the lines, or the result as one line of ASCII JSON.
+
+    Args:
+        result: Result of the command.
+        lines: The result for people.
+        as_json: Whether to print JSON instead of the lines.
+        failure: Error that the command ends with although it has a result.
+
+    Raises:
+        Reported: There is a ``failure``.
+    """
     if as_json:
-        _write(json.dumps(result).replace("\x7f", "\\u007f"), err=False)
+        error = {} if failure is None else _described(failure)
+        _write_json({**result, **error})
     else:
         for line in lines:
             echo(line)
+    if failure is not None:
+        raise Reported(failure)
+
+
+def emit_failure(error: ScaleKDError) -> None:
+    """Print the name, message and exit code of an error as one line of ASCII JSON."""
+    _write_json(_described(error))
+
+
+def _described(error: ScaleKDError) -> dict[str, Any]:
+    facts = {"name": error.name, "message": str(error), "exit_code": error.exit_code}
+    return {"error": facts}
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -39,23 +77,22 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def complain(message: str) -> None:
+def complain(error: ScaleKDError) -> None:
     """Print an error as one line on standard error."""
-    echo(f"scalekd: error: {one_line(message)}", err=True)
+    echo(f"scalekd: error: {error.name}: {error}", err=True)
 
 
-def complain_of_usage(error: click.ClickException) -> None:
-    """Print click's error, which quotes arguments, with the usage of the command."""
+def show_usage(error: click.ClickException) -> None:
+    """Print the usage of the command whose arguments are wrong, on standard error."""
     if isinstance(error, click.UsageError) and error.ctx is not None:
         context = error.ctx
         for line in context.get_usage().splitlines():
             echo(line, err=True)
         echo(f"Try '{context.command_path} {context.help_option_names[-1]}' for help.", err=True)
         echo("", err=True)
-    echo(f"Error: {one_line(error.format_message())}", err=True)
 
 
-def show_traceback(error: Exception) -> None:
+def show_traceback(error: BaseException) -> None:
     """Print the traceback of an unexpected error, with its text escaped."""
     for entry in traceback.format_exception(error):
         for line in entry.split("\n"):
@@ -89,6 +126,10 @@ class _EscapedRecord(logging.LogRecord):
 
 def _escaped(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
+
+
+def _write_json(result: dict[str, Any]) -> None:
+    _write(json.dumps(result).replace("\x7f", "\\u007f"), err=False)
 
 
 def _write(line: str, *, err: bool) -> None:

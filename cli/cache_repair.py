@@ -27,9 +27,10 @@ def command(*, as_json: bool, **options: Any) -> None:
         f"{result.path}: {len(result.mended)} files mended, {len(result.shards_redone)} shards"
         f" drawn again, {len(result.removed)} unexpected files removed, in {result.seconds:,.1f} s"
     )
-    emit(result.model_dump(mode="json"), lines, as_json=as_json)
+    failure = None
     if not result.sound:
-        raise CacheCorrupt(
+        failure = CacheCorrupt(
             f"{result.path}: {result.problems[0]}; pass --remove-extra to delete what does not"
             " belong to the cache"
         )
+    emit(result.model_dump(mode="json"), lines, as_json=as_json, failure=failure)

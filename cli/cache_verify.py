@@ -7,7 +7,7 @@ import click
 from scalekd.cli._options import checked, json_option, size
 from scalekd.cli._output import emit
 from scalekd.cli._record import GroupedCommand, given, record_options
-from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
+from scalekd.errors import CacheCorrupt, CacheError, CacheMismatch, UsageError
 from scalekd.pipelines._source_options import VerifyConfig
 
 
@@ -46,9 +46,9 @@ def command(*, as_json: bool, **options: Any) -> None:
             f"{again.num_views:,} views drawn and the teacher asked again: {len(untrue)} untrue;"
             f" largest relative squared error: {errors or 'none'}"
         )
-    emit(result, lines, as_json=as_json)
-    if verified.problems:
-        problems = verified.problems
-        raise CacheCorrupt(f"{cache}: {len(problems)} problems, first: {problems[0]}")
-    if untrue:
-        raise CacheMismatch(f"{cache}: {len(untrue)} views are untrue, first: {untrue[0]}")
+    failure: CacheError | None = None
+    if problems := verified.problems:
+        failure = CacheCorrupt(f"{cache}: {len(problems)} problems, first: {problems[0]}")
+    elif untrue:
+        failure = CacheMismatch(f"{cache}: {len(untrue)} views are untrue, first: {untrue[0]}")
+    emit(result, lines, as_json=as_json, failure=failure)

@@ -78,10 +78,11 @@ def command(
             lines += [f"  {problem}" for problem in drift.problems[:5]]
         else:
             lines.append("  no view was drawn again: pass --data-dir to compare pixels")
-    emit(diagnosis.model_dump(mode="json"), lines, as_json=as_json)
+    failure = None
     if drift is not None and drift.drifts:
-        raise CacheMismatch(
+        failure = CacheMismatch(
             f"{drift.path}: this machine does not redraw it exactly (mean difference up to"
             f" {drift.witness_drift or 0:.3g}/255). Install the versions of the cache, or train"
             " with --allow-pixel-drift X"
         )
+    emit(diagnosis.model_dump(mode="json"), lines, as_json=as_json, failure=failure)

@@ -1,6 +1,7 @@
 """Command line of scalekd; each command is imported when it is called."""
 
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -8,8 +9,22 @@ from collections.abc import Sequence
 import click
 
 from scalekd import __version__
-from scalekd.cli._output import complain, complain_of_usage, escaping, show_traceback
-from scalekd.errors import EnvironmentFault, ScaleKDError, advice_on
+from scalekd.cli._output import (
+    Reported,
+    complain,
+    emit_failure,
+    escaping,
+    show_traceback,
+    show_usage,
+)
+from scalekd.errors import (
+    INTERNAL_ERROR,
+    EnvironmentFault,
+    ScaleKDError,
+    TrainingInterrupted,
+    UsageError,
+    advice_on,
+)
 from scalekd.pipelines._signals import Terminated
 
 _COMMANDS = {
@@ -76,35 +91,48 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Exit codes: 0 success, 2 usage, 3 input data, 4 cache integrity or mismatch, 5 environment,
     130 interrupted, 143 terminated.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
     with escaping():
-        code = _run(arguments)
+        try:
+            group.main(args=arguments, prog_name="scalekd", standalone_mode=False)
+            return
+        except click.exceptions.Exit as stop:
+            code = stop.exit_code
+        except Reported as reported:
+            complain(reported.failure)
+            code = reported.failure.exit_code
+        except (Exception, KeyboardInterrupt, Terminated) as error:
+            if isinstance(error, click.ClickException):
+                show_usage(error)
+            failure = _failure(error)
+            if failure is not error and failure.name == INTERNAL_ERROR:
+                show_traceback(error)
+            complain(failure)
+            if "--json" in arguments and int(os.environ.get("RANK", "0")) == 0:
+                emit_failure(failure)
+            code = failure.exit_code
     if code:
         sys.exit(code)
 
 
-def _run(arguments: Sequence[str] | None) -> int:
-    """Run the command line and return its exit code."""
-    try:
-        group.main(args=arguments, prog_name="scalekd", standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
-    except click.ClickException as error:
-        complain_of_usage(error)
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort, Terminated) as stop:
-        complain("interrupted; committed work is kept, and the same command continues from there")
-        return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
-    except ScaleKDError as error:
-        complain(str(error))
-        return error.exit_code
-    except OSError as error:
+def _failure(error: BaseException) -> ScaleKDError:
+    """Return what an exception is reported as."""
+    if isinstance(error, ScaleKDError):
+        return error
+    if isinstance(error, click.Abort | KeyboardInterrupt | Terminated):
+        number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+        return TrainingInterrupted(
+            "interrupted; committed work is kept, and the same command continues from there",
+            number,
+        )
+    if isinstance(error, click.ClickException):
+        return UsageError(error.format_message())
+    if isinstance(error, OSError):
         advice = advice_on(error)
-        complain(f"{error} ({advice})" if advice else f"{type(error).__name__}: {error}")
-        return EnvironmentFault.exit_code
-    except Exception as error:  # a bug; the text may quote a document
-        show_traceback(error)
-        return 1
-    return 0
+        return EnvironmentFault(
+            f"{error} ({advice})" if advice else f"{type(error).__name__}: {error}"
+        )
+    return ScaleKDError(f"{type(error).__name__}: {error}")  # a bug
 
 
 if __name__ == "__main__":

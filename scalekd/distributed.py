@@ -16,24 +16,12 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from scalekd.errors import EnvironmentFault, ScaleKDError
+from scalekd.errors import INTERNAL_ERROR, EnvironmentFault, ScaleKDError
 
 T = TypeVar("T")
 # Processes wait for the slowest one, and for the one that calibrates; torch's default of 30 minutes
 # would end long jobs.
 _LONGEST_WAIT = timedelta(days=1)
-
-
-class TrainingDiverged(ScaleKDError):
-    """A loss or gradient is not finite; the weights were not updated with it."""
-
-
-class TrainingInterrupted(ScaleKDError):
-    """The run received a signal and wrote a checkpoint; it exits with 128 + the signal."""
-
-    def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + signal_number
 
 
 @contextmanager
@@ -109,13 +97,17 @@ class Coordinator:
             reports = self.collect(
                 None
                 if failure is None
-                else (getattr(failure, "exit_code", 1), f"{type(failure).__name__}: {failure}")
+                else (
+                    getattr(failure, "exit_code", 1),
+                    getattr(failure, "name", INTERNAL_ERROR),
+                    f"{type(failure).__name__}: {failure}",
+                )
             )
             if failure is not None:
                 raise failure
             rank, report = next((r, x) for r, x in enumerate(reports) if x is not None)
-            remote = ScaleKDError(f"process {rank} failed: {report[1]}")
-            remote.exit_code = report[0]
+            remote = ScaleKDError(f"process {rank} failed: {report[2]}")
+            remote.exit_code, remote.name = report[:2]
             raise remote
         return result  # type: ignore[return-value]
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from scalekd._lazy import lazy
 
 if TYPE_CHECKING:
-    from scalekd.distributed import Coordinator, TrainingDiverged, TrainingInterrupted
+    from scalekd.distributed import Coordinator
+    from scalekd.errors import TrainingDiverged, TrainingInterrupted
     from scalekd.training.cached_teacher import CachedTeacher
     from scalekd.training.checkpoint import (
         Checkpoint,
