@@ -116,7 +116,7 @@ def test_a_failure_has_a_name_a_message_and_a_code_in_json_too(
 @pytest.mark.parametrize(
     ("arguments", "name", "code"),
     [
-        (("cache", "info", "nowhere"), "CacheCorrupt", 4),
+        (("cache", "info", "nowhere"), "DataError", 3),
         (("evaluate", "no_such_model", "--data-dir", "d"), "UsageError", 2),
         (("cache-teacher", "--modle", "swin_l"), "UsageError", 2),
         (("no-such-command",), "UsageError", 2),

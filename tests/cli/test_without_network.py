@@ -29,7 +29,7 @@ def test_published_weights_without_network_are_one_line(
     )
     assert ended.returncode == 5, ended.stderr
     line = ended.stderr.splitlines()[-1]
-    assert line.startswith("scalekd: error: the weights of")
+    assert line.startswith("scalekd: error: EnvironmentFault: the weights of")
     assert "--checkpoint FILE" in line
     assert "Traceback" not in ended.stderr
     assert not output.exists()
