@@ -4,19 +4,28 @@ scalekd export ./run --output ./resnet50-scalekd --format timm
 """
 
 from pathlib import Path
+from typing import Literal
 
 from scalekd.export.timm import Exported, ExportFormat, export_student
 from scalekd.training import load_trained_student
 
 
 def export(
-    run: Path, output: Path, *, export_format: ExportFormat = "timm", use_ema: bool = False
+    run: Path,
+    output: Path,
+    *,
+    export_format: ExportFormat = "timm",
+    use_ema: bool = False,
+    img_size: tuple[int, int] | Literal["any"] | None = None,
+    features: bool = False,
 ) -> Exported:
     """Export a run's best student, or that of one of its checkpoints.
 
     Raises:
-        UsageError: There is no such run, or ``output`` exists.
+        UsageError: There is no such run, ``output`` exists, or the options do not fit.
         EnvironmentFault: The export cannot be written, or does not give the student's outputs.
     """
     student = load_trained_student(run, use_ema=use_ema)
-    return export_student(student, output, export_format=export_format)
+    return export_student(
+        student, output, export_format=export_format, img_size=img_size, features=features
+    )

@@ -17,8 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scalekd.errors import EnvironmentFault, UsageError
+from scalekd.export.backbone import any_size_arguments
 from scalekd.export.card import write_model_card
-from scalekd.export.onnx import require_onnx, write_onnx
+from scalekd.export.onnx import Graph, num_feature_maps, require_onnx, write_onnx
+from scalekd.models.arguments import constructor_arguments
 from scalekd.training.state import plain_names
 from scalekd.training.trained import TrainedStudent
 from scalekd.views import pillow_name
@@ -66,8 +68,8 @@ class Exported:
         num_parameters: Number of parameters of the student.
         feature_channels: Channels of the maps of ``features_only=True``, coarsest last; ``None`` if
             timm has no such mode for the architecture, and for an ONNX file.
-        difference: Largest difference between logits of the export and of the student, as a share
-            of the largest logit; 0 for all formats but ONNX.
+        difference: Largest difference between outputs of the export and of the student, as a share
+            of the largest value; 0 for all formats but ONNX.
     """
 
     output: str
@@ -79,7 +81,12 @@ class Exported:
 
 
 def export_student(
-    student: TrainedStudent, output: Path, *, export_format: ExportFormat = "timm"
+    student: TrainedStudent,
+    output: Path,
+    *,
+    export_format: ExportFormat = "timm",
+    img_size: tuple[int, int] | Literal["any"] | None = None,
+    features: bool = False,
 ) -> Exported:
     """Write a student in a format, check the export, and then rename it to its final name.
 
@@ -90,22 +97,32 @@ def export_student(
             ``timm.create_model("local-dir:DIR", pretrained=True)`` opens; ``"hf"``: the same with
             a model card; ``"safetensors"``: the bare weights under timm's names; ``"onnx"``: see
             `scalekd.export.onnx`.
+        img_size: Height and width of an ONNX file's images, ``"any"`` for a file that accepts all
+            sizes, or ``None`` for the student's size.
+        features: Whether an ONNX file also returns feature maps.
 
     Raises:
-        UsageError: ``output`` exists, or ONNX is not installed or cannot express the student.
+        UsageError: ``output`` exists, an option does not fit the format or the architecture, or
+            ONNX is not installed or cannot express the student.
         EnvironmentFault: The export cannot be written, or differs when it is read back.
     """
     if output.exists():
         raise UsageError(f"{output}: exists already; choose another --output")
     if export_format == "onnx":
         require_onnx()
+    elif img_size is not None or features:
+        raise UsageError(
+            f"{'--features' if img_size is None else '--img-size'}: is for --format onnx; folders "
+            "of the other formats open at other sizes and with features_only=True"
+        )
     temporary = output.absolute().with_name(f".{output.name}.writing")
     channels, difference = None, 0.0
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         if export_format == "onnx":
-            difference = write_onnx(student, temporary / _ONNX_FILE)
+            graph = _graph(student, temporary, img_size, features=features)
+            difference = write_onnx(student, temporary / _ONNX_FILE, graph)
             (temporary / _ONNX_FILE).rename(output)
         else:
             channels = _write_timm(student, temporary)
@@ -127,6 +144,38 @@ def export_student(
         feature_channels=channels,
         difference=difference,
     )
+
+
+def _graph(
+    student: TrainedStudent,
+    folder: Path,
+    img_size: tuple[int, int] | Literal["any"] | None,
+    *,
+    features: bool,
+) -> Graph:
+    """Return what to write to ONNX; at another size, timm opens the student again in ``folder``."""
+    model, size = student.model, student.spec.img_size
+    if img_size is not None and img_size != size:
+        _write_timm(student, folder)
+        known = constructor_arguments(type(model))
+        arguments = any_size_arguments(student.spec.architecture)
+        if img_size != "any":
+            size = img_size
+            # Position tables are then resampled once, and not in every run of the graph.
+            if "strict_img_size" not in arguments:
+                arguments = {"img_size": size} if "img_size" in known else {}
+        try:
+            model = timm.create_model(f"local-dir:{folder}", pretrained=True, **arguments).eval()
+            with torch.inference_mode():
+                model(torch.zeros(1, 3, *size))
+        except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UsageError(
+                f"--img-size: {student.spec.architecture} does not accept images of {size[0]} x "
+                f"{size[1]} pixels: {reason[:300]}"
+            ) from error
+    num_maps = num_feature_maps(model) if features else 0
+    return Graph(model, size, any_size=img_size == "any", num_maps=num_maps)
 
 
 def _write_timm(student: TrainedStudent, folder: Path) -> tuple[int, ...] | None:
