@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from scalekd.cli._options import size
+from scalekd.cli._options import sizes
 
 if TYPE_CHECKING:
     from scalekd.pipelines.cache_teacher import CacheTeacherResult
@@ -24,8 +24,8 @@ def result_lines(result: "CacheTeacherResult") -> list[str]:
         f"{result.views_written:,} views in {result.seconds:,.0f} s,"
         f" {result.views_per_second:,.1f} views/s, data wait {result.data_wait_share:.0%}",
     ]
-    if result.total_bytes is not None and result.bytes_per_view is not None:
-        lines.append(f"{size(result.total_bytes)}, {size(result.bytes_per_view)} a view")
+    if result.total_bytes is not None:
+        lines.append(sizes(result.total_bytes, result.fixed_bytes or 0, result.bytes_per_view or 0))
     if result.teacher_top1 is not None:
         lines.append(
             f"the teacher's top-1 on {result.num_labelled_views:,} labelled views is"

@@ -143,6 +143,13 @@ def checked(model: type[Model], /, **values: Any) -> Model:
         raise UsageError(f"{option}: {first['msg']} (got {first['input']!r})") from None
 
 
+def sizes(total: float, fixed: float, per_view: float) -> str:
+    """Describe the size of a cache: what it has once, and what a view adds."""
+    return (
+        f"{size(total)}: {size(fixed)} of tail, witnesses and tables, and {size(per_view)} a view"
+    )
+
+
 def size(num_bytes: float) -> str:
     """Format a number of bytes, such as ``1.9 GB``."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from scalekd.cli._options import checked, json_option, size
+from scalekd.cli._options import checked, json_option, sizes
 from scalekd.cli._output import emit
 from scalekd.cli._record import GroupedCommand, given, record_options
 from scalekd.pipelines._cache_options import ConvertConfig
@@ -30,8 +30,8 @@ def command(*, as_json: bool, **options: Any) -> None:
         f"{result.output}: {state}; {result.num_passes} passes, {result.num_shards} shards"
         f" ({result.shards_written} written now) in {result.seconds:,.1f} s"
     ]
-    if result.total_bytes is not None and result.bytes_per_view is not None:
-        lines.append(f"{size(result.total_bytes)}, {size(result.bytes_per_view)} a view")
+    if result.total_bytes is not None:
+        lines.append(sizes(result.total_bytes, result.fixed_bytes or 0, result.bytes_per_view or 0))
     if result.extensions:
         lines.append(f"extensions copied unchanged: {', '.join(result.extensions)}")
     emit(result.model_dump(mode="json"), lines, as_json=as_json)

@@ -7,6 +7,7 @@ import click
 from scalekd.cli._cache_teacher_lines import result_lines
 from scalekd.cli._options import checked, json_option
 from scalekd.cli._output import emit
+from scalekd.cli._paths import check_cache_folder, check_data_dir
 from scalekd.cli._record import GroupedCommand, given, record_options
 from scalekd.pipelines._source_options import ExtendConfig
 
@@ -21,6 +22,9 @@ def command(*, as_json: bool, **options: Any) -> None:
     Options that are left out are taken from the cache, and existing files are not changed. The same
     command continues after an interruption.
     """
+    check_cache_folder(options["cache"])
+    check_data_dir(options["data_dir"])
+
     from scalekd.pipelines.extend_cache import extend_cache
 
     result = extend_cache(checked(ExtendConfig, **given(options)))

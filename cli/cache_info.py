@@ -14,5 +14,7 @@ def command(cache: str, *, as_json: bool) -> None:
     from scalekd.pipelines.inspect_cache import cache_info
 
     info = cache_info(cache)
-    lines = [f"{name:<16}{value}" for name, value in info.rows(size)]
+    rows = list(info.rows(size))
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {value}" for name, value in rows]
     emit(info.model_dump(mode="json"), lines, as_json=as_json)

@@ -6,6 +6,7 @@ import click
 
 from scalekd.cli._options import checked, json_option
 from scalekd.cli._output import emit
+from scalekd.cli._paths import check_cache_folder
 from scalekd.cli._record import GroupedCommand, given, record_options
 from scalekd.errors import CacheCorrupt
 from scalekd.pipelines._source_options import RepairConfig
@@ -17,6 +18,8 @@ from scalekd.pipelines._source_options import RepairConfig
 @json_option
 def command(*, as_json: bool, **options: Any) -> None:
     """Make damaged and missing files again, to the bytes that were committed."""
+    check_cache_folder(options["cache"])
+
     from scalekd.pipelines.repair_cache import repair_cache
 
     result = repair_cache(checked(RepairConfig, **given(options)))

@@ -8,6 +8,7 @@ import click
 from scalekd.cli._cache_teacher_lines import result_lines
 from scalekd.cli._options import checked, json_option
 from scalekd.cli._output import echo, emit
+from scalekd.cli._paths import check_data_dir
 from scalekd.cli._record import GroupedCommand, given, record_options
 from scalekd.pipelines._cache_options import CacheOptions, TeacherOptions
 
@@ -26,13 +27,15 @@ def command(*, as_json: bool, dry_run: bool, **options: Any) -> None:
 
     The same command continues an interrupted cache.
     """
+    values = given(options)
+    check_data_dir(values.get("data_dir"))
+
     from scalekd.models.classes import read_class_names
     from scalekd.pipelines._budget import estimate_budget
     from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher
     from scalekd.pipelines.estimate import estimate_cache
     from scalekd.teachers import TeacherConfig, resolve_model_name
 
-    values = given(options)
     values_of_teacher = {
         name: values.pop(name) for name in TeacherOptions.model_fields if name in values
     }

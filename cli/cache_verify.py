@@ -6,6 +6,7 @@ import click
 
 from scalekd.cli._options import checked, json_option, size
 from scalekd.cli._output import emit
+from scalekd.cli._paths import check_cache_folder
 from scalekd.cli._record import GroupedCommand, given, record_options
 from scalekd.errors import CacheCorrupt, CacheError, CacheMismatch, UsageError
 from scalekd.pipelines._source_options import VerifyConfig
@@ -17,6 +18,8 @@ from scalekd.pipelines._source_options import VerifyConfig
 @json_option
 def command(*, as_json: bool, **options: Any) -> None:
     """Check the digest of every file of a cache; the exit code is 4 for a damaged cache."""
+    check_cache_folder(options["cache"])
+
     from scalekd.pipelines.inspect_cache import verify_cache
 
     config = checked(VerifyConfig, **given(options))

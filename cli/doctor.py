@@ -7,7 +7,8 @@ import click
 from scalekd.cli._image_options import image_options, taken_options
 from scalekd.cli._options import json_option
 from scalekd.cli._output import emit
-from scalekd.errors import CacheMismatch
+from scalekd.cli._paths import check_paths
+from scalekd.errors import CacheMismatch, DataError, ScaleKDError
 
 
 @click.command("doctor")
@@ -21,6 +22,14 @@ from scalekd.errors import CacheMismatch
     type=click.IntRange(min=1),
     help="Number of views to draw again.",
 )
+@click.option(
+    "--images",
+    default=2000,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Number of images of --data-dir to decode, spread over the set; 0 decodes all. Not used "
+    "with --cache.",
+)
 @image_options()
 @json_option
 def command(
@@ -29,13 +38,16 @@ def command(
     data_dir: str | None,
     split: str,
     views: int,
+    images: int,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Check this machine, describe an image set, and compare a cache's views with redrawn ones.
+    """Check this machine, an image set, and that a cache's views are redrawn exactly.
 
-    The exit code is 4 if views of the cache differ.
+    The exit code is 3 if images cannot be decoded, and 4 if views of the cache differ.
     """
+    check_paths(cache=cache, data_dir=data_dir)
+
     from scalekd.pipelines.doctor import diagnose
 
     diagnosis = diagnose(
@@ -44,6 +56,7 @@ def command(
         split=split,
         image_options=taken_options(options),
         num_views=views,
+        num_images=images,
     )
     lines = []
     for title, facts in (
@@ -78,11 +91,18 @@ def command(
             lines += [f"  {problem}" for problem in drift.problems[:5]]
         else:
             lines.append("  no view was drawn again: pass --data-dir to compare pixels")
-    failure = None
+    failure: ScaleKDError | None = None
     if drift is not None and drift.drifts:
         failure = CacheMismatch(
             f"{drift.path}: this machine does not redraw it exactly (mean difference up to"
             f" {drift.witness_drift or 0:.3g}/255). Install the versions of the cache, or train"
             " with --allow-pixel-drift X"
+        )
+    check = diagnosis.images.check if diagnosis.images is not None else None
+    if check is not None and check.num_unreadable:
+        failure = DataError(
+            f"{data_dir}: {check.num_unreadable:,} of {check.num_decoded:,} images cannot be"
+            f" decoded, first: {check.problems[0]}. Replace or remove them, or leave them out with"
+            " cache-teacher --skip-corrupt"
         )
     emit(diagnosis.model_dump(mode="json"), lines, as_json=as_json, failure=failure)

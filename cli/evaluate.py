@@ -1,5 +1,6 @@
 """``scalekd evaluate``."""
 
+import os
 import statistics
 from typing import Any
 
@@ -7,6 +8,7 @@ import click
 
 from scalekd.cli._options import checked, json_option
 from scalekd.cli._output import emit
+from scalekd.cli._paths import check_data_dir
 from scalekd.cli._record import GroupedCommand, given, record_options
 from scalekd.pipelines._evaluate_options import EvaluateConfig
 
@@ -20,11 +22,12 @@ def command(*, as_json: bool, **options: Any) -> None:
 
     A model without classes is evaluated by its features: --knn-split, --linear-probe.
     """
-    import os
+    config = checked(EvaluateConfig, **given(options))
+    check_data_dir(config.data_dir)
 
     from scalekd.pipelines.evaluate import evaluate
 
-    found = evaluate(checked(EvaluateConfig, **given(options)))
+    found = evaluate(config)
     if int(os.environ.get("RANK", "0")) != 0:
         return
     subset = found["num_classes_evaluated"]

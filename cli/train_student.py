@@ -8,6 +8,7 @@ import click
 
 from scalekd.cli._options import json_option
 from scalekd.cli._output import echo, emit
+from scalekd.cli._paths import check_paths
 from scalekd.cli._record import GroupedCommand, given, record_options
 from scalekd.training.config import TrainConfig
 
@@ -20,10 +21,12 @@ def command(*, recipe: str | None, as_json: bool, **options: Any) -> None:
 
     Stops cleanly on Ctrl-C and SIGTERM; the same command with --resume auto continues.
     """
+    flags = given(options)
+    check_paths(cache=flags.get("cache"), data_dir=flags.get("data_dir"))
+
     from scalekd.pipelines.configure import departures_from_recipe, train_config
     from scalekd.pipelines.train_student import train_student
 
-    flags = given(options)
     if flags.get("val_split") == "none":
         flags["val_split"] = None
     config = train_config(recipe, flags)

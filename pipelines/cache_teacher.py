@@ -80,6 +80,7 @@ class CacheTeacherResult(BaseModel):
     views_per_second: float
     data_wait_share: float
     total_bytes: int | None
+    fixed_bytes: int | None
     bytes_per_view: float | None
     teacher_top1: float | None = None
     num_labelled_views: int = 0
@@ -208,7 +209,8 @@ def write_cache(job: Job, order: CacheOrder, processes: Processes) -> CacheTeach
         views_per_second=num_views / progress.seconds,
         data_wait_share=progress.data_wait_share,
         total_bytes=manifest.total_bytes if manifest else None,
-        bytes_per_view=manifest.total_bytes / max(1, manifest.num_views) if manifest else None,
+        fixed_bytes=manifest.fixed_bytes if manifest else None,
+        bytes_per_view=manifest.bytes_per_view if manifest else None,
         teacher_top1=answers.top1,
         num_labelled_views=answers.num_labelled,
     )

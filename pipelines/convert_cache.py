@@ -56,6 +56,7 @@ class ConvertResult(BaseModel):
     shards_elsewhere: tuple[str, ...]
     seconds: float
     total_bytes: int | None
+    fixed_bytes: int | None
     bytes_per_view: float | None
     extensions: tuple[str, ...]
 
@@ -117,7 +118,8 @@ def convert_cache(config: ConvertConfig) -> ConvertResult:
         shards_elsewhere=elsewhere,
         seconds=time.monotonic() - started,
         total_bytes=manifest.total_bytes if manifest else None,
-        bytes_per_view=manifest.total_bytes / max(1, manifest.num_views) if manifest else None,
+        fixed_bytes=manifest.fixed_bytes if manifest else None,
+        bytes_per_view=manifest.bytes_per_view if manifest else None,
         extensions=_copy_extensions(reader.storage, open_storage(root)) if manifest else (),
     )
 

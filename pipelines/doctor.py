@@ -22,6 +22,8 @@ from scalekd.images import ImageDataset
 from scalekd.loading import open_images
 from scalekd.loading.embedded import EmbeddedImages
 from scalekd.loading.views import ReplayContract
+from scalekd.pipelines._arithmetic import num_cores
+from scalekd.pipelines.check_images import ImageCheck, check_images
 from scalekd.pipelines.check_replay import chosen_views, drawing_problem
 from scalekd.storage import Location
 from scalekd.views import ViewPolicy, draw, pixel_environment, render
@@ -68,6 +70,7 @@ class ImageSet(BaseModel):
         num_labelled: Number of images with a label.
         num_classes: Number of classes.
         notes: Messages about files that were left out and defaults that were chosen.
+        check: What decoding its images showed; ``None`` if no image was decoded.
     """
 
     place: str
@@ -75,9 +78,10 @@ class ImageSet(BaseModel):
     num_labelled: int
     num_classes: int
     notes: tuple[str, ...]
+    check: ImageCheck | None = None
 
     @classmethod
-    def of(cls, images: ImageDataset) -> "ImageSet":
+    def of(cls, images: ImageDataset, check: ImageCheck | None) -> "ImageSet":
         """Summarize an image set."""
         return cls(
             place=images.location,
@@ -85,6 +89,7 @@ class ImageSet(BaseModel):
             num_labelled=int((images.labels >= 0).sum()),
             num_classes=images.num_classes,
             notes=images.notes,
+            check=check,
         )
 
     def lines(self) -> list[str]:
@@ -93,7 +98,8 @@ class ImageSet(BaseModel):
             f"{self.num_samples:,} images, {self.num_labelled:,} of them with a label,"
             f" {self.num_classes:,} classes"
         )
-        return [counts, *self.notes]
+        checked = self.check.lines(self.num_samples) if self.check else ()
+        return [counts, *self.notes, *checked]
 
 
 class Diagnosis(BaseModel):
@@ -113,8 +119,17 @@ def diagnose(
     split: str = "train",
     image_options: ImageOptions = ImageOptions(),  # noqa: B008 (frozen)
     num_views: int = 64,
+    num_images: int = 2000,
 ) -> Diagnosis:
     """Examine this machine and, if given, a cache and an image set.
+
+    Args:
+        cache: Location of a cache.
+        data_dir: Location of an image set; with ``cache``, of its images.
+        split: Split of the image set.
+        image_options: How the samples of the image set are read.
+        num_views: Number of views of the cache to draw again.
+        num_images: Number of images to decode where there is no cache; all if 0.
 
     Raises:
         DataError: The cache or the images do not exist.
@@ -123,7 +138,10 @@ def diagnose(
     drift = images = None
     if data_dir is not None:
         images = open_images(data_dir, split, options=image_options)
-    about_images = None if images is None else ImageSet.of(images)
+    check = None
+    if images is not None and cache is None:
+        check = check_images(images, num_images, num_cores())
+    about_images = None if images is None else ImageSet.of(images, check)
     if cache is not None:
         reader = open_cache(cache)
         if images is None and reader.embed == "source":

@@ -157,7 +157,8 @@ class CacheEstimate(BaseModel):
         )
         lines = [
             f"{self.num_samples:,} samples x {self.num_passes} passes:"
-            f" {self.total_bytes / 1e9:,.2f} GB ({self.bytes_per_view:,.0f} B a view){free}",
+            f" {self.total_bytes / 1e9:,.2f} GB ({self.bytes_per_view:,.0f} B a view,"
+            f" without tail and tables){free}",
             f"about {self.hours:,.2f} h with one process here, {self.calibration_hours:,.2f} h of"
             f" them calibration (fitting the codec adds minutes): {teacher}, drawing"
             f" {self.drawn_views_per_second_per_worker:,.0f} views/s a worker",

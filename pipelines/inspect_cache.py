@@ -40,6 +40,7 @@ class CacheInfo(BaseModel):
     logits: dict[str, Any] | None
     has_tail: bool
     total_bytes: int
+    fixed_bytes: int
     bytes_per_view: float
     bytes_per_view_by_array: dict[str, float]
     environment: dict[str, str]
@@ -77,12 +78,16 @@ class CacheInfo(BaseModel):
             for target in ("raw", "spatial", "frequency") if facts["errors"] else ():
                 error = facts["errors"][target]
                 yield (
-                    f"  {target} error ",
+                    f"  {target} error",
                     "mean {mean:.3%}, p95 {p95:.3%}, max {max:.3%}".format(**error),
                 )
         yield "logits", str(self.logits["codec"]) if self.logits else "none"
         yield "tail", "yes" if self.has_tail else "no"
-        yield "size", f"{size(self.total_bytes)}, {size(self.bytes_per_view)} a view"
+        yield (
+            "size",
+            f"{size(self.total_bytes)}: {size(self.fixed_bytes)} of tail, witnesses and tables, and"
+            f" {size(self.bytes_per_view)} a view",
+        )
         for name, num_bytes in self.bytes_per_view_by_array.items():
             yield f"  {name}", f"{num_bytes:,.2f} B a view"
         yield "drawn with", ", ".join(f"{k} {v}" for k, v in self.environment.items())
@@ -148,7 +153,8 @@ def cache_info(location: Location) -> CacheInfo:
         logits=identity.logits.config if identity.logits else None,
         has_tail=identity.tail is not None,
         total_bytes=manifest.total_bytes,
-        bytes_per_view=manifest.total_bytes / max(1, manifest.num_views),
+        fixed_bytes=manifest.fixed_bytes,
+        bytes_per_view=manifest.bytes_per_view,
         bytes_per_view_by_array=_bytes_by_array(reader),
         environment=identity.views.environment,
         software=manifest.plan.provenance.software,

@@ -2,11 +2,9 @@
 
 import fnmatch
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-
-import webdataset.shardlists
 
 from scalekd.errors import DataError, UsageError
 from scalekd.image_options import ImageOptions
@@ -25,6 +23,12 @@ from scalekd.storage import (
     open_storage,
 )
 from scalekd.storage.in_flight import submit
+from scalekd.text import MAX_CELL, printable
+
+_TRAIN_NAMES = ("train", "training", "train_images", "images")
+_TEST_NAMES = ("val", "valid", "validation", "dev", "test", "testing", "eval")
+_SPLIT_NAMES = {"train": _TRAIN_NAMES, **dict.fromkeys(_TEST_NAMES, _TEST_NAMES)}
+"""Names that data sets give to the folder of a split, by the name that was asked for."""
 
 
 def open_dataset(
@@ -54,7 +58,7 @@ def open_dataset(
     """
     if data_dir.startswith(PREFIX):
         return open_hub(data_dir.removeprefix(PREFIX), split, _columns(options))
-    location, pattern = _location_and_pattern(data_dir)
+    location, pattern = check_location(data_dir)
     root = None if is_remote(location) else Path(location)
     storage = LinkedStorage(root) if root else open_storage(location, local_cache=local_cache)
     if pattern is None and _is_pattern(split):
@@ -63,8 +67,6 @@ def open_dataset(
         shards = data_dir if pattern != split else storage.locate(pattern)
         return _open_files(storage, root, _matching(storage, pattern), shards, options)
     split = split.strip("/").removeprefix("./")
-    if root is not None and not root.is_dir():
-        raise DataError(f"no data at {data_dir}: there is no such folder")
     parent, _, name = split.rpartition("/")
     try:
         folders, files = storage.folders(parent), storage.files(parent)
@@ -97,6 +99,21 @@ def open_dataset(
     ):
         return FolderImages.open(storage, "", labelled=labelled)
     raise DataError(_nothing_there(storage, split, folders, files))
+
+
+def check_location(data_dir: str) -> tuple[str, str | None]:
+    """Return the folder or URL of an image set, and the pattern that ``data_dir`` ends with.
+
+    Raises:
+        DataError: It is a local folder that does not exist.
+        UsageError: It is a URL whose host is a pattern.
+    """
+    if data_dir.startswith(PREFIX):
+        return data_dir, None
+    location, pattern = _location_and_pattern(data_dir)
+    if not is_remote(location) and not Path(location).is_dir():
+        raise DataError(f"no data at {data_dir}: there is no such folder")
+    return location, pattern
 
 
 def _open_files(
@@ -167,16 +184,28 @@ def _nothing_there(
     names = sorted([*folders, *map(_base, files)])
     if not names:
         return f"{storage.location} has neither {split}-*.tar nor a folder {split}/ (it is empty)"
-    advice = ""
-    if split == "train":
-        advice = (
-            "; --split . takes its own folders as classes, --labels none all images below it as"
-            " unlabelled"
-        )
+    advice = "".join(f"; {way}" for way in _ways_out(split, folders, [_base(f) for f in files]))
     return (
         f"{storage.location} has neither {split}-*.tar nor a folder {split}/ (it holds"
         f" {listed(names)}){advice}"
     )
+
+
+def _ways_out(split: str, folders: Sequence[str], files: Sequence[str]) -> Iterator[str]:
+    """Yield the options that would take what a folder contains."""
+    option = "--split" if split == "train" else "--val-split or --split"
+    shards = [name for name in files if name.endswith((".tar", ".parquet"))]
+    patterns = sorted({re.sub(r"\d{2,}|\d(?=\.\w+$)", "*", name) for name in shards})
+    if patterns:
+        named = [pattern for pattern in patterns if split in pattern] or patterns
+        example = printable(named[0], limit=MAX_CELL)
+        yield f"{option} '{example}' takes files by pattern"
+    meant = _SPLIT_NAMES.get(split, ())
+    if same := [name for name in folders if name.lower() in meant]:
+        yield f"{option} {printable(same[0], limit=MAX_CELL)} takes that folder"
+    if split == "train" and folders:
+        yield "--split . takes its own folders as classes"
+        yield "--labels none takes all images below it as unlabelled"
 
 
 def _location_and_pattern(data_dir: str) -> tuple[str, str | None]:
@@ -205,7 +234,9 @@ def _is_pattern(text: str) -> bool:
 def _matching(storage: Storage, pattern: str) -> list[StoredFile]:
     """Files that a glob or brace pattern names; only a glob needs the store to list them."""
     files: list[StoredFile] = []
-    names = webdataset.shardlists.expand_urls(pattern)
+    from webdataset.shardlists import expand_urls  # loads torch
+
+    names = expand_urls(pattern)
     ask = partial(_matches, storage)
     answers: Iterable[list[StoredFile]] = map(ask, names)
     if storage.is_remote:

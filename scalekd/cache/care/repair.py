@@ -28,7 +28,7 @@ from scalekd.cache.layout import (
     ShardId,
     Unit,
 )
-from scalekd.cache.reading.reader import read_manifest
+from scalekd.cache.reading.reader import check_folder, read_manifest
 from scalekd.cache.writing.planning import read_plan
 from scalekd.errors import CacheCorrupt, CacheError, DataError, UsageError
 from scalekd.storage import LocalStorage
@@ -85,8 +85,7 @@ def believed(root: Path) -> Standing:
         CacheCorrupt: Neither can be read: nothing says what the cache is to hold.
         CacheMismatch: They are of a later version of the format.
     """
-    if not root.is_dir():
-        raise DataError(f"no cache at {root}: there is no such folder")
+    check_folder(root)
     manifest, plan = None, None
     why: list[str] = []
     try:

@@ -351,6 +351,18 @@ class Manifest(CacheDocument):
             document.pop("computed_otherwise", None)
         return document
 
+    @property
+    def fixed_bytes(self) -> int:
+        """Size of tail, witnesses, codec tables and metadata, which the number of views does not
+        change.
+        """
+        return sum(entry.num_bytes for entry in self.files.values())
+
+    @property
+    def bytes_per_view(self) -> float:
+        """Size of one view's share of the shards."""
+        return max(0, self.total_bytes - self.fixed_bytes) / max(1, self.num_views)
+
     def sealed(self) -> Self:
         """The same manifest with its own digest filled in."""
         return self.model_copy(update={"digest": self._own_digest()})

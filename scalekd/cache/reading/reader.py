@@ -44,6 +44,17 @@ Rows = np.ndarray[Any, Any]
 _MAX_SAMPLES_EXPANSION = 1024
 
 
+def check_folder(location: Location) -> None:
+    """Refuse a local folder that does not exist.
+
+    Raises:
+        DataError: There is no such folder.
+    """
+    storage = open_storage(location)
+    if storage.root is not None and not storage.root.is_dir():
+        raise DataError(f"no cache at {storage.location}: there is no such folder")
+
+
 def read_manifest(location: Location) -> Manifest:
     """The manifest of a complete cache.
 
@@ -53,8 +64,7 @@ def read_manifest(location: Location) -> Manifest:
         CacheMismatch: It was written in another version of the format.
     """
     storage = open_storage(location)
-    if storage.root is not None and not storage.root.is_dir():
-        raise DataError(f"no cache at {storage.location}: there is no such folder")
+    check_folder(storage)
     manifest = read_manifest_if_any(storage)
     if manifest is None and storage.exists(PLAN_FILE):
         raise CacheCorrupt(
