@@ -242,7 +242,8 @@ Computing = Annotated[
 class _Computed(CacheDocument):
     """A document with an optional description of how targets were computed.
 
-    Older releases did not write the field.
+    Fields that older releases did not write are left out where they are not known, so that the
+    digests of existing documents stay the same.
     """
 
     computed: Computing | None = None
@@ -252,8 +253,9 @@ class _Computed(CacheDocument):
         self, serialize: SerializerFunctionWrapHandler
     ) -> dict[str, Any]:
         document: dict[str, Any] = serialize(self)
-        if document.get("computed") is None:
-            document.pop("computed", None)
+        for name in ("computed", "num_passes"):
+            if document.get(name) is None:
+                document.pop(name, None)
         return document
 
 
