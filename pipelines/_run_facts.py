@@ -20,7 +20,7 @@ _SOFTWARE = ("scalekd", "torch", "timm", "accelerate", "numpy", "pillow")
 def run_facts(config: TrainConfig, source: Source, student: Student) -> Mapping[str, Any]:
     """Facts that every checkpoint of a run records."""
     return {
-        **student_facts(student.spec, source.class_names),
+        **student_facts(student.spec, source.class_names if student.spec.num_classes else None),
         "settings": config.model_dump(mode="json"),
         "objective": config.objective,
         "online": config.online,

@@ -29,6 +29,7 @@ class TargetDecoder(nn.Module):
         compute_dtype: Type of the products that decode features, float32 or bfloat16.
         classes: The teacher's class of each class of the decoded logits; all of the teacher's
             in its own order when ``None``.
+        class_token: Whether to return the class token, which must be the first prefix token.
 
     Raises:
         UsageError: The cache does not hold what is asked for.
@@ -45,21 +46,24 @@ class TargetDecoder(nn.Module):
         owner: str = "",
         compute_dtype: torch.dtype = torch.float32,
         classes: Sequence[int] | None = None,
+        class_token: bool = False,
     ) -> None:
         super().__init__()
+        self._class_token = class_token
         selected = None if classes is None else torch.tensor(list(classes))
         self.register_buffer("classes", selected, persistent=False)
         self._owner = f"{owner}{SEPARATOR}" if owner else ""
         if features and 4 not in codecs.stages:
+            instead = ", or train with --objective kd" if codecs.logits is not None else ""
             raise UsageError(
-                "this cache holds no final-stage features, which --objective scalekd needs;"
-                " write one by cache-teacher --stages final or 3,4, or train with --objective kd"
+                "this cache holds no final-stage features, which the objective compares;"
+                f" write one by cache-teacher --stages final or 3,4{instead}"
             )
         if logits and codecs.logits is None:
             raise UsageError(
                 "this cache holds no logits, which the KD loss needs; write one by cache-teacher"
                 " --logits full with a teacher that has a classifier, or train with"
-                " --distillation kd=false"
+                " --distillation kd=false, or without labels and logits by --objective features"
             )
         self._prefix = codecs.stages[4].shape.num_prefix_tokens if features else 0
         self.features = codecs.stages[4].decoder(compute_dtype=compute_dtype) if features else None
@@ -79,12 +83,15 @@ class TargetDecoder(nn.Module):
             batch: Tensors with the view axis first, on the device.
 
         Returns:
-            Patch tokens of the final stage (prefix tokens are left out) and logits.
+            Patch tokens of the final stage (prefix tokens are left out), logits, and, where it
+            was asked for, the class token.
         """
-        tokens = None
-        if self.features is not None:
-            tokens = self.features(_group(batch, f"{self._owner}stage4"))[:, self._prefix :]
-        return Targets(features=tokens, logits=self._logit_targets(batch))
+        logits = self._logit_targets(batch)
+        if self.features is None:
+            return Targets(logits=logits)
+        tokens = self.features(_group(batch, f"{self._owner}stage4"))
+        class_token = tokens[:, 0] if self._class_token else None
+        return Targets(tokens[:, self._prefix :], logits, class_token)
 
     def _logit_targets(self, batch: Mapping[str, Tensor]) -> LogitTargets | None:
         if self.logits is None:
@@ -118,10 +125,10 @@ class JoinedTargets(nn.Module):
     def forward(self, batch: Mapping[str, Tensor]) -> Targets:
         """Decode a batch; see :meth:`TargetDecoder.forward`."""
         parts = [decoder(batch) for decoder in self.decoders]
-        features = [part.features for part in parts if part.features is not None]
+        features = next((part for part in parts if part.features is not None), Targets())
         said = [part.logits for part in parts if part.logits is not None]
         logits = MeanLogits(tuple(said)) if len(said) > 1 else (said[0] if said else None)
-        return Targets(features=features[0] if features else None, logits=logits)
+        return Targets(features.features, logits, features.class_token)
 
 
 def _group(batch: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Settings of the distillation objectives, which can be written as JSON.
 
-The defaults are the recipe of most published pairs (ResNet-50, MobileNet, DeiT from Swin-L).
+The defaults are close to the recipe of most published pairs (ResNet-50, MobileNet, DeiT from
+Swin-L), whose weights of 0.08 and 0.06 for 49 tokens follow from the defaults rounded.
 Each part of the method can be switched off for an ablation without touching its weights.
 """
 
@@ -8,13 +9,24 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-ObjectiveName = Literal["scalekd", "scalekd-light", "kd", "none"]
+ObjectiveName = Literal["scalekd", "scalekd-light", "features", "kd", "none"]
 View = Literal["spatial", "frequency"]
 Stage = Literal[3, 4]
 
 _Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Share = Annotated[float, Field(ge=0, le=1)]
+
+VIEW_WEIGHTS: dict[View, float] = {"spatial": 4.0, "frequency": 3.0}
+"""Default weight of the loss of each view for a whole view, divided by the number of tokens.
+
+The losses are sums over tokens. Published weights keep their total near 4 as well: 0.08 for 49
+tokens, 0.016 for 256. A constant 0.08 gives losses of 110 at 196 tokens and 766 at the 1,369 of
+DINOv2 at its own size, beside a task loss of 2 to 7.
+"""
+
+SUMMARY_WEIGHT = 4.0
+"""Default weight of the summary loss of the objective ``features``."""
 
 
 class _Frozen(BaseModel):
@@ -27,22 +39,24 @@ class StageConfig(_Frozen):
     Attributes:
         spatial_weight: Weight of the spatial loss, the first entry of the published alpha. The loss
             is a sum over the teacher's tokens, so the published weights fall with their number:
-            0.08 for the 49 of Swin, 0.016 for the 256 of EVA.
+            0.08 for the 49 of Swin, 0.016 for the 256 of EVA. ``None``: 4 / number of tokens.
         frequency_weight: Weight of the frequency loss, the second entry of the published alpha.
+            ``None``: 3 / number of tokens.
         num_heads: Number of attention heads of this stage's projectors; ``None`` chooses heads
             about 64 wide.
         softmax_scale: Factor of the attention scores, 5 in most published pairs. A pair of numbers
             sets the spatial and the frequency projector separately.
     """
 
-    spatial_weight: _Weight = 0.08
-    frequency_weight: _Weight = 0.06
+    spatial_weight: _Weight | None = None
+    frequency_weight: _Weight | None = None
     num_heads: Annotated[int, Field(ge=1)] | None = None
     softmax_scale: _Positive | tuple[_Positive, _Positive] = 5.0
 
-    def weight(self, view: View) -> float:
-        """Return the weight of one view's loss."""
-        return self.spatial_weight if view == "spatial" else self.frequency_weight
+    def weight(self, view: View, num_tokens: int) -> float:
+        """Return the weight of one view's loss against a teacher of ``num_tokens`` patch tokens."""
+        weight = self.spatial_weight if view == "spatial" else self.frequency_weight
+        return VIEW_WEIGHTS[view] / num_tokens if weight is None else weight
 
     def scale(self, view: View) -> float:
         """Return the softmax scale of one view's projector."""
@@ -57,6 +71,9 @@ class ScaleKDConfig(_Frozen):
     Attributes:
         stage3: Settings for the student's penultimate level, compared after the teacher's tail.
         stage4: Settings for the student's final level.
+        summary_weight: Weight of the summary loss, which compares the student's pooled features
+            with the teacher's class token. ``None``: `SUMMARY_WEIGHT` for the objective
+            ``features``, 0 for the others, as published.
         kd_alpha: Weight of the logit loss; the weight of the task loss is ``1 - kd_alpha``.
         temperature: Softmax temperature of the logit loss.
         task: Name of the task loss in `TASK_LOSSES`.
@@ -74,6 +91,7 @@ class ScaleKDConfig(_Frozen):
 
     stage3: StageConfig = StageConfig()
     stage4: StageConfig = StageConfig()
+    summary_weight: _Weight | None = None
     kd_alpha: _Share = 0.5
     temperature: _Positive = 1.0
     task: Literal["cross_entropy", "bce"] = "cross_entropy"
@@ -100,7 +118,13 @@ class ScaleKDConfig(_Frozen):
         """Return the settings of stage 3 or 4."""
         return self.stage3 if stage == 3 else self.stage4
 
-    def feature_weight(self, stage: Stage, view: View) -> float:
-        """Return the weight of one feature loss; 0 if it is switched off."""
+    def feature_weight(self, stage: Stage, view: View, num_tokens: int) -> float:
+        """Return the weight of one feature loss; 0 if it is switched off.
+
+        Args:
+            stage: Stage of the student.
+            view: View of the loss.
+            num_tokens: Patch tokens of the teacher's final stage, which decides the default.
+        """
         enabled = self.spatial if view == "spatial" else self.frequency
-        return self.stage(stage).weight(view) if enabled else 0.0
+        return self.stage(stage).weight(view, num_tokens) if enabled else 0.0

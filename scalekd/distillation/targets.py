@@ -160,10 +160,12 @@ class Targets:
         features: Patch tokens of the teacher's final stage after its last norm, row by row,
             without prefix tokens.
         logits: The teacher's scores for the same views.
+        class_token: The class token of the final stage after its last norm, if the teacher has one.
     """
 
     features: Float[Tensor, "batch token channel"] | None = None
     logits: LogitTargets | None = None
+    class_token: Float[Tensor, "batch channel"] | None = None
 
 
 def at_least_float32(values: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -25,8 +25,15 @@ from scalekd.loading.cached_views import embedded_images
 from scalekd.models.classes import Classes, ClassMatch, classes_of_data
 from scalekd.storage import LocalCache, Location, open_storage
 from scalekd.students import Student
-from scalekd.teachers import FEATURES_ONLY, Tail, TeacherSpec, load_tail_bytes, match_teacher
-from scalekd.training.module import DistillationModule
+from scalekd.teachers import (
+    FEATURES_ONLY,
+    Tail,
+    TeacherSpec,
+    has_class_token,
+    load_tail_bytes,
+    match_teacher,
+)
+from scalekd.training.module import DistillationModule, freeze_unread
 from scalekd.training.targets import NoTargets
 
 
@@ -68,11 +75,11 @@ class CachedTeacher:
         matches: For each cache that gives logits, the teacher's class of each label, or the error
             to raise when logits are read.
         spec: The teacher whose features are used, as its cache describes it.
-        num_classes: Number of classes of the student.
+        num_classes: Number of classes of the student; 0 if unknown.
 
     Raises:
-        DataError: There is no cache or no image set, or a label of the cache, which is what the
-            student learns, is not one of the classes.
+        DataError: There is no cache or no image set, or a label of the cache is not one of the
+            classes.
         CacheCorrupt: The cache is incomplete or damaged.
         UsageError: The cache contains no images, and ``data_dir`` is not given.
     """
@@ -110,13 +117,7 @@ class CachedTeacher:
         classes = match.count if match is not None else data.count
         self.num_classes = num_classes or classes or self.spec.num_classes or 0
         largest = int(samples.labels.max(initial=-1))
-        unlabelled = np.flatnonzero(samples.labels < 0)
-        if len(unlabelled):
-            raise DataError(
-                f"{self.reader.location}: {len(unlabelled):,} of the cache's {len(samples):,} "
-                f"samples have no label, such as {samples.key(int(unlabelled[0]))!r}; every image "
-                "needs a label when its cache is written, so write it again from labelled images"
-            )
+        self._unlabelled = np.flatnonzero(samples.labels < 0)
         if largest >= self.num_classes:
             raise DataError(
                 f"{self.reader.location}: labels run up to {largest}, and the student "
@@ -147,6 +148,19 @@ class CachedTeacher:
         """Messages about the classes for the user, one line each."""
         notes = [m.note for m in self.matches.values() if isinstance(m, ClassMatch)]
         return [note for note in dict.fromkeys(notes) if note]
+
+    def notes_for(self, objective: Objective) -> list[str]:
+        """Messages about classes and labels that an objective reads, one line each."""
+        notes = self.notes if objective.needs_logits else []
+        if objective.needs_labels and len(self._unlabelled):
+            samples = self.reader.samples
+            first = samples.key(int(self._unlabelled[0]))
+            notes.append(
+                f"{self.reader.location}: {len(self._unlabelled):,} of the {len(samples):,} samples"
+                f" have no label, such as {first!r}; they are left out of the task loss and of"
+                " top-1 only"
+            )
+        return notes
 
     def class_indices(self) -> dict[str, tuple[int, ...] | None]:
         """The teacher's class of each class of the student, for each cache that gives logits.
@@ -198,7 +212,8 @@ class CachedTeacher:
 
         Args:
             student: Made by `scalekd.students.create_student`.
-            objective: ``scalekd``, ``scalekd-light``, ``kd`` (logits only) or ``none``.
+            objective: ``scalekd``, ``scalekd-light``, ``features`` (no labels, no logits), ``kd``
+                (logits only) or ``none``.
             config: Weights, heads and switches of the objective. If the teacher has no tail,
                 ``tpp`` is off unless it is set explicitly.
             channels_last: See `DistillationModule`.
@@ -207,6 +222,7 @@ class CachedTeacher:
 
         Raises:
             UsageError: The cache lacks what the objective reads, or the classes differ.
+            DataError: The objective needs labels, and no sample of the cache has one.
             CacheCorrupt: The teacher's tail is damaged.
         """
         config = config or ScaleKDConfig()
@@ -222,15 +238,42 @@ class CachedTeacher:
             student_levels=student.spec.levels,
             teacher_stages=self.spec.stages,
             tail=tail,
+            student_features=student.num_features() if _has_summary(objective, config) else None,
         )
+        if built.needs_labels and self._labelled == "none":
+            raise DataError(self._no_labels(objective))
+        if built.trains_classifier and not student.spec.num_classes:
+            raise UsageError(
+                f"the objective {objective} trains a classifier, and the student has none"
+                " (num_classes=0); leave out --num-classes, or give --objective features"
+            )
         if built.needs_logits:
             self._check_classes(student)
+        if not built.trains_classifier:
+            freeze_unread(student, pooled=built.needs_pooled)
         return DistillationModule(
             student,
             built,
             mean=student.spec.mean,
             std=student.spec.std,
             channels_last=channels_last,
+            labelled=self._labelled,
+        )
+
+    @property
+    def _labelled(self) -> Literal["all", "some", "none"]:
+        num_unlabelled, num_samples = len(self._unlabelled), len(self.reader.samples)
+        if not num_unlabelled:
+            return "all"
+        return "none" if num_unlabelled == num_samples else "some"
+
+    def _no_labels(self, objective: str) -> str:
+        instead = "give --objective features, which reads no labels"
+        if self.logit_teachers and self.chosen.caches[self.chosen.logits[0]].identity.logits:
+            instead += ", or --objective kd --distillation kd_alpha=1, the teacher's answers alone"
+        return (
+            f"{self.reader.location}: none of the cache's {len(self._unlabelled):,} samples has a"
+            f" label, which the task loss of --objective {objective} needs; {instead}"
         )
 
     def _check_classes(self, student: Student) -> None:
@@ -265,6 +308,7 @@ class CachedTeacher:
             logits=objective.needs_logits,
             classes=self.class_indices() if objective.needs_logits else None,
             compute_dtype=compute_dtype,
+            class_token=objective.needs_pooled and has_class_token(self.spec),
         )
 
     def loader(self, student: Student, targets: TargetSource, **options: Any) -> CachedViewLoader:
@@ -324,6 +368,12 @@ class CachedTeacher:
             )
         content = reader.file(identity.tail, identity.tail_digest)  # checks its bytes
         return load_tail_bytes(content, reader.storage.locate(identity.tail))
+
+
+def _has_summary(objective: str, config: ScaleKDConfig) -> bool:
+    if objective == "features" and config.summary_weight is None:
+        return True
+    return objective in FORMS and bool(config.summary_weight)
 
 
 def _spec(reader: CacheReader) -> TeacherSpec:

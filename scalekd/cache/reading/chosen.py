@@ -71,6 +71,7 @@ class ChosenTargets:
         logits: bool,
         classes: Mapping[str, Sequence[int] | None] | None = None,
         compute_dtype: torch.dtype = torch.float32,
+        class_token: bool = False,
     ) -> JoinedTargets:
         """Decode a loader's batches.
 
@@ -79,6 +80,7 @@ class ChosenTargets:
             logits: Decode logits.
             classes: For each cache that gives logits, see `TargetDecoder`.
             compute_dtype: Type of the products that decode features.
+            class_token: Return the class token beside the features.
 
         Raises:
             UsageError: One of the caches does not hold what is asked of it.
@@ -94,6 +96,7 @@ class ChosenTargets:
                     owner="" if owner == BASE else owner,
                     compute_dtype=compute_dtype,
                     classes=(classes or {}).get(owner),
+                    class_token=class_token,
                 )
                 for owner in sorted(owners)
             ]
