@@ -159,6 +159,7 @@ def _make_loader(
         **common,
         teacher_pixels=config.online,
         fresh_views=config.online and planned_epochs(config) > len(source.reader.passes),
+        differences=accelerator.device.type != "cpu",  # a CPU restores them in the workers
         allowed_drift=config.allow_pixel_drift or 0.0,
     )
 

@@ -14,6 +14,7 @@ from scalekd.cache.layout import (
     TABLES_FOLDER,
     ArraySpec,
     Layout,
+    pixel_arrays,
     sample_arrays,
     view_arrays,
 )
@@ -109,10 +110,11 @@ class CacheCodecs:
         if self.logits is not None:
             arrays += (ArraySpec.of_plane("logits", plane) for plane in self.logits.planes)
         policy = ViewPolicy.from_config(identity.views.policy)
+        pixels = pixel_arrays(identity.views.view_size) if self.form.embed == "pixels" else ()
         return Layout(
             identity,
             samples=sample_arrays(identity.data.max_key_bytes),
-            views=(*arrays, *view_arrays(view_columns(policy))),
+            views=(*arrays, *view_arrays(view_columns(policy)), *pixels),
             form=self.form,
         )
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from scalekd.cache import CacheReader, ChosenTargets, JoinedTargets
+from scalekd.cache.forms import RENDERED
 from scalekd.distillation import (
     FORMS,
     Objective,
@@ -318,7 +319,7 @@ class CachedTeacher:
             student: Gives the image size of the batches.
             targets: Result of :meth:`targets`.
             options: ``batch_size``, ``num_workers``, ``seed``, ``allowed_drift``,
-                ``teacher_pixels``, ``fresh_views``, ``rank`` and ``world_size`` of
+                ``teacher_pixels``, ``fresh_views``, ``differences``, ``rank`` and ``world_size`` of
                 `scalekd.loading.CachedViewLoader`.
 
         Raises:
@@ -328,7 +329,7 @@ class CachedTeacher:
         """
         size, images = student.spec.img_size, self.images
         embedded = embedded_images(self.reader, size)
-        drawn = embedded == "none" or (embedded == "view" and options.get("fresh_views", False))
+        drawn = embedded == "none" or (embedded in RENDERED and options.get("fresh_views", False))
         if drawn and images is None and self._data_dir is not None:
             images = self._open_images()
         return CachedViewLoader(

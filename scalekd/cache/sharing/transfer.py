@@ -28,6 +28,7 @@ from scalekd.cache.files import (
     read_checked,
 )
 from scalekd.cache.forms import read_form
+from scalekd.cache.forms.images import IMAGES_FILE
 from scalekd.cache.forms.webdataset.form import FORM_FILE
 from scalekd.cache.layout import (
     COMPANIONS,
@@ -44,7 +45,8 @@ from scalekd.storage import NotStored, Storage
 from scalekd.storage.files import inside
 
 _MAY_PRECEDE = re.compile(
-    rf"{SELECTION_FOLDER}/|(?:{'|'.join(map(re.escape, (*COMPANIONS, FORM_FILE)))})$|\."
+    rf"{SELECTION_FOLDER}/|\.|(?:"
+    rf"{'|'.join(map(re.escape, (*COMPANIONS, FORM_FILE, IMAGES_FILE)))})$"
 )
 """Paths that may exist before a cache is begun: selection, dataset card, form, hidden files."""
 

@@ -9,6 +9,7 @@ from scalekd.cache.documents import MAX_JSON_BYTES, canonical, parse_committed
 from scalekd.cache.documents.manifest import Identity, Plan
 from scalekd.cache.files import holds, read_bounded
 from scalekd.cache.forms import Form, read_form
+from scalekd.cache.forms.images import IMAGES_FILE
 from scalekd.cache.forms.store import unit_documents
 from scalekd.cache.forms.webdataset.form import FORM_FILE, INFO_FILE
 from scalekd.cache.layout import (
@@ -29,7 +30,7 @@ from scalekd.errors import CacheMismatch, EnvironmentFault, UsageError
 from scalekd.storage import Location, Storage, open_storage
 from scalekd.storage.files import TEMPORARY_SUFFIX, explained
 
-_EARLY_NAMES = frozenset({TABLES_FOLDER, FORM_FILE})
+_EARLY_NAMES = frozenset({TABLES_FOLDER, FORM_FILE, IMAGES_FILE})
 """Names at the top of a cache that are written before its plan."""
 
 _NAMES = _EARLY_NAMES | {

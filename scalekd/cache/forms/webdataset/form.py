@@ -5,7 +5,9 @@ every reader, knows the form before it looks at a shard.
 """
 
 import json
-from typing import Any, Literal
+from typing import Any, Literal, Self
+
+from pydantic import model_validator
 
 from scalekd.cache.documents import CacheDocument, canonical, parse_committed
 from scalekd.cache.forms.base import Embed
@@ -24,12 +26,27 @@ class WebDatasetForm(CacheDocument):
     """Content of ``webdataset.json``.
 
     Attributes:
+        format_version: 2 for ``pixels``, which readers of version 1 do not know.
         embed: Which images the tars contain.
     """
 
     format: Literal["scalekd-webdataset"] = "scalekd-webdataset"
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 1
     embed: Embed
+
+    @classmethod
+    def of(cls, embed: Embed) -> Self:
+        """Return the document of a cache with these images."""
+        return cls(format_version=2 if embed == "pixels" else 1, embed=embed)
+
+    @model_validator(mode="after")
+    def _check_embed(self) -> Self:
+        if (self.embed == "pixels") != (self.format_version == 2):
+            raise ValueError(
+                f"format_version {self.format_version} with embed {self.embed}; version 2 is for"
+                " pixels"
+            )
+        return self
 
 
 class PackedField(CacheDocument):
@@ -87,9 +104,9 @@ def _check_version(data: bytes, where: str) -> None:
     except (ValueError, RecursionError):
         return  # the parser reports the error
     version = document.get("format_version") if isinstance(document, dict) else None
-    if isinstance(version, int) and version > 1:
+    if isinstance(version, int) and version > 2:
         raise CacheMismatch(
-            f"{where}: WebDataset form {version}, and this scalekd reads form 1: update scalekd"
+            f"{where}: WebDataset form {version}, and this scalekd reads 1 and 2: update scalekd"
         )
 
 
