@@ -183,6 +183,8 @@ def _open_source(config: TrainConfig) -> Source:
             "--aug: is for training without a cache; the views of --cache are trained on, and"
             " cache-teacher --aug determines them"
         )
+    if config.online and "," in (config.targets or ""):
+        raise UsageError("--online runs one teacher; give one name by --targets")
     if config.online and config.logits_from:
         raise UsageError("--online asks the live teacher for its logits; leave out --logits-from")
     for option in () if config.online else ("teacher", "teacher_checkpoint"):
@@ -295,7 +297,7 @@ def _make_targets(
 
 def _class_of_live_teacher(source: CachedTeacher) -> tuple[int, ...] | None:
     """Its class of each class of the student; it is the teacher whose features count."""
-    return source.class_indices().get(source.chosen.features)
+    return source.class_indices().get(source.chosen.features[0])
 
 
 def _live_teacher(config: TrainConfig, source: CachedTeacher) -> Teacher:

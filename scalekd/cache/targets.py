@@ -109,13 +109,17 @@ class JoinedTargets(nn.Module):
     """Targets of a cache and its extensions together.
 
     Args:
-        decoders: One of them may give features; the logits of those that give any are averaged
+        decoders: By name of the cache. The logits of those that give any are averaged
             (:class:`~scalekd.distillation.MeanLogits`).
+        features: Names of those that give features, the first teacher of the objective first.
     """
 
-    def __init__(self, decoders: Sequence[TargetDecoder]) -> None:
+    def __init__(
+        self, decoders: Mapping[str, TargetDecoder], *, features: Sequence[str] = ()
+    ) -> None:
         super().__init__()
-        self.decoders = nn.ModuleList(decoders)
+        self.decoders = nn.ModuleList(decoders.values())
+        self._names, self._features = tuple(decoders), tuple(features)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -124,11 +128,16 @@ class JoinedTargets(nn.Module):
 
     def forward(self, batch: Mapping[str, Tensor]) -> Targets:
         """Decode a batch; see :meth:`TargetDecoder.forward`."""
-        parts = [decoder(batch) for decoder in self.decoders]
-        features = next((part for part in parts if part.features is not None), Targets())
-        said = [part.logits for part in parts if part.logits is not None]
+        decoded = [decoder(batch) for decoder in self.decoders]
+        parts = dict(zip(self._names, decoded, strict=True))
+        said = [part.logits for part in decoded if part.logits is not None]
         logits = MeanLogits(tuple(said)) if len(said) > 1 else (said[0] if said else None)
-        return Targets(features.features, logits, features.class_token)
+        if not self._features:
+            return Targets(logits=logits)
+        first, *others = self._features
+        return Targets(
+            parts[first].features, logits, parts[first].class_token, {n: parts[n] for n in others}
+        )
 
 
 def _group(batch: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from scalekd.distillation.config import ObjectiveName, ScaleKDConfig, StageConfig
     from scalekd.distillation.factory import FORMS, build_objective
     from scalekd.distillation.feature_objective import FeaturesObjective, ScaleKDObjective
-    from scalekd.distillation.feature_terms import FeatureTerms, StudentLevel
+    from scalekd.distillation.feature_terms import FeatureTerms, StudentLevel, TeacherFeatures
     from scalekd.distillation.form import LIGHT, PUBLISHED, Form
     from scalekd.distillation.losses import (
         TASK_LOSSES,
@@ -62,6 +62,7 @@ __all__ = [
     "StageConfig",
     "StudentLevel",
     "Targets",
+    "TeacherFeatures",
     "TopKLogits",
     "bce_loss",
     "build_objective",

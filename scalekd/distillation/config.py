@@ -5,9 +5,11 @@ Swin-L), whose weights of 0.08 and 0.06 for 49 tokens follow from the defaults r
 Each part of the method can be switched off for an ablation without touching its weights.
 """
 
-from typing import Annotated, Literal
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 ObjectiveName = Literal["scalekd", "scalekd-light", "features", "kd", "none"]
 View = Literal["spatial", "frequency"]
@@ -27,6 +29,9 @@ DINOv2 at its own size, beside a task loss of 2 to 7.
 
 SUMMARY_WEIGHT = 4.0
 """Default weight of the summary loss of the objective ``features``."""
+
+_NOT_OF_ONE_TEACHER = frozenset({"kd", "kd_alpha", "temperature", "task", "label_smoothing"})
+"""Settings of the losses of the student's classifier, and so not of one teacher's features."""
 
 
 class _Frozen(BaseModel):
@@ -69,6 +74,7 @@ class ScaleKDConfig(_Frozen):
     """All settings of an objective, except shapes and the teacher's tail.
 
     Attributes:
+        weight: Factor of all feature losses; per teacher if there are several.
         stage3: Settings for the student's penultimate level, compared after the teacher's tail.
         stage4: Settings for the student's final level.
         summary_weight: Weight of the summary loss, which compares the student's pooled features
@@ -87,8 +93,11 @@ class ScaleKDConfig(_Frozen):
         tpp: Whether stage 3 passes the teacher's tail. Otherwise the outputs of its projectors have
             the grid and width of the final stage, and are compared (and used as queries) directly.
         kd: Whether to use the logit loss; otherwise the task loss has weight 1.
+        teachers: By name of a teacher, settings of its features that differ from the ones above. In
+            a file or on a command line, ``dinov3.weight`` stands for ``teachers.dinov3.weight``.
     """
 
+    weight: _Weight = 1.0
     stage3: StageConfig = StageConfig()
     stage4: StageConfig = StageConfig()
     summary_weight: _Weight | None = None
@@ -103,6 +112,54 @@ class ScaleKDConfig(_Frozen):
     frequency: bool = True
     tpp: bool = True
     kd: bool = True
+    teachers: dict[str, dict[str, Any]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_teacher(cls, values: Any) -> Any:
+        """Take the settings below an unknown name as those of the teacher of that name."""
+        if not isinstance(values, Mapping):
+            return values
+        named = {
+            name: dict(value)
+            for name, value in values.items()
+            if name not in cls.model_fields and isinstance(value, Mapping)
+        }
+        if not named:
+            return values
+        rest = {name: value for name, value in values.items() if name not in named}
+        return {**rest, "teachers": {**rest.get("teachers", {}), **named}}
+
+    @model_validator(mode="after")
+    def _check_teachers(self) -> Self:
+        for name in self.teachers:
+            try:
+                self.for_teacher(name)
+            except ValidationError as error:
+                first = error.errors()[0]
+                setting = ".".join(map(str, first["loc"]))
+                near = difflib.get_close_matches(setting, type(self).model_fields, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"{name}.{setting}: {first['msg']}{hint}") from None
+        return self
+
+    def for_teacher(self, name: str) -> "ScaleKDConfig":
+        """Return the settings for one of several teachers: these, and its own ones over them.
+
+        Raises:
+            ValueError: It has a setting that is unknown, or not of one teacher.
+        """
+        own = self.teachers.get(name, {})
+        shared = sorted(_NOT_OF_ONE_TEACHER & own.keys())
+        if shared:
+            raise ValueError(
+                f"{name}.{shared[0]}: is no setting of one teacher; give {shared[0]} alone"
+            )
+        merged = self.model_dump(exclude={"teachers"}, exclude_unset=True)
+        for key, value in own.items():
+            nested = isinstance(value, Mapping) and isinstance(merged.get(key, {}), Mapping)
+            merged[key] = {**merged.get(key, {}), **value} if nested else value
+        return ScaleKDConfig.model_validate(merged)
 
     @property
     def kd_weight(self) -> float:
@@ -127,4 +184,4 @@ class ScaleKDConfig(_Frozen):
             num_tokens: Patch tokens of the teacher's final stage, which decides the default.
         """
         enabled = self.spatial if view == "spatial" else self.frequency
-        return self.stage(stage).weight(view, num_tokens) if enabled else 0.0
+        return self.weight * self.stage(stage).weight(view, num_tokens) if enabled else 0.0

@@ -1,12 +1,13 @@
 """Construction of objectives by the names that command lines and recipes use."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from torch import nn
 
 from scalekd.distillation.config import ObjectiveName, ScaleKDConfig
 from scalekd.distillation.feature_objective import FeaturesObjective, ScaleKDObjective
-from scalekd.distillation.feature_terms import StudentLevel
+from scalekd.distillation.feature_terms import StudentLevel, TeacherFeatures
 from scalekd.distillation.form import LIGHT, PUBLISHED
 from scalekd.distillation.objective import KDObjective, Objective, PlainObjective
 from scalekd.errors import UsageError
@@ -24,6 +25,8 @@ def build_objective(
     teacher_stages: Mapping[int, FeatureShape] | None = None,
     tail: nn.Module | None = None,
     student_features: int | None = None,
+    name_of_teacher: str = "base",
+    others: Mapping[str, TeacherFeatures] = MappingProxyType({}),
 ) -> Objective:
     """Build an objective by name.
 
@@ -36,6 +39,8 @@ def build_objective(
         teacher_stages: Shapes of the teacher's stages; only the feature objectives use them.
         tail: The teacher's tail; only the feature objectives use it.
         student_features: Width of the student's pooled features; only the summary loss uses it.
+        name_of_teacher: Name of the teacher, where there are several.
+        others: Further teachers whose features are compared, by name.
 
     Raises:
         UsageError: The name is unknown, or the objective cannot be built as configured.
@@ -59,4 +64,6 @@ def build_objective(
         teacher_stages=teacher_stages,
         tail=tail,
         student_features=student_features,
+        name=name_of_teacher,
+        others=others,
     )

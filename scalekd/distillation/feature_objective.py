@@ -4,12 +4,13 @@ Put the objective and the student into one module, so that data parallelism wrap
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Self
 
 from torch import Tensor, nn
 
 from scalekd.distillation.config import SUMMARY_WEIGHT, ScaleKDConfig
-from scalekd.distillation.feature_terms import FeatureTerms, StudentLevel
+from scalekd.distillation.feature_terms import FeatureTerms, StudentLevel, TeacherFeatures
 from scalekd.distillation.form import LIGHT, PUBLISHED, Form
 from scalekd.distillation.objective import Objective
 from scalekd.distillation.targets import Targets
@@ -18,7 +19,7 @@ from scalekd.shapes import FeatureShape
 
 
 class _FeatureObjective(Objective):
-    """Losses of the student's classifier, and the `FeatureTerms` of a teacher."""
+    """Losses of the student's classifier, and the `FeatureTerms` of one or more teachers."""
 
     needs_features = True
 
@@ -28,59 +29,91 @@ class _FeatureObjective(Objective):
         *,
         task_weight: float,
         kd_weight: float,
-        summary_weight: float,
+        summary_weight: float,  # where the settings state none
         form: Form,
         student_levels: Sequence[StudentLevel],
         teacher_stages: Mapping[int, FeatureShape],
         tail: nn.Module | None,
         student_features: int | None,
+        name: str,
+        others: Mapping[str, TeacherFeatures],
     ) -> None:
         super().__init__(config, task_weight=task_weight, kd_weight=kd_weight)
-        # In a tuple, so that nn.Module does not register the tail; see `ScaleKDObjective`.
-        self._teachers = (
-            FeatureTerms(
-                config,
+        teachers = {name: TeacherFeatures(config, teacher_stages, tail), **others}
+
+        def terms_of(teacher: TeacherFeatures) -> FeatureTerms:
+            stated = teacher.config.summary_weight
+            return FeatureTerms(
+                teacher.config,
                 form=form,
                 student_levels=student_levels,
-                teacher_stages=teacher_stages,
-                tail=tail,
-                summary_weight=summary_weight,
+                teacher_stages=teacher.stages,
+                tail=teacher.tail,
+                summary_weight=summary_weight if stated is None else stated,
                 student_features=student_features,
-            ),
-        )
-        if not any(terms.names for terms in self._teachers):
+            )
+
+        # In a mapping, so that nn.Module does not register the tails; see `ScaleKDObjective`.
+        self._teachers = {name: terms_of(teacher) for name, teacher in teachers.items()}
+        self._first = name
+        if not any(terms.names for terms in self._teachers.values()):
             raise UsageError(
                 "every feature loss of the objective has weight 0 or is switched off; "
                 "choose the objective 'kd' or 'none' instead"
             )
-        self.projectors = self._teachers[0].projectors
-        self.needs_pooled = any(terms.needs_pooled for terms in self._teachers)
+        self.projectors = self._teachers[name].projectors
+        if others:  # a module's name has no dot, and none of ModuleDict's own names
+            self.projectors = nn.ModuleDict(
+                {
+                    f"teacher_{each.replace('.', '%2E')}": terms.projectors
+                    for each, terms in self._teachers.items()
+                }
+            )
+        self.needs_pooled = any(terms.needs_pooled for terms in self._teachers.values())
 
     @property
     def tail(self) -> nn.Module | None:
-        """The frozen tail; ``None`` if the objective uses none."""
-        return self._teachers[0].tail
+        """The frozen tail of the first teacher; ``None`` if the objective uses none."""
+        return self._teachers[self._first].tail
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of the projectors' position embeddings (timm's convention)."""
         return {name for name, _ in self.named_parameters() if name.endswith("pos_embed")}
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        for terms in self._teachers:  # so that .to(), .double() and .cuda() also move the tails
+        for (
+            terms
+        ) in self._teachers.values():  # so that .to(), .double() and .cuda() also move the tails
             if terms.tail is not None:
                 terms.tail._apply(fn, recurse)  # type: ignore[no-untyped-call]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def _terms(self) -> tuple[str, ...]:
-        return (*super()._terms(), *(name for terms in self._teachers for name in terms.names))
+        named = [
+            f"{self._prefix(teacher)}{name}"
+            for teacher, terms in self._teachers.items()
+            for name in terms.names
+        ]
+        return (*super()._terms(), *named)
+
+    def _prefix(self, teacher: str) -> str:
+        """Return what tells a teacher's terms from those of others."""
+        return f"{teacher}_" if len(self._teachers) > 1 else ""
 
     def _feature_losses(
         self, levels: Sequence[Tensor], pooled: Tensor | None, targets: Targets
     ) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
-        for terms in self._teachers:
-            losses |= terms.losses(levels, pooled, targets)
+        for teacher, terms in self._teachers.items():
+            if not terms.names:
+                continue
+            own = targets if teacher == self._first else targets.others.get(teacher)
+            if own is None:
+                raise ValueError(f"the targets have no features of the teacher {teacher!r}")
+            prefix = self._prefix(teacher)
+            computed = terms.losses(levels, pooled, own)
+            losses |= {f"{prefix}{name}": loss for name, loss in computed.items()}
         return losses
 
 
@@ -115,6 +148,9 @@ class ScaleKDObjective(_FeatureObjective):
         tail: Maps stage-3 patch tokens ``(batch, token, channel)`` to final patch tokens.
             Needed unless stage 3 is unused or ``config.tpp`` is off.
         student_features: Width of the student's pooled features; needed for the summary loss.
+        name: Name of the teacher, where there are several.
+        others: Further teachers by name. Their feature losses are added, each with projectors of
+            its own, and every term has its teacher's name in front: ``dinov3_summary_loss``.
 
     Raises:
         UsageError: The tail is missing, a head count does not divide its stage's width, or
@@ -130,18 +166,22 @@ class ScaleKDObjective(_FeatureObjective):
         teacher_stages: Mapping[int, FeatureShape],
         tail: nn.Module | None = None,
         student_features: int | None = None,
+        name: str = "base",
+        others: Mapping[str, TeacherFeatures] = MappingProxyType({}),
     ) -> None:
         config = config or ScaleKDConfig()
         super().__init__(
             config,
             task_weight=config.task_weight,
             kd_weight=config.kd_weight,
-            summary_weight=config.summary_weight or 0.0,
+            summary_weight=0.0,
             form=form,
             student_levels=student_levels,
             teacher_stages=teacher_stages,
             tail=tail,
             student_features=student_features,
+            name=name,
+            others=others,
         )
 
 
@@ -158,6 +198,7 @@ class FeaturesObjective(_FeatureObjective):
         teacher_stages: As for `ScaleKDObjective`.
         tail: As for `ScaleKDObjective`.
         student_features: Width of the student's pooled features; needed for the summary loss.
+        name, others: As for `ScaleKDObjective`.
 
     Raises:
         UsageError: As for `ScaleKDObjective`.
@@ -172,17 +213,20 @@ class FeaturesObjective(_FeatureObjective):
         teacher_stages: Mapping[int, FeatureShape],
         tail: nn.Module | None = None,
         student_features: int | None = None,
+        name: str = "base",
+        others: Mapping[str, TeacherFeatures] = MappingProxyType({}),
     ) -> None:
         config = config or ScaleKDConfig()
-        stated = config.summary_weight
         super().__init__(
             config,
             task_weight=0.0,
             kd_weight=0.0,
-            summary_weight=SUMMARY_WEIGHT if stated is None else stated,
+            summary_weight=SUMMARY_WEIGHT,
             form=form,
             student_levels=student_levels,
             teacher_stages=teacher_stages,
             tail=tail,
             student_features=student_features,
+            name=name,
+            others=others,
         )

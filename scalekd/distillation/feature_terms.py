@@ -5,6 +5,7 @@ objective adds up the terms of one or more teachers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,20 @@ StudentLevel = FeatureShape | tuple[int, Grid]
 
 _VIEWS: tuple[View, ...] = ("spatial", "frequency")
 _SUMMARY = "summary"
+
+
+class TeacherFeatures(NamedTuple):
+    """A further teacher of an objective; see `FeatureTerms`.
+
+    Attributes:
+        config: Settings of its losses.
+        stages: Shapes of its stages.
+        tail: Its frozen tail, if stage 3 passes through it.
+    """
+
+    config: ScaleKDConfig
+    stages: Mapping[int, FeatureShape]
+    tail: nn.Module | None = None
 
 
 class FeatureTerms:
@@ -79,8 +94,8 @@ class FeatureTerms:
         querying = self._stage4 if config.cap and not config.self_query else []
         self._stage3 = list(dict.fromkeys([*self._branches(3), *querying]))
         self._querying = frozenset(querying)
-        self._summary_weight = summary_weight
-        self.needs_pooled = summary_weight > 0
+        self._summary_weight = config.weight * summary_weight
+        self.needs_pooled = self._summary_weight > 0
         summary = (f"{_SUMMARY}_loss",) if self.needs_pooled else ()
         self.names = (*(name for name, _, _ in self._compared()), *summary)
 

@@ -27,13 +27,11 @@ from scalekd.models.classes import Classes, ClassMatch, classes_of_data
 from scalekd.storage import LocalCache, Location, open_storage
 from scalekd.students import Student
 from scalekd.teachers import (
-    FEATURES_ONLY,
-    Tail,
     TeacherSpec,
     has_class_token,
-    load_tail_bytes,
     match_teacher,
 )
+from scalekd.training.feature_teachers import has_summary, teacher_features
 from scalekd.training.module import DistillationModule, freeze_unread
 from scalekd.training.targets import NoTargets
 
@@ -63,7 +61,8 @@ class CachedTeacher:
         image_options: How images, labels and keys are read.
         local_cache: Keeps copies of what is read from remote places.
         num_classes: Number of classes of the student; by default that of the data set.
-        targets: Extension of the cache that gives features, tail and, if it has any, logits.
+        targets: Extension of the cache that gives features, tail and, if it has any, logits; names
+            with commas between them are several teachers.
         logits_from: Extensions that give logits, or ``base``; several teachers are averaged.
         class_map: The teacher's class of each label: ``auto``, as the cache says, or by name;
             ``none``, by number; or a file, see `scalekd.models.classes.read_class_map`.
@@ -75,7 +74,7 @@ class CachedTeacher:
         class_names: Name of each class of the student, where known.
         matches: For each cache that gives logits, the teacher's class of each label, or the error
             to raise when logits are read.
-        spec: The teacher whose features are used, as its cache describes it.
+        spec: The first teacher whose features are used, as its cache describes it.
         num_classes: Number of classes of the student; 0 if unknown.
 
     Raises:
@@ -104,7 +103,7 @@ class CachedTeacher:
         self._data_dir, self._split, self._local_cache = data_dir, split, local_cache
         self._image_options = image_options
         self.images = self._open_images() if self.reader.embed == "none" else None
-        self.spec = _spec(self._features)
+        self.spec = _spec(self.chosen.caches[self.chosen.features[0]])
         # Batches take their labels from the cache, so names and numbers are its own; the loader
         # compares those of the images.
         samples = self.reader.samples
@@ -182,18 +181,24 @@ class CachedTeacher:
         return [_spec(self.chosen.caches[name]) for name in self.chosen.logits]
 
     @property
-    def _features(self) -> CacheReader:
-        return self.chosen.caches[self.chosen.features]
+    def feature_teachers(self) -> dict[str, TeacherSpec]:
+        """Teachers whose features are used, by name."""
+        return {name: _spec(self.chosen.caches[name]) for name in self.chosen.features}
 
     @property
     def licence(self) -> str | None:
-        """Licence of the teacher's weights, as stated when the cache was written."""
-        return self._features.manifest.plan.provenance.licence or self.spec.licence
+        """Licences of the teachers' weights, as stated when the caches were written."""
+        licences = [
+            self.chosen.caches[name].manifest.plan.provenance.licence or spec.licence
+            for name, spec in self.feature_teachers.items()
+        ]
+        return ", ".join(dict.fromkeys(filter(None, licences))) or None
 
     @property
     def note(self) -> str | None:
-        """Note that was stored when the cache was written."""
-        return self._features.manifest.plan.provenance.note
+        """Notes that were stored when the caches were written."""
+        notes = (self.chosen.caches[n].manifest.plan.provenance.note for n in self.chosen.features)
+        return "\n".join(dict.fromkeys(filter(None, notes))) or None
 
     @property
     def view_size(self) -> tuple[int, int]:
@@ -227,19 +232,32 @@ class CachedTeacher:
             CacheCorrupt: The teacher's tail is damaged.
         """
         config = config or ScaleKDConfig()
-        if self.spec.family == FEATURES_ONLY and "tpp" not in config.model_fields_set:
-            config = config.model_copy(update={"tpp": False})
-        tail = None
-        if objective in FORMS and config.tpp:
-            tail = self._tail()
-            tail.set_grad_checkpointing(tail_checkpointing)
+        unknown = sorted(config.teachers.keys() - set(self.chosen.features))
+        if unknown:
+            raise UsageError(
+                f"--distillation {unknown[0]}: is neither a setting nor a teacher whose features"
+                f" are compared ({', '.join(self.chosen.features)}; see --targets)"
+            )
+        teachers = {
+            name: teacher_features(
+                self.chosen.caches[name],
+                spec,
+                config.for_teacher(name),
+                tail_checkpointing=tail_checkpointing if objective in FORMS else None,
+            )
+            for name, spec in self.feature_teachers.items()
+        }
+        (name, first), *others = teachers.items()
+        summary = any(has_summary(objective, teacher.config) for teacher in teachers.values())
         built = build_objective(
             objective,
-            config,
+            first.config,
             student_levels=student.spec.levels,
-            teacher_stages=self.spec.stages,
-            tail=tail,
-            student_features=student.num_features() if _has_summary(objective, config) else None,
+            teacher_stages=first.stages,
+            tail=first.tail,
+            student_features=student.num_features() if summary else None,
+            name_of_teacher=name,
+            others=dict(others),
         )
         if built.needs_labels and self._labelled == "none":
             raise DataError(self._no_labels(objective))
@@ -309,7 +327,11 @@ class CachedTeacher:
             logits=objective.needs_logits,
             classes=self.class_indices() if objective.needs_logits else None,
             compute_dtype=compute_dtype,
-            class_token=objective.needs_pooled and has_class_token(self.spec),
+            class_token=[
+                name
+                for name, spec in self.feature_teachers.items()
+                if objective.needs_pooled and has_class_token(spec)
+            ],
         )
 
     def loader(self, student: Student, targets: TargetSource, **options: Any) -> CachedViewLoader:
@@ -352,29 +374,6 @@ class CachedTeacher:
             local_cache=self._local_cache,
             options=self._image_options,
         )
-
-    def _tail(self) -> Tail:
-        reader = self._features
-        identity = reader.identity
-        if self.spec.family == FEATURES_ONLY:
-            raise UsageError(
-                f"{reader.location}: the teacher {self.spec.model} has no tail, which tpp=true"
-                " passes stage 3 through; give --distillation tpp=false"
-            )
-        if identity.tail is None:
-            raise UsageError(
-                f"{reader.location}: contains no teacher tail, which stage 3 of the scalekd "
-                "objective passes through; write the cache again by cache-teacher, which keeps it "
-                "with any --stages, or give --distillation tpp=false"
-            )
-        content = reader.file(identity.tail, identity.tail_digest)  # checks its bytes
-        return load_tail_bytes(content, reader.storage.locate(identity.tail))
-
-
-def _has_summary(objective: str, config: ScaleKDConfig) -> bool:
-    if objective == "features" and config.summary_weight is None:
-        return True
-    return objective in FORMS and bool(config.summary_weight)
 
 
 def _spec(reader: CacheReader) -> TeacherSpec:

@@ -124,9 +124,11 @@ class TrainConfig(ImageOptions):
     without a teacher, from a cache or from labelled images alone."""
     distillation: ScaleKDConfig = ScaleKDConfig()
     """Setting of the objective as key=value, such as kd=false, tpp=false, kd_alpha=0.5,
-    temperature=2, summary_weight=1 or stage3.softmax_scale=1; repeat the option for more."""
+    temperature=2, summary_weight=1 or stage3.softmax_scale=1, or of one teacher of --targets, such
+    as NAME.weight=0.5; repeat the option for more."""
     targets: str | None = None
-    """Extension of the cache to take features, tail and logits from."""
+    """Extension of the cache to take features, tail and logits from; several names with commas
+    between them, base for the cache itself, are several teachers whose feature losses are added."""
     logits_from: tuple[str, ...] = ()
     """Extension of the cache to take logits from, or base; repeat the option for the mean of
     several teachers."""
