@@ -93,9 +93,10 @@ def command(
     check = "outputs identical when opened with timm"
     if export_format == "onnx":
         check = f"outputs within {result.difference:.1g} of the largest when run by onnxruntime"
+    classes = f"{result.num_classes} classes" if result.num_classes else "no classifier"
     lines = [
         f"{result.output}: {result.architecture}, {result.num_parameters:,} parameters, "
-        f"{result.num_classes} classes; {check}"
+        f"{classes}; {check}"
     ]
     if result.feature_channels is not None:
         widths = ", ".join(str(width) for width in result.feature_channels)
