@@ -1,6 +1,5 @@
 """Options about images that several commands share; they load no torch."""
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -10,15 +9,14 @@ MAX_SIDE = 4096
 
 
 def image_size(value: object) -> object:
-    """Read ``224``, ``"192,320"``, ``"192x320"`` or a pair: a square, or height and width.
+    """Read ``224``, ``"192,320"`` or a pair: one number for a square, otherwise height and width.
 
     Raises:
         ValueError: It is neither, or a side is outside 1..4096.
     """
     sides: list[object]
     if isinstance(value, str):
-        parts = re.split("[,x]", value)
-        sides = [int(part) if part.strip().isdecimal() else part for part in parts]
+        sides = [int(part) if part.strip().isdecimal() else part for part in value.split(",")]
     else:
         sides = list(value) if isinstance(value, list | tuple) else [value]
     sound = all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides)

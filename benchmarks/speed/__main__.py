@@ -30,8 +30,6 @@ QUESTIONS = (
         "updates",
         "pairs",
         "loader",
-        "embedded",
-        "encoding",
         "formats",
         "growth",
         "profiles",
