@@ -9,9 +9,10 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 # Tests run in two processes; two threads in each would wait for one another most of the time.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-fast check check-static install clean bench-accuracy bench-speed
+.PHONY: demo docs test test-fast check check-static install clean bench-accuracy bench-speed
 
 demo: $(VENV)/.installed
+	@echo "running scalekd demo: about a minute and a half on two free cores"
 	$(BIN)/scalekd demo --overwrite
 
 test: $(VENV)/.installed-dev
@@ -53,18 +54,30 @@ build/mosaicml-streaming/.installed:
 		echo "mosaicml-streaming cannot be installed here; it will be left out"
 	touch $@
 
+# The documentation as a site in build/site; fails on every warning, such as a dead link.
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
 install: $(VENV)/.installed
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet -e .
+	@echo "installing into $(VENV), in two steps; pip shows what it fetches"
+	@echo "step 1 of 2: $(TORCH)"
+	@echo "  The default build of torch is for CUDA, more than 5 GB with its libraries. Where your index,"
+	@echo "  a mirror or a folder has a build for CPUs (see docs/install.md), stop this and run"
+	@echo "  make $(or $(MAKECMDGOALS),install) TORCH=\"$(TORCH) --index-url URL\"   (or --find-links FOLDER)"
+	$(BIN)/python -m pip install $(TORCH)
+	@echo "step 2 of 2: scalekd and its other dependencies"
+	$(BIN)/python -m pip install -e .
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet -e ".[dev,bench]"
+	@echo "installing what tests, checks and documents need"
+	$(BIN)/python -m pip install -e ".[dev,bench,docs]"
 	touch $@
 
 clean:

@@ -30,8 +30,9 @@ class KeyValue(click.ParamType[Any]):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, Any]:
         key, equals, text = str(value).partition("=")
-        parts = key.split(".") if self._dotted else [key]
-        if not equals or not all(part.isidentifier() for part in parts):
+        owner = r"(?:[\w-]+\.)*" if self._dotted else ""  # names of teachers may have a hyphen
+        name = re.fullmatch(rf"{owner}(\w+)", key)
+        if not equals or name is None or not name[1].isidentifier():
             form = "key=value or stage3.key=value" if self._dotted else "key=value"
             self.fail(f"{value!r} is not of the form {form}", param, ctx)
         return key, parse_value(text)

@@ -14,14 +14,14 @@ _MAX_SIDE = 8192
 
 
 class _Size(click.ParamType[Any]):
-    """``384``, ``512x640`` (height first) or ``any``."""
+    """``384``, ``512,640`` or ``512x640`` (height first), or ``any``."""
 
     name = "SIZE"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "any":
             return value
-        match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", str(value))
+        match = re.fullmatch(r"(\d{1,5})(?:[x,](\d{1,5}))?", str(value))
         sides = () if match is None else tuple(int(side or match[1]) for side in match.groups())
         if not sides or not all(1 <= side <= _MAX_SIDE for side in sides):
             self.fail(
@@ -93,9 +93,10 @@ def command(
     check = "outputs identical when opened with timm"
     if export_format == "onnx":
         check = f"outputs within {result.difference:.1g} of the largest when run by onnxruntime"
+    classes = f"{result.num_classes} classes" if result.num_classes else "no classifier"
     lines = [
         f"{result.output}: {result.architecture}, {result.num_parameters:,} parameters, "
-        f"{result.num_classes} classes; {check}"
+        f"{classes}; {check}"
     ]
     if result.feature_channels is not None:
         widths = ", ".join(str(width) for width in result.feature_channels)

@@ -111,8 +111,9 @@ class CacheOptions(ImageOptions):
     format: Literal["zarr", "webdataset"] = "zarr"
     """Form of the cache: zarr for arrays beside the image set, webdataset for tars that stream by
     themselves."""
-    embed: Literal["none", "source", "view"] = "none"
-    """Images in the tars: none, source for the encoded files, view for the rendered views."""
+    embed: Literal["none", "source", "view", "pixels"] = "none"
+    """Images in the cache: none; in tars also source for the encoded files or view for the rendered
+    views as images of any reader; pixels for the rendered views in a form that loads faster."""
 
 
 class ConvertConfig(ImageOptions):
@@ -127,8 +128,9 @@ class ConvertConfig(ImageOptions):
     """Folder of the new cache."""
     format: Literal["zarr", "webdataset"]
     """Form of the new cache: zarr for arrays beside the image set, webdataset for tars."""
-    embed: Literal["none", "source", "view"] = "none"
-    """Images in the tars: none, source for the encoded files, view for the rendered views."""
+    embed: Literal["none", "source", "view", "pixels"] = "none"
+    """Images in the cache: none; in tars also source for the encoded files or view for the rendered
+    views as images of any reader; pixels for the rendered views in a form that loads faster."""
     data_dir: str | None = None
     """Folder, URL or pattern of the images the cache was made from, which --embed needs."""
     split: str = "train"

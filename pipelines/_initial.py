@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from scalekd.errors import UsageError
-from scalekd.models.names import describe_model, resolve_name
+from scalekd.models.names import describe_model
 from scalekd.models.weights import weights_in
+from scalekd.students import resolve_student_name
 from scalekd.training import find_run_checkpoint
 from scalekd.training.trained import describe_trained_student
 from scalekd.views import Interpolation
@@ -34,10 +35,8 @@ def initial_weights(model: str, checkpoint: str | None, *, pretrained: bool) -> 
         DataError: A run or folder is damaged.
     """
     if checkpoint is None:
-        name, _ = resolve_name(model, {}) if pretrained and "local-dir" in model else ("", None)
-        if not name:
-            return InitialWeights()
-        return InitialWeights(None, _class_names(name))
+        name = resolve_student_name(model)[0] if pretrained else ""
+        return InitialWeights(None, _class_names(name) if name.startswith("local-dir:") else None)
     folder = Path(checkpoint).expanduser()
     if not folder.is_dir():
         return InitialWeights(folder)

@@ -20,7 +20,7 @@ _SOFTWARE = ("scalekd", "torch", "timm", "accelerate", "numpy", "pillow")
 def run_facts(config: TrainConfig, source: Source, student: Student) -> Mapping[str, Any]:
     """Facts that every checkpoint of a run records."""
     return {
-        **student_facts(student.spec, source.class_names),
+        **student_facts(student.spec, source.class_names if student.spec.num_classes else None),
         "settings": config.model_dump(mode="json"),
         "objective": config.objective,
         "online": config.online,
@@ -33,8 +33,10 @@ def run_facts(config: TrainConfig, source: Source, student: Student) -> Mapping[
 def _facts_of_teacher(source: CachedTeacher) -> dict[str, Any]:
     plan = source.chosen.base.manifest.plan
     return {
-        "teacher": source.spec.model,
-        "teacher_weights_sha256": source.spec.weights_sha256,
+        "teacher": ", ".join(spec.model for spec in source.feature_teachers.values()),
+        "teacher_weights_sha256": ", ".join(
+            spec.weights_sha256 for spec in source.feature_teachers.values()
+        ),
         "teacher_licence": source.licence,
         "teacher_note": source.note,
         "logits_of": [teacher.model for teacher in source.logit_teachers],

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from scalekd.cache.codecs import CacheCodecs
+from scalekd.cache.layout import DIFFERENCES
 from scalekd.cache.writing.rows import SampleRows, ViewRows
 from scalekd.cache.writing.shard_writer import OpenBlock
 from scalekd.cache.writing.writer import CacheWriter
@@ -39,7 +40,7 @@ from scalekd.pipelines._teacher_stream import (
 )
 from scalekd.teachers import Teacher
 from scalekd.threads import one_blas_thread
-from scalekd.views import ViewParams, ViewPolicy, pack_views
+from scalekd.views import ViewParams, ViewPolicy, pack_views, pixel_differences
 
 _MOST_THREADS = 16
 # Enough views to make the overhead of a call small, and few enough that one batch occupies many
@@ -171,6 +172,10 @@ def _from_device(planes: Callable[[], Planes], prefix: str) -> Planes:
     return {f"{prefix}/{name}": plane for name, plane in planes().items()}
 
 
+def _differences(pixels: np.ndarray[Any, Any]) -> Planes:
+    return {DIFFERENCES: pixel_differences(pixels)}
+
+
 @dataclass(frozen=True)
 class _Piece:
     """The views of a batch that lie in one block.
@@ -218,7 +223,9 @@ class _OpenShard:
         """Queue the encoding of a batch; full blocks are written once they are encoded."""
         num_views = len(batch.keys)
         pieces = self._pieces(num_views)
-        for encode, start, stop in self._tasks(output, num_views):
+        for encode, start, stop in itertools.chain(
+            self._tasks(output, num_views), self._pixel_tasks(batch.pixels)
+        ):
             self._queue(batch.keys, encode, start, stop, pieces)
         images = batch.images or itertools.repeat(None)
         drawn = map(
@@ -271,6 +278,14 @@ class _OpenShard:
         if output.logits is not None and self._codecs.logits:
             encode = partial(_encoded, self._codecs.logits, output.logits, "logits")
             yield encode, 0, len(output.logits)
+
+    def _pixel_tasks(self, pixels: Tensor) -> Iterator[tuple[Callable[[], Planes], int, int]]:
+        """Yield the tasks that compute differences of pixels, if they are embedded."""
+        if self._codecs.form.embed != "pixels":
+            return
+        for start in range(0, len(pixels), _LEAST_TASK_VIEWS):
+            part = pixels[start : start + _LEAST_TASK_VIEWS].numpy()
+            yield partial(_differences, part), start, start + len(part)
 
     def _queue(
         self,

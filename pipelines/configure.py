@@ -5,7 +5,7 @@ before they run it. Recipes that ship with the package lie in ``recipes/`` besid
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,9 @@ def train_config(recipe: str | None, flags: Mapping[str, Any]) -> TrainConfig:
         # Checked on its own first, so that an error names the file and not the flags.
         TrainConfig.from_mapping({"model": "", "output": "", **values}, source=f"recipe {recipe}")
     flags = dict(flags)
-    distillation = _nested(values.get("distillation", {}), flags.pop("distillation", ()))
+    teachers = str(flags.get("targets") or values.get("targets") or "").split(",")
+    changes = flags.pop("distillation", ())
+    distillation = _nested(values.get("distillation", {}), changes, [n.strip() for n in teachers])
     if flags.get("model", values.get("model")) != values.get("model"):
         values.pop("model_kwargs", None)  # they are of the recipe's own student
     elif "model_kwargs" in flags:
@@ -174,14 +176,20 @@ def describe_recipe(name: str) -> dict[str, Any]:
     }
 
 
-def _nested(base: Mapping[str, Any], changes: Any) -> dict[str, Any]:
-    result = dict(base)
+def _nested(
+    base: Mapping[str, Any], changes: Iterable[tuple[str, Any]], teachers: Iterable[str]
+) -> dict[str, Any]:
+    """Add changes by dotted names to nested settings; a name of ``teachers`` may have dots."""
+    result, by_length = dict(base), sorted(filter(None, teachers), key=len, reverse=True)
     for dotted, value in changes:
         mapping = result
-        *parents, name = dotted.split(".")
-        for parent in parents:
+        owner = next((name for name in by_length if dotted.startswith(f"{name}.")), None)
+        parts = dotted.split(".")
+        if owner is not None:
+            parts = [owner, *dotted.removeprefix(f"{owner}.").split(".")]
+        for parent in parts[:-1]:
             inner = mapping.get(parent, {})
             mapping[parent] = dict(inner) if isinstance(inner, Mapping) else {}
             mapping = mapping[parent]
-        mapping[name] = value
+        mapping[parts[-1]] = value
     return result

@@ -20,6 +20,7 @@ from scalekd.cache.cache import Cache
 from scalekd.cache.documents.selection import Selection, refuse_part
 from scalekd.cache.files import FileDigest
 from scalekd.cache.forms import Form, form_named
+from scalekd.cache.layout import DIFFERENCES, Layout
 from scalekd.cache.reading.extensions import begun_extensions, extension_path
 from scalekd.cache.sharing.source import SourceCache
 from scalekd.cache.sharing.transfer import Transfer
@@ -199,7 +200,7 @@ def _copy_shards(
         if shard is None:
             shard = writer.shard(request.pass_index, request.shard)
         if request.count:
-            planes, rows = _read(reader, block)
+            planes, rows = _read(reader, block, writer.layout)
             shard.write_block(lambda planes=planes: planes, rows)  # type: ignore[misc]
         if request.last:
             record = reader.record(request.pass_index, request.shard)
@@ -209,16 +210,19 @@ def _copy_shards(
     return num_written
 
 
-def _read(reader: CacheReader, block: BlockImages) -> tuple[dict[str, np.ndarray], ViewRows]:
-    """Read the stored planes of a block, and the rows of its other arrays."""
+def _read(
+    reader: CacheReader, block: BlockImages, layout: Layout
+) -> tuple[dict[str, np.ndarray], ViewRows]:
+    """Read the arrays of a block that both caches have; take pixels from the block."""
     request, samples = block.request, reader.samples
     span = slice(request.first, request.first + request.count)
-    names = [array.name for array in reader.layout.views]
+    wanted = {array.name for array in layout.views}
+    names = [array.name for array in reader.layout.views if array.name in wanted]
     rows_by_array = reader.read_rows(request.pass_index, request.first, request.count, names)
     planes = {
         array.name: np.ascontiguousarray(np.moveaxis(rows_by_array[array.name], 0, array.view_axis))
         for array in reader.layout.views
-        if array.per_block
+        if array.per_block and array.name in wanted
     }
     rows = ViewRows(
         samples=SampleRows(
@@ -229,4 +233,6 @@ def _read(reader: CacheReader, block: BlockImages) -> tuple[dict[str, np.ndarray
         columns={name: column for name, column in rows_by_array.items() if name not in planes},
         images=block.images,
     )
+    if block.differences is not None:
+        planes[DIFFERENCES] = block.differences.numpy()
     return planes, rows

@@ -54,6 +54,7 @@ _TEACHER = TeacherConfig(
 )
 _TEACHER_EPOCHS, _TEACHER_BATCH, _TEACHER_LR = 10, 64, 2e-3
 _STUDENT, _STUDENT_BATCH, _STUDENT_LR = "resnet10t", 30, 2e-3
+_WEIGHTS = {"spatial_weight": 0.08, "frequency_weight": 0.06}
 
 
 class DemoRow(BaseModel):
@@ -243,6 +244,7 @@ def _train(output: Path, objective: str, seed: int, folder: Path, epochs: int) -
                 "model": _STUDENT,
                 "model_kwargs": {"output_stride": 16},  # at 32 px, stride 32 would leave one token
                 "objective": objective,
+                "distillation": {"stage3": _WEIGHTS, "stage4": _WEIGHTS},
                 "epochs": epochs,
                 "batch_size": _STUDENT_BATCH,
                 "lr": _STUDENT_LR,

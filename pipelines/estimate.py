@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, Field
 
+from scalekd.cache.layout import pixel_arrays
 from scalekd.codecs import FeatureCodec, LogitCodec, create_logit_codec, fit_codec, parse_codec
 from scalekd.errors import DataError
 from scalekd.loading.drawing import DrawRequest
@@ -28,6 +29,7 @@ from scalekd.pipelines._teacher_stream import TeacherArrays
 from scalekd.pipelines._write_shards import num_coding_threads, run_teacher
 from scalekd.storage import open_storage
 from scalekd.threads import one_thread
+from scalekd.views import pixel_differences
 
 _PROBE_VIEWS = 64
 _HASH_BYTES = 16  # a view's pixel hash and its sample's source hash; neither compresses
@@ -224,6 +226,14 @@ def _probes(job: Job, codecs: Sequence[str]) -> Iterator[Probe]:
     count = len(batch.keys)
     if not count:
         raise DataError(f"{job.images.location}: every image of the probe is corrupt")
+    image_bytes = sum(map(len, batch.images))
+    pixel_seconds = 0.0
+    if job.form.embed == "pixels":
+        started = time.perf_counter()
+        (array,) = pixel_arrays(job.drawn.view_size)
+        differences = pixel_differences(batch.pixels.numpy())
+        image_bytes = len(array.pack(differences))
+        pixel_seconds = time.perf_counter() - started
     output = None
     teacher_seconds = 0.0
     if job.keeps_targets:
@@ -236,9 +246,9 @@ def _probes(job: Job, codecs: Sequence[str]) -> Iterator[Probe]:
         yield Probe(
             teacher_seconds=teacher_seconds / count,
             draw_seconds=draw_seconds / count,
-            coding_seconds=coding_seconds / count,
+            coding_seconds=(coding_seconds + pixel_seconds) / count,
             target_bytes=target_bytes / count,
-            image_bytes=sum(map(len, batch.images)) / count,
+            image_bytes=image_bytes / count,
             overhead_bytes=job.form.overhead_bytes,
         )
 

@@ -36,6 +36,7 @@ from scalekd.teachers import (
     Teacher,
     TeacherConfig,
     TeacherSpec,
+    has_class_token,
     load_teacher,
     match_teacher,
     teacher_named_by_cache,
@@ -129,7 +130,7 @@ def _channels_last(config: TrainConfig, student: Student, accelerator: Accelerat
 def _notes(config: TrainConfig, source: Source, objective: Objective) -> list[str]:
     if isinstance(source, LabelledImages):
         return source.notes
-    notes = source.notes if objective.needs_logits else []
+    notes = source.notes_for(objective)
     num_passes, num_epochs = len(source.reader.passes), planned_epochs(config)
     if num_epochs > num_passes and not source.reader.policy.deterministic:
         notes.append(_reused_views(num_epochs, num_passes, fresh=config.online))
@@ -158,6 +159,7 @@ def _make_loader(
         **common,
         teacher_pixels=config.online,
         fresh_views=config.online and planned_epochs(config) > len(source.reader.passes),
+        differences=accelerator.device.type != "cpu",  # a CPU restores them in the workers
         allowed_drift=config.allow_pixel_drift or 0.0,
     )
 
@@ -181,6 +183,8 @@ def _open_source(config: TrainConfig) -> Source:
             "--aug: is for training without a cache; the views of --cache are trained on, and"
             " cache-teacher --aug determines them"
         )
+    if config.online and "," in (config.targets or ""):
+        raise UsageError("--online runs one teacher; give one name by --targets")
     if config.online and config.logits_from:
         raise UsageError("--online asks the live teacher for its logits; leave out --logits-from")
     for option in () if config.online else ("teacher", "teacher_checkpoint"):
@@ -238,9 +242,22 @@ def _make_student(config: TrainConfig, source: Source, notes: list[str]) -> Stud
     )
     own = None if source.class_names is None else tuple(source.class_names)
     known = class_names is not None and own is not None
+    num_classes = source.num_classes if config.num_classes is None else config.num_classes
+    if config.num_classes == 0 and config.objective != "features":
+        raise UsageError(
+            f"--num-classes 0: --objective {config.objective} trains a classifier; leave the option"
+            " out, or give --objective features"
+        )
+    if config.objective == "features":
+        num_classes = config.num_classes or 0
+        if num_classes:
+            notes.append(
+                f"--num-classes {num_classes}: --objective features trains no classifier, so the"
+                " student's keeps its initial values"
+            )
     student = create_student(
         config.model,
-        num_classes=source.num_classes,
+        num_classes=num_classes,
         img_size=config.img_size or getattr(source, "view_size", None),
         pretrained=config.pretrained,
         checkpoint=weights,
@@ -269,6 +286,7 @@ def _make_targets(
             _live_teacher(config, source),
             amp_dtype=AUTOCAST_DTYPES[choose_precision(config.amp)],
             classes=_class_of_live_teacher(source) if objective.needs_logits else None,
+            class_token=objective.needs_pooled and has_class_token(source.spec),
         )
     # On a CPU bfloat16 products are slower than float32 ones.
     on_cuda = accelerator.device.type == "cuda" and torch.cuda.is_bf16_supported(
@@ -279,7 +297,7 @@ def _make_targets(
 
 def _class_of_live_teacher(source: CachedTeacher) -> tuple[int, ...] | None:
     """Its class of each class of the student; it is the teacher whose features count."""
-    return source.class_indices().get(source.chosen.features)
+    return source.class_indices().get(source.chosen.features[0])
 
 
 def _live_teacher(config: TrainConfig, source: CachedTeacher) -> Teacher:
@@ -311,7 +329,7 @@ def _live_teacher(config: TrainConfig, source: CachedTeacher) -> Teacher:
 def _make_evaluator(
     config: TrainConfig, source: Source, student: Student, accelerator: Accelerator
 ) -> Evaluator | None:
-    if config.val_split is None or config.data_dir is None:
+    if config.val_split is None or config.data_dir is None or not student.spec.num_classes:
         return None
     try:
         images = open_images(

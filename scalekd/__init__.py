@@ -4,4 +4,4 @@ Importing this package loads no torch; import the room you need, such as
 ``scalekd.distillation`` or ``scalekd.cache``.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,5 +1,6 @@
 """Options about images that several commands share; they load no torch."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -9,14 +10,15 @@ MAX_SIDE = 4096
 
 
 def image_size(value: object) -> object:
-    """Read ``224``, ``"192,320"`` or a pair: one number for a square, otherwise height and width.
+    """Read ``224``, ``"192,320"``, ``"192x320"`` or a pair: a square, or height and width.
 
     Raises:
         ValueError: It is neither, or a side is outside 1..4096.
     """
     sides: list[object]
     if isinstance(value, str):
-        sides = [int(part) if part.strip().isdecimal() else part for part in value.split(",")]
+        parts = re.split("[,x]", value)
+        sides = [int(part) if part.strip().isdecimal() else part for part in parts]
     else:
         sides = list(value) if isinstance(value, list | tuple) else [value]
     sound = all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides)

@@ -98,7 +98,8 @@ def train(run: Run, caches: Caches, work: Path) -> dict[str, Any]:
             "model_kwargs": model_kwargs,
             "img_size": grid.STUDENT_SIZES.get(run.student, grid.STUDENT_PX),
             "objective": run.cli_objective,
-            "distillation": list(run.distillation),
+            # Published weights for 49 tokens, where a run states none.
+            "distillation": list((dict(grid.weights(1)) | dict(run.distillation)).items()),
             "online": run.online,
             "teacher": caches.teacher.model if run.online else None,
             "epochs": run.epochs,

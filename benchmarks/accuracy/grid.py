@@ -154,7 +154,7 @@ class Arm(NamedTuple):
 OBJECTIVES = ("none", "kd", "scalekd-light", "scalekd")
 
 
-def _weights(factor: float) -> tuple[tuple[str, float], ...]:
+def weights(factor: float) -> tuple[tuple[str, float], ...]:
     """The published weights of the feature losses, times a factor."""
     return tuple(
         (f"stage{stage}.{view}_weight", round(factor * weight, 4))
@@ -163,10 +163,10 @@ def _weights(factor: float) -> tuple[tuple[str, float], ...]:
     )
 
 
-LOW_WEIGHTS = _weights(0.3)
+LOW_WEIGHTS = weights(0.3)
 # The losses are sums over tokens, and published weights fall as tokens grow: 0.08 for the 49 of
 # Swin, 0.016 for the 256 of EVA, about 4 a view. Here are 25 tokens.
-BALANCED = _weights(49 / 25)
+BALANCED = weights(49 / 25)
 NAMED_KNOBS = {"weights*0.3": LOW_WEIGHTS, "balanced": BALANCED}
 
 

@@ -30,6 +30,8 @@ QUESTIONS = (
         "updates",
         "pairs",
         "loader",
+        "embedded",
+        "encoding",
         "formats",
         "growth",
         "profiles",

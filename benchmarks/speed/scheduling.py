@@ -4,6 +4,9 @@ The shipped pipeline caches views that were drawn before. Its teacher sleeps as 
 take, its feature codec as long as a core would take for a Swin-L view of both stages, so that
 cores, the interpreter's lock and arithmetic cost nothing and scheduling is all that is left. All
 times are stretched, so that what this machine really does (pipeline, files) weighs less.
+
+In the second setting the device encodes, as on the H200 of ``gpu-h200-after.jsonl``: coding takes
+no time, and compressing and writing a block takes as long as the processor time of a view there.
 """
 
 import shutil
@@ -11,6 +14,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -19,6 +23,8 @@ from torch import Tensor, nn
 from benchmarks.speed import _inputs
 from benchmarks.speed._measure import Settings
 from scalekd.cache.codecs import CacheCodecs
+from scalekd.cache.forms import ZARR
+from scalekd.cache.forms.zarr import _ZarrShard
 from scalekd.cache.writing.writer import CacheWriter
 from scalekd.codecs import FullLogitCodec, create_logit_codec
 from scalekd.codecs.plain import Float16Codec
@@ -37,6 +43,9 @@ _CODING_SECONDS = 0.01204  # Swin-L's two stages on one core of the machine of d
 _CORE_THREADS = 16
 _SHARD_SIZE = 4096
 _BATCH_SIZES = (128, 256)
+_DEVICE_VIEWS_PER_SECOND = 1837.0
+_DEVICE_WRITING_SECONDS = 0.0031  # 5.14 ms of processor time less 2.0 of drawing, both stages
+_DEVICE_THREADS = 15
 
 
 class SleepingTeacher(nn.Module):
@@ -44,9 +53,9 @@ class SleepingTeacher(nn.Module):
 
     mean: Tensor
 
-    def __init__(self, stretch: float) -> None:
+    def __init__(self, stretch: float, views_per_second: float) -> None:
         super().__init__()
-        self._seconds = stretch / _TEACHER_VIEWS_PER_SECOND
+        self._seconds = stretch / views_per_second
         self.register_buffer("mean", torch.zeros(1))
         generator = torch.Generator().manual_seed(0)
         self._features = torch.randn(_SHAPE.num_tokens, _SHAPE.num_channels, generator=generator)
@@ -65,10 +74,10 @@ class SleepingTeacher(nn.Module):
 class SleepingCodec(Float16Codec):
     """Sleeps, then encodes as float16."""
 
-    stretch = 1.0
+    seconds = 0.0
 
     def encode(self, features: np.ndarray) -> dict[str, np.ndarray]:
-        time.sleep(_CODING_SECONDS * self.stretch * len(features))
+        time.sleep(self.seconds * len(features))
         return super().encode(features)
 
 
@@ -106,6 +115,34 @@ def run(settings: Settings) -> dict[str, Any]:
             measure(settings.work / f"scheduling-{size}", size, num_shards * _SHARD_SIZE, stretch)
             for size in _BATCH_SIZES
         ],
+        "device": device(settings.work / "scheduling-device", stretch),
+    }
+
+
+def device(root: Path, stretch: float) -> dict[str, float]:
+    """Measure a teacher whose device encodes, over three shards as on the H200."""
+    append = _ZarrShard.append
+
+    def slow(self: _ZarrShard, index: int, arrays: Any, rows: Any) -> None:
+        time.sleep(_DEVICE_WRITING_SECONDS * stretch * len(rows.samples.keys))
+        append(self, index, arrays, rows)
+
+    with mock.patch.object(_ZarrShard, "append", slow):
+        found = measure(
+            root,
+            128,
+            3 * _SHARD_SIZE,
+            stretch,
+            num_threads=_DEVICE_THREADS,
+            coding_seconds=0.0,
+            views_per_second=_DEVICE_VIEWS_PER_SECOND,
+        )
+    return {
+        **found,
+        "views": 3 * _SHARD_SIZE,
+        "threads": _DEVICE_THREADS,
+        "teacher_views_per_second": _DEVICE_VIEWS_PER_SECOND,
+        "writing_ms_per_view": 1e3 * _DEVICE_WRITING_SECONDS,
     }
 
 
@@ -117,10 +154,12 @@ def measure(
     *,
     num_threads: int = _CORE_THREADS,
     shard_size: int = _SHARD_SIZE,
+    coding_seconds: float = _CODING_SECONDS,
+    views_per_second: float = _TEACHER_VIEWS_PER_SECOND,
 ) -> dict[str, float]:
     """Seconds of the bare teacher and of the pipeline, at one batch size."""
     shutil.rmtree(root, ignore_errors=True)
-    teacher = SleepingTeacher(stretch)
+    teacher = SleepingTeacher(stretch, views_per_second)
     pixels = torch.zeros((batch_size, 3, 8, 8), dtype=torch.uint8)
     num_batches = num_views // batch_size
     started = time.perf_counter()
@@ -128,7 +167,7 @@ def measure(
         teacher(pixels)
     bare = (time.perf_counter() - started) / max(1, num_batches // 4) * num_batches
     codec = SleepingCodec(_SHAPE)
-    codec.stretch = stretch
+    codec.seconds = coding_seconds * stretch
     logits = create_logit_codec("full", _CLASSES)
     cache = _inputs.begin_cache(
         root,
@@ -150,7 +189,7 @@ def measure(
         ProgressReport("", num_views, enabled=False) as progress,
     ):
         started = time.perf_counter()
-        codecs = CacheCodecs({4: codec}, logits)
+        codecs = CacheCodecs({4: codec}, logits, ZARR)
         num_written = write_claimed(job, writer, codecs, shards, progress)
         cached = time.perf_counter() - started
     if num_written != len(shards):

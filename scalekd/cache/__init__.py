@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from scalekd.cache.reading.chosen import ChosenTargets
     from scalekd.cache.reading.extensions import JoinedReader, open_extension
     from scalekd.cache.reading.reader import CacheReader, SampleTable, open_cache, read_manifest
-    from scalekd.distillation.decoding import JoinedTargets, TargetDecoder
+    from scalekd.cache.targets import JoinedTargets, TargetDecoder
 
 __all__ = [
     "CacheCodecs",

@@ -81,7 +81,9 @@ def _zstd(data: bytes | memoryview, dtype: np.dtype[Any], num_values: int) -> _V
     size, expected = zstd_content_size(data), num_values * dtype.itemsize
     if size != expected:
         raise CacheCorrupt(f"a zstd frame of {size} bytes; {expected:,} are expected")
-    return np.frombuffer(zstd.decompress(data), dtype)
+    values = np.empty(num_values, dtype)
+    zstd.decompress(data, values)
+    return values
 
 
 def zstd_content_size(data: bytes | memoryview) -> int | None:

@@ -11,10 +11,11 @@ views are reported:
 """
 
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
+from scalekd.codecs.base import JsonDict
 from scalekd.shapes import FeatureShape
 
 # A vector shorter than this fraction of its view's largest token is rounding noise without a
@@ -22,31 +23,31 @@ from scalekd.shapes import FeatureShape
 _NEGLIGIBLE = 1e-6
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ErrorSummary(_Record):
+@dataclass(frozen=True)
+class ErrorSummary:
     """Statistics over views of a relative squared error."""
 
-    mean: float = Field(ge=0, allow_inf_nan=False)
-    p95: float = Field(ge=0, allow_inf_nan=False)
-    max: float = Field(ge=0, allow_inf_nan=False)
+    mean: float
+    p95: float
+    max: float
 
     @classmethod
     def of(cls, per_view: np.ndarray) -> "ErrorSummary":
-        """Summarise one error per view."""
         values = np.asarray(per_view, np.float64)
-        return cls(mean=values.mean(), p95=np.percentile(values, 95), max=values.max())
+        return cls(float(values.mean()), float(np.percentile(values, 95)), float(values.max()))
 
 
-class FeatureErrors(_Record):
+@dataclass(frozen=True)
+class FeatureErrors:
     """Error statistics of raw features and of both targets, with the number of measured views."""
 
     raw: ErrorSummary
     spatial: ErrorSummary
     frequency: ErrorSummary
-    num_views: int = Field(ge=1, le=1 << 40)
+    num_views: int
+
+    def to_json(self) -> JsonDict:
+        return asdict(self)
 
 
 def view_errors(

@@ -33,6 +33,7 @@ class PlaneSpec:
         compression: ``pcodec`` for 16-, 32- and 64-bit numbers, ``zstd`` for all types; ``blosc``
             for the small arrays of a cache, which no codec has.
         page_values: Number of values that share one table of ``pcodec``.
+        level: Level of ``zstd``.
     """
 
     name: str
@@ -41,6 +42,7 @@ class PlaneSpec:
     shape_after: tuple[int, ...] = ()
     compression: Compression = "pcodec"
     page_values: int = DEFAULT_PAGE_VALUES
+    level: int = 3
 
     @property
     def view_axis(self) -> int:
@@ -96,7 +98,7 @@ class PlaneSpec:
             return {
                 "filters": (),
                 "serializer": BytesCodec(),
-                "compressors": (ZstdCodec(level=3), Crc32cCodec()),
+                "compressors": (ZstdCodec(level=self.level), Crc32cCodec()),
             }
         with quiet_zarr():
             serializer = PCodec(**self._pcodec_config())
@@ -113,7 +115,7 @@ class PlaneSpec:
         if self.compression == "zstd":
             from numcodecs.zstd import Zstd
 
-            return bytes(Zstd(level=3).encode(contiguous))
+            return bytes(Zstd(level=self.level).encode(contiguous))
         from numcodecs.pcodec import PCodec
 
         config = self._pcodec_config()

@@ -6,18 +6,20 @@ from scalekd._lazy import lazy
 
 if TYPE_CHECKING:
     from scalekd.distillation.config import ObjectiveName, ScaleKDConfig, StageConfig
-    from scalekd.distillation.decoding import JoinedTargets, TargetDecoder
     from scalekd.distillation.factory import FORMS, build_objective
-    from scalekd.distillation.feature_objective import ScaleKDObjective, StudentLevel
+    from scalekd.distillation.feature_objective import FeaturesObjective, ScaleKDObjective
+    from scalekd.distillation.feature_terms import FeatureTerms, StudentLevel, TeacherFeatures
     from scalekd.distillation.form import LIGHT, PUBLISHED, Form
     from scalekd.distillation.losses import (
         TASK_LOSSES,
+        UNLABELLED,
         bce_loss,
         cross_entropy_loss,
         frequency_loss,
         kd_loss,
         soft_cross_entropy,
         spatial_loss,
+        summary_loss,
         topk_kd_loss,
     )
     from scalekd.distillation.objective import KDObjective, Objective, PlainObjective
@@ -41,11 +43,13 @@ __all__ = [
     "LIGHT",
     "PUBLISHED",
     "TASK_LOSSES",
+    "UNLABELLED",
     "ConvProjector",
     "CrossAttentionProjector",
+    "FeatureTerms",
+    "FeaturesObjective",
     "Form",
     "FullLogits",
-    "JoinedTargets",
     "KDObjective",
     "LogitTargets",
     "MeanLogits",
@@ -57,8 +61,8 @@ __all__ = [
     "SelectedClasses",
     "StageConfig",
     "StudentLevel",
-    "TargetDecoder",
     "Targets",
+    "TeacherFeatures",
     "TopKLogits",
     "bce_loss",
     "build_objective",
@@ -69,6 +73,7 @@ __all__ = [
     "select_classes",
     "soft_cross_entropy",
     "spatial_loss",
+    "summary_loss",
     "topk_kd_loss",
 ]
 

@@ -1,35 +1,123 @@
-"""The ScaleKD objective: projectors, the teacher's tail, and their losses.
+"""The objectives that compare features: ScaleKD, and the same without labels and logits.
 
-Put it and the student into one module, so that data parallelism wraps both.
+Put the objective and the student into one module, so that data parallelism wraps both.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 
-from scalekd.distillation.config import ScaleKDConfig, Stage, View
-from scalekd.distillation.form import PUBLISHED, Form
-from scalekd.distillation.losses import target_view, view_loss
-from scalekd.distillation.objective import Objective, weighted_kd_loss
-from scalekd.distillation.projector import (
-    ConvProjector,
-    CrossAttentionProjector,
-    Grid,
-    default_num_heads,
-)
+from scalekd.distillation.config import SUMMARY_WEIGHT, ScaleKDConfig
+from scalekd.distillation.feature_terms import FeatureTerms, StudentLevel, TeacherFeatures
+from scalekd.distillation.form import LIGHT, PUBLISHED, Form
+from scalekd.distillation.objective import Objective
 from scalekd.distillation.targets import Targets
 from scalekd.errors import UsageError
 from scalekd.shapes import FeatureShape
 
-StudentLevel = FeatureShape | tuple[int, Grid]
-"""One level of the student: its shape, or a pair of its channels and its grid."""
 
-_VIEWS: tuple[View, ...] = ("spatial", "frequency")
+class _FeatureObjective(Objective):
+    """Losses of the student's classifier, and the `FeatureTerms` of one or more teachers."""
+
+    needs_features = True
+
+    def __init__(
+        self,
+        config: ScaleKDConfig,
+        *,
+        task_weight: float,
+        kd_weight: float,
+        summary_weight: float,  # where the settings state none
+        form: Form,
+        student_levels: Sequence[StudentLevel],
+        teacher_stages: Mapping[int, FeatureShape],
+        tail: nn.Module | None,
+        student_features: int | None,
+        name: str,
+        others: Mapping[str, TeacherFeatures],
+    ) -> None:
+        super().__init__(config, task_weight=task_weight, kd_weight=kd_weight)
+        teachers = {name: TeacherFeatures(config, teacher_stages, tail), **others}
+
+        def terms_of(teacher: TeacherFeatures) -> FeatureTerms:
+            stated = teacher.config.summary_weight
+            return FeatureTerms(
+                teacher.config,
+                form=form,
+                student_levels=student_levels,
+                teacher_stages=teacher.stages,
+                tail=teacher.tail,
+                summary_weight=summary_weight if stated is None else stated,
+                student_features=student_features,
+            )
+
+        # In a mapping, so that nn.Module does not register the tails; see `ScaleKDObjective`.
+        self._teachers = {name: terms_of(teacher) for name, teacher in teachers.items()}
+        self._first = name
+        if not any(terms.names for terms in self._teachers.values()):
+            raise UsageError(
+                "every feature loss of the objective has weight 0 or is switched off; "
+                "choose the objective 'kd' or 'none' instead"
+            )
+        self.projectors = self._teachers[name].projectors
+        if others:  # a module's name has no dot, and none of ModuleDict's own names
+            self.projectors = nn.ModuleDict(
+                {
+                    f"teacher_{each.replace('.', '%2E')}": terms.projectors
+                    for each, terms in self._teachers.items()
+                }
+            )
+        self.needs_pooled = any(terms.needs_pooled for terms in self._teachers.values())
+
+    @property
+    def tail(self) -> nn.Module | None:
+        """The frozen tail of the first teacher; ``None`` if the objective uses none."""
+        return self._teachers[self._first].tail
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the projectors' position embeddings (timm's convention)."""
+        return {name for name, _ in self.named_parameters() if name.endswith("pos_embed")}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        for (
+            terms
+        ) in self._teachers.values():  # so that .to(), .double() and .cuda() also move the tails
+            if terms.tail is not None:
+                terms.tail._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _terms(self) -> tuple[str, ...]:
+        named = [
+            f"{self._prefix(teacher)}{name}"
+            for teacher, terms in self._teachers.items()
+            for name in terms.names
+        ]
+        return (*super()._terms(), *named)
+
+    def _prefix(self, teacher: str) -> str:
+        """Return what tells a teacher's terms from those of others."""
+        return f"{teacher}_" if len(self._teachers) > 1 else ""
+
+    def _feature_losses(
+        self, levels: Sequence[Tensor], pooled: Tensor | None, targets: Targets
+    ) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = {}
+        for teacher, terms in self._teachers.items():
+            if not terms.names:
+                continue
+            own = targets if teacher == self._first else targets.others.get(teacher)
+            if own is None:
+                raise ValueError(f"the targets have no features of the teacher {teacher!r}")
+            prefix = self._prefix(teacher)
+            computed = terms.losses(levels, pooled, own)
+            losses |= {f"{prefix}{name}": loss for name, loss in computed.items()}
+        return losses
 
 
-class ScaleKDObjective(Objective):
+class ScaleKDObjective(_FeatureObjective):
     """Task loss, logit loss and the four feature losses of ScaleKD (arXiv 2411.06786).
 
     For each view (spatial, frequency): the student's stage-3 map is projected onto the
@@ -41,6 +129,10 @@ class ScaleKDObjective(Objective):
     A view or stage of weight 0 builds no module, computes nothing and returns no term. The one
     exception: a stage-3 projector (and tail) whose own loss has weight 0 is still built where
     the stage-4 projector of its view takes its queries from it.
+
+    If ``config.summary_weight`` is positive, a linear layer projects the student's pooled features,
+    which are compared with the teacher's class token (the mean of its patch tokens, if it has
+    none) by `summary_loss`.
 
     The tail is set to eval mode and its parameters to ``requires_grad=False``; gradients pass
     through it. It moves with the objective between devices and dtypes but is not a submodule:
@@ -55,6 +147,10 @@ class ScaleKDObjective(Objective):
         teacher_stages: Shapes of the teacher's stages 3 and 4; only patch tokens are compared.
         tail: Maps stage-3 patch tokens ``(batch, token, channel)`` to final patch tokens.
             Needed unless stage 3 is unused or ``config.tpp`` is off.
+        student_features: Width of the student's pooled features; needed for the summary loss.
+        name: Name of the teacher, where there are several.
+        others: Further teachers by name. Their feature losses are added, each with projectors of
+            its own, and every term has its teacher's name in front: ``dinov3_summary_loss``.
 
     Raises:
         UsageError: The tail is missing, a head count does not divide its stage's width, or
@@ -69,187 +165,68 @@ class ScaleKDObjective(Objective):
         student_levels: Sequence[StudentLevel],
         teacher_stages: Mapping[int, FeatureShape],
         tail: nn.Module | None = None,
+        student_features: int | None = None,
+        name: str = "base",
+        others: Mapping[str, TeacherFeatures] = MappingProxyType({}),
     ) -> None:
         config = config or ScaleKDConfig()
-        super().__init__(config, task_weight=config.task_weight)
-        # Name of the projector of each view: its own, or one for both.
-        self._branch = {view: "shared" if form.shared_views else view for view in _VIEWS}
-        self._stage4 = self._branches(4)
-        querying = self._stage4 if config.cap and not config.self_query else []
-        self._stage3 = list(dict.fromkeys([*self._branches(3), *querying]))
-        self._querying = frozenset(querying)
-        if not self._stage3 and not self._stage4:
-            raise UsageError(
-                "every feature loss of the scalekd objective has weight 0 or is switched off; "
-                "choose the objective 'kd' or 'none' instead"
-            )
-        self.needs_features = True
-        self.needs_logits = config.kd_weight > 0
-
-        through_tail = config.tpp and bool(self._stage3)
-        needed = {3, 4} if through_tail else {4}
-        if len(student_levels) != 2 or not needed <= set(teacher_stages):
-            raise UsageError(
-                f"the scalekd objective needs the student's last two levels and the shapes of the "
-                f"teacher's stages {sorted(needed)}, but got {len(student_levels)} levels and "
-                f"stages {sorted(teacher_stages)}"
-            )
-        if through_tail and tail is None:
-            raise UsageError(
-                "the scalekd objective sends stage 3 through the teacher's tail, but none was "
-                "given; pass the tail of the teacher that made the targets, or set tpp=False"
-            )
-        self._final = teacher_stages[4]
-        stage3_shape = teacher_stages[3] if through_tail else self._final
-        projectors: dict[str, nn.Module] = {}
-        for branch in self._stage3:
-            projectors[f"stage3_{branch}"] = _build_projector(
-                config, form, 3, branch, student_levels[0], stage3_shape, learned_query=True
-            )
-        for branch in self._stage4:
-            projectors[f"stage4_{branch}"] = _build_projector(
-                config,
-                form,
-                4,
-                branch,
-                student_levels[1],
-                self._final,
-                learned_query=branch not in querying,
-            )
-        self.projectors = nn.ModuleDict(projectors)
-
-        # In a tuple, so that nn.Module does not register it; see the class docstring.
-        self._tail_holder: tuple[nn.Module, ...] = ()
-        if through_tail and tail is not None:
-            self._tail_holder = (tail.eval().requires_grad_(False),)
-
-    @property
-    def tail(self) -> nn.Module | None:
-        """The frozen tail; ``None`` if the objective uses none."""
-        return self._tail_holder[0] if self._tail_holder else None
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of the projectors' position embeddings (timm's convention)."""
-        return {name for name, _ in self.named_parameters() if name.endswith("pos_embed")}
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        if self.tail is not None:  # so that .to(), .double() and .cuda() also move the tail
-            self.tail._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
-
-    def _terms(self) -> tuple[str, ...]:
-        kd = ("kd_loss",) if self.needs_logits else ()
-        return (*super()._terms(), *kd, *(name for name, _, _ in self._feature_terms()))
-
-    def _branches(self, stage: Stage) -> list[str]:
-        """Return the names of the projectors that a stage's losses need."""
-        views = (view for view in _VIEWS if self.config.feature_weight(stage, view) > 0)
-        return list(dict.fromkeys(self._branch[view] for view in views))
-
-    def _feature_terms(self) -> Iterator[tuple[str, Stage, View]]:
-        stages: tuple[Stage, Stage] = (3, 4)
-        for stage in stages:
-            for view in _VIEWS:
-                if self.config.feature_weight(stage, view) > 0:
-                    yield f"stage{stage}_{view}_loss", stage, view
-
-    def _losses(
-        self, levels: Sequence[Tensor], logits: Tensor, labels: Tensor, targets: Targets
-    ) -> dict[str, Tensor]:
-        losses = super()._losses(levels, logits, labels, targets)
-        if self.needs_logits:
-            losses["kd_loss"] = weighted_kd_loss(self.config, logits, targets)
-        features = self._target_features(targets)
-        predicted = self._predict(levels)
-        compared = {
-            view: target_view(features, view)
-            for view in dict.fromkeys(view for _, _, view in self._feature_terms())
-        }
-        for name, stage, view in self._feature_terms():
-            loss = view_loss(predicted[stage, self._branch[view]], compared[view], view)
-            losses[name] = self.config.feature_weight(stage, view) * loss
-        return losses
-
-    def _predict(self, levels: Sequence[Tensor]) -> dict[tuple[Stage, str], Tensor]:
-        """Predict final-stage tokens from the student's levels, by stage and branch."""
-        if len(levels) != 2:
-            raise ValueError(
-                f"the scalekd objective takes the student's last two levels, not {len(levels)}"
-            )
-        predicted: dict[tuple[Stage, str], Tensor] = {}
-        if self._stage3:
-            projected = [self.projectors[f"stage3_{name}"](levels[0]) for name in self._stage3]
-            for name, tokens in zip(self._stage3, self._through_tail(projected), strict=True):
-                predicted[3, name] = tokens
-        for name in self._stage4:
-            query = (predicted[3, name],) if name in self._querying else ()
-            predicted[4, name] = self.projectors[f"stage4_{name}"](levels[1], *query)
-        return predicted
-
-    def _through_tail(self, projected: list[Tensor]) -> Sequence[Tensor]:
-        tail = self.tail
-        if tail is None:
-            return projected
-        tokens = torch.cat(projected)  # both views in one pass
-        final: Tensor = tail(tokens)
-        expected = (len(tokens), self._final.num_patch_tokens, self._final.num_channels)
-        if final.shape != expected:
-            raise ValueError(
-                f"the tail returned {tuple(final.shape)} for {tuple(tokens.shape)}, where the "
-                f"teacher's final stage is {expected}; it is not the tail of this teacher, or "
-                "was built for another image size"
-            )
-        return final.chunk(len(projected))
-
-    def _target_features(self, targets: Targets) -> Tensor:
-        expected = (self._final.num_patch_tokens, self._final.num_channels)
-        if targets.features is None:
-            raise ValueError(
-                "the scalekd objective compares final-stage features and the targets have none; "
-                "read stage 4 from the cache, or choose the objective 'kd' or 'none'"
-            )
-        if targets.features.shape[1:] != expected:
-            rows, columns = self._final.grid
-            raise ValueError(
-                f"{tuple(targets.features.shape) = }, but the teacher's final stage has "
-                f"{expected[0]} patch tokens ({rows} x {columns}) of {expected[1]} channels; "
-                "prefix tokens must be dropped, and the teacher must be the one that the "
-                "objective was built for"
-            )
-        return targets.features
-
-
-def _build_projector(
-    config: ScaleKDConfig,
-    form: Form,
-    stage: Stage,
-    branch: str,
-    level: StudentLevel,
-    shape: FeatureShape,
-    *,
-    learned_query: bool,
-) -> nn.Module:
-    student = level if isinstance(level, FeatureShape) else FeatureShape(level[1], level[0])
-    if not config.cap:
-        return ConvProjector(
-            student_channels=student.num_channels,
-            student_grid=student.grid,
-            teacher_channels=shape.num_channels,
-            query_grid=shape.grid,
-            norm=config.norm,
-            depthwise_stem=form.depthwise_stem,
+        super().__init__(
+            config,
+            task_weight=config.task_weight,
+            kd_weight=config.kd_weight,
+            summary_weight=0.0,
+            form=form,
+            student_levels=student_levels,
+            teacher_stages=teacher_stages,
+            tail=tail,
+            student_features=student_features,
+            name=name,
+            others=others,
         )
-    settings = config.stage(stage)
-    return CrossAttentionProjector(
-        student_channels=student.num_channels,
-        student_grid=student.grid,
-        teacher_channels=shape.num_channels,
-        query_grid=shape.grid,
-        num_heads=settings.num_heads or default_num_heads(shape.num_channels),
-        softmax_scale=settings.scale("frequency" if branch == "frequency" else "spatial"),
-        norm=config.norm,
-        depthwise_stem=form.depthwise_stem,
-        ffn_ratio=form.ffn_ratio,
-        learned_query=learned_query,
-    )
+
+
+class FeaturesObjective(_FeatureObjective):
+    """The feature losses of `ScaleKDObjective` and the summary loss: no labels, no logits.
+
+    The summary loss has the weight `SUMMARY_WEIGHT` unless ``config`` states another. The student's
+    classifier, if it has one, is not trained.
+
+    Args:
+        config: Weights, attention heads and switches; those of labels and logits are not read.
+        form: Size of the projectors.
+        student_levels: As for `ScaleKDObjective`.
+        teacher_stages: As for `ScaleKDObjective`.
+        tail: As for `ScaleKDObjective`.
+        student_features: Width of the student's pooled features; needed for the summary loss.
+        name, others: As for `ScaleKDObjective`.
+
+    Raises:
+        UsageError: As for `ScaleKDObjective`.
+    """
+
+    def __init__(
+        self,
+        config: ScaleKDConfig | None = None,
+        *,
+        form: Form = LIGHT,
+        student_levels: Sequence[StudentLevel],
+        teacher_stages: Mapping[int, FeatureShape],
+        tail: nn.Module | None = None,
+        student_features: int | None = None,
+        name: str = "base",
+        others: Mapping[str, TeacherFeatures] = MappingProxyType({}),
+    ) -> None:
+        config = config or ScaleKDConfig()
+        super().__init__(
+            config,
+            task_weight=0.0,
+            kd_weight=0.0,
+            summary_weight=SUMMARY_WEIGHT,
+            form=form,
+            student_levels=student_levels,
+            teacher_stages=teacher_stages,
+            tail=tail,
+            student_features=student_features,
+            name=name,
+            others=others,
+        )

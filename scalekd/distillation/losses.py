@@ -13,6 +13,10 @@ from scalekd.distillation.config import View
 from scalekd.distillation.targets import FullLogits, LogitTargets, TopKLogits, at_least_float32
 
 _MIN_NORM = 1e-12  # as in the published method; a shorter token has no direction
+_MIN_COUNT = 1e-6  # where no image has a label, the sum is an exact zero
+
+UNLABELLED = -1
+"""Label of an image without a label."""
 
 
 def spatial_loss(
@@ -166,23 +170,52 @@ def soft_cross_entropy(
     return -(teacher * log_student).sum(dim=-1).mean() * temperature**2
 
 
+def summary_loss(
+    predicted: Float[Tensor, "batch channel"],
+    target: Float[Tensor, "batch channel"],
+) -> Float[Tensor, ""]:
+    """Squared distance of the unit-normalised summaries of images, ``2 - 2 cos``.
+
+    Args:
+        predicted: The student's pooled features, in the teacher's width.
+        target: The teacher's class token, or the mean of its patch tokens; no gradient flows.
+
+    Returns:
+        Mean over the batch: 0 for equal directions, about 2 for unrelated ones.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    return spatial_loss(predicted[:, None], target[:, None])
+
+
 def cross_entropy_loss(
     logits: Float[Tensor, "batch cls"],
     labels: Int64[Tensor, " batch"],
     *,
     label_smoothing: float = 0.0,
+    num_labelled: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
-    """Cross entropy with the labels, averaged over the batch.
+    """Cross entropy with the labels, averaged over the labelled images of the batch.
 
     Args:
         logits: Scores before softmax.
-        labels: Classes.
+        labels: Classes; -1 for an image without a label, which is left out.
         label_smoothing: Part of the target spread evenly over all classes, the label's included.
+        num_labelled: Divisor of the sum; by default the number of labelled images. See
+            `Objective.forward`.
 
     Returns:
-        Loss in nats.
+        Loss in nats; 0 if no image has a label.
     """
-    return F.cross_entropy(at_least_float32(logits), labels, label_smoothing=label_smoothing)
+    total = F.cross_entropy(
+        at_least_float32(logits),
+        labels,
+        label_smoothing=label_smoothing,
+        ignore_index=UNLABELLED,
+        reduction="sum",
+    )
+    return total / _count(labels, num_labelled)
 
 
 def bce_loss(
@@ -190,29 +223,39 @@ def bce_loss(
     labels: Int64[Tensor, " batch"],
     *,
     label_smoothing: float = 0.0,
+    num_labelled: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
     """Sigmoid cross entropy of every class with the one-hot label.
 
-    Summed over classes and averaged over the batch: ``classes * ln 2`` at zero scores.
+    Summed over classes and averaged over the labelled images: ``classes * ln 2`` at zero scores.
 
     Args:
         logits: Scores before sigmoid.
-        labels: Classes.
+        labels: Classes; -1 for an image without a label, which is left out.
         label_smoothing: Part of the target spread evenly over all classes, the label's included.
+        num_labelled: Divisor of the sum; by default the number of labelled images. See
+            `Objective.forward`.
 
     Returns:
-        Loss in nats.
+        Loss in nats; 0 if no image has a label.
     """
     scores = at_least_float32(logits)
     num_classes = scores.shape[-1]
     target = torch.full_like(scores, label_smoothing / num_classes)
     on = 1 - label_smoothing + label_smoothing / num_classes
-    target.scatter_(1, labels[:, None], on)
-    return F.binary_cross_entropy_with_logits(scores, target, reduction="sum") / len(scores)
+    target.scatter_(1, labels.clamp(min=0)[:, None], on)
+    per_image = F.binary_cross_entropy_with_logits(scores, target, reduction="none").sum(dim=1)
+    labelled = labels != UNLABELLED
+    return torch.where(labelled, per_image, 0.0).sum() / _count(labels, num_labelled)
+
+
+def _count(labels: Tensor, num_labelled: Tensor | None) -> Tensor:
+    count = (labels != UNLABELLED).sum() if num_labelled is None else num_labelled
+    return count.clamp(min=_MIN_COUNT)
 
 
 TASK_LOSSES = {"cross_entropy": cross_entropy_loss, "bce": bce_loss}
-"""The task losses by name; all take ``(logits, labels, *, label_smoothing)``."""
+"""The task losses by name; all take ``(logits, labels, *, label_smoothing, num_labelled)``."""
 
 
 def _unit(tokens: Float[Tensor, "batch token channel"]) -> Float[Tensor, "batch token channel"]:

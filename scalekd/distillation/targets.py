@@ -4,7 +4,8 @@ The reader of a cache, a live teacher and a user's own loop all fill the same re
 objective does not depend on the source of its targets.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int64
@@ -160,10 +161,14 @@ class Targets:
         features: Patch tokens of the teacher's final stage after its last norm, row by row,
             without prefix tokens.
         logits: The teacher's scores for the same views.
+        class_token: The class token of the final stage after its last norm, if the teacher has one.
+        others: Features and class token of further teachers, by name.
     """
 
     features: Float[Tensor, "batch token channel"] | None = None
     logits: LogitTargets | None = None
+    class_token: Float[Tensor, "batch channel"] | None = None
+    others: Mapping[str, "Targets"] = field(default_factory=dict)
 
 
 def at_least_float32(values: Tensor) -> Tensor:

@@ -63,16 +63,16 @@ def model_card(student: TrainedStudent, rows: Sequence[Mapping[str, float]] = ()
     spec, state = student.spec, student.state
     metrics: Mapping[str, Any] = state.get("metrics", {})
     height, width = spec.img_size
+    task = "image-classification" if spec.num_classes else "image-feature-extraction"
+    classes = f"with {spec.num_classes:,} classes" if spec.num_classes else "without a classifier"
     lines = [
         "---",
-        ModelCardData(
-            library_name="timm", tags=["image-classification", "timm", "knowledge-distillation"]
-        ).to_yaml(),
+        ModelCardData(library_name="timm", tags=[task, "timm", "knowledge-distillation"]).to_yaml(),
         "---",
         "",
         f"# {markdown(spec.architecture, limit=MAX_CELL)}, {_origin(state)}",
         "",
-        f"A {markdown_code(spec.architecture, limit=MAX_CELL)} with {spec.num_classes:,} classes"
+        f"A {markdown_code(spec.architecture, limit=MAX_CELL)} {classes}"
         f" for images of {height} x {width} pixels, trained with scalekd{_version(state)}.",
         "",
         "```python",

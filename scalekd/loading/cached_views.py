@@ -6,7 +6,7 @@ costs arithmetic on features happens later, on the training device.
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,16 +17,23 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from scalekd.cache import CacheReader, JoinedReader
-from scalekd.cache.forms import IMAGE, Embed
+from scalekd.cache.forms import HAS_IMAGES, IMAGE, RENDERED, Embed
+from scalekd.cache.layout import DIFFERENCES
 from scalekd.errors import CacheMismatch, ScaleKDError, UsageError
 from scalekd.images.samples import ImageDataset, Sample
 from scalekd.loading._workers import empty_batch
 from scalekd.loading.blocks import BlockReader, gather
 from scalekd.loading.fresh import draw_fresh_view, fresh_pass
 from scalekd.loading.order import BUFFER_BLOCKS, LANES_PER_RANK, Indices
-from scalekd.loading.views import Pixels, ReplayContract, found_samples, replay_view
+from scalekd.loading.views import (
+    Pixels,
+    ReplayContract,
+    check_stored_pixels,
+    found_samples,
+    replay_view,
+)
 from scalekd.storage.in_flight import Ahead
-from scalekd.views import decode_view, unpack_view
+from scalekd.views import decode_view, undo_differences, unpack_view
 
 CHECKED_BATCHES = 4
 """Number of batches at the start of an epoch of which every view is checked."""
@@ -64,13 +71,13 @@ def embedded_images(reader: CacheReader | JoinedReader, view_size: tuple[int, in
     The views of a cache are the pixels that the teacher saw, at the teacher's size only. Views of
     another size are drawn from the images, not from views, which were already resized once.
     """
-    if reader.embed == "view" and view_size != reader.identity.views.view_size:
+    if reader.embed in RENDERED and view_size != reader.identity.views.view_size:
         return "none"
     return reader.embed
 
 
 def _why_images(reader: CacheReader | JoinedReader, view_size: tuple[int, int]) -> str:
-    if reader.embed == "view":
+    if reader.embed in RENDERED:
         height, width = reader.identity.views.view_size
         if view_size == (height, width):
             return (
@@ -117,6 +124,10 @@ class CachedViews(Dataset[Batch]):
         allowed_drift: See :class:`~scalekd.loading.views.ReplayContract`.
         teacher_pixels: Also return each view at the teacher's size, if the student's size differs.
         fresh_views: Draw the views of epochs beyond the cache's passes. No targets are read.
+        differences: If the cache embeds pixels, give batches ``differences`` instead of ``pixels``,
+            for :func:`scalekd.views.undo_differences` on the training device. The pixels of the
+            first batches and of 1 % of the other views are restored here and checked. Otherwise all
+            are.
         kept_blocks: Blocks a worker keeps in memory.
 
     Raises:
@@ -135,6 +146,7 @@ class CachedViews(Dataset[Batch]):
         allowed_drift: float = 0.0,
         teacher_pixels: bool = False,
         fresh_views: bool = False,
+        differences: bool = False,
         kept_blocks: int = LANES_PER_RANK * BUFFER_BLOCKS,
     ) -> None:
         views = reader.identity.views
@@ -144,7 +156,8 @@ class CachedViews(Dataset[Batch]):
         self.teacher_pixels = teacher_pixels and self.view_size != views.view_size
         self.embedded = embedded_images(reader, self.view_size)
         self.fresh_views = fresh_views
-        draws_images = self.embedded == "none" or (fresh_views and self.embedded == "view")
+        self.differences = differences
+        draws_images = self.embedded == "none" or (fresh_views and self.embedded in RENDERED)
         if draws_images and images is None:
             raise UsageError(_why_images(reader, self.view_size))
         if fresh_views and groups:
@@ -166,13 +179,14 @@ class CachedViews(Dataset[Batch]):
             # This machine redraws the witnesses exactly, so any view that differs is an error.
             self.contract = replace(self.contract, allowed_drift=0.0)
         names = [*self.targets, *self._columns, "pixel_hash"]
-        names += [IMAGE] if self.embedded != "none" else []
+        names += [IMAGE] if self.embedded in HAS_IMAGES else []
+        names += [DIFFERENCES] if self.embedded == "pixels" else []
         self._blocks = BlockReader(reader, names, kept_blocks=kept_blocks)
         self._samples: Ahead[int, Sample] = Ahead(self._read_sample, _MAX_WAITING_IMAGES)
 
     def _check_witnesses(self) -> float:
         """Redraw the witnesses, the first samples of the cache; return the drift."""
-        if self.embedded == "view":
+        if self.embedded in RENDERED:
             return 0.0  # nothing is drawn: the views' own pixels are read
         pixels = self.reader.witnesses
         samples = self._first_samples(len(pixels))
@@ -215,10 +229,7 @@ class CachedViews(Dataset[Batch]):
             return error
 
     def _batch(self, request: BatchRequest) -> Batch:
-        height, width = self.view_size
         count = len(request.samples)
-        pixels = empty_batch((count, height, width, 3), torch.uint8)
-        filled = pixels.numpy()
         labels = torch.from_numpy(self.reader.samples.labels[request.samples].astype(np.int64))
         batch = {"label": labels}
         self._want(request)
@@ -228,6 +239,28 @@ class CachedViews(Dataset[Batch]):
             rows = [
                 self._blocks.find(request.pass_index, int(sample)) for sample in request.samples
             ]
+        if fresh is None and self.embedded == "pixels":
+            batch |= self._stored_pixels(request, rows)
+        else:
+            batch |= self._rendered(request, rows, fresh)
+        for name in self.targets:
+            first = rows[0][0][name]
+            tensor = empty_batch((count, *first.shape[1:]), _torch_type(first.dtype))
+            gather(rows, name, tensor.numpy())
+            batch[name.replace("/", ".")] = tensor
+        return batch
+
+    def _rendered(
+        self,
+        request: BatchRequest,
+        rows: Sequence[tuple[Mapping[str, np.ndarray[Any, Any]], int]],
+        fresh: int | None,
+    ) -> Batch:
+        """Return the pixels of a batch, drawn from images or decoded from stored ones."""
+        count = len(request.samples)
+        pixels = empty_batch((count, *self.view_size, 3), torch.uint8)
+        filled = pixels.numpy()
+        batch = {"pixels": pixels.permute(0, 3, 1, 2)}
         seen = None
         if self.teacher_pixels:
             seen = empty_batch((count, *self.contract.view_size, 3), torch.uint8)
@@ -248,13 +281,38 @@ class CachedViews(Dataset[Batch]):
                 )
             if seen is not None:
                 seen.numpy()[index] = checked
-        batch["pixels"] = pixels.permute(0, 3, 1, 2)
-        for name in self.targets:
-            first = rows[0][0][name]
-            tensor = empty_batch((count, *first.shape[1:]), _torch_type(first.dtype))
-            gather(rows, name, tensor.numpy())
-            batch[name.replace("/", ".")] = tensor
         return batch
+
+    def _stored_pixels(
+        self,
+        request: BatchRequest,
+        rows: Sequence[tuple[dict[str, np.ndarray[Any, Any]], int]],
+    ) -> Batch:
+        """Return pixels that the cache contains as differences, or the differences themselves.
+
+        Files were compared with their commit record, so the bytes are those that were committed;
+        the pixel hash shows that they are the pixels which the teacher saw.
+        """
+        height, width = self.view_size
+        count = len(request.samples)
+        stored = empty_batch((count, 3, height, width), torch.uint8)
+        gather(rows, DIFFERENCES, stored.numpy())
+        checked = [
+            index
+            for index, sample in enumerate(request.samples.tolist())
+            if not self.differences
+            or request.number < CHECKED_BATCHES
+            or is_checked(sample, request.epoch)
+        ]
+        whole = empty_batch((len(checked), height, width, 3), torch.uint8)
+        whole.copy_(undo_differences(stored[checked]).permute(0, 2, 3, 1))
+        for index, pixels in zip(checked, whole.numpy(), strict=True):
+            block, row = rows[index]
+            key = self.reader.samples.key(int(request.samples[index]))
+            check_stored_pixels(key, pixels, int(block["pixel_hash"][row]))
+        if self.differences:
+            return {"differences": stored}
+        return {"pixels": whole.permute(0, 3, 1, 2)}
 
     def _replay(
         self, index: int, block: Mapping[str, np.ndarray[Any, Any]], row: int, *, check: bool
@@ -275,7 +333,7 @@ class CachedViews(Dataset[Batch]):
             )
         else:
             return pixels, None
-        self.contract.check_pixels(sample, seen, int(block["pixel_hash"][row]))
+        self.contract.check_pixels(sample.key, seen, int(block["pixel_hash"][row]))
         return pixels, seen
 
     def _fresh_pass(self, request: BatchRequest) -> int | None:
@@ -296,7 +354,7 @@ class CachedViews(Dataset[Batch]):
         """Return pixels that the cache contains, after comparing them with their hash."""
         sample = self._of(index, block[IMAGE][row])
         pixels = decode_view(sample.image, key=sample.key, view_size=self.view_size)
-        self.contract.check_pixels(sample, pixels, int(block["pixel_hash"][row]))
+        self.contract.check_pixels(sample.key, pixels, int(block["pixel_hash"][row]))
         return pixels
 
     def _of(self, index: int, image: bytes) -> Sample:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from scalekd.cache.forms import Embed
+from scalekd.cache.forms import HAS_IMAGES, Embed
 from scalekd.errors import DataError, ScaleKDError
 from scalekd.images.samples import ImageDataset, Sample
 from scalekd.loading._workers import empty_batch, in_workers
@@ -71,7 +71,8 @@ class DrawnViews(Dataset[DrawnBatch]):
         seed: Seed of the cache's views.
         view_size: Height and width for the teacher.
         skip_corrupt: Leave out images that cannot be decoded, instead of stopping.
-        embed: Also return the original encoded images, or the views losslessly encoded.
+        embed: Also return the original encoded images, or the views losslessly encoded. For
+            ``pixels`` the pixels of the batch are all that is needed.
     """
 
     images: ImageDataset
@@ -127,7 +128,7 @@ class DrawnViews(Dataset[DrawnBatch]):
             pixels=pixels[: len(rows)].permute(0, 3, 1, 2),
             skipped=tuple(skipped),
             images=tuple(self._embedded(sample, view) for sample, view in rows)
-            if self.embed != "none"
+            if self.embed in HAS_IMAGES
             else (),
         )
 

@@ -5,15 +5,33 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from scalekd.cache import CacheReader
-from scalekd.cache.forms import IMAGE, Embed
+from scalekd.cache.forms import IMAGE, RENDERED, Embed
+from scalekd.cache.layout import DIFFERENCES
 from scalekd.errors import ScaleKDError, UsageError, rewording
 from scalekd.images.samples import ImageDataset, Sample
-from scalekd.loading._workers import in_workers
-from scalekd.loading.views import PIXEL_ADVICE, ReplayContract, found_samples, replay_view
-from scalekd.views import encode_view, unpack_view
+from scalekd.loading._workers import empty_batch, in_workers
+from scalekd.loading.views import (
+    PIXEL_ADVICE,
+    Pixels,
+    ReplayContract,
+    check_stored_pixels,
+    found_samples,
+    replay_view,
+)
+from scalekd.views import (
+    decode_view,
+    encode_view,
+    pixel_differences,
+    undo_differences,
+    unpack_view,
+)
+
+Block = dict[str, np.ndarray[Any, Any]]
 
 _EMBED_ADVICE = (
     "Install the versions of the cache, or embed the encoded files with --embed source, which need"
@@ -41,10 +59,11 @@ class BlockRequest:
 
 @dataclass(frozen=True)
 class BlockImages:
-    """Images of a block in order; ``None`` if no images are embedded."""
+    """Images of a block in order, or differences of its pixels; ``None`` if not embedded."""
 
     request: BlockRequest
-    images: tuple[bytes, ...] | None
+    images: tuple[bytes, ...] | None = None
+    differences: Tensor | None = None
 
 
 class ImagesToEmbed(Dataset[BlockImages]):
@@ -54,7 +73,7 @@ class ImagesToEmbed(Dataset[BlockImages]):
         reader: The cache that is converted.
         embed: Kind of images to make.
         images: The image set; not needed if the cache already contains images of this kind, or
-            the encoded images to make them from.
+            the encoded images or pixels to make them from.
 
     Raises:
         UsageError: The image set is needed.
@@ -66,8 +85,10 @@ class ImagesToEmbed(Dataset[BlockImages]):
         self._reader = reader
         self._embed = embed
         self._copies = embed == held
-        self._images = None if held == "source" or self._copies else images
-        if embed != "none" and not self._copies and held != "source" and images is None:
+        self._restores = embed in RENDERED and held in RENDERED
+        is_source = held == "source" or self._restores
+        self._images = None if is_source or self._copies else images
+        if embed != "none" and not self._copies and not is_source and images is None:
             raise UsageError(
                 f"--embed {embed}: {reader.location} contains no images to make them from; pass"
                 " --data-dir, the images the cache was made from"
@@ -89,36 +110,67 @@ class ImagesToEmbed(Dataset[BlockImages]):
     def __getitems__(self, request: BlockRequest) -> BlockImages | ScaleKDError:
         """Return one block. A worker returns an error, so that it reaches the user unchanged."""
         try:
-            return BlockImages(request, self._block(request))
+            return self._block(request)
         except ScaleKDError as error:
             if get_worker_info() is None:
                 raise
             return error
 
-    def _block(self, request: BlockRequest) -> tuple[bytes, ...] | None:
-        if self._embed == "none":
-            return None
-        names = [*self._columns, "pixel_hash"] + ([] if self._images else [IMAGE])
+    def _block(self, request: BlockRequest) -> BlockImages:
+        if self._embed == "none" or (self._copies and self._embed == "pixels"):
+            return BlockImages(request)  # stored differences are read with the other arrays
+        names = [*self._columns, "pixel_hash"]
+        if not self._images:
+            names.append(DIFFERENCES if self._reader.embed == "pixels" else IMAGE)
         rows = self._reader.read_rows(request.pass_index, request.first, request.count, names)
         if self._copies:
-            return tuple(rows[IMAGE])
-        return tuple(self._image(request.first + row, rows, row) for row in range(request.count))
+            return BlockImages(request, tuple(rows[IMAGE]))
+        numbers = range(request.count)
+        if self._embed == "pixels":
+            height, width = self._contract.view_size
+            views = empty_batch((request.count, 3, height, width), torch.uint8)
+            for row in numbers:
+                pixels = self._pixels(request.first + row, rows, row)
+                views.numpy()[row] = pixel_differences(pixels.transpose(2, 0, 1)[None])[0]
+            return BlockImages(request, differences=views)
+        return BlockImages(
+            request, tuple(self._image(request.first + row, rows, row) for row in numbers)
+        )
 
-    def _image(self, index: int, rows: dict[str, np.ndarray[Any, Any]], row: int) -> bytes:
+    def _image(self, index: int, rows: Block, row: int) -> bytes:
+        if self._embed == "source":
+            return self._sample(index, rows, row).image
+        return encode_view(self._pixels(index, rows, row))
+
+    def _sample(self, index: int, rows: Block, row: int) -> Sample:
         table, contract = self._reader.samples, self._contract
         if self._images is not None and self._positions is not None:
             sample = self._images[int(self._positions[index])]
         else:
             sample = Sample(table.key(index), rows[IMAGE][row], int(table.labels[index]))
         contract.check_source(sample, int(table.source_hashes[index]))
-        if self._embed == "source":
-            return sample.image
+        return sample
+
+    def _pixels(self, index: int, rows: Block, row: int) -> Pixels:
+        """Return the pixels that the teacher saw, stored or drawn, after comparing their hash."""
+        contract, expected = self._contract, int(rows["pixel_hash"][row])
+        if self._restores:
+            key = self._reader.samples.key(index)
+            if self._reader.embed == "pixels":
+                stored = torch.from_numpy(rows[DIFFERENCES][row][None])
+                pixels = undo_differences(stored)[0].permute(1, 2, 0).contiguous().numpy()
+            else:
+                size = contract.view_size
+                pixels = decode_view(bytes(rows[IMAGE][row]), key=key, view_size=size)
+            check_stored_pixels(key, pixels, expected)
+            return pixels
+        sample = self._sample(index, rows, row)
         columns = {name.removeprefix("view/"): rows[name] for name in self._columns}
         params = unpack_view(columns, row, contract.policy)
         pixels = replay_view(sample, params, contract.policy, view_size=contract.view_size)
         with rewording({PIXEL_ADVICE: _EMBED_ADVICE}):
-            contract.check_pixels(sample, pixels, int(rows["pixel_hash"][row]))
-        return encode_view(pixels)
+            contract.check_pixels(sample.key, pixels, expected)
+        return pixels
 
 
 def images_of_blocks(

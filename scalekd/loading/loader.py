@@ -122,8 +122,8 @@ class CachedViewLoader(ViewLoader):
 
     With ``fresh_views``, epochs beyond those passes draw new views.
 
-    A batch is a dictionary: ``pixels`` uint8 ``(batch, 3, height, width)``; on request, and if
-    the teacher's size differs, ``teacher_pixels``; ``label`` int64
+    A batch is a dictionary: ``pixels`` uint8 ``(batch, 3, height, width)``, or ``differences`` of
+    them; on request, and if the teacher's size differs, ``teacher_pixels``; ``label`` int64
     ``(batch,)``, -1 for samples without a label; and a tensor for every plane of the
     target groups, such as ``stage4.codes``, view axis first.
 
@@ -133,7 +133,8 @@ class CachedViewLoader(ViewLoader):
         batch_size: Views per batch on this rank.
         num_workers: Processes that decode images; 0 decodes in this process.
         seed: Seed of the order, the same on every rank.
-        view_size, groups, allowed_drift, teacher_pixels, fresh_views: See :class:`CachedViews`.
+        view_size, groups, allowed_drift, teacher_pixels, fresh_views, differences: See
+            :class:`CachedViews`.
         rank, world_size: Rank of this process, and number of processes.
 
     Raises:
@@ -154,6 +155,7 @@ class CachedViewLoader(ViewLoader):
         allowed_drift: float = 0.0,
         teacher_pixels: bool = False,
         fresh_views: bool = False,
+        differences: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -166,6 +168,7 @@ class CachedViewLoader(ViewLoader):
             allowed_drift=allowed_drift,
             teacher_pixels=teacher_pixels,
             fresh_views=fresh_views,
+            differences=differences,
             kept_blocks=lanes * BUFFER_BLOCKS,
         )
         order = EpochOrder(

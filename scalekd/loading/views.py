@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from scalekd.cache import CacheReader, JoinedReader
-from scalekd.errors import CacheMismatch
+from scalekd.errors import CacheCorrupt, CacheMismatch
 from scalekd.images.samples import ImageDataset, Sample
 from scalekd.views import (
     ViewParams,
@@ -99,6 +99,18 @@ def found_samples(images: ImageDataset, reader: CacheReader | JoinedReader) -> n
     return positions
 
 
+def check_stored_pixels(key: str, pixels: Pixels, expected_hash: int) -> None:
+    """Raise ``CacheCorrupt`` unless pixels that a cache contains have their view's hash."""
+    stored_hash = pixel_hash(pixels)
+    if stored_hash != expected_hash:
+        raise CacheCorrupt(
+            f"the embedded pixels of a view of sample {key} are not those that the teacher saw"
+            f" (hash {stored_hash:016x}, {expected_hash:016x} in the cache): the cache was written"
+            " wrongly or changed; draw the views from the images instead (`scalekd cache convert"
+            " --embed none`), or write it again"
+        )
+
+
 @dataclass(frozen=True)
 class ReplayContract:
     """Compares replayed pixels with the hash of the pixels that the teacher saw.
@@ -140,7 +152,7 @@ class ReplayContract:
                 " Point --data-dir at the data set the cache was made from"
             )
 
-    def check_pixels(self, sample: Sample, pixels: Pixels, expected_hash: int) -> None:
+    def check_pixels(self, key: str, pixels: Pixels, expected_hash: int) -> None:
         """Raise ``CacheMismatch`` unless ``pixels``, at :attr:`view_size`, hash as stored.
 
         A difference is accepted if :attr:`allowed_drift` is positive, because the drift of this
@@ -150,7 +162,7 @@ class ReplayContract:
         if redrawn_hash == expected_hash or self.allowed_drift > 0:
             return
         raise CacheMismatch(
-            f"this machine redraws a view of sample {sample.key} differently (pixel hash"
+            f"this machine redraws a view of sample {key} differently (pixel hash"
             f" {expected_hash:016x} in the cache, {redrawn_hash:016x} here; {self._versions()})."
             f" {PIXEL_ADVICE}"
         )

@@ -19,7 +19,7 @@ class StudentSpec(BaseModel):
         interpolation: Resize filter for its evaluation: timm's name, or ``bilinear-opencv``.
         crop_pct: Share of the shorter side that its evaluation crop keeps.
         levels: Shapes of the two feature maps that distillation reads, the final one last.
-        num_classes: Width of the logits.
+        num_classes: Number of classes; 0 for a student without a classifier.
         model_kwargs: All constructor arguments over timm's defaults for the architecture.
     """
 

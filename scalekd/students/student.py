@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -28,6 +29,14 @@ class StudentOutput(NamedTuple):
     levels: tuple[Tensor, Tensor]
 
 
+class PooledOutput(NamedTuple):
+    """`StudentOutput`, and the features before the classifier, ``(batch, feature)``."""
+
+    logits: Tensor
+    levels: tuple[Tensor, Tensor]
+    pooled: Tensor
+
+
 class Student(nn.Module):
     """A trainable timm model that also returns its last two levels; see :func:`create_student`.
 
@@ -42,14 +51,48 @@ class Student(nn.Module):
         self.spec = spec
         self._levels = levels
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> StudentOutput:
-        """Compute logits and levels of normalised images in one forward pass of the model."""
+    def forward(
+        self, images: Float[Tensor, "batch 3 height width"], *, pooled: bool = False
+    ) -> StudentOutput | PooledOutput:
+        """Compute logits and levels of normalised images in one forward pass of the model.
+
+        Args:
+            images: Normalised images.
+            pooled: Return a `PooledOutput`.
+        """
         model: Any = self.model
         final, (third, fourth) = model.forward_intermediates(
             images, indices=list(self._levels.indices)
         )
         logits = model.forward_head(final)
-        return StudentOutput(logits, (third, self._levels.final_map(final, fourth)))
+        levels = (third, self._levels.final_map(final, fourth))
+        if not pooled:
+            return StudentOutput(logits, levels)
+        # A model without classifier returns its features.
+        features = model.forward_head(final, pre_logits=True) if self.spec.num_classes else logits
+        return PooledOutput(logits, levels, features.flatten(1))
+
+    def num_features(self) -> int:
+        """Return the width of the features before the classifier.
+
+        Raises:
+            UsageError: timm does not give access to these features of the model.
+        """
+        model: Any = self.model
+        was_training, device = model.training, next(model.parameters()).device
+        try:
+            with torch.no_grad():
+                output = self.eval()(
+                    torch.zeros(1, 3, *self.spec.img_size, device=device), pooled=True
+                )
+        except TypeError as error:
+            raise UsageError(
+                f"{self.spec.model}: timm gives no access to its features before the classifier,"
+                " which the summary loss compares; give --distillation summary_weight=0"
+            ) from error
+        finally:
+            self.train(was_training)
+        return int(output.pooled.shape[1])
 
 
 def create_student(
@@ -73,7 +116,8 @@ def create_student(
 
     Args:
         model: Any name that :func:`~scalekd.students.resolve_student_name` takes.
-        num_classes: Number of logits. If it differs from that of the weights, the classifier gets
+        num_classes: Number of logits; 0 for a student without a classifier, which returns its
+            pooled features. If it differs from that of the weights, the classifier gets
             random weights.
         img_size: Input size in pixels; by default the model's own size.
         pretrained: Whether to start from the published weights.
@@ -94,8 +138,8 @@ def create_student(
         DataError: A checkpoint or model folder cannot be read.
         EnvironmentFault: Published weights are neither cached nor reachable.
     """
-    if num_classes < 1:
-        raise UsageError(f"a student needs at least one class, not num_classes={num_classes}")
+    if num_classes < 0:
+        raise UsageError(f"a student cannot have num_classes={num_classes}")
     try:
         check_model_kwargs(model_kwargs or {})
     except ValueError as error:

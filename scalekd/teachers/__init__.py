@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from scalekd._lazy import lazy
 
 if TYPE_CHECKING:
+    from scalekd.teachers.class_token import has_class_token
     from scalekd.teachers.features_only import FEATURES_ONLY
     from scalekd.teachers.heads import match_teacher
     from scalekd.teachers.names import (
@@ -37,6 +38,7 @@ __all__ = [
     "TeacherConfig",
     "TeacherOutput",
     "TeacherSpec",
+    "has_class_token",
     "inspect_tail",
     "load_tail",
     "load_tail_bytes",

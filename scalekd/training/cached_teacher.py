@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from scalekd.cache import CacheReader, ChosenTargets, JoinedTargets
+from scalekd.cache.forms import RENDERED
 from scalekd.distillation import (
     FORMS,
     Objective,
@@ -25,8 +26,13 @@ from scalekd.loading.cached_views import embedded_images
 from scalekd.models.classes import Classes, ClassMatch, classes_of_data
 from scalekd.storage import LocalCache, Location, open_storage
 from scalekd.students import Student
-from scalekd.teachers import FEATURES_ONLY, Tail, TeacherSpec, load_tail_bytes, match_teacher
-from scalekd.training.module import DistillationModule
+from scalekd.teachers import (
+    TeacherSpec,
+    has_class_token,
+    match_teacher,
+)
+from scalekd.training.feature_teachers import has_summary, teacher_features
+from scalekd.training.module import DistillationModule, freeze_unread
 from scalekd.training.targets import NoTargets
 
 
@@ -55,7 +61,8 @@ class CachedTeacher:
         image_options: How images, labels and keys are read.
         local_cache: Keeps copies of what is read from remote places.
         num_classes: Number of classes of the student; by default that of the data set.
-        targets: Extension of the cache that gives features, tail and, if it has any, logits.
+        targets: Extension of the cache that gives features, tail and, if it has any, logits; names
+            with commas between them are several teachers.
         logits_from: Extensions that give logits, or ``base``; several teachers are averaged.
         class_map: The teacher's class of each label: ``auto``, as the cache says, or by name;
             ``none``, by number; or a file, see `scalekd.models.classes.read_class_map`.
@@ -67,12 +74,12 @@ class CachedTeacher:
         class_names: Name of each class of the student, where known.
         matches: For each cache that gives logits, the teacher's class of each label, or the error
             to raise when logits are read.
-        spec: The teacher whose features are used, as its cache describes it.
-        num_classes: Number of classes of the student.
+        spec: The first teacher whose features are used, as its cache describes it.
+        num_classes: Number of classes of the student; 0 if unknown.
 
     Raises:
-        DataError: There is no cache or no image set, or a label of the cache, which is what the
-            student learns, is not one of the classes.
+        DataError: There is no cache or no image set, or a label of the cache is not one of the
+            classes.
         CacheCorrupt: The cache is incomplete or damaged.
         UsageError: The cache contains no images, and ``data_dir`` is not given.
     """
@@ -96,7 +103,7 @@ class CachedTeacher:
         self._data_dir, self._split, self._local_cache = data_dir, split, local_cache
         self._image_options = image_options
         self.images = self._open_images() if self.reader.embed == "none" else None
-        self.spec = _spec(self._features)
+        self.spec = _spec(self.chosen.caches[self.chosen.features[0]])
         # Batches take their labels from the cache, so names and numbers are its own; the loader
         # compares those of the images.
         samples = self.reader.samples
@@ -110,13 +117,7 @@ class CachedTeacher:
         classes = match.count if match is not None else data.count
         self.num_classes = num_classes or classes or self.spec.num_classes or 0
         largest = int(samples.labels.max(initial=-1))
-        unlabelled = np.flatnonzero(samples.labels < 0)
-        if len(unlabelled):
-            raise DataError(
-                f"{self.reader.location}: {len(unlabelled):,} of the cache's {len(samples):,} "
-                f"samples have no label, such as {samples.key(int(unlabelled[0]))!r}; every image "
-                "needs a label when its cache is written, so write it again from labelled images"
-            )
+        self._unlabelled = np.flatnonzero(samples.labels < 0)
         if largest >= self.num_classes:
             raise DataError(
                 f"{self.reader.location}: labels run up to {largest}, and the student "
@@ -148,6 +149,19 @@ class CachedTeacher:
         notes = [m.note for m in self.matches.values() if isinstance(m, ClassMatch)]
         return [note for note in dict.fromkeys(notes) if note]
 
+    def notes_for(self, objective: Objective) -> list[str]:
+        """Messages about classes and labels that an objective reads, one line each."""
+        notes = self.notes if objective.needs_logits else []
+        if objective.needs_labels and len(self._unlabelled):
+            samples = self.reader.samples
+            first = samples.key(int(self._unlabelled[0]))
+            notes.append(
+                f"{self.reader.location}: {len(self._unlabelled):,} of the {len(samples):,} samples"
+                f" have no label, such as {first!r}; they are left out of the task loss and of"
+                " top-1 only"
+            )
+        return notes
+
     def class_indices(self) -> dict[str, tuple[int, ...] | None]:
         """The teacher's class of each class of the student, for each cache that gives logits.
 
@@ -167,18 +181,24 @@ class CachedTeacher:
         return [_spec(self.chosen.caches[name]) for name in self.chosen.logits]
 
     @property
-    def _features(self) -> CacheReader:
-        return self.chosen.caches[self.chosen.features]
+    def feature_teachers(self) -> dict[str, TeacherSpec]:
+        """Teachers whose features are used, by name."""
+        return {name: _spec(self.chosen.caches[name]) for name in self.chosen.features}
 
     @property
     def licence(self) -> str | None:
-        """Licence of the teacher's weights, as stated when the cache was written."""
-        return self._features.manifest.plan.provenance.licence or self.spec.licence
+        """Licences of the teachers' weights, as stated when the caches were written."""
+        licences = [
+            self.chosen.caches[name].manifest.plan.provenance.licence or spec.licence
+            for name, spec in self.feature_teachers.items()
+        ]
+        return ", ".join(dict.fromkeys(filter(None, licences))) or None
 
     @property
     def note(self) -> str | None:
-        """Note that was stored when the cache was written."""
-        return self._features.manifest.plan.provenance.note
+        """Notes that were stored when the caches were written."""
+        notes = (self.chosen.caches[n].manifest.plan.provenance.note for n in self.chosen.features)
+        return "\n".join(dict.fromkeys(filter(None, notes))) or None
 
     @property
     def view_size(self) -> tuple[int, int]:
@@ -198,7 +218,8 @@ class CachedTeacher:
 
         Args:
             student: Made by `scalekd.students.create_student`.
-            objective: ``scalekd``, ``scalekd-light``, ``kd`` (logits only) or ``none``.
+            objective: ``scalekd``, ``scalekd-light``, ``features`` (no labels, no logits), ``kd``
+                (logits only) or ``none``.
             config: Weights, heads and switches of the objective. If the teacher has no tail,
                 ``tpp`` is off unless it is set explicitly.
             channels_last: See `DistillationModule`.
@@ -207,30 +228,71 @@ class CachedTeacher:
 
         Raises:
             UsageError: The cache lacks what the objective reads, or the classes differ.
+            DataError: The objective needs labels, and no sample of the cache has one.
             CacheCorrupt: The teacher's tail is damaged.
         """
         config = config or ScaleKDConfig()
-        if self.spec.family == FEATURES_ONLY and "tpp" not in config.model_fields_set:
-            config = config.model_copy(update={"tpp": False})
-        tail = None
-        if objective in FORMS and config.tpp:
-            tail = self._tail()
-            tail.set_grad_checkpointing(tail_checkpointing)
+        unknown = sorted(config.teachers.keys() - set(self.chosen.features))
+        if unknown:
+            raise UsageError(
+                f"--distillation {unknown[0]}: is neither a setting nor a teacher whose features"
+                f" are compared ({', '.join(self.chosen.features)}; see --targets)"
+            )
+        teachers = {
+            name: teacher_features(
+                self.chosen.caches[name],
+                spec,
+                config.for_teacher(name),
+                tail_checkpointing=tail_checkpointing if objective in FORMS else None,
+            )
+            for name, spec in self.feature_teachers.items()
+        }
+        (name, first), *others = teachers.items()
+        summary = any(has_summary(objective, teacher.config) for teacher in teachers.values())
         built = build_objective(
             objective,
-            config,
+            first.config,
             student_levels=student.spec.levels,
-            teacher_stages=self.spec.stages,
-            tail=tail,
+            teacher_stages=first.stages,
+            tail=first.tail,
+            student_features=student.num_features() if summary else None,
+            name_of_teacher=name,
+            others=dict(others),
         )
+        if built.needs_labels and self._labelled == "none":
+            raise DataError(self._no_labels(objective))
+        if built.trains_classifier and not student.spec.num_classes:
+            raise UsageError(
+                f"the objective {objective} trains a classifier, and the student has none"
+                " (num_classes=0); leave out --num-classes, or give --objective features"
+            )
         if built.needs_logits:
             self._check_classes(student)
+        if not built.trains_classifier:
+            freeze_unread(student, pooled=built.needs_pooled)
         return DistillationModule(
             student,
             built,
             mean=student.spec.mean,
             std=student.spec.std,
             channels_last=channels_last,
+            labelled=self._labelled,
+        )
+
+    @property
+    def _labelled(self) -> Literal["all", "some", "none"]:
+        num_unlabelled, num_samples = len(self._unlabelled), len(self.reader.samples)
+        if not num_unlabelled:
+            return "all"
+        return "none" if num_unlabelled == num_samples else "some"
+
+    def _no_labels(self, objective: str) -> str:
+        instead = "give --objective features, which reads no labels"
+        if self.logit_teachers and self.chosen.caches[self.chosen.logits[0]].identity.logits:
+            instead += ", or --objective kd --distillation kd_alpha=1, the teacher's answers alone"
+        return (
+            f"{self.reader.location}: none of the cache's {len(self._unlabelled):,} samples has a"
+            f" label, which the task loss of --objective {objective} needs; {instead}"
         )
 
     def _check_classes(self, student: Student) -> None:
@@ -265,6 +327,11 @@ class CachedTeacher:
             logits=objective.needs_logits,
             classes=self.class_indices() if objective.needs_logits else None,
             compute_dtype=compute_dtype,
+            class_token=[
+                name
+                for name, spec in self.feature_teachers.items()
+                if objective.needs_pooled and has_class_token(spec)
+            ],
         )
 
     def loader(self, student: Student, targets: TargetSource, **options: Any) -> CachedViewLoader:
@@ -274,7 +341,7 @@ class CachedTeacher:
             student: Gives the image size of the batches.
             targets: Result of :meth:`targets`.
             options: ``batch_size``, ``num_workers``, ``seed``, ``allowed_drift``,
-                ``teacher_pixels``, ``fresh_views``, ``rank`` and ``world_size`` of
+                ``teacher_pixels``, ``fresh_views``, ``differences``, ``rank`` and ``world_size`` of
                 `scalekd.loading.CachedViewLoader`.
 
         Raises:
@@ -284,7 +351,7 @@ class CachedTeacher:
         """
         size, images = student.spec.img_size, self.images
         embedded = embedded_images(self.reader, size)
-        drawn = embedded == "none" or (embedded == "view" and options.get("fresh_views", False))
+        drawn = embedded == "none" or (embedded in RENDERED and options.get("fresh_views", False))
         if drawn and images is None and self._data_dir is not None:
             images = self._open_images()
         return CachedViewLoader(
@@ -307,23 +374,6 @@ class CachedTeacher:
             local_cache=self._local_cache,
             options=self._image_options,
         )
-
-    def _tail(self) -> Tail:
-        reader = self._features
-        identity = reader.identity
-        if self.spec.family == FEATURES_ONLY:
-            raise UsageError(
-                f"{reader.location}: the teacher {self.spec.model} has no tail, which tpp=true"
-                " passes stage 3 through; give --distillation tpp=false"
-            )
-        if identity.tail is None:
-            raise UsageError(
-                f"{reader.location}: contains no teacher tail, which stage 3 of the scalekd "
-                "objective passes through; write the cache again by cache-teacher, which keeps it "
-                "with any --stages, or give --distillation tpp=false"
-            )
-        content = reader.file(identity.tail, identity.tail_digest)  # checks its bytes
-        return load_tail_bytes(content, reader.storage.locate(identity.tail))
 
 
 def _spec(reader: CacheReader) -> TeacherSpec:

@@ -84,8 +84,9 @@ class TrainConfig(ImageOptions):
     img_size: ImageSize | None = None
     """Size of the student's images in pixels, as S for a square or H,W for height and width; the
     teacher's if not given."""
-    num_classes: Positive | None = None
-    """Number of classes, where neither the teacher nor the images determine it."""
+    num_classes: Annotated[int, Field(ge=0)] | None = None
+    """Number of classes, where neither the teacher nor the images determine it; 0 for a student
+    without a classifier, which is the default of the objective features."""
     class_map: str = "auto"
     """The teacher's class of each label: auto, as the cache says or by name; none, by number; or a
     file with one number or name a line."""
@@ -119,12 +120,15 @@ class TrainConfig(ImageOptions):
 
     objective: ObjectiveName = "scalekd"
     """Objective: scalekd as published; scalekd-light with smaller projectors, one for both views;
-    kd from logits only; none without a teacher, from a cache or from labelled images alone."""
+    features from the teacher's features only, without labels and logits; kd from logits only; none
+    without a teacher, from a cache or from labelled images alone."""
     distillation: ScaleKDConfig = ScaleKDConfig()
     """Setting of the objective as key=value, such as kd=false, tpp=false, kd_alpha=0.5,
-    temperature=2 or stage3.softmax_scale=1; repeat the option for more."""
+    temperature=2, summary_weight=1 or stage3.softmax_scale=1, or of one teacher of --targets, such
+    as NAME.weight=0.5; repeat the option for more."""
     targets: str | None = None
-    """Extension of the cache to take features, tail and logits from."""
+    """Extension of the cache to take features, tail and logits from; several names with commas
+    between them, base for the cache itself, are several teachers whose feature losses are added."""
     logits_from: tuple[str, ...] = ()
     """Extension of the cache to take logits from, or base; repeat the option for the mean of
     several teachers."""

@@ -8,6 +8,7 @@ from scalekd.distributed import Coordinator
 from scalekd.errors import UsageError
 from scalekd.training.interfaces import EpochLoader
 from scalekd.training.targets import Batch
+from scalekd.views import undo_differences
 
 
 def num_batches(loader: EpochLoader, coordinator: Coordinator, batch_size: int) -> int:
@@ -33,7 +34,7 @@ def num_batches(loader: EpochLoader, coordinator: Coordinator, batch_size: int) 
 def on_device(
     batches: Iterator[Batch], device: torch.device, *, ahead: int | None = None
 ) -> Iterator[Batch]:
-    """Move batches to a device.
+    """Move batches to a device, and restore pixels from ``differences`` there.
 
     On CUDA each batch is copied on a separate stream while the previous one is trained on. If the
     loader pins its memory, the host does not wait for the copy. An error of the loader is raised
@@ -80,7 +81,13 @@ def _copy(
     batch: Batch, device: torch.device, stream: torch.cuda.Stream | None
 ) -> tuple[Batch, torch.cuda.Event | None]:
     if stream is None:
-        return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}, None
+        return _moved(batch, device), None
     with torch.cuda.stream(stream):
-        copied = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-        return copied, stream.record_event()
+        return _moved(batch, device), stream.record_event()
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    if "differences" in moved:
+        moved["pixels"] = undo_differences(moved.pop("differences"))
+    return moved

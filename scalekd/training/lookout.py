@@ -12,6 +12,7 @@ from scalekd.errors import TrainingDiverged
 from scalekd.training.checkpoint import Position, find_checkpoint
 from scalekd.training.logs import RunningMeans
 from scalekd.training.meter import Interval, Meter
+from scalekd.training.module import METRICS
 from scalekd.training.run_writer import RunWriter
 
 _AGREE_EVERY = 10  # updates; a signal to one of several processes is obeyed by then
@@ -101,7 +102,7 @@ class Lookout:
             values: Measurements of the update, by name.
             position: Position of the run before it.
         """
-        wrong = [name for name in values if not math.isfinite(values[name])]
+        wrong = [name for name in values if not math.isfinite(values[name]) and name not in METRICS]
         if self._scaled:
             wrong = [name for name in wrong if name != "grad_norm"]
         # The sum is not finite because a term is not: the term is what helps.

@@ -7,7 +7,7 @@ and knows no method but ``forward``; a projector left outside would train on one
 import fnmatch
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -32,14 +32,18 @@ _LEAST_CONVOLUTIONS = 8
 BACKBONE = "backbone"
 """Pattern of :func:`freeze_parameters` for all but the classifier."""
 
+METRICS = ("top1", "teacher_agreement")
+"""Names of `StepOutput.metrics`."""
+
 
 class StepOutput(NamedTuple):
     """One batch's result.
 
     Attributes:
         losses: Weighted terms and their sum ``total``, from the objective.
-        metrics: Percentages over the batch, without gradient: ``top1`` on the training views and,
-            if the teacher's logits are available, ``teacher_agreement`` of the likeliest class.
+        metrics: Percentages over the batch, without gradient: ``top1`` on the labelled training
+            views (not a number if a batch has none) and, if the teacher's logits are available,
+            ``teacher_agreement`` of the likeliest class. Empty if no classifier is trained.
     """
 
     losses: dict[str, Float[Tensor, ""]]
@@ -56,6 +60,9 @@ class DistillationModule(nn.Module):
         mean: Mean per channel of pixels scaled to 0..1.
         std: Standard deviation per channel of pixels scaled to 0..1.
         channels_last: Feed the student channels-last memory.
+        labelled: Which views have a label. With ``"some"``, the processes of a run exchange the
+            number of labelled views of each batch, so that the task loss is the mean over those
+            of all processes; with ``"none"``, top-1 is not measured.
     """
 
     def __init__(
@@ -66,8 +73,10 @@ class DistillationModule(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         channels_last: bool = False,
+        labelled: Literal["all", "some", "none"] = "all",
     ) -> None:
         super().__init__()
+        self._labelled = labelled
         self.student = student
         self.objective = objective
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -82,15 +91,38 @@ class DistillationModule(nn.Module):
         targets: Targets,
     ) -> StepOutput:
         images = self.normalise(pixels).contiguous(memory_format=self._memory_format)
-        output = self.student(images)
-        losses = self.objective(output.levels, output.logits, labels, targets)
-        with torch.no_grad():
-            answer = output.logits.detach().argmax(dim=1)
-            metrics = {"top1": 100 * (answer == labels).float().mean()}
-            if targets.logits is not None:
-                agreement = answer == likeliest_class(targets.logits)
-                metrics["teacher_agreement"] = 100 * agreement.float().mean()
-        return StepOutput(losses, metrics)
+        objective, extra = self.objective, {}
+        output = (
+            self.student(images, pooled=True) if objective.needs_pooled else self.student(images)
+        )
+        if objective.needs_pooled:
+            extra["pooled"] = output.pooled
+        if objective.needs_labels and self._labelled == "some":
+            extra["num_labelled"] = _mean_over_processes((labels >= 0).sum().float())
+        losses = objective(output.levels, output.logits, labels, targets, **extra)
+        return StepOutput(losses, self._metrics(output.logits.detach(), labels, targets))
+
+    @torch.no_grad()
+    def _metrics(self, logits: Tensor, labels: Tensor, targets: Targets) -> dict[str, Tensor]:
+        metrics: dict[str, Tensor] = {}
+        if not self.objective.trains_classifier:
+            return metrics
+        answer = logits.argmax(dim=1)
+        if self._labelled != "none":
+            # Where no view of a batch has a label: 0 / 0, which means leave out.
+            metrics["top1"] = 100 * (answer == labels).sum() / (labels >= 0).sum()
+        if targets.logits is not None:
+            agreement = answer == likeliest_class(targets.logits)
+            metrics["teacher_agreement"] = 100 * agreement.float().mean()
+        return metrics
+
+
+def _mean_over_processes(value: Tensor) -> Tensor:
+    """Return the mean of a value over the processes of a run, without waiting for the device."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    torch.distributed.all_reduce(value)
+    return value / torch.distributed.get_world_size()
 
 
 def likeliest_class(logits: LogitTargets) -> Int64[Tensor, " batch"]:
@@ -170,6 +202,31 @@ def _freeze_backbone(model: nn.Module) -> None:
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UsageError("--freeze backbone: the student has no classifier that is left to train")
+
+
+def freeze_unread(student: Student, *, pooled: bool) -> None:
+    """Stop training the parameters that feature maps (and pooled features) do not depend on.
+
+    These are the classifier and, without pooled features, norms and layers between the final map
+    and the classifier. Data parallelism requires a gradient of every trained parameter.
+
+    Args:
+        student: Student whose logits are not trained.
+        pooled: Whether its pooled features are trained.
+    """
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    if not trained:
+        return
+    was_training = student.training
+    blank = torch.zeros(1, 3, *student.spec.img_size, device=trained[0].device)
+    output = student.eval()(blank, pooled=pooled)
+    student.train(was_training)
+    read = [*output.levels, *([output.pooled] if pooled else [])]
+    gradients = torch.autograd.grad(
+        torch.stack([part.sum() for part in read]).sum(), trained, allow_unused=True
+    )
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)
 
 
 def synchronise_batch_norm(student: Student, accelerator: Accelerator) -> None:

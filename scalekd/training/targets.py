@@ -34,6 +34,7 @@ class OnlineTargets(nn.Module):
         amp_dtype: Autocast type of the teacher's forward, or None for full precision.
         classes: The teacher's class of each class of the targets; all of the teacher's in its own
             order when ``None``.
+        class_token: Whether to return the class token, which must be the first prefix token.
     """
 
     classes: Tensor | None
@@ -45,11 +46,13 @@ class OnlineTargets(nn.Module):
         *,
         amp_dtype: torch.dtype | None = None,
         classes: Sequence[int] | None = None,
+        class_token: bool = False,
     ) -> None:
         super().__init__()
         selected = None if classes is None else torch.tensor(list(classes))
         self.register_buffer("classes", selected, persistent=False)
         self.teacher = teacher
+        self._class_token = class_token
         self.amp_dtype = amp_dtype
         self._num_prefix_tokens = teacher.spec.stages[4].num_prefix_tokens
 
@@ -62,9 +65,11 @@ class OnlineTargets(nn.Module):
         )
         with cast:
             output = self.teacher(pixels)
-        features = output.features[4][:, self._num_prefix_tokens :].float()
+        tokens = output.features[4].float()
+        features = tokens[:, self._num_prefix_tokens :]
+        class_token = tokens[:, 0] if self._class_token else None
         if output.logits is None:
-            return Targets(features=features)
+            return Targets(features=features, class_token=class_token)
         logits = FullLogits(output.logits.float())
         selected = logits if self.classes is None else select_classes(logits, self.classes)
-        return Targets(features=features, logits=selected)
+        return Targets(features=features, logits=selected, class_token=class_token)

@@ -258,7 +258,9 @@ class Trainer:
                     [v.detach().float() for v in (terms | output.metrics).values()]
                 )
                 # Times one, or not a number on every process: the gradients are summed over all.
-                sound = torch.isfinite(report).all() & (self._lookout.failure is None)
+                # Top-1 is not a number where no view of a batch has a label.
+                losses = report[: len(terms)]
+                sound = torch.isfinite(losses).all() & (self._lookout.failure is None)
                 factor = torch.where(sound, 1.0, torch.nan)
                 self._accelerator.backward(output.losses["total"] / num_micro_batches * factor)
             names = [*terms, *output.metrics]

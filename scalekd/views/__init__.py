@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from scalekd.views._component import Component
     from scalekd.views._crop import CenterCrop, CropBox, Middle, RandomCrop
     from scalekd.views._decode import decode_image
+    from scalekd.views._differences import pixel_differences, undo_differences
     from scalekd.views._erase import Erase, EraseBox
     from scalekd.views._flip import Flip, Mirror
     from scalekd.views._interpolation import Interpolation
@@ -57,9 +58,11 @@ __all__ = [
     "mean_difference",
     "pack_views",
     "pillow_name",
+    "pixel_differences",
     "pixel_environment",
     "pixel_hash",
     "render",
+    "undo_differences",
     "unpack_view",
     "view_columns",
 ]

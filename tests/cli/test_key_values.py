@@ -70,3 +70,13 @@ def test_only_knobs_of_the_objective_have_dotted_names() -> None:
     for text in ("stage3.heads=2", "heads", "=2", "a b=1"):
         with pytest.raises(click.BadParameter, match="key=value"):
             KeyValue().convert(text, None, None)
+
+
+def test_names_of_teachers_may_have_hyphens_and_dots() -> None:
+    assert KeyValue(dotted=True).convert("dino-v3.2.weight=0.5", None, None) == (
+        "dino-v3.2.weight",
+        0.5,
+    )
+    for bad in (".weight=1", "a..b=1", "a.=1", "a b.c=1"):
+        with pytest.raises(click.BadParameter):
+            KeyValue(dotted=True).convert(bad, None, None)

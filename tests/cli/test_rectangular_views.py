@@ -31,6 +31,7 @@ class Record(BaseModel):
         ("224", 224),
         ("192,320", (192, 320)),
         (" 192, 320", (192, 320)),
+        ("192x320", (192, 320)),
         ([32, 64], (32, 64)),
         ("64,64", 64),
         ((64,), 64),
@@ -116,7 +117,7 @@ def test_a_side_that_the_teacher_refuses_is_named(
     ran = run(*command, "--data-dir", tiny_images, "--img-size", "32,50")
     assert ran.code == 2
     assert "multiples of 16 px, such as 48, 64, 80, not 32 x 50" in ran.err
-    for bad in ("32,", "32x48", "48,32,16", "0,32"):
+    for bad in ("32,", "32*48", "48,32,16", "0,32"):
         ran = run(*command, "--data-dir", tiny_images, "--img-size", bad)
         assert ran.code == 2
         assert "an image size is S or H,W" in ran.err

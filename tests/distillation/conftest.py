@@ -48,7 +48,11 @@ class Toys:
         self, *, tail: nn.Module | None = None, form: Form = PUBLISHED, **settings: Any
     ) -> ScaleKDObjective:
         torch.manual_seed(0)
-        heads = {"stage3": StageConfig(num_heads=2), "stage4": StageConfig(num_heads=4)}
+        published = {"spatial_weight": 0.08, "frequency_weight": 0.06}
+        heads = {
+            "stage3": StageConfig(num_heads=2, **published),
+            "stage4": StageConfig(num_heads=4, **published),
+        }
         return ScaleKDObjective(
             ScaleKDConfig(**{**heads, **settings}),
             form=form,

@@ -12,7 +12,7 @@ from scalekd.distillation import (
     ScaleKDConfig,
     ScaleKDObjective,
     Targets,
-    feature_objective,
+    feature_terms,
     frequency_loss,
     spatial_loss,
 )
@@ -173,7 +173,7 @@ def test_an_objective_makes_each_view_of_the_target_once(monkeypatch: pytest.Mon
         made.append(view)
         return target_view(target, view)
 
-    monkeypatch.setattr(feature_objective, "target_view", counted)
+    monkeypatch.setattr(feature_terms, "target_view", counted)
     shape = FeatureShape((3, 3), 8)
     objective = ScaleKDObjective(
         ScaleKDConfig(tpp=False, kd=False),

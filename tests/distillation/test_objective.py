@@ -19,7 +19,7 @@ from scalekd.distillation import (
     StageConfig,
     Targets,
     build_objective,
-    feature_objective,
+    feature_terms,
     kd_loss,
 )
 from scalekd.distillation import objective as objective_module
@@ -157,7 +157,7 @@ def test_a_weight_of_zero_costs_no_parameter_and_no_loss(
         assert view == "spatial"
         return view_loss(predicted, target, view)
 
-    monkeypatch.setattr(feature_objective, "view_loss", spatial_only)
+    monkeypatch.setattr(feature_terms, "view_loss", spatial_only)
     monkeypatch.delattr(objective_module, "soft_cross_entropy")
     objective = toys.objective(**without, kd=False)
     assert objective(*toys.batch())["total"].isfinite()

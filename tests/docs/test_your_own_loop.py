@@ -1,4 +1,4 @@
-"""``docs/your-own-loop.md`` and the README's loop, run as they are written."""
+"""``docs/your-own-loop.md``, run as it is written."""
 
 import os
 import subprocess
@@ -106,10 +106,3 @@ def test_the_loop_with_a_live_teacher_brings_the_student_closer(loops: Programs)
     falling = ["total", *(name for name in history[0] if name.startswith("stage"))]
     assert len(falling) == 5
     assert all(history[-1][name] < history[0][name] for name in falling), history
-
-
-def test_the_readmes_loop_is_the_plain_one(
-    programs: Callable[[str, str], Programs], loops: Programs
-) -> None:
-    shown = programs("README.md", "python")
-    assert shown == {"plain": loops["plain"]}

@@ -75,7 +75,7 @@ def tars(
     return made
 
 
-@pytest.mark.parametrize("embed", ["none", "source", "view"])
+@pytest.mark.parametrize("embed", ["none", "source", "view", "pixels"])
 def test_every_value_is_read_alike_and_converting_back_gives_every_file(
     sound_cache: Path, tars: Callable[[str], Path], tmp_path: Path, file_contents: Files, embed: str
 ) -> None:
@@ -99,7 +99,7 @@ def test_stage_one_writes_the_tars_that_a_conversion_gives(
     tmp_path: Path,
     file_contents: Files,
 ) -> None:
-    for embed in ("source", "view"):
+    for embed in ("source", "view", "pixels"):
         made = make_cache(tmp_path / embed, format="webdataset", embed=embed)
         assert made.complete
         assert file_contents(tmp_path / embed) == file_contents(tars(embed))
@@ -147,6 +147,36 @@ def test_views_are_made_of_embedded_images_without_the_image_set(
     assert file_contents(tmp_path / "views") == file_contents(tars("view"))
     with pytest.raises(UsageError, match=r"--embed source: .* pass --data-dir"):
         convert(tars("view"), tmp_path / "images", embed="source")
+
+
+def test_pixels_go_from_form_to_form_without_the_image_set(
+    make_cache: Callable[..., Any],
+    sound_cache: Path,
+    tars: Callable[[str], Path],
+    tmp_path: Path,
+    file_contents: Files,
+) -> None:
+    zarr = tmp_path / "zarr"
+    assert make_cache(zarr, embed="pixels").complete
+    assert not verify(zarr).problems
+    assert open_cache(zarr).manifest.plan == open_cache(sound_cache).manifest.plan
+    for number, (source, form, embed, expected) in enumerate(
+        [
+            (tars("pixels"), "zarr", "pixels", zarr),
+            (zarr, "webdataset", "pixels", tars("pixels")),
+            (zarr, "webdataset", "view", tars("view")),
+            (tars("view"), "zarr", "pixels", zarr),
+            (tars("source"), "webdataset", "pixels", tars("pixels")),
+            (zarr, "zarr", "none", sound_cache),
+        ]
+    ):
+        output = tmp_path / f"made-{number}"
+        assert convert(source, output, format=form, embed=embed, workers=number % 2).complete
+        assert file_contents(output) == file_contents(expected)
+    with pytest.raises(UsageError, match=r"--embed source: .* pass --data-dir"):
+        convert(zarr, tmp_path / "images", embed="source")
+    with pytest.raises(UsageError, match="Zarr form with --embed pixels already"):
+        convert(zarr, tmp_path / "copy", format="zarr", embed="pixels")
 
 
 def test_keys_with_dots_and_folders_make_one_sample_each(
@@ -270,7 +300,7 @@ def test_impossible_conversions(
         convert(sound_cache, tmp_path / "copy", format="zarr")
     with pytest.raises(UsageError, match="WebDataset form with --embed none already"):
         convert(tars("none"), tmp_path / "copy")
-    with pytest.raises(UsageError, match="only tars hold images"):
+    with pytest.raises(UsageError, match="only tars hold encoded images"):
         convert(tars("none"), tmp_path / "copy", format="zarr", embed="view")
     with pytest.raises(UsageError, match=r"--embed view: .*pass --data-dir"):
         convert(sound_cache, tmp_path / "copy", embed="view")

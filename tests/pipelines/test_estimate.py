@@ -126,7 +126,9 @@ def settings(tiny_images: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "form", [{}, {"format": "webdataset"}, {"format": "webdataset", "embed": "view"}], ids=str
+    "form",
+    [{}, {"embed": "pixels"}, {"format": "webdataset"}, {"format": "webdataset", "embed": "view"}],
+    ids=str,
 )
 def test_the_bytes_are_those_that_a_cache_takes(
     form: dict[str, Any], settings: dict[str, Any], make_cache: Callable[..., Any]

@@ -45,3 +45,36 @@ def test_all_that_is_damaged_is_mended_to_the_byte(
     (root / "manifest.json").unlink()
     with pytest.raises(CacheCorrupt, match="nothing says what the tars embed"):
         repair_cache(config)
+
+
+def test_embedded_pixels_are_mended_in_both_forms(
+    make_cache: Callable[..., Any],
+    tiny_images: Path,
+    tmp_path: Path,
+    file_contents: Callable[[Path], dict[str, bytes]],
+) -> None:
+    chunk = "passes/0001/pixels/differences/c/2/0/0/0"
+    for form, damaged in (
+        ("zarr", [chunk, "images.json", "passes/0000/pixels/differences/zarr.json"]),
+        ("webdataset", ["passes/0001/000001.tar", "webdataset.json"]),
+    ):
+        root = tmp_path / form
+        make_cache(root, format=form, embed="pixels")
+        sound = file_contents(root)
+        config = RepairConfig(cache=root, data_dir=str(tiny_images), workers=0)
+        for number, path in enumerate(damaged * 2):
+            if number >= len(damaged):
+                (root / path).unlink()
+            else:
+                (root / path).write_bytes((root / path).read_bytes()[:-2] + b"xx")
+            repaired = repair_cache(config)
+            assert repaired.sound, repaired.problems
+            assert repaired.mended == (path,)
+            assert file_contents(root) == sound
+    root = tmp_path / "zarr"
+    sound = file_contents(root)
+    for path in ("images.json", "manifest.json"):
+        (root / path).unlink()
+    repaired = repair_cache(RepairConfig(cache=root, data_dir=str(tiny_images), workers=0))
+    assert set(repaired.mended) == {"images.json", "manifest.json"}
+    assert file_contents(root) == sound

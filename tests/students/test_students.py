@@ -216,7 +216,7 @@ def test_a_folder_timm_exported_is_a_student(tmp_path: Path) -> None:
         ("test_vit", {"img_size": 1}, "cannot be a student at 1 x 1 px"),
         ("test_resnet", {"model_kwargs": {"depth": 3}}, "has no argument 'depth'"),
         ("test_resnet", {"model_kwargs": {"pretrained": True}}, "'pretrained' cannot be set"),
-        ("test_resnet", {"num_classes": 0}, "at least one class"),
+        ("test_resnet", {"num_classes": -1}, "cannot have num_classes=-1"),
         ("mixer_s16_224", {"model_kwargs": {"num_blocks": 3}}, "fixes 'num_blocks' itself"),
         ("test_vit", {"model_kwargs": {"patch_drop_rate": 0.5}}, "patch_drop_rate"),
         ("test_vit", {"checkpoint": "nowhere.safetensors"}, "there is no such file"),
@@ -242,6 +242,24 @@ def test_creating_a_student_opens_no_connection(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     create_student("test_vit", num_classes=3)
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "test_vit", "test_efficientnet", "mixer_s32_224"])
+def test_pooled_features_are_those_before_the_classifier(model: str) -> None:
+    student = create_student(model, num_classes=3, img_size=64 if "test" in model else 224).eval()
+    images = torch.randn(2, 3, *student.spec.img_size)
+    output = student(images, pooled=True)
+    assert output.pooled.shape == (2, student.num_features())
+    torch.testing.assert_close(student.model.get_classifier()(output.pooled), output.logits)
+
+
+def test_a_student_without_classes_returns_its_pooled_features() -> None:
+    student = create_student("test_resnet", num_classes=0, img_size=64).eval()
+    images = torch.randn(2, 3, 64, 64)
+    output = student(images, pooled=True)
+    assert student.spec.num_classes == 0
+    assert torch.equal(output.pooled, student.model(images))
+    assert output.pooled.shape == (2, student.model.num_features)
 
 
 def test_a_student_runs_under_distributed_data_parallel(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from scalekd.cache import JoinedReader
-from scalekd.errors import CacheMismatch, DataError
+from scalekd.errors import CacheMismatch
 from scalekd.loading import CachedViewLoader
 from scalekd.pipelines._source_options import ExtendConfig
 from scalekd.pipelines.convert_cache import ConvertConfig, convert_cache
@@ -45,17 +45,6 @@ def open_loader(teacher: CachedTeacher, *, img_size: int = 32) -> CachedViewLoad
     student = create_student("test_resnet", num_classes=teacher.num_classes, img_size=img_size)
     targets = teacher.targets(teacher.module(student, objective="none").objective)
     return teacher.loader(student, targets, batch_size=10)
-
-
-def test_a_cache_without_labels_trains_nothing_though_the_images_were_labelled_since(
-    make_cache: Callable[..., Any], labelled: Labelled, tmp_path: Path
-) -> None:
-    before = labelled("before", lambda number: None if number in (4, 7) else number % 10)
-    since = labelled("since", lambda number: number % 10)
-    make_cache(tmp_path / "cache", data_dir=str(before), passes=1)
-    for data_dir in (before, since):
-        with pytest.raises(DataError, match=r"2 of the cache's 70 samples.*'sample-004'.*again"):
-            CachedTeacher(tmp_path / "cache", data_dir=data_dir)
 
 
 def test_images_labelled_anew_are_refused_with_both_labels(

@@ -149,7 +149,7 @@ def test_views_are_drawn_as_the_options_say(options: dict[str, Any]) -> None:
     assert not same(plain, filtered)
 
 
-@pytest.mark.parametrize("kind", ["run", "checkpoint", "export", "weights"])
+@pytest.mark.parametrize("kind", ["run", "checkpoint", "export", "model", "weights"])
 def test_other_classes_get_a_new_head_on_the_old_backbone(
     first_run: Path,
     tmp_path: Path,
@@ -161,8 +161,8 @@ def test_other_classes_get_a_new_head_on_the_old_backbone(
     if kind == "weights":  # no names: only another number of classes shows
         other |= {"pink": (250, 150, 150)}
     sources = {"run": first_run, "checkpoint": first_run / "last", "export": tmp_path / "export"}
-    sources |= {"weights": tmp_path / "weights.safetensors"}
-    if kind == "export":
+    sources |= {"weights": tmp_path / "weights.safetensors", "model": tmp_path / "export"}
+    if kind in ("export", "model"):
         export(first_run, sources[kind])
     if kind == "weights":
         export(first_run, sources[kind], export_format="safetensors")
@@ -170,7 +170,11 @@ def test_other_classes_get_a_new_head_on_the_old_backbone(
     if kind != "weights":
         del options["model"]  # the run's own
     options |= {"data_dir": str(coloured(tmp_path / "other", other, train=4))}
-    options |= {"initial_checkpoint": str(sources[kind]), "freeze": ("backbone",), "epochs": 1}
+    options |= {"freeze": ("backbone",), "epochs": 1}
+    if kind == "model":
+        options |= {"model": str(sources[kind]), "pretrained": True}
+    else:
+        options |= {"initial_checkpoint": str(sources[kind])}
     if kind == "weights":
         options |= {"img_size": 40}
     after = trained(options)

@@ -72,6 +72,12 @@ def test_gradients_of_student_and_projectors_are_means_over_both_processes(told:
         assert gradients["projectors"] < 1e-4
 
 
+def test_a_label_counts_the_same_in_either_process(told: Told) -> None:
+    for partly in (told[1]["partly"], told[2]["partly"]):
+        assert partly["gradient"] < 1e-4
+    assert told[1]["partly"]["top1"] in (0, 100)  # of one labelled view
+
+
 def test_a_signal_to_one_process_stops_both_at_one_update(told: Told) -> None:
     _, first, second = told
     assert first["preempted"].startswith("TrainingInterrupted 143 4 signal 15 received")

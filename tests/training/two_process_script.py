@@ -164,8 +164,40 @@ def exchanged_gradients() -> dict[str, float]:
     return found
 
 
+def partly_labelled_gradient() -> dict[str, float]:
+    """Distance of the common gradient from that of one batch of all views, of which few count."""
+    torch.manual_seed(0)
+    student = create_student("test_vit", num_classes=3, img_size=32)
+    module = DistillationModule(
+        student,
+        build_objective("none"),
+        mean=student.spec.mean,
+        std=student.spec.std,
+        labelled="some",
+    ).eval()
+    random = torch.Generator().manual_seed(3)
+    pixels = torch.randint(0, 256, (8, 3, 32, 32), generator=random, dtype=torch.uint8)
+    labels = torch.tensor([0, -1, -1, -1, 1, 2, -1, 0])  # one of rank 0, three of rank 1
+    logits = student(module.normalise(pixels)).logits
+    (nn.functional.cross_entropy(logits[labels >= 0], labels[labels >= 0])).backward()
+    expected = {name: parameter.grad for name, parameter in module.named_parameters()}
+    module.zero_grad()
+    parallel = accelerator.prepare(module)
+    mine = slice(4 * rank, 4 * rank + 4)
+    output = parallel(pixels[mine], labels[mine], Targets())
+    output.losses["total"].backward()
+    return {
+        "gradient": max(
+            float((parameter.grad - expected[name]).norm() / expected[name].norm().clamp(min=1e-2))
+            for name, parameter in module.named_parameters()
+        ),
+        "top1": float(output.metrics["top1"]),
+    }
+
+
 def main(output: Path, images: str) -> None:
     told: dict[str, Any] = {"gradients": exchanged_gradients()}
+    told["partly"] = partly_labelled_gradient()
     whole = make_trainer(str(output / "whole"))
     told["whole"] = attempt(whole)
     told["statistics"] = [float(b.double().sum()) for b in whole._state.student.buffers()]

@@ -14,12 +14,12 @@ from pathlib import Path, PurePosixPath
 from typing import get_args
 
 from scalekd.cache.cache import Cache
-from scalekd.cache.documents import MAX_JSON_BYTES, canonical
+from scalekd.cache.documents import MAX_JSON_BYTES, canonical, parse_committed
 from scalekd.cache.documents.manifest import Manifest, Plan, ShardRecord
 from scalekd.cache.documents.records import record_hash
-from scalekd.cache.documents.stored import read_document
-from scalekd.cache.files import FileDigest, digest, digest_on_disk, holds
+from scalekd.cache.files import FileDigest, digest, digest_on_disk, holds, read_bounded
 from scalekd.cache.forms import Embed, TarForm
+from scalekd.cache.forms.images import IMAGES_FILE, images_documents
 from scalekd.cache.forms.webdataset.form import FORM_FILE
 from scalekd.cache.layout import (
     MANIFEST_FILE,
@@ -113,11 +113,13 @@ def believed(root: Path) -> Standing:
 
 
 def _manifest_as_plan(root: Path) -> Manifest | None:
+    storage = LocalStorage(root)
     try:
-        manifest = read_document(LocalStorage(root), PLAN_FILE, Manifest, "the plan")
+        data = read_bounded(storage, PLAN_FILE, max_bytes=MAX_JSON_BYTES, what="the plan")
+        found = parse_committed(Manifest, data, where=storage.locate(PLAN_FILE))
     except CacheError:
         return None
-    return manifest if manifest.digest else None
+    return found if found.digest else None
 
 
 def _outvoted(root: Path, plan: Plan, other: Plan) -> bool:
@@ -156,24 +158,29 @@ def _begun(root: Path) -> int:
 
 
 def damaged_form(root: Path, standing: Standing) -> dict[str, bytes]:
-    """The form document, if it is not as it must be, with what it must hold.
+    """The form documents that are not as they must be, with what they must hold.
 
     Raises:
-        CacheCorrupt: There are tars, and nothing tells what they embed.
+        CacheCorrupt: There are tars, and nothing tells what they embed; or pixels, and no document
+            that declares them.
     """
     if standing.manifest is None:
+        if next(root.glob("passes/*/pixels"), None) and not (root / IMAGES_FILE).exists():
+            return images_documents()  # only one content is possible
         if next(root.glob("passes/*/*.tar"), None) and not (root / FORM_FILE).exists():
             raise CacheCorrupt(
                 f"{root}: neither {FORM_FILE} nor the manifest can be read, so nothing says what"
                 " the tars embed; put a copy of either back"
             )
         return {}
-    expected = standing.manifest.files.get(FORM_FILE)
-    if expected is None or holds(LocalStorage(root), FORM_FILE, expected):
-        return {}
-    made = (TarForm(embed).documents()[FORM_FILE] for embed in get_args(Embed))
-    right = [content for content in made if digest(content) == expected]
-    return {FORM_FILE: right[0]} if right else {}
+    made = [images_documents(), *(TarForm(embed).documents() for embed in get_args(Embed))]
+    return {
+        path: content
+        for documents in made
+        for path, content in documents.items()
+        if standing.manifest.files.get(path) == digest(content)
+        and not holds(LocalStorage(root), path, content)
+    }
 
 
 def damaged_documents(standing: Standing) -> dict[str, bytes]:

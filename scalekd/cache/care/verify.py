@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from scalekd.cache.cache import Cache
 from scalekd.cache.documents import canonical
 from scalekd.cache.documents.manifest import Manifest, ShardRecord
@@ -12,6 +14,7 @@ from scalekd.cache.documents.selection import Selection
 from scalekd.cache.files import FileDigest, file_problem
 from scalekd.cache.layout import (
     COMPANIONS,
+    DIFFERENCES,
     EXTENSIONS_FOLDER,
     LEASE_SUFFIX,
     MANIFEST_FILE,
@@ -22,13 +25,14 @@ from scalekd.cache.layout import (
     ShardId,
 )
 from scalekd.cache.reading.extensions import check_fits, extension_names, extension_path
-from scalekd.cache.reading.reader import open_cache, read_manifest
+from scalekd.cache.reading.reader import CacheReader, open_cache, read_manifest
 from scalekd.cache.tables import table_files
 from scalekd.cache.writing.finishing import manifest_of
 from scalekd.cache.writing.planning import read_plan
 from scalekd.errors import CacheError, UsageError
 from scalekd.storage import Location, Storage, open_storage
 from scalekd.storage.files import TEMPORARY_SUFFIX
+from scalekd.views import pixel_hash, undo_differences
 
 _OF_WRITERS = frozenset({TEMPORARY_SUFFIX, LEASE_SUFFIX})
 _OF_ITS_OWN = re.compile(
@@ -242,6 +246,33 @@ def unexpected_files(root: Path, known: set[str], num_passes: int) -> Iterator[P
                 yield path
 
 
+def _check_pixels(reader: CacheReader, findings: Findings) -> None:
+    """Compare embedded pixels with their hashes, of which a loader compares a part."""
+    if reader.embed != "pixels":
+        return
+    import torch
+
+    starts = reader.samples.starts
+    for pass_index in reader.passes:
+        for first, count in reader.blocks():
+            try:
+                rows = reader.read_rows(pass_index, first, count, [DIFFERENCES, "pixel_hash"])
+            except CacheError as error:
+                findings.problems.append(str(error))
+                return
+            planes = undo_differences(torch.from_numpy(rows[DIFFERENCES]))
+            pixels = planes.permute(0, 2, 3, 1).contiguous().numpy()
+            hashes = np.array([pixel_hash(view) for view in pixels], np.uint64)
+            wrong = int((hashes != rows["pixel_hash"]).sum())
+            shard = ShardId(pass_index, int(np.searchsorted(starts, first, side="right")) - 1)
+            if wrong:
+                findings.problems.append(
+                    f"{reader.location}: {shard} contains pixels of {wrong} views in samples"
+                    f" {first} to {first + count - 1} that do not have their pixel hash"
+                )
+                findings.damaged.add(shard)
+
+
 def _check_rows(storage: Storage, findings: Findings) -> None:
     """Check that array metadata, keys and tables agree with the records."""
     reader = open_cache(storage)
@@ -262,6 +293,7 @@ def _check_rows(storage: Storage, findings: Findings) -> None:
                     f"{storage.location}: {shard} contains other samples than the table"
                 )
                 findings.damaged.add(shard)
+    _check_pixels(reader, findings)
     if findings.problems or not reader.part.is_all:
         return
     made = manifest_of(reader.cache, reader.num_passes)

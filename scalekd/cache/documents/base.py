@@ -15,8 +15,6 @@ from scalekd.errors import CacheCorrupt, CacheMismatch
 FORMAT: Literal["scalekd-cache"] = "scalekd-cache"
 FORMAT_VERSION: Literal[1] = 1
 
-_FORMATS = {FORMAT: "cache format", "scalekd-webdataset": "WebDataset form"}
-
 MAX_JSON_BYTES = 64 << 20
 _MAX_JSON_VALUES = 1 << 22
 _MAX_JSON_DEPTH = 32
@@ -59,9 +57,9 @@ def parse(model: type[Model], data: bytes, *, where: str) -> Model:
         return model.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"]) or "document"
+        place = ".".join(str(part) for part in first["loc"]) or "document"
         problem = str(first["msg"]).removeprefix("Value error, ")
-        raise CacheCorrupt(f"{where}: {name}: {problem}") from None
+        raise CacheCorrupt(f"{where}: {place}: {problem}") from None
 
 
 def parse_committed(model: type[Model], data: bytes, *, where: str) -> Model:
@@ -70,10 +68,10 @@ def parse_committed(model: type[Model], data: bytes, *, where: str) -> Model:
     Raises:
         CacheMismatch, CacheCorrupt: As for :func:`parse`; or a byte changed that JSON ignores.
     """
-    document = parse(model, data, where=where)
-    if canonical(document) != data:
+    found = parse(model, data, where=where)
+    if canonical(found) != data:
         raise CacheCorrupt(f"{where}: its bytes changed since it was committed")
-    return document
+    return found
 
 
 def check_depth(document: Any) -> None:
@@ -98,14 +96,12 @@ def check_depth(document: Any) -> None:
 def _check_version(document: Any, where: str) -> None:
     plan = document.get("plan", document) if isinstance(document, dict) else None
     identity = plan.get("identity") if isinstance(plan, dict) else None
-    for part in (document, identity):
-        if not isinstance(part, dict) or str(part.get("format")) not in _FORMATS:
-            continue
-        version = part.get("format_version")
-        if isinstance(version, int) and version != FORMAT_VERSION:
-            newer = version > FORMAT_VERSION
-            raise CacheMismatch(
-                f"{where}: {_FORMATS[part['format']]} {version}, and this scalekd reads version"
-                f" {FORMAT_VERSION}: "
-                + ("update scalekd to read it" if newer else "write the cache again")
-            )
+    if not isinstance(identity, dict):
+        return
+    version = identity.get("format_version")
+    if identity.get("format") == FORMAT and isinstance(version, int) and version != FORMAT_VERSION:
+        newer = version > FORMAT_VERSION
+        raise CacheMismatch(
+            f"{where}: cache format {version}, and this scalekd reads format {FORMAT_VERSION}: "
+            + ("update scalekd to read it" if newer else "write the cache again")
+        )

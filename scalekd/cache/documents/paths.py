@@ -38,7 +38,7 @@ _WITNESSES = _Pattern("witnesses", r"tables/witnesses-[0-9a-f]{16}\.safetensors"
 _CODEC_TABLES = _Pattern("codec tables", r"tables/stage[34]-[0-9a-f]{16}\.safetensors")
 _DOCUMENT = _Pattern(
     "a document or table of a cache",
-    rf"plan\.json|webdataset\.json|_info\.json|passes/fields\.json|{_TABLE}"
+    rf"plan\.json|webdataset\.json|images\.json|_info\.json|passes/fields\.json|{_TABLE}"
     rf"|zarr\.json|passes/zarr\.json|(?:samples|{_PASS}){_ARRAY}*/zarr\.json",
 )
 _RECORD = _Pattern("a commit record", rf"records/(?:samples|[0-9]{{4}})/{_SHARD}\.json")

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from scalekd.cache.documents import FORMAT_VERSION
 from scalekd.cache.documents.manifest import Manifest, Plan, ShardRecord
 from scalekd.cache.documents.selection import Selection
+from scalekd.cache.forms.images import ImagesForm
 from scalekd.cache.forms.webdataset.form import PackedFields, WebDatasetForm
 from scalekd.teachers import TeacherSpec
 
@@ -28,6 +29,7 @@ _MODELS: dict[str, type[BaseModel]] = {
     "teacher": TeacherSpec,
     "webdataset": WebDatasetForm,
     "fields": PackedFields,
+    "images": ImagesForm,
 }
 
 

@@ -2,15 +2,26 @@
 
 from typing import Literal
 
-from scalekd.cache.forms.base import IMAGE, Embed, Form, PassReader, ShardFiles
+from scalekd.cache.forms.base import (
+    HAS_IMAGES,
+    IMAGE,
+    RENDERED,
+    Embed,
+    Form,
+    PassReader,
+    ShardFiles,
+)
+from scalekd.cache.forms.images import read_images_document
 from scalekd.cache.forms.tars import TarForm
 from scalekd.cache.forms.webdataset.form import read_form_document
-from scalekd.cache.forms.zarr import ZARR, ZarrArrays, ZarrForm
+from scalekd.cache.forms.zarr import ZARR, ZARR_PIXELS, ZarrArrays, ZarrForm
 from scalekd.errors import UsageError
 from scalekd.storage import Location
 
 __all__ = [
+    "HAS_IMAGES",
     "IMAGE",
+    "RENDERED",
     "ZARR",
     "Embed",
     "Form",
@@ -30,9 +41,14 @@ def form_named(name: Literal["zarr", "webdataset"], embed: Embed) -> Form:
     Raises:
         UsageError: The form cannot contain images.
     """
-    if name == "zarr" and embed != "none":
-        raise UsageError(f"--embed {embed}: only tars hold images; pass --format webdataset")
-    return TarForm(embed) if name == "webdataset" else ZARR
+    if name == "webdataset":
+        return TarForm(embed)
+    if embed in HAS_IMAGES:
+        raise UsageError(
+            f"--embed {embed}: only tars hold encoded images; pass --format webdataset, or --embed"
+            " pixels"
+        )
+    return ZARR if embed == "none" else ZARR_PIXELS
 
 
 def read_form(location: Location) -> Form:
@@ -43,4 +59,6 @@ def read_form(location: Location) -> Form:
         CacheMismatch: The document is of another version.
     """
     document = read_form_document(location)
-    return ZARR if document is None else TarForm(document.embed)
+    if document is not None:
+        return TarForm(document.embed)
+    return ZARR if read_images_document(location) is None else ZARR_PIXELS

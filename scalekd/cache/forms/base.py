@@ -19,8 +19,15 @@ if TYPE_CHECKING:
 
 Rows = np.ndarray[Any, Any]
 
-Embed = Literal["none", "source", "view"]
-"""What images a cache holds: none, the encoded files as they are, or the rendered views."""
+Embed = Literal["none", "source", "view", "pixels"]
+"""What images a cache holds: none, the encoded files as they are, or the rendered views, either as
+lossless images or as differences between neighbouring pixels."""
+
+RENDERED: tuple[Embed, ...] = ("view", "pixels")
+"""Kinds that give the pixels that the teacher saw, and no other size."""
+
+HAS_IMAGES: tuple[Embed, ...] = ("source", "view")
+"""Kinds with an encoded image for each view, in a member of a tar."""
 
 IMAGE = "image"
 """Name under which a block's embedded images are asked for: an array of ``bytes`` objects."""

@@ -12,7 +12,15 @@ import numpy as np
 
 from scalekd.cache.documents import canonical
 from scalekd.cache.files import CommittedFiles
-from scalekd.cache.forms.base import Embed, Form, PassReader, Rows, ShardFiles, ShardTarget
+from scalekd.cache.forms.base import (
+    HAS_IMAGES,
+    Embed,
+    Form,
+    PassReader,
+    Rows,
+    ShardFiles,
+    ShardTarget,
+)
 from scalekd.cache.forms.webdataset.blocks import TarBlock, make_block
 from scalekd.cache.forms.webdataset.form import (
     FIELDS_FILE,
@@ -89,21 +97,26 @@ class TarForm(Form):
 
     @property
     def overhead_bytes(self) -> int:
-        return _VIEW_BYTES + _IMAGE_BYTES * (self.embed != "none")
+        return _VIEW_BYTES + _IMAGE_BYTES * (self.embed in HAS_IMAGES)
 
     @property
     def summary(self) -> str:
-        contents = {"none": "no images", "source": "the images", "view": "the views' pixels"}
+        contents = {
+            "none": "no images",
+            "source": "the images",
+            "view": "the views' images",
+            "pixels": "the views' pixels",
+        }
         return f"WebDataset tars with {contents[self.embed]}"
 
     def documents(self) -> dict[str, bytes]:
-        return {FORM_FILE: canonical(WebDatasetForm(embed=self.embed))}
+        return {FORM_FILE: canonical(WebDatasetForm.of(self.embed))}
 
     def pass_documents(self, layout: Layout, pass_index: int) -> dict[str, bytes]:
         return {FIELDS_FILE: fields_document(ViewPacking(layout.views).fields)}
 
     def final_documents(self, rows_of: Callable[[int], int], num_shards: int) -> dict[str, bytes]:
-        if self.embed == "none":
+        if self.embed not in HAS_IMAGES:
             return {}
         return {INFO_FILE: info_document({shard: rows_of(shard) for shard in range(num_shards)})}
 

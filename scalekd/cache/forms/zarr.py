@@ -11,7 +11,6 @@ import numpy as np
 
 from scalekd.cache.files import CommittedFiles
 from scalekd.cache.forms.base import (
-    Embed,
     Form,
     PassReader,
     Rows,
@@ -24,6 +23,7 @@ from scalekd.cache.forms.chunks import (
     decode_chunk,
     views_first,
 )
+from scalekd.cache.forms.images import images_documents
 from scalekd.cache.forms.store import metadata_documents
 from scalekd.cache.layout import SAMPLES, ArraySpec, Layout, Unit, array_path, chunk_path
 from scalekd.cache.once import Once
@@ -137,14 +137,18 @@ class _ZarrShard(ShardFiles):
 
 @dataclass(frozen=True)
 class ZarrForm(Form):
-    """Passes as Zarr arrays, without images."""
+    """Passes as Zarr arrays, with the views' pixels among them if they are embedded."""
 
     name: ClassVar[Literal["zarr", "webdataset"]] = "zarr"
     separates_targets: ClassVar[bool] = True
-    embed: Embed = "none"
+    embed: Literal["none", "pixels"] = "none"
+
+    @property
+    def summary(self) -> str | None:
+        return None if self.embed == "none" else "Zarr arrays with the views' pixels"
 
     def documents(self) -> dict[str, bytes]:
-        return {}
+        return {} if self.embed == "none" else images_documents()
 
     def pass_documents(self, layout: Layout, pass_index: int) -> dict[str, bytes]:
         return metadata_documents(layout.identity, pass_index, layout.views)
@@ -168,7 +172,8 @@ class ZarrForm(Form):
         return _ZarrShard(target, pass_index, shard)
 
     def __str__(self) -> str:
-        return "Zarr form"
+        return "Zarr form" if self.embed == "none" else f"Zarr form with --embed {self.embed}"
 
 
 ZARR = ZarrForm()
+ZARR_PIXELS = ZarrForm("pixels")

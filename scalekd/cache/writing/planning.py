@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scalekd.cache.documents import canonical
+from scalekd.cache.documents import MAX_JSON_BYTES, canonical, parse_committed
 from scalekd.cache.documents.manifest import Identity, Plan
-from scalekd.cache.documents.stored import read_document
-from scalekd.cache.files import holds
+from scalekd.cache.files import holds, read_bounded
 from scalekd.cache.forms import Form, read_form
+from scalekd.cache.forms.images import IMAGES_FILE
 from scalekd.cache.forms.store import unit_documents
 from scalekd.cache.forms.webdataset.form import FORM_FILE, INFO_FILE
 from scalekd.cache.layout import (
@@ -30,7 +30,7 @@ from scalekd.errors import CacheMismatch, EnvironmentFault, UsageError
 from scalekd.storage import Location, Storage, open_storage
 from scalekd.storage.files import TEMPORARY_SUFFIX, explained
 
-_EARLY_NAMES = frozenset({TABLES_FOLDER, FORM_FILE})
+_EARLY_NAMES = frozenset({TABLES_FOLDER, FORM_FILE, IMAGES_FILE})
 """Names at the top of a cache that are written before its plan."""
 
 _NAMES = _EARLY_NAMES | {
@@ -55,7 +55,8 @@ def read_plan(location: Location) -> Plan | None:
         if storage.root is not None:
             _refuse_unexpected(storage.root, _EARLY_NAMES)
         return None
-    return read_document(storage, PLAN_FILE, Plan, "the plan")
+    data = read_bounded(storage, PLAN_FILE, max_bytes=MAX_JSON_BYTES, what="the plan")
+    return parse_committed(Plan, data, where=storage.locate(PLAN_FILE))
 
 
 def _refuse_unexpected(root: Path, names: frozenset[str]) -> None:

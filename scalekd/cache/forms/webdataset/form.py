@@ -5,12 +5,14 @@ every reader, knows the form before it looks at a shard.
 """
 
 import json
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from scalekd.cache.documents import CacheDocument, canonical
-from scalekd.cache.documents.stored import read_document_if_any
+from pydantic import model_validator
+
+from scalekd.cache.documents import CacheDocument, canonical, parse_committed
 from scalekd.cache.forms.base import Embed
-from scalekd.storage import Location, open_storage
+from scalekd.errors import CacheCorrupt, CacheMismatch
+from scalekd.storage import Location, NotStored, StoredFileError, open_storage
 
 FORM_FILE = "webdataset.json"
 INFO_FILE = "_info.json"
@@ -24,12 +26,27 @@ class WebDatasetForm(CacheDocument):
     """Content of ``webdataset.json``.
 
     Attributes:
+        format_version: 2 for ``pixels``, which readers of version 1 do not know.
         embed: Which images the tars contain.
     """
 
     format: Literal["scalekd-webdataset"] = "scalekd-webdataset"
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 1
     embed: Embed
+
+    @classmethod
+    def of(cls, embed: Embed) -> Self:
+        """Return the document of a cache with these images."""
+        return cls(format_version=2 if embed == "pixels" else 1, embed=embed)
+
+    @model_validator(mode="after")
+    def _check_embed(self) -> Self:
+        if (self.embed == "pixels") != (self.format_version == 2):
+            raise ValueError(
+                f"format_version {self.format_version} with embed {self.embed}; version 2 is for"
+                " pixels"
+            )
+        return self
 
 
 class PackedField(CacheDocument):
@@ -69,13 +86,28 @@ def read_form_document(location: Location) -> WebDatasetForm | None:
         CacheCorrupt: It is damaged.
         CacheMismatch: It is of another version.
     """
-    return read_document_if_any(
-        open_storage(location),
-        FORM_FILE,
-        WebDatasetForm,
-        "the form of the cache",
-        max_bytes=_MAX_FORM_BYTES,
-    )
+    storage = open_storage(location)
+    where = storage.locate(FORM_FILE)
+    try:
+        data = storage.read(FORM_FILE, max_bytes=_MAX_FORM_BYTES)
+    except NotStored:
+        return None
+    except StoredFileError as error:
+        raise CacheCorrupt(f"{where}: the form of the cache {error.problem}") from None
+    _check_version(data, where)
+    return parse_committed(WebDatasetForm, data, where=where)
+
+
+def _check_version(data: bytes, where: str) -> None:
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return  # the parser reports the error
+    version = document.get("format_version") if isinstance(document, dict) else None
+    if isinstance(version, int) and version > 2:
+        raise CacheMismatch(
+            f"{where}: WebDataset form {version}, and this scalekd reads 1 and 2: update scalekd"
+        )
 
 
 def tar_path(pass_index: int, shard: int) -> str:
