@@ -1,7 +1,8 @@
-"""Option types and units that several commands share."""
+"""Option types that several commands share."""
 
 import ast
 import re
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import click
@@ -9,13 +10,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from scalekd.errors import UsageError
-from scalekd.image_options import image_size
 
 Model = TypeVar("Model", bound=BaseModel)
-
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="End with one line of JSON on standard output."
-)
 
 
 class KeyValue(click.ParamType[Any]):
@@ -73,16 +69,17 @@ def _parsed(value: Any) -> Any:
     return parse_value(value) if isinstance(value, str) else value
 
 
-class ImageSizes(click.ParamType[Any]):
-    """``S`` for a square, or ``H,W``: height and width in pixels."""
+class Parsed(click.ParamType[Any]):
+    """Text that a function parses, such as an image size; it raises ``ValueError``."""
 
-    name = "S|H,W"
+    name = "text"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | tuple[int, int]:
+    def __init__(self, parse: Callable[[Any], Any]) -> None:
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
-            return image_size(str(value))  # type: ignore[return-value]
+            return self._parse(value)
         except ValueError as error:
             self.fail(f"{value!r}: {error}", param, ctx)
 
@@ -142,19 +139,3 @@ def checked(model: type[Model], /, **values: Any) -> Model:
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "options"
         raise UsageError(f"{option}: {first['msg']} (got {first['input']!r})") from None
-
-
-def sizes(total: float, fixed: float, per_view: float) -> str:
-    """Describe the size of a cache: what it has once, and what a view adds."""
-    return (
-        f"{size(total)}: {size(fixed)} of tail, witnesses and tables, and {size(per_view)} a view"
-    )
-
-
-def size(num_bytes: float) -> str:
-    """Format a number of bytes, such as ``1.9 GB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} TB"

@@ -4,16 +4,33 @@ import contextlib
 import io
 import json
 import logging
+import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol, runtime_checkable
 
 import click
+from pydantic_core import to_jsonable_python
 
 from scalekd.errors import ScaleKDError
-from scalekd.text import MAX_CELL, printable
+from scalekd.text import printable
+
+
+class Result(Protocol):
+    """What a command returns: a record, or a mapping of values that JSON can express."""
+
+    def lines(self) -> Iterable[str]:
+        """Return the lines to print."""
+
+
+@runtime_checkable
+class JudgedResult(Protocol):
+    """A result that may describe problems, which decide the exit code."""
+
+    def failure(self) -> ScaleKDError | None:
+        """Return the error that the problems amount to; ``None`` if there are none."""
 
 
 def echo(line: str, *, err: bool = False) -> None:
@@ -29,30 +46,20 @@ class Reported(Exception):
         self.failure = failure
 
 
-def emit(
-    result: dict[str, Any],
-    lines: Iterable[str],
-    *,
-    as_json: bool,
-    failure: ScaleKDError | None = None,
-) -> None:
-    """Print the lines, or the result as one line of ASCII JSON.
-
-    Args:
-        result: Result of the command.
-        lines: The result for people.
-        as_json: Whether to print JSON instead of the lines.
-        failure: Error that the command ends with although it has a result.
+def print_result(result: Result, *, as_json: bool) -> None:
+    """Print a result as its lines, or as one line of ASCII JSON; the main process prints.
 
     Raises:
-        Reported: There is a ``failure``.
+        Reported: The result describes problems.
     """
-    if as_json:
-        error = {} if failure is None else _described(failure)
-        _write_json({**result, **error})
-    else:
-        for line in lines:
-            echo(line)
+    failure = result.failure() if isinstance(result, JudgedResult) else None
+    if is_main_process():
+        if as_json:
+            error = {} if failure is None else _described(failure)
+            _write_json({**to_jsonable_python(result), **error})
+        else:
+            for line in result.lines():
+                echo(line)
     if failure is not None:
         raise Reported(failure)
 
@@ -67,14 +74,9 @@ def _described(error: ScaleKDError) -> dict[str, Any]:
     return {"error": facts}
 
 
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Align cells in columns; the middle of an overlong cell is left out."""
-    cells = [[printable(cell, limit=MAX_CELL) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    ]
+def is_main_process() -> bool:
+    """Return whether this is the only process, or the first that a launcher started."""
+    return "LOCAL_RANK" not in os.environ or int(os.environ.get("RANK", "0")) == 0
 
 
 def complain(error: ScaleKDError) -> None:

@@ -7,21 +7,25 @@ values, so that the recipe's value or the record's default is used.
 import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
-from pydantic import BaseModel, ByteSize
+from pydantic import BaseModel, BeforeValidator, ByteSize
 from pydantic.fields import FieldInfo
 
-from scalekd.cli._options import ImageSizes, KeyValue, NumberRange, Numbers, Stages
-from scalekd.image_options import ImageSize
+from scalekd.cli._options import KeyValue, NumberRange, Numbers, Parsed, Stages, checked
+from scalekd.cli._output import Result, print_result
+
+Record = TypeVar("Record", bound=BaseModel)
 
 _NAMES = {
     "batch_size": ("-b", "--batch-size"),
     "workers": ("-j", "--workers"),
+    "checkpoint": ("--checkpoint", "--initial-checkpoint"),
     "initial_checkpoint": ("--initial-checkpoint", "--checkpoint"),
     "amp": ("--amp", "--precision"),
     "precision": ("--precision", "--amp"),
+    "copy_files": ("--copy",),
 }
 """Option names of fields with several names or a different one, the same in all commands."""
 
@@ -31,6 +35,45 @@ _REPEATED = {"multiple": True, "callback": lambda context, parameter, values: va
 
 _SYNONYMS = {"no": "fp32", "fp32": "no"}
 """Synonyms of full precision: every command accepts both names."""
+
+
+def record_command(
+    name: str,
+    record: type[Record],
+    *,
+    arguments: Iterable[str] = (),
+    leave_out: Iterable[str] = (),
+) -> Callable[[Callable[[Record], Result]], click.Command]:
+    """Make a command from a function that takes a record and returns what is printed.
+
+    Args:
+        name: Name of the command; the function's docstring is its help.
+        record: Record class; :func:`record_options` makes options from its fields.
+        arguments: Fields that are positional arguments, in order.
+        leave_out: Fields without an option.
+    """
+
+    def decorate(function: Callable[[Record], Result]) -> click.Command:
+        def run(*, as_json: bool, **options: Any) -> None:
+            print_result(function(checked(record, **given(options))), as_json=as_json)
+
+        decorated = json_option(run)
+        left_out = (*arguments, *leave_out)
+        decorated = record_options(record, leave_out=left_out, required=True)(decorated)
+        for argument in reversed(tuple(arguments)):
+            field = record.model_fields[argument]
+            num_values = -1 if get_origin(field.annotation) is tuple else 1
+            required = field.is_required()
+            decorated = click.argument(argument, nargs=num_values, required=required)(decorated)
+        return click.command(name, cls=GroupedCommand, help=function.__doc__)(decorated)
+
+    return decorate
+
+
+def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a command with ``--json``, the last option in the help."""
+    text = "End with one line of JSON on standard output."
+    return click.option("--json", "as_json", is_flag=True, help=text)(function)
 
 
 class GroupedCommand(click.Command):
@@ -79,10 +122,8 @@ def record_options(
         flag_values: Value of each option that may be given without one.
         required: Whether fields without default are required; a recipe can provide them instead.
     """
-    headings: Mapping[str, str] = getattr(record, "headings", {})
-    heading, options = "Options", []
-    for name, field in _by_heading(record.model_fields, headings):
-        heading = headings.get(name, heading)
+    options = []
+    for heading, name, field in _by_heading(record):
         if name in leave_out:
             continue
         settings = {"required": required and field.is_required(), **_settings(field.annotation)}
@@ -101,16 +142,17 @@ def record_options(
     return decorate
 
 
-def _by_heading(
-    fields: Mapping[str, FieldInfo], headings: Mapping[str, str]
-) -> Iterator[tuple[str, FieldInfo]]:
-    """Yield the fields section by section, in the order of the headings."""
-    names = list(fields)
-    starts = sorted(names.index(name) for name in headings)
-    ends = dict(zip(starts, [*starts[1:], len(names)], strict=True))
-    for start in [names.index(name) for name in headings] or [0]:
-        for name in names[start : ends.get(start, len(names))]:
-            yield name, fields[name]
+def _by_heading(record: type[BaseModel]) -> Iterator[tuple[str, str, FieldInfo]]:
+    """Yield heading, name and field section by section, in the order of the headings."""
+    headings: Mapping[str, str] = getattr(record, "headings", {})
+    sections: dict[str, list[str]] = {title: [] for title in headings.values()} or {"Options": []}
+    title = next(iter(sections))
+    for name in record.model_fields:
+        title = headings.get(name, title)
+        sections[title].append(name)
+    for title, names in sections.items():
+        for name in names:
+            yield title, name, record.model_fields[name]
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,10 +187,10 @@ class _KeyValue(KeyValue):
 
 def _settings(annotation: Any) -> dict[str, Any]:
     """Return click's settings for the type of a field."""
-    if annotation == ImageSize:
-        return {"type": ImageSizes()}
     if get_origin(annotation) is Annotated:
-        return _settings(get_args(annotation)[0])
+        inner, *marks = get_args(annotation)
+        parsers: list[Any] = [mark.func for mark in marks if isinstance(mark, BeforeValidator)]
+        return {"type": Parsed(parsers[0])} if parsers else _settings(inner)
     if get_origin(annotation) in (Union, types.UnionType):
         kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
         return _settings(str if str in kinds else kinds[0])

@@ -1,20 +1,17 @@
 """``scalekd cache info``."""
 
-import click
+from typing import TYPE_CHECKING
 
-from scalekd.cli._options import json_option, size
-from scalekd.cli._output import emit
+from scalekd.cli._record import record_command
+from scalekd.pipelines._cache_options import InfoConfig
+
+if TYPE_CHECKING:
+    from scalekd.pipelines.inspect_cache import CacheInfo
 
 
-@click.command("info")
-@click.argument("cache")
-@json_option
-def command(cache: str, *, as_json: bool) -> None:
+@record_command("info", InfoConfig, arguments=("cache",))
+def command(config: InfoConfig) -> "CacheInfo":
     """Describe a cache: teacher, views, stages, codecs and their errors, size."""
     from scalekd.pipelines.inspect_cache import cache_info
 
-    info = cache_info(cache)
-    rows = list(info.rows(size))
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{name:<{width}}  {value}" for name, value in rows]
-    emit(info.model_dump(mode="json"), lines, as_json=as_json)
+    return cache_info(config.cache)

@@ -1,39 +1,20 @@
 """``scalekd cache repair``."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-import click
-
-from scalekd.cli._options import checked, json_option
-from scalekd.cli._output import emit
 from scalekd.cli._paths import check_cache_folder
-from scalekd.cli._record import GroupedCommand, given, record_options
-from scalekd.errors import CacheCorrupt
+from scalekd.cli._record import record_command
 from scalekd.pipelines._source_options import RepairConfig
 
+if TYPE_CHECKING:
+    from scalekd.pipelines.repair_cache import RepairResult
 
-@click.command("repair", cls=GroupedCommand)
-@click.argument("cache")
-@record_options(RepairConfig, leave_out=("cache",))
-@json_option
-def command(*, as_json: bool, **options: Any) -> None:
+
+@record_command("repair", RepairConfig, arguments=("cache",))
+def command(config: RepairConfig) -> "RepairResult":
     """Make damaged and missing files again, to the bytes that were committed."""
-    check_cache_folder(options["cache"])
+    check_cache_folder(config.cache)
 
     from scalekd.pipelines.repair_cache import repair_cache
 
-    result = repair_cache(checked(RepairConfig, **given(options)))
-    lines = [f"mended: {path}" for path in result.mended]
-    lines += [f"removed: {path}" for path in result.removed]
-    lines += [f"still wrong: {problem}" for problem in result.problems]
-    lines.append(
-        f"{result.path}: {len(result.mended)} files mended, {len(result.shards_redone)} shards"
-        f" drawn again, {len(result.removed)} unexpected files removed, in {result.seconds:,.1f} s"
-    )
-    failure = None
-    if not result.sound:
-        failure = CacheCorrupt(
-            f"{result.path}: {result.problems[0]}; pass --remove-extra to delete what does not"
-            " belong to the cache"
-        )
-    emit(result.model_dump(mode="json"), lines, as_json=as_json, failure=failure)
+    return repair_cache(config)

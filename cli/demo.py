@@ -1,25 +1,18 @@
 """``scalekd demo``."""
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import click
-
-from scalekd.cli._options import json_option
-from scalekd.cli._output import echo, emit
+from scalekd.cli._output import echo
+from scalekd.cli._record import record_command
 from scalekd.errors import UsageError
+from scalekd.pipelines._run_options import DemoConfig
+
+if TYPE_CHECKING:
+    from scalekd.pipelines.demo import DemoResult
 
 
-@click.command("demo")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("output/demo"),
-    show_default=True,
-    help="New folder for all files of the demo.",
-)
-@click.option("--overwrite", is_flag=True, help="Delete the files of an earlier demo in --output.")
-@json_option
-def command(output: Path, *, overwrite: bool, as_json: bool) -> None:
+@record_command("demo", DemoConfig)
+def command(config: DemoConfig) -> "DemoResult":
     """Train a teacher, write its cache and train nine students on scikit-learn's digits.
 
     Takes a few minutes on a CPU.
@@ -28,11 +21,11 @@ def command(output: Path, *, overwrite: bool, as_json: bool) -> None:
 
     from scalekd.pipelines.demo import run_demo
 
+    output = config.output
     if output.exists() and any(output.iterdir()):
-        if not overwrite or not (output / "data").is_dir():
+        if not config.overwrite or not (output / "data").is_dir():
             raise UsageError(
                 f"{output} is not empty; choose another --output, or --overwrite a demo"
             )
         shutil.rmtree(output)
-    result = run_demo(output, say=lambda line: echo(f"· {line}", err=True))
-    emit(result.model_dump(mode="json"), result.lines(), as_json=as_json)
+    return run_demo(output, say=lambda line: echo(f"· {line}", err=True))

@@ -1,7 +1,6 @@
 """Command line of scalekd; each command is imported when it is called."""
 
 import importlib
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from scalekd.cli._output import (
     complain,
     emit_failure,
     escaping,
+    is_main_process,
     show_traceback,
     show_usage,
 )
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if failure is not error and failure.name == INTERNAL_ERROR:
                 show_traceback(error)
             complain(failure)
-            if "--json" in arguments and int(os.environ.get("RANK", "0")) == 0:
+            if "--json" in arguments and is_main_process():
                 emit_failure(failure)
             code = failure.exit_code
     if code:

@@ -1,47 +1,18 @@
 """``scalekd models``."""
 
-import click
+from typing import TYPE_CHECKING
 
-from scalekd.cli._options import json_option
-from scalekd.cli._output import emit
+from scalekd.cli._record import record_command
+from scalekd.options import Options
+
+if TYPE_CHECKING:
+    from scalekd.pipelines.list_models import KnownModels
 
 
-@click.command("models")
-@json_option
-def command(*, as_json: bool) -> None:
+@record_command("models", Options)
+def command(config: Options) -> "KnownModels":
     """List the short names of teachers and students, and the targets of each model family."""
-    from scalekd.students import ALIASES as STUDENT_ALIASES
-    from scalekd.teachers import ALIASES
-    from scalekd.teachers.families import FAMILIES, Family
-    from scalekd.teachers.features_only import FeaturesOnly
+    from scalekd.pipelines.list_models import list_models
 
-    known: list[Family | type[Family]] = [*FAMILIES.values(), FeaturesOnly]
-    families = [
-        {
-            "family": family.name,
-            "models": family.about,
-            "features": True,
-            "tail": family.name in FAMILIES,
-        }
-        for family in known
-    ]
-    lines = ["teachers"]
-    lines += [f"  {alias:<20}{name}" for alias, name in sorted(ALIASES.items())]
-    lines += ["students"]
-    lines += [f"  {alias:<20}{name}" for alias, name in sorted(STUDENT_ALIASES.items())]
-    lines.append("families of teachers (logits: of every model with a classifier)")
-    lines += [
-        f"  {row['family']:<10}"
-        + ("features and tail  " if row["tail"] else "features; tpp=false ")
-        + str(row["models"])
-        for row in families
-    ]
-    emit(
-        {
-            "teachers": dict(sorted(ALIASES.items())),
-            "families": families,
-            "students": dict(sorted(STUDENT_ALIASES.items())),
-        },
-        lines,
-        as_json=as_json,
-    )
+    del config
+    return list_models()

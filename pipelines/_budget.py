@@ -19,7 +19,7 @@ from scalekd.errors import UsageError
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._job import Job
 from scalekd.pipelines._processes import Processes
-from scalekd.pipelines.estimate import CacheEstimate, estimate_job
+from scalekd.pipelines.estimate import CacheEstimate, estimate_cache, estimate_job
 
 ERRORS = (0.01, 0.02, 0.05, 0.1)
 """Errors of the transform codec among which bytes are divided; finer ones gained nothing."""
@@ -248,3 +248,25 @@ def estimate_budget(config: CacheTeacherConfig) -> tuple[Choice, CacheEstimate]:
     chosen = config.model_copy(update={"passes": choice.passes})
     (estimate,) = estimate_job(job, chosen, [choice.codec])
     return choice, estimate
+
+
+class BudgetEstimate(CacheEstimate):
+    """Estimate of the cache that a budget was spent on."""
+
+    budget: Choice
+
+    def lines(self) -> list[str]:
+        """Return the lines to print."""
+        return [*self.budget.lines(), *super().lines()]
+
+
+def dry_run_cache(config: CacheTeacherConfig) -> CacheEstimate:
+    """Estimate the cost of a cache, with passes and codec that its budget pays for, if it has one.
+
+    Raises:
+        ScaleKDError: Whatever would stop the real run before its first shard.
+    """
+    if config.budget is None:
+        return estimate_cache(config)
+    choice, estimate = estimate_budget(config)
+    return BudgetEstimate(**estimate.model_dump(), budget=choice)

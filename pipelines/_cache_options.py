@@ -1,22 +1,24 @@
 """Options of commands that write or move caches; help is made from them, and they load no torch."""
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field
+from pydantic import ByteSize, Field
 
-from scalekd.image_options import ImageOptions, ImageSize
+from scalekd.options import (
+    DEFAULT_FEATURE_CODEC,
+    Embed,
+    ImageOptions,
+    ImageSize,
+    Options,
+    StoredBytes,
+)
 from scalekd.views import Interpolation
 
-StoredBytes = Annotated[ByteSize, Field(gt=0, lt=1 << 60)]
 
-
-class TeacherOptions(BaseModel):
+class TeacherOptions(Options):
     """Which teacher a cache is made from."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
-    )
     headings: ClassVar[dict[str, str]] = {"model": "Teacher"}
 
     model: str
@@ -38,7 +40,6 @@ class TeacherOptions(BaseModel):
 class CacheOptions(ImageOptions):
     """What is cached, and how."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     headings: ClassVar[dict[str, str]] = {
         "data_dir": "Images and cache",
         "labels": "Reading of the images",
@@ -67,8 +68,8 @@ class CacheOptions(ImageOptions):
     """Bytes on disk and hours that the cache may take, such as 200GB, 40h or 200GB,40h, from which
     --passes and --codec are chosen where they are not given."""
     aug: str = "crop-flip"
-    """View policy: crop[:LO..HI] or center[:F], then any of flip[:P], rand-m9-n2-mstd0.5-inc1,
-    jitter:S and erase:P, joined by +."""
+    """View policy: components joined by +, such as crop+flip+rand-m9-n2-mstd0.5-inc1+erase:0.25;
+    `--aug help` explains them all."""
     interpolation: Interpolation = "bicubic"
     """Resize filter of the views, where bilinear-opencv is cv2.resize without antialiasing."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
@@ -79,7 +80,7 @@ class CacheOptions(ImageOptions):
     logits: str | None = None
     """Logits that are kept: full, topk:K or none; full of a teacher with a classifier, and none of
     another, if not given."""
-    codec: str = "transform"
+    codec: str = DEFAULT_FEATURE_CODEC
     """Codec of the features: transform[:error=E], where E is 0.01 if not given, float16 or int8."""
     class_map: str = "auto"
     """The teacher's class of each label: auto, by name; none, by number; or a file with one number
@@ -111,7 +112,7 @@ class CacheOptions(ImageOptions):
     format: Literal["zarr", "webdataset"] = "zarr"
     """Form of the cache: zarr for arrays beside the image set, webdataset for tars that stream by
     themselves."""
-    embed: Literal["none", "source", "view", "pixels"] = "none"
+    embed: Embed = "none"
     """Images in the cache: none; in tars also source for the encoded files or view for the rendered
     views as images of any reader; pixels for the rendered views in a form that loads faster."""
 
@@ -119,7 +120,6 @@ class CacheOptions(ImageOptions):
 class ConvertConfig(ImageOptions):
     """Options of ``scalekd cache convert``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     headings: ClassVar[dict[str, str]] = {"source": "Conversion", "labels": "Reading of the images"}
 
     source: str
@@ -128,7 +128,7 @@ class ConvertConfig(ImageOptions):
     """Folder of the new cache."""
     format: Literal["zarr", "webdataset"]
     """Form of the new cache: zarr for arrays beside the image set, webdataset for tars."""
-    embed: Literal["none", "source", "view", "pixels"] = "none"
+    embed: Embed = "none"
     """Images in the cache: none; in tars also source for the encoded files or view for the rendered
     views as images of any reader; pixels for the rendered views in a form that loads faster."""
     data_dir: str | None = None
@@ -141,10 +141,9 @@ class ConvertConfig(ImageOptions):
     """Work on these shards only, as A-B, both included."""
 
 
-class ShareConfig(BaseModel):
+class ShareConfig(Options):
     """Options of ``scalekd cache push`` and ``scalekd cache pull``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     headings: ClassVar[dict[str, str]] = {"source": "What travels", "jobs": "Transfer"}
 
     source: str
@@ -165,3 +164,30 @@ class ShareConfig(BaseModel):
     """Read the files that are at the target already, and replace those that differ."""
     read_back: bool = True
     """Read each file back from a remote target, and check it."""
+
+
+class MergeConfig(Options):
+    """Options of ``scalekd cache merge``."""
+
+    parts: tuple[Path, ...]
+    """Folders of the parts, complete or incomplete."""
+    output: Path
+    """Folder of the joined cache."""
+    copy_files: bool = False
+    """Copy every file instead of making hard links."""
+
+
+class ListConfig(Options):
+    """Options of ``scalekd cache ls``."""
+
+    root: str
+    """Folder or URL to search."""
+    depth: int = Field(default=4, ge=0, le=64)
+    """Number of folder levels below ROOT to search."""
+
+
+class InfoConfig(Options):
+    """Options of ``scalekd cache info``."""
+
+    cache: str
+    """Folder or URL of the cache."""

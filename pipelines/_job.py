@@ -33,7 +33,12 @@ from scalekd.pipelines._source_options import CacheSources
 from scalekd.pipelines._sources import load_cached_teacher, open_source, select_images
 from scalekd.pipelines._teacher_stream import EncoderName, default_encoder
 from scalekd.storage import make_local_cache
-from scalekd.teachers import ABOUT_ORIGIN, Teacher, TeacherSpec, load_teacher
+from scalekd.teachers import (
+    ABOUT_ORIGIN,
+    Teacher,
+    TeacherSpec,
+    load_teacher,
+)
 from scalekd.views import ViewPolicy, pixel_environment
 
 

@@ -1,9 +1,10 @@
-"""Notes of a pipeline: one line each, on standard error."""
+"""Notes of a pipeline, one line each, on standard error."""
 
 import sys
+
+from scalekd.text import printable
 
 
 def note(line: str) -> None:
     """Print what a person should know; it may quote names from documents."""
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
-    print(f"note: {shown}", file=sys.stderr, flush=True)
+    print(f"note: {printable(line)}", file=sys.stderr, flush=True)

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import ByteSize, ConfigDict, Field
+from pydantic import ByteSize, Field
 
-from scalekd.image_options import ImageOptions
-from scalekd.pipelines._cache_options import StoredBytes
+from scalekd.options import ImageOptions, StoredBytes
 
 
 def _default_workers() -> int:
@@ -18,9 +17,6 @@ def _default_workers() -> int:
 class CacheSources(ImageOptions):
     """Where a cache is, and where the images and the teacher are that it was made from."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
-    )
     headings: ClassVar[dict[str, str]] = {
         "cache": "Images and teacher",
         "labels": "Reading of the images",
@@ -114,3 +110,25 @@ class VerifyConfig(CacheSources):
     deep: int | None = Field(default=None, ge=1)
     """After the files, draw this many views again and run the teacher again; compare both with the
     cache."""
+
+
+class DoctorConfig(ImageOptions):
+    """Options of ``scalekd doctor``."""
+
+    headings: ClassVar[dict[str, str]] = {
+        "cache": "What is checked",
+        "labels": "Reading of the images",
+    }
+
+    cache: str | None = None
+    """Folder or URL of a cache to check."""
+    data_dir: str | None = None
+    """Folder, URL or pattern of an image set to check; with --cache, of the one it was made
+    from."""
+    split: str = "train"
+    """Name, folder or pattern of these images."""
+    views: int = Field(default=64, ge=1)
+    """Number of views to draw again."""
+    images: int = Field(default=2000, ge=0)
+    """Number of images of --data-dir to decode, spread over the set; 0 decodes all. Not used with
+    --cache."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from scalekd.cache.cache import Cache
 from scalekd.cache.codecs import CacheCodecs
@@ -50,6 +50,7 @@ from scalekd.pipelines._signals import terminable
 from scalekd.pipelines._write_shards import num_coding_threads, write_claimed
 from scalekd.storage import LocalStorage, Storage, open_storage
 from scalekd.teachers import Teacher
+from scalekd.text import format_cache_size
 from scalekd.training.compilation import check_backend, compile_faults
 
 __all__ = ["CacheTeacherConfig", "CacheTeacherResult", "cache_teacher", "write_cache"]
@@ -67,7 +68,6 @@ class CacheTeacherResult(BaseModel):
     output: str
     cache_id: str
     complete: bool
-    is_main_process: bool = Field(exclude=True)
     num_samples: int
     num_passes: int
     num_shards: int
@@ -84,6 +84,34 @@ class CacheTeacherResult(BaseModel):
     bytes_per_view: float | None
     teacher_top1: float | None = None
     num_labelled_views: int = 0
+
+    def lines(self) -> list[str]:
+        """Return the lines to print."""
+        state = "complete" if self.complete else "not complete: other shards are still to be done"
+        if self.shards_elsewhere:
+            others = len(self.shards_elsewhere) - 1
+            state = (
+                f"not complete: another job is writing {self.shards_elsewhere[0]}"
+                + (f", and {others} more" if others else "")
+                + "; the process that commits the last shard completes the cache"
+            )
+        lines = [
+            f"{self.output}: {state}; {self.num_samples:,} samples, {self.num_passes} passes,"
+            f" {self.num_shards} shards ({self.shards_written} written now)",
+            f"{self.views_written:,} views in {self.seconds:,.0f} s,"
+            f" {self.views_per_second:,.1f} views/s, data wait {self.data_wait_share:.0%}",
+        ]
+        if self.total_bytes is not None:
+            fixed, per_view = self.fixed_bytes or 0, self.bytes_per_view or 0
+            lines.append(format_cache_size(self.total_bytes, fixed, per_view))
+        if self.teacher_top1 is not None:
+            lines.append(
+                f"the teacher's top-1 on {self.num_labelled_views:,} labelled views is"
+                f" {self.teacher_top1:.2f} %"
+            )
+        if self.skipped:
+            lines.append(f"{self.skipped} corrupt images skipped; `scalekd cache info` lists them")
+        return lines
 
 
 @dataclass(frozen=True)
@@ -196,7 +224,6 @@ def write_cache(job: Job, order: CacheOrder, processes: Processes) -> CacheTeach
         output=str(order.output),
         cache_id=plan.cache_id,
         complete=manifest is not None,
-        is_main_process=processes.is_main,
         num_samples=plan.identity.data.num_samples,
         num_passes=num_passes,
         num_shards=plan.identity.num_shards,

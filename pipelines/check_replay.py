@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel
 
 from scalekd.cache import CacheReader, open_cache
 from scalekd.cache.forms import read_form
@@ -28,6 +27,7 @@ from scalekd.pipelines._source_options import CacheSources
 from scalekd.pipelines._sources import open_source, select_images
 from scalekd.pipelines._teacher_stream import TeacherArrays
 from scalekd.pipelines._write_shards import run_teacher
+from scalekd.pipelines.inspect_cache import DeepFindings
 from scalekd.teachers import Teacher, load_tail_bytes
 from scalekd.views import pixel_hash, unpack_view
 
@@ -39,20 +39,6 @@ _LOGIT_ERROR = 1e-5  # relative squared error from storing logits in 16 bits
 _UNSTATED = 0.05  # used if the cache states no error: too few views to hold any out
 
 Rows = np.ndarray[Any, Any]
-
-
-class DeepFindings(BaseModel):
-    """Result of a deep verification.
-
-    Attributes:
-        num_views: Number of views that were drawn again.
-        problems: One sentence for every view that differs from what the cache stores.
-        largest_error: Largest relative squared error of any view, by stage and of the logits.
-    """
-
-    num_views: int
-    problems: tuple[str, ...]
-    largest_error: dict[str, float]
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._signals import terminable
 from scalekd.storage import Storage, is_remote, open_storage
 from scalekd.storage.files import remove_abandoned
+from scalekd.text import format_cache_size
 
 
 class ConvertResult(BaseModel):
@@ -60,6 +61,22 @@ class ConvertResult(BaseModel):
     fixed_bytes: int | None
     bytes_per_view: float | None
     extensions: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Return the lines to print."""
+        state = "complete" if self.complete else "not complete: other shards are still to be done"
+        if self.shards_elsewhere:
+            state = f"not complete: another process is writing {self.shards_elsewhere[0]}"
+        lines = [
+            f"{self.output}: {state}; {self.num_passes} passes, {self.num_shards} shards"
+            f" ({self.shards_written} written now) in {self.seconds:,.1f} s"
+        ]
+        if self.total_bytes is not None:
+            fixed, per_view = self.fixed_bytes or 0, self.bytes_per_view or 0
+            lines.append(format_cache_size(self.total_bytes, fixed, per_view))
+        if self.extensions:
+            lines.append(f"extensions copied unchanged: {', '.join(self.extensions)}")
+        return lines
 
 
 @terminable()

@@ -16,12 +16,12 @@ from pydantic import BaseModel
 
 from scalekd.cache import CacheReader, open_cache
 from scalekd.codecs import create_logit_codec
-from scalekd.errors import CacheMismatch
-from scalekd.image_options import ImageOptions
+from scalekd.errors import CacheMismatch, DataError, ScaleKDError
 from scalekd.images import ImageDataset
 from scalekd.loading import open_images
 from scalekd.loading.embedded import EmbeddedImages
 from scalekd.loading.views import ReplayContract
+from scalekd.options import ImageOptions
 from scalekd.pipelines._arithmetic import num_cores
 from scalekd.pipelines.check_images import ImageCheck, check_images
 from scalekd.pipelines.check_replay import chosen_views, drawing_problem
@@ -59,6 +59,26 @@ class CacheDrift(BaseModel):
     def drifts(self) -> bool:
         """Whether the pixels of any view differ."""
         return bool(self.problems) or bool(self.witness_drift)
+
+    def lines(self) -> list[str]:
+        """Return the comparison as lines of text."""
+        lines = [
+            f"{name}: {there} in the cache, {here} here (affects {what})"
+            for what, differing in (
+                ("pixels", self.environment_differs),
+                ("targets", self.software_differs),
+            )
+            for name, (there, here) in differing.items()
+        ]
+        if not self.environment_differs:
+            lines.append("all library versions that affect pixels are those of the cache")
+        if not self.num_views:
+            return [*lines, "no view was drawn again: pass --data-dir to compare pixels"]
+        compared = (
+            f"{self.num_exact} of {self.num_views} views are identical; mean difference of"
+            f" {self.num_witnesses} witnesses at most {self.witness_drift or 0:.3g}/255"
+        )
+        return [*lines, compared, *self.problems[:5]]
 
 
 class ImageSet(BaseModel):
@@ -110,6 +130,38 @@ class Diagnosis(BaseModel):
     works: dict[str, str]
     cache: CacheDrift | None
     images: ImageSet | None
+
+    def lines(self) -> list[str]:
+        """Return each section as its title and indented lines."""
+        facts = {"versions": self.versions, "machine": self.machine, "works": self.works}
+        sections = {
+            title: [f"{name:<26}{fact}" for name, fact in values.items()]
+            for title, values in facts.items()
+        }
+        if self.images is not None:
+            sections[f"images {self.images.place}"] = self.images.lines()
+        if self.cache is not None:
+            sections[f"cache {self.cache.path}"] = self.cache.lines()
+        return [
+            line for title, rows in sections.items() for line in (title, *(f"  {r}" for r in rows))
+        ]
+
+    def failure(self) -> ScaleKDError | None:
+        """Return an error if images are unreadable, or drawn differently than for the cache."""
+        drift, check = self.cache, self.images.check if self.images is not None else None
+        if self.images is not None and check is not None and check.num_unreadable:
+            return DataError(
+                f"{self.images.place}: {check.num_unreadable:,} of {check.num_decoded:,} images"
+                f" cannot be decoded, first: {check.problems[0]}. Replace or remove them, or leave"
+                " them out with cache-teacher --skip-corrupt"
+            )
+        if drift is None or not drift.drifts:
+            return None
+        return CacheMismatch(
+            f"{drift.path}: this machine does not redraw it exactly (mean difference up to"
+            f" {drift.witness_drift or 0:.3g}/255). Install the versions of the cache, or train"
+            " with --allow-pixel-drift X"
+        )
 
 
 def diagnose(

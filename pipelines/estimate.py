@@ -181,7 +181,10 @@ def estimate_cache(config: CacheTeacherConfig) -> CacheEstimate:
     Raises:
         ScaleKDError: Whatever would stop the real run before its first shard.
     """
-    job = Job.asked(config, Processes().device)
+    processes = Processes()
+    job = Job.asked(config, processes.device)
+    for line in job.notes:
+        processes.note(line)
     (estimate,) = estimate_job(job, config, [job.request.codec])
     return estimate
 

@@ -3,6 +3,7 @@
 scalekd evaluate ./run --data-dir /imagenet --split val
 """
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,14 +23,14 @@ from scalekd.evaluation import (
     evaluate_neighbours,
     live_answers,
 )
-from scalekd.image_options import height_and_width
 from scalekd.images import ImageDataset
 from scalekd.loading import open_images, worker_faults
 from scalekd.models.build import Preprocessing, build_model, preprocessing_of
 from scalekd.models.classes import Classes, ClassMatch, classes_of_data, match_classes
 from scalekd.models.names import ModelSource, describe_model
-from scalekd.pipelines._evaluate_options import EvaluateConfig
+from scalekd.options import height_and_width
 from scalekd.pipelines._notes import note
+from scalekd.pipelines._run_options import EvaluateConfig
 from scalekd.students import StudentSpec, resolve_student_name
 from scalekd.teachers import (
     LIVE_TEACHER_ADVICE,
@@ -54,10 +55,46 @@ class _Opened(NamedTuple):
     goes_by_number: bool = False  # where names do not tell: a run's own numbers, or random weights
 
 
+class Evaluation(dict[str, Any]):
+    """Metrics of a model by name, with what was measured."""
+
+    def lines(self) -> list[str]:
+        """Return the lines to print."""
+        subset, viewed = self["num_classes_evaluated"], self["samples_viewed"]
+        scores = (
+            f"top-1 {self['top1']:.2f} %, top-5 {self['top5']:.2f} %, loss {self['loss']:.4f}, "
+            if "top1" in self
+            else "no classes of its own, "
+        )
+        lines = [
+            f"{self['model']} on {self['data']}: {scores}{self['num_samples']:,} images"
+            + (f" of {subset} of its classes" if subset is not None else "")
+            + (f", after {viewed:,} views" if viewed is not None else "")
+        ]
+        if "teacher_agreement" in self:
+            lines.append(
+                f"agrees with the teacher on {self['teacher_agreement']:.2f} %; "
+                f"the teacher's top-1 is {self['teacher_top1']:.2f} %"
+            )
+        if "knn_top1" in self:
+            lines.append(
+                f"{self['knn_k']} nearest of {self['knn_num_gallery']:,} images: "
+                f"top-1 {self['knn_top1']:.2f} %, top-5 {self['knn_top5']:.2f} %"
+            )
+        if "linear_top1" in self:
+            tops = self["linear_top1_of_seeds"]
+            spread = f" ± {statistics.stdev(tops):.2f} ({len(tops)} seeds)" if len(tops) > 1 else ""
+            lines.append(
+                f"logistic regression on the features of {self['linear_num_images']:,} images: "
+                f"top-1 {self['linear_top1']:.2f} %{spread}, top-5 {self['linear_top5']:.2f} %"
+            )
+        return lines
+
+
 @worker_faults()
 @process_faults()
-def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Metrics of the model, with what was measured.
+def evaluate(config: EvaluateConfig) -> Evaluation:
+    """Measure a model.
 
     Raises:
         UsageError: No such run or model, or options that do not fit one another.
@@ -82,7 +119,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     }
     data = _classes_of_data(views.images)
     model = opened.model.to(accelerator.device)
-    found: dict[str, Any] = {
+    metrics: dict[str, Any] = {
         "model": opened.name,
         "samples_viewed": opened.samples_viewed,
         "data": views.images.location,
@@ -100,10 +137,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             views, opened.view, class_map=match.indices, answers=_answers(config, views, data)
         )
         subset = None if match.indices is None else len(match.indices)
-        found |= {"num_classes_evaluated": subset, **evaluator.evaluate(model).metrics()}
+        metrics |= {"num_classes_evaluated": subset, **evaluator.evaluate(model).metrics()}
     if config.knn_split is not None:
         gallery = others[config.knn_split]
-        found |= evaluate_neighbours(
+        metrics |= evaluate_neighbours(
             model,
             views,
             gallery,
@@ -114,7 +151,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         ).metrics()
     if config.linear_probe is not None:
         training = others[config.linear_probe]
-        found |= evaluate_linear_probe(
+        metrics |= evaluate_linear_probe(
             model,
             views,
             training,
@@ -123,7 +160,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             class_map=None if config.class_map == "none" else _gallery_classes(views, training),
         ).metrics()
     accelerator.end_training()
-    return found
+    return Evaluation(metrics)
 
 
 def _open_model(config: EvaluateConfig) -> _Opened:

@@ -14,10 +14,11 @@ from scalekd.cache import CacheReader, open_cache
 from scalekd.cache.documents.manifest import Identity, Request
 from scalekd.cache.forms import form_named
 from scalekd.cache.reading.extensions import extension_path
-from scalekd.codecs import DEFAULT_FEATURE_CODEC, check_logit_codec, parse_codec
+from scalekd.codecs import check_logit_codec, parse_codec
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.loading import worker_faults
 from scalekd.models.classes import classes_of_data, read_class_names
+from scalekd.options import DEFAULT_FEATURE_CODEC
 from scalekd.pipelines._classes import choose_logits
 from scalekd.pipelines._extended import ExtendedCache
 from scalekd.pipelines._job import Job, views_of

@@ -1,6 +1,6 @@
 """Describe a cache, and verify its files."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -10,8 +10,10 @@ from scalekd.cache.care.verify import verify
 from scalekd.cache.forms import ZARR, Embed, form_named
 from scalekd.cache.layout import SAMPLES, Unit
 from scalekd.cache.reading.extensions import extension_names
-from scalekd.errors import UsageError
+from scalekd.errors import CacheCorrupt, CacheError, CacheMismatch, UsageError
+from scalekd.pipelines._source_options import VerifyConfig
 from scalekd.storage import Location, open_storage
+from scalekd.text import format_bytes, format_cache_size
 
 
 class CacheInfo(BaseModel):
@@ -51,8 +53,13 @@ class CacheInfo(BaseModel):
     part: str | None
     extensions: tuple[str, ...]
 
-    def rows(self, size: Callable[[float], str]) -> Iterator[tuple[str, str]]:
-        """Yield name and value of each printed line; ``size`` formats a number of bytes."""
+    def lines(self) -> list[str]:
+        """Return the lines to print."""
+        rows = list(self._rows())
+        width = max(len(name) for name, _ in rows)
+        return [f"{name:<{width}}  {value}" for name, value in rows]
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
         yield "cache", f"{self.path} (format {self.format_version}, id {self.cache_id[:12]}…)"
         if summary := form_named(self.form, self.embed).summary:
             yield "form", summary
@@ -83,11 +90,8 @@ class CacheInfo(BaseModel):
                 )
         yield "logits", str(self.logits["codec"]) if self.logits else "none"
         yield "tail", "yes" if self.has_tail else "no"
-        yield (
-            "size",
-            f"{size(self.total_bytes)}: {size(self.fixed_bytes)} of tail, witnesses and tables, and"
-            f" {size(self.bytes_per_view)} a view",
-        )
+        sizes = (self.total_bytes, self.fixed_bytes, self.bytes_per_view)
+        yield "size", format_cache_size(*sizes)
         for name, num_bytes in self.bytes_per_view_by_array.items():
             yield f"  {name}", f"{num_bytes:,.2f} B a view"
         yield "drawn with", ", ".join(f"{k} {v}" for k, v in self.environment.items())
@@ -192,8 +196,32 @@ def _bytes_by_array(reader: CacheReader) -> dict[str, float]:
     return {name: total / max(1, num_views) for name, total in sorted(totals.items())}
 
 
+class DeepFindings(BaseModel):
+    """Result of a deep verification.
+
+    Attributes:
+        num_views: Number of views that were drawn again.
+        problems: One sentence for every view that differs from what the cache stores.
+        largest_error: Largest relative squared error of any view, by stage and of the logits.
+    """
+
+    num_views: int
+    problems: tuple[str, ...]
+    largest_error: dict[str, float]
+
+
 class Verification(BaseModel):
-    """Result of ``scalekd cache verify``."""
+    """Result of ``scalekd cache verify``.
+
+    Attributes:
+        path: Location of the cache.
+        sound: Whether every file is as it was committed.
+        problems: One sentence for every damaged file.
+        damaged_shards: ``(unit, shard)`` pairs with a damaged file.
+        num_files: Number of files checked.
+        num_bytes: Total size of these files.
+        deep: Result of a deep verification; ``None`` if there was none.
+    """
 
     path: str
     sound: bool
@@ -201,6 +229,34 @@ class Verification(BaseModel):
     damaged_shards: tuple[tuple[str, int], ...]
     num_files: int
     num_bytes: int
+    deep: DeepFindings | None = None
+
+    def lines(self) -> list[str]:
+        """Return the lines to print."""
+        lines = [f"damaged: {problem}" for problem in self.problems]
+        lines.append(
+            f"{self.path}: {self.num_files:,} files, {format_bytes(self.num_bytes)} checked,"
+            f" {len(self.problems)} damaged"
+        )
+        if self.deep is not None:
+            deep = self.deep
+            lines += [f"untrue: {problem}" for problem in deep.problems]
+            errors = ", ".join(f"{name} {error:.2g}" for name, error in deep.largest_error.items())
+            lines.append(
+                f"{deep.num_views:,} views drawn and the teacher asked again:"
+                f" {len(deep.problems)} untrue; largest relative squared error: {errors or 'none'}"
+            )
+        return lines
+
+    def failure(self) -> CacheError | None:
+        """Return the error that the problems amount to; ``None`` for a sound cache."""
+        if self.problems:
+            count, first = len(self.problems), self.problems[0]
+            return CacheCorrupt(f"{self.path}: {count} problems, first: {first}")
+        if self.deep is not None and self.deep.problems:
+            count, first = len(self.deep.problems), self.deep.problems[0]
+            return CacheMismatch(f"{self.path}: {count} views are untrue, first: {first}")
+        return None
 
 
 def verify_cache(location: Location, *, quick: bool = False) -> Verification:
@@ -214,3 +270,25 @@ def verify_cache(location: Location, *, quick: bool = False) -> Verification:
         num_files=verified.num_files,
         num_bytes=verified.num_bytes,
     )
+
+
+def verify_as_asked(config: VerifyConfig) -> Verification:
+    """Check the files of a cache and, with ``deep``, a sample of its views.
+
+    Raises:
+        UsageError: The options exclude each other, or images are missing.
+        DataError, CacheError: As for :func:`scalekd.pipelines.check_replay.deep_verify`.
+    """
+    if config.deep is None:
+        if config.data_dir is not None:
+            raise UsageError("--data-dir: images are only used with --deep; add --deep N")
+        return verify_cache(config.cache, quick=config.quick)
+    from scalekd.pipelines.check_replay import check_images_named, deep_verify  # loads the teacher
+
+    if config.quick:
+        raise UsageError("--deep draws views again: leave out --quick")
+    check_images_named(config)
+    verified = verify_cache(config.cache)
+    if verified.problems:
+        return verified
+    return verified.model_copy(update={"deep": deep_verify(config, config.deep)})

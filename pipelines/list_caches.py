@@ -7,10 +7,10 @@ on its size. The documents are validated; `scalekd cache verify` checks the data
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from scalekd.cache.documents import FORMAT, MAX_JSON_BYTES, Model, parse_committed
 from scalekd.cache.documents.manifest import Manifest, Plan
@@ -25,6 +25,7 @@ from scalekd.cache.layout import (
 from scalekd.cache.reading.extensions import extension_names, extension_path
 from scalekd.errors import CacheCorrupt, CacheError, DataError
 from scalekd.storage import Location, NotStored, Storage, StoredFileError, open_storage
+from scalekd.text import format_bytes, table
 
 State = Literal["complete", "part", "begun", "damaged"]
 
@@ -73,8 +74,8 @@ class ListedCache(BaseModel):
     licence: str | None = None
     note: str | None = None
 
-    def cells(self, size: Callable[[float], str]) -> tuple[str, ...]:
-        """Return a row under :data:`COLUMNS`; ``size`` formats a number of bytes."""
+    def cells(self) -> tuple[str, ...]:
+        """Return a row under :data:`COLUMNS`."""
         state: str = self.state
         if self.progress is not None and self.state == "begun":
             state = f"begun, {self.progress:.0%}"
@@ -88,7 +89,7 @@ class ListedCache(BaseModel):
             ",".join(self.stages) or "none",
             f"{self.codec or 'none'}" + (f" ({errors})" if errors else ""),
             self.logits or "none",
-            "?" if self.total_bytes is None else size(self.total_bytes),
+            "?" if self.total_bytes is None else format_bytes(self.total_bytes),
             "?" if self.age_seconds is None else _age(self.age_seconds),
             self.licence or "not stated",
         )
@@ -107,6 +108,25 @@ COLUMNS = (
     "age",
     "licence",
 )
+
+
+class CacheList(BaseModel):
+    """Result of ``scalekd cache ls``."""
+
+    root: str = Field(exclude=True)
+    caches: tuple[ListedCache, ...]
+
+    def lines(self) -> list[str]:
+        """Return a table with a line for each cache, and its remarks below it."""
+        if not self.caches:
+            return [f"no cache below {self.root}"]
+        header, *rows = table([COLUMNS, *(cache.cells() for cache in self.caches)])
+        lines = [header]
+        for row, cache in zip(rows, self.caches, strict=True):
+            lines.append(row)
+            remarks = {"problem": cache.problem, "part": cache.part, "note": cache.note}
+            lines += [f"  {name}: {text}" for name, text in remarks.items() if text]
+        return lines
 
 
 def list_caches(root: Location, *, max_depth: int = 4) -> list[ListedCache]:

@@ -29,6 +29,7 @@ from scalekd.errors import CacheMismatch, DataError, UsageError
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._signals import terminable
 from scalekd.storage import LocalStorage
+from scalekd.text import format_bytes
 
 
 class MergeResult(BaseModel):
@@ -55,6 +56,19 @@ class MergeResult(BaseModel):
     num_found: int
     extensions: dict[str, "MergeResult"]
     seconds: float
+
+    def lines(self) -> list[str]:
+        """Return the lines to print."""
+        state = f"{self.num_passes} passes complete" if self.complete else "not complete"
+        return [
+            *(f"missing: {shards}" for shards in self.missing),
+            f"{self.output}: {state}; {self.num_files:,} files, {format_bytes(self.num_bytes)} in"
+            f" {self.seconds:,.1f} s; {self.num_found:,} shards existed already",
+            *(
+                f"extension {name}: {inner.num_passes} passes complete"
+                for name, inner in self.extensions.items()
+            ),
+        ]
 
 
 @terminable()

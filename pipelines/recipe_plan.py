@@ -1,4 +1,4 @@
-"""From a recipe's name to the two commands that follow it, and what they cost.
+"""List the published recipes, or plan one: its two commands, and what they cost.
 
 scalekd recipes swin_l-resnet50d --gpus 8
 """
@@ -6,36 +6,25 @@ scalekd recipes swin_l-resnet50d --gpus 8
 import shlex
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 
 from scalekd.errors import UsageError
+from scalekd.pipelines._run_options import RecipesConfig
 from scalekd.pipelines.configure import describe_recipe, recipe_names, train_config
+from scalekd.text import table
 from scalekd.training import TrainConfig
 
 IMAGENET_SAMPLES = 1_281_167
 _WIDTH = 78
+_COLUMNS = ("recipe", "epochs", "batch", "opt", "lr", "top-1", "gain", "released")
+_FIGURES = ("top1", "gain")
 
 
-class RecipePlanConfig(BaseModel):
-    """What is to be planned.
-
-    Attributes:
-        name: A shipped recipe.
-        gpus: Processes of both commands, one a GPU.
-        passes: Views of every image in the cache.
-        online: Draw fresh views in every epoch, with a live teacher.
-        baseline: Train the student alone, on the recipe's views.
-        tflops: TFLOP/s that each GPU is assumed to sustain.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class RecipePlanConfig(RecipesConfig):
+    """What is to be planned."""
 
     name: str
-    gpus: int = Field(default=8, ge=1)
-    passes: int = Field(default=8, ge=1, le=9999)
-    online: bool = False
-    baseline: bool = False
-    tflops: float = Field(default=100.0, gt=0)
+    """A shipped recipe."""
 
 
 class RecipeCost(BaseModel):
@@ -86,6 +75,36 @@ class RecipePlan(BaseModel):
                 lines.append(f"  {name if index == 0 else '':<9}{text}")
         lines += ["", "# IMAGENET is a folder with train/CLASS and val/CLASS."]
         return [*lines, *_wrapped(self.cache_command), "", *_wrapped(self.train_command)]
+
+
+class RecipeList(BaseModel):
+    """The shipped recipes, each as :func:`describe_recipe` describes it."""
+
+    recipes: list[dict[str, Any]]
+
+    def lines(self) -> list[str]:
+        """Return a table and its explanation."""
+        rows = [
+            [
+                *(str(recipe[name]) for name in ("name", "epochs", "batch", "opt", "lr")),
+                *("-" if recipe[name] is None else f"{recipe[name]:.2f}" for name in _FIGURES),
+                "yes" if recipe["released"] else "no",
+            ]
+            for recipe in self.recipes
+        ]
+        return [
+            *table([_COLUMNS, *rows]),
+            "top-1 as published, and the gain over the same student trained alone.",
+            "Not released: removed from the authors' code, or added here (resnet50-kd).",
+            "`scalekd recipes NAME` prints the commands of a recipe, and what they cost.",
+        ]
+
+
+def list_or_plan_recipes(config: RecipesConfig) -> RecipeList | RecipePlan:
+    """List all recipes, or plan the one that is named."""
+    if config.name is None:
+        return RecipeList(recipes=[describe_recipe(name) for name in recipe_names()])
+    return plan_recipe(RecipePlanConfig(**config.model_dump()))
 
 
 def plan_recipe(config: RecipePlanConfig) -> RecipePlan:

@@ -86,6 +86,25 @@ class RepairResult(BaseModel):
     problems: tuple[str, ...]
     seconds: float
 
+    def lines(self) -> list[str]:
+        """Return the lines to print."""
+        return [
+            *(f"mended: {path}" for path in self.mended),
+            *(f"removed: {path}" for path in self.removed),
+            *(f"still wrong: {problem}" for problem in self.problems),
+            f"{self.path}: {len(self.mended)} files mended, {len(self.shards_redone)} shards"
+            f" drawn again, {len(self.removed)} unexpected files removed, in {self.seconds:,.1f} s",
+        ]
+
+    def failure(self) -> CacheCorrupt | None:
+        """Return the error that the remaining problems amount to; ``None`` for a sound cache."""
+        if self.sound:
+            return None
+        return CacheCorrupt(
+            f"{self.path}: {self.problems[0]}; pass --remove-extra to delete what does not"
+            " belong to the cache"
+        )
+
 
 class _Maker:
     """Draws the views of the cache and runs its teacher; both are opened when first needed."""

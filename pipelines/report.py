@@ -99,9 +99,11 @@ def report(folders: Sequence[Path], output: Path) -> Report:
         output: HTML file to write; it needs no other file.
 
     Raises:
-        UsageError: A folder contains no run.
+        UsageError: A folder contains no run, or ``output`` is a folder.
         DataError: A run finished no epoch, or its files are damaged.
     """
+    if output.is_dir():
+        raise UsageError(f"--output {output}: is a folder; name an HTML file")
     run_folders = [run for folder in folders for run in _runs_in(folder)]
     groups: dict[str, list[_Run]] = {}
     for run in map(_Run, dict.fromkeys(run_folders)):

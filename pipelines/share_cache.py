@@ -32,6 +32,7 @@ from scalekd.pipelines._cache_options import ShareConfig
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._signals import terminable
 from scalekd.storage import Storage, open_storage
+from scalekd.text import format_bytes
 
 Range = tuple[int, int]
 
@@ -61,6 +62,22 @@ class ShareResult(BaseModel):
     num_bytes: int
     extensions: tuple[str, ...]
     seconds: float
+
+    def lines(self) -> list[str]:
+        """Return the lines to print."""
+        state = f"a part: {self.part}" if self.part else "the whole cache"
+        if not self.complete:
+            state = "not complete, because the source is not: run the same command again later"
+        rate = self.num_bytes / max(self.seconds, 1e-9)
+        lines = [
+            f"{self.target}: {state}",
+            f"{self.num_files:,} files, {format_bytes(self.num_bytes)} in {self.seconds:,.1f} s,"
+            f" {format_bytes(rate)}/s; {self.num_found:,} of {self.num_shards:,} shards existed"
+            " already",
+        ]
+        if self.extensions:
+            lines.append(f"with extensions {', '.join(self.extensions)}")
+        return lines
 
 
 @terminable()

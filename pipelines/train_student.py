@@ -29,6 +29,7 @@ from scalekd.models.classes import Classes, ClassMatch, classes_of_data, match_c
 from scalekd.pipelines._initial import initial_weights
 from scalekd.pipelines._notes import note
 from scalekd.pipelines._run_facts import Source, run_facts
+from scalekd.pipelines.configure import departures_from_recipe
 from scalekd.storage import LocalCache, make_local_cache, open_storage
 from scalekd.students import Student, create_student
 from scalekd.teachers import (
@@ -87,6 +88,10 @@ def train_student(config: TrainConfig) -> TrainResult:
     accelerator = make_accelerator(
         config.amp, log_with=config.log_with, output=config.output, note=notes.append
     )
+    if config.recipe is not None and accelerator.is_main_process:
+        world_size = accelerator.num_processes
+        for departure in departures_from_recipe(config.recipe, config, world_size=world_size):
+            note(departure)
     set_seed(config.seed)  # every process builds the same student and projectors
     source = _open_source(config)
     student = _make_student(config, source, notes)

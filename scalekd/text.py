@@ -8,6 +8,7 @@ The functions here write invisible characters as escapes and limit the length.
 import html as _html
 import re
 import unicodedata
+from collections.abc import Sequence
 
 MAX_LINE = 2000
 """Largest number of characters of one line of output; a longer one loses its middle."""
@@ -66,6 +67,33 @@ def markdown_fence(text: str, *, shortest: int = 3) -> str:
 def html(text: object, *, limit: int = MAX_LINE) -> str:
     """Write text for an HTML element or a quoted attribute."""
     return _html.escape(printable(text, limit=limit))
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Align cells in columns; the middle of an overlong cell is left out."""
+    cells = [[printable(cell, limit=MAX_CELL) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    ]
+
+
+def format_bytes(num_bytes: float) -> str:
+    """Format a number of bytes, such as ``1.9 GB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"
+
+
+def format_cache_size(total: float, fixed: float, per_view: float) -> str:
+    """Describe the bytes of a cache: what it has once, and what a view adds."""
+    return (
+        f"{format_bytes(total)}: {format_bytes(fixed)} of tail, witnesses and tables, and"
+        f" {format_bytes(per_view)} a view"
+    )
 
 
 def _shown(character: str) -> str:

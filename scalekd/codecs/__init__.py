@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from scalekd.codecs.plain import Float16Codec
     from scalekd.codecs.planes import PlaneSpec, quiet_zarr
     from scalekd.codecs.registry import (
-        DEFAULT_FEATURE_CODEC,
         CodecRequest,
         check_logit_codec,
         codec_from_config,
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from scalekd.codecs.transform import TransformCodec
 
 __all__ = [
-    "DEFAULT_FEATURE_CODEC",
     "Codec",
     "CodecRequest",
     "ErrorSummary",

@@ -26,7 +26,6 @@ _FEATURE_CODECS: dict[str, type[FeatureCodec]] = {
 _LOGIT_CODECS: dict[str, type[FullLogitCodec] | type[TopKLogitCodec]] = {
     codec.name: codec for codec in (FullLogitCodec, TopKLogitCodec)
 }
-DEFAULT_FEATURE_CODEC = "transform"
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from scalekd.errors import EnvironmentFault, UsageError
 from scalekd.export.backbone import any_size_arguments
 from scalekd.export.card import write_model_card
 from scalekd.export.onnx import Graph, num_feature_maps, require_onnx, write_onnx
+from scalekd.models.architectures import import_for
 from scalekd.models.arguments import constructor_arguments
 from scalekd.training.state import plain_names
 from scalekd.training.trained import TrainedStudent
@@ -63,6 +64,7 @@ class Exported:
 
     Attributes:
         output: Path of the folder or file.
+        format: What was written.
         architecture: Name of the student's architecture in timm.
         num_classes: Number of classes of the student.
         num_parameters: Number of parameters of the student.
@@ -73,11 +75,30 @@ class Exported:
     """
 
     output: str
+    format: ExportFormat
     architecture: str
     num_classes: int
     num_parameters: int
     feature_channels: tuple[int, ...] | None
     difference: float = 0.0
+
+    def lines(self) -> list[str]:
+        """Return the lines to print."""
+        check = "outputs identical when opened with timm"
+        if self.format == "onnx":
+            check = f"outputs within {self.difference:.1g} of the largest when run by onnxruntime"
+        classes = f"{self.num_classes} classes" if self.num_classes else "no classifier"
+        lines = [
+            f"{self.output}: {self.architecture}, {self.num_parameters:,} parameters, "
+            f"{classes}; {check}"
+        ]
+        if self.feature_channels is not None:
+            widths = ", ".join(map(str, self.feature_channels))
+            lines.append(f"as a backbone (features_only=True): maps of {widths} channels")
+        needed = import_for(self.architecture)
+        if needed is not None and self.format in ("timm", "hf"):
+            lines.append(f"timm has no {self.architecture}: `{needed}` before opening it")
+        return lines
 
 
 def export_student(
@@ -138,6 +159,7 @@ def export_student(
         shutil.rmtree(temporary, ignore_errors=True)
     return Exported(
         output=str(output),
+        format=export_format,
         architecture=student.spec.architecture,
         num_classes=student.spec.num_classes,
         num_parameters=sum(parameter.numel() for parameter in student.model.parameters()),

@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 
 from scalekd.errors import DataError, UsageError
-from scalekd.image_options import ImageOptions
 from scalekd.images.folders import FolderImages, has_class_folders
 from scalekd.images.hugging_face import PREFIX, Columns, open_hub, open_parquet, open_saved
 from scalekd.images.labels import LabelReader
 from scalekd.images.left_out import listed
 from scalekd.images.samples import IMAGE_EXTENSIONS, ImageDataset
 from scalekd.images.tars import TarImages
+from scalekd.options import ImageOptions
 from scalekd.storage import (
     LinkedStorage,
     LocalCache,

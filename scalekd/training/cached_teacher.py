@@ -19,11 +19,11 @@ from scalekd.distillation import (
     build_objective,
 )
 from scalekd.errors import DataError, ScaleKDError, UsageError
-from scalekd.image_options import ImageOptions
 from scalekd.images import ImageDataset
 from scalekd.loading import CachedViewLoader, open_images
 from scalekd.loading.cached_views import embedded_images
 from scalekd.models.classes import Classes, ClassMatch, classes_of_data
+from scalekd.options import ImageOptions
 from scalekd.storage import LocalCache, Location, open_storage
 from scalekd.students import Student
 from scalekd.teachers import (

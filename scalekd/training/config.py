@@ -11,21 +11,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ByteSize, Field, ValidationError
 
 from scalekd.distillation.config import ObjectiveName, ScaleKDConfig
 from scalekd.errors import DataError, UsageError
-from scalekd.image_options import ImageOptions, ImageSize
+from scalekd.options import ImageOptions, ImageSize, StoredBytes
 from scalekd.training.plain_yaml import dump_plain, load_plain, read_text
 from scalekd.views import Interpolation
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Unit = Annotated[float, Field(ge=0, le=1)]
-StoredBytes = Annotated[ByteSize, Field(gt=0, lt=1 << 60)]
 Mean = tuple[Unit, Unit, Unit]
 Deviation = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _nothing(value: object) -> object:
+    """Read ``none`` of the command line as no value."""
+    return None if value == "none" else value
 
 
 def _no(value: object) -> object:
@@ -39,14 +43,6 @@ class TrainConfig(ImageOptions):
     Rates are per optimiser update, lengths in epochs, ``batch_size`` counts views per process
     and per micro-batch: one update sees ``batch_size * grad_accum_steps * processes`` views.
     """
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        protected_namespaces=(),
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,  # what is below a field is the help of its option
-    )
 
     headings: ClassVar[dict[str, str]] = {
         "recipe": "What is trained, and where",
@@ -72,7 +68,7 @@ class TrainConfig(ImageOptions):
     """Folder of the run: configuration, logs and checkpoints."""
     split: str = "train"
     """Name, folder or pattern of the training images."""
-    val_split: str | None = "val"
+    val_split: Annotated[str | None, BeforeValidator(_nothing)] = "val"
     """Name, folder or pattern of the validation images, or none for training without validation."""
     val_cache: str | None = None
     """Cache of the validation images, to measure the agreement with its teacher."""

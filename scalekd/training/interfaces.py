@@ -42,3 +42,17 @@ class TrainResult:
     metrics: Mapping[str, float]
     best_epoch: int
     best_metric: float
+
+    def lines(self) -> list[str]:
+        """Return the lines to print."""
+        labels = {"eval_top1": "top-1", "ema_eval_top1": "top-1 of the average"}
+        scores = [
+            f", {label} {self.metrics[name]:.2f} %"
+            for name, label in labels.items()
+            if name in self.metrics
+        ]
+        return [
+            f"{self.output}: {self.epochs} epochs, {self.samples_viewed:,} views, "
+            f"loss {self.metrics['train_loss']:.4g}" + "".join(scores),
+            f"best: epoch {self.best_epoch + 1}, in {self.output}/model_best",
+        ]

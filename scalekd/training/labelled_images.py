@@ -6,10 +6,10 @@ import numpy as np
 
 from scalekd.distillation import ObjectiveName, ScaleKDConfig, build_objective
 from scalekd.errors import DataError, UsageError
-from scalekd.image_options import ImageOptions
 from scalekd.loading import open_images
 from scalekd.loading.image_loader import ImageLoader
 from scalekd.models.classes import classes_of_data
+from scalekd.options import ImageOptions
 from scalekd.storage import LocalCache
 from scalekd.students import Student
 from scalekd.training.module import DistillationModule

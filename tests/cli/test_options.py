@@ -17,8 +17,11 @@ import click
 import pytest
 from pydantic import BaseModel, ByteSize, ConfigDict, Field
 
-from scalekd.cli._record import GroupedCommand, given, record_options
+from scalekd.cli._output import Reported
+from scalekd.cli._record import GroupedCommand, given, record_command, record_options
 from scalekd.cli.main import group
+from scalekd.errors import CacheCorrupt, UsageError
+from scalekd.options import Options
 from scalekd.training.config import TrainConfig
 
 OPTIONS = Path(__file__).with_name("options.json")
@@ -81,7 +84,7 @@ FROM_RECORDS = {
     "cache extend": ["scalekd.pipelines._source_options.ExtendConfig"],
     "cache verify": ["scalekd.pipelines._source_options.VerifyConfig"],
     "cache repair": ["scalekd.pipelines._source_options.RepairConfig"],
-    "evaluate": ["scalekd.pipelines._evaluate_options.EvaluateConfig"],
+    "evaluate": ["scalekd.pipelines._run_options.EvaluateConfig"],
     "train-student": ["scalekd.training.config.TrainConfig"],
     "cache-teacher": [
         "scalekd.pipelines._cache_options.TeacherOptions",
@@ -90,6 +93,15 @@ FROM_RECORDS = {
     "cache convert": ["scalekd.pipelines._cache_options.ConvertConfig"],
     "cache push": ["scalekd.pipelines._cache_options.ShareConfig"],
     "cache pull": ["scalekd.pipelines._cache_options.ShareConfig"],
+    "cache merge": ["scalekd.pipelines._cache_options.MergeConfig"],
+    "cache ls": ["scalekd.pipelines._cache_options.ListConfig"],
+    "cache info": ["scalekd.pipelines._cache_options.InfoConfig"],
+    "doctor": ["scalekd.pipelines._source_options.DoctorConfig"],
+    "export": ["scalekd.pipelines._run_options.ExportConfig"],
+    "report": ["scalekd.pipelines._run_options.ReportConfig"],
+    "demo": ["scalekd.pipelines._run_options.DemoConfig"],
+    "recipes": ["scalekd.pipelines._run_options.RecipesConfig"],
+    "models": ["scalekd.options.Options"],
 }
 
 
@@ -145,6 +157,11 @@ def test_help_made_from_records_loads_no_torch() -> None:
     for page in pages:  # --json and --help come last, and no row is without a text
         assert page.rindex("Other:") == max(map(page.rindex, re.findall(r"(?m)^\S.*:$", page)))
         assert not re.search(r"(?m)^  [A-Z]+$", page)
+
+
+class _Numbers(Options):
+    number: int = Field(ge=0)
+    """Number of it."""
 
 
 class _Inner(BaseModel):
@@ -219,6 +236,50 @@ def test_a_records_fields_become_options() -> None:
     for default in ("[default: a]", "[default: 0.5]", "[default: 0.9,0.99]", "[default: 1GB]"):
         assert default in text
     assert text.count("[default") == 6
+
+
+def test_both_names_of_a_checkpoint_are_one_option() -> None:
+    every = dict(commands(group))
+    for path in ("cache-teacher", "train-student", "evaluate", "cache extend", "cache repair"):
+        options = [p for p in every[path].params if {"--checkpoint"} & set(p.opts)]
+        assert [set(p.opts) for p in options] == [{"--checkpoint", "--initial-checkpoint"}], path
+
+
+class _Judged(BaseModel):
+    number: int
+
+    def lines(self) -> list[str]:
+        return [f"number {self.number}"]
+
+    def failure(self) -> CacheCorrupt | None:
+        return CacheCorrupt(f"{self.number} problems") if self.number else None
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_commands_result_is_printed_once_and_then_judged(
+    flags: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @record_command("it", _Numbers, arguments=("number",))
+    def it(config: _Numbers) -> _Judged:
+        return _Judged(number=config.number)
+
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    line = '{"number": 3}\n' if flags else "number 3\n"
+    with pytest.raises(Reported, match="3 problems"):
+        it.main(["3", *flags], standalone_mode=False)
+    printed = capsys.readouterr().out
+    if flags:
+        error = json.loads(printed)["error"]
+        assert (error["exit_code"], json.loads(printed)["number"]) == (4, 3)
+    else:
+        assert printed == line
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    for rank, printed in (("1", ""), ("0", line.replace("3", "0"))):
+        monkeypatch.setenv("RANK", rank)
+        it.main(["0", *flags], standalone_mode=False)
+        assert capsys.readouterr().out == printed
+    with pytest.raises(UsageError, match="--number"):
+        it.main(["--", "-1"], standalone_mode=False)
 
 
 @pytest.mark.parametrize("name", ["--amp", "--precision"])

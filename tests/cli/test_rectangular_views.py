@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from scalekd.cache import open_cache
 from scalekd.errors import UsageError
-from scalekd.image_options import ImageSize, height_and_width
+from scalekd.options import ImageSize, height_and_width
 from scalekd.students import create_student
 from scalekd.teachers import TeacherConfig, load_teacher
 from scalekd.training import TrainConfig

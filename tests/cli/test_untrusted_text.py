@@ -21,7 +21,7 @@ from scalekd.cache.documents import canonical
 from scalekd.cache.documents.manifest import FileDigest, Manifest, Plan, ShardRecord
 from scalekd.cache.sharing.card import dataset_card
 from scalekd.cli import main as main_module
-from scalekd.cli._output import emit
+from scalekd.cli._output import print_result
 from scalekd.errors import CacheCorrupt
 
 Run = Callable[..., Any]
@@ -229,9 +229,14 @@ def test_every_line_goes_through_one_function() -> None:
     assert [name for name, text in sources.items() if re.search(writing, text)] == ["_output.py"]
 
 
+class _Noted(dict[str, str]):
+    def lines(self) -> list[str]:
+        return [self["note"]]
+
+
 def test_json_is_ascii_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
     text = "".join(map(chr, range(256))) + "\u202e\udcff"
-    emit({"note": text}, [], as_json=True)
+    print_result(_Noted(note=text), as_json=True)
     line = capsys.readouterr().out
     assert line.removesuffix("\n").isascii()
     assert line.removesuffix("\n").isprintable()

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from scalekd.cli.main import main
-from scalekd.errors import DataError
+from scalekd.errors import DataError, UsageError
 from scalekd.pipelines.report import report
 from scalekd.training.config import TrainConfig
 from scalekd.training.logs import EpochSummary
@@ -76,6 +76,12 @@ def test_seeds_make_one_row_with_mean_and_standard_deviation(tmp_path: Path) -> 
     assert page.rows[1][0] == "kd"
     assert page.rows[1][3:8] == ["3", "2", "200", "54.00 ± 4.00 %", "60.00 %"]
     assert page.loads == []
+
+
+def test_a_page_does_not_replace_a_folder(tmp_path: Path) -> None:
+    run = _write_run(tmp_path / "run", [1.0])
+    with pytest.raises(UsageError, match="is a folder"):
+        report([run], tmp_path)
 
 
 def test_rows_are_named_by_what_differs(tmp_path: Path) -> None:

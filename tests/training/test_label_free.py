@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from scalekd.distillation import ScaleKDConfig
 from scalekd.errors import DataError, UsageError
-from scalekd.image_options import ImageOptions
+from scalekd.options import ImageOptions
 from scalekd.pipelines.train_student import train_student
 from scalekd.students import create_student
 from scalekd.teachers import TeacherConfig, has_class_token, load_teacher

@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 import numpy as np
 
 from scalekd.cache.files import CommittedFiles
+from scalekd.options import Embed
 
 if TYPE_CHECKING:
     from scalekd.cache.layout import ArraySpec, Layout, Unit
     from scalekd.cache.writing.rows import ViewRows
 
 Rows = np.ndarray[Any, Any]
-
-Embed = Literal["none", "source", "view", "pixels"]
-"""What images a cache holds: none, the encoded files as they are, or the rendered views, either as
-lossless images or as differences between neighbouring pixels."""
 
 RENDERED: tuple[Embed, ...] = ("view", "pixels")
 """Kinds that give the pixels that the teacher saw, and no other size."""

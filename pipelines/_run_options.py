@@ -1,24 +1,21 @@
-"""Options of ``scalekd evaluate``; help is made from them, and they load no torch."""
+"""Options of commands for runs and trained models; help is made from them, without torch."""
 
-from typing import ClassVar, Literal
+import re
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
-from scalekd.image_options import ImageOptions, ImageSize
+from scalekd.options import ImageOptions, ImageSize, Options
 from scalekd.training.config import default_workers
 from scalekd.views import Interpolation
+
+_MAX_ONNX_SIDE = 8192
 
 
 class EvaluateConfig(ImageOptions):
     """Options of ``scalekd evaluate``."""
 
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        protected_namespaces=(),
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
     headings: ClassVar[dict[str, str]] = {
         "model": "Model and images",
         "labels": "Reading of the images",
@@ -82,3 +79,76 @@ class EvaluateConfig(ImageOptions):
     """Number of processes that decode images; 4, or as many as there are cores, if not given."""
     amp: Literal["auto", "bf16", "fp16", "no"] = "no"
     """Precision of autocast: auto is bf16 where the device has it; no, or fp32, for none."""
+
+
+def _onnx_size(value: object) -> object:
+    """Read ``384``, ``512,640`` or ``512x640`` (height first), or ``any``."""
+    if not isinstance(value, str) or value == "any":
+        return value
+    match = re.fullmatch(r"(\d{1,5})(?:[x,](\d{1,5}))?", value)
+    sides = () if match is None else tuple(int(side or match[1]) for side in match.groups())
+    if not sides or not all(1 <= side <= _MAX_ONNX_SIDE for side in sides):
+        raise ValueError(
+            f"is no size; give a side such as 384, height and width such as 512x640"
+            f" (each from 1 to {_MAX_ONNX_SIDE}), or any"
+        )
+    return sides
+
+
+OnnxSize = Annotated[tuple[int, int] | Literal["any"], BeforeValidator(_onnx_size)]
+
+
+class ExportConfig(Options):
+    """Options of ``scalekd export``."""
+
+    run: Path
+    """A training run, or a checkpoint folder in it."""
+    output: Path
+    """Folder or file to write, which must not exist."""
+    format: Literal["timm", "hf", "safetensors", "onnx"] = "timm"
+    """What is written: timm for a folder that timm.create_model('local-dir:DIR', pretrained=True)
+    opens; hf for the same with a model card; safetensors for the bare weights; onnx for one file
+    for onnxruntime and others."""
+    use_ema: bool = False
+    """Export the averaged (EMA) weights."""
+    img_size: OnnxSize | None = None
+    """Height and width of the images of an ONNX file in pixels, as 384 or 512x640, or any for a
+    file that accepts images of all sizes; the student's if not given."""
+    features: bool = False
+    """Return feature maps as well from an ONNX file, as outputs features_0 (the finest),
+    features_1, and so on, for detection and segmentation."""
+
+
+class ReportConfig(Options):
+    """Options of ``scalekd report``."""
+
+    runs: tuple[Path, ...]
+    """Training runs, or folders of runs."""
+    output: Path = Path("report.html")
+    """HTML file to write; an existing file is replaced."""
+
+
+class DemoConfig(Options):
+    """Options of ``scalekd demo``."""
+
+    output: Path = Path("output/demo")
+    """New folder for all files of the demo."""
+    overwrite: bool = False
+    """Delete the files of an earlier demo in --output."""
+
+
+class RecipesConfig(Options):
+    """Options of ``scalekd recipes``."""
+
+    name: str | None = None
+    """A shipped recipe; all are listed if not given."""
+    gpus: int = Field(default=8, ge=1)
+    """Number of GPUs used by both commands."""
+    passes: int = Field(default=8, ge=1, le=9999)
+    """Number of views cached for each image."""
+    online: bool = False
+    """Draw fresh views in every epoch, with a live teacher."""
+    baseline: bool = False
+    """Train the student alone, on the recipe's views."""
+    tflops: float = Field(default=100.0, gt=0)
+    """Assumed throughput of a GPU in TFLOP/s, to estimate hours."""
