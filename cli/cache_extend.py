@@ -7,7 +7,7 @@ from scalekd.cli._record import record_command
 from scalekd.pipelines._source_options import ExtendConfig
 
 if TYPE_CHECKING:
-    from scalekd.pipelines.extend_cache import CacheTeacherResult
+    from scalekd.pipelines.cache_teacher import CacheTeacherResult
 
 
 @record_command("extend", ExtendConfig, arguments=("cache",))

@@ -17,4 +17,5 @@ def command(config: ListConfig) -> "CacheList":
     """
     from scalekd.pipelines.list_caches import CacheList, list_caches
 
-    return CacheList(root=config.root, caches=list_caches(config.root, max_depth=config.depth))
+    caches = list_caches(config.root, max_depth=config.depth)
+    return CacheList(root=config.root, caches=tuple(caches))

@@ -6,7 +6,6 @@ from scalekd.cache.forms.base import (
     HAS_IMAGES,
     IMAGE,
     RENDERED,
-    Embed,
     Form,
     PassReader,
     ShardFiles,
@@ -16,6 +15,7 @@ from scalekd.cache.forms.tars import TarForm
 from scalekd.cache.forms.webdataset.form import read_form_document
 from scalekd.cache.forms.zarr import ZARR, ZARR_PIXELS, ZarrArrays, ZarrForm
 from scalekd.errors import UsageError
+from scalekd.options import Embed
 from scalekd.storage import Location
 
 __all__ = [

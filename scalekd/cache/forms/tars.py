@@ -14,7 +14,6 @@ from scalekd.cache.documents import canonical
 from scalekd.cache.files import CommittedFiles
 from scalekd.cache.forms.base import (
     HAS_IMAGES,
-    Embed,
     Form,
     PassReader,
     Rows,
@@ -36,6 +35,7 @@ from scalekd.cache.forms.webdataset.packing import SOURCE_HASH, ViewPacking
 from scalekd.cache.forms.webdataset.reader import TarReader
 from scalekd.cache.forms.webdataset.shard_file import TarShardFile
 from scalekd.cache.layout import ArraySpec, Layout
+from scalekd.options import Embed
 
 if TYPE_CHECKING:
     from scalekd.cache.writing.rows import ViewRows

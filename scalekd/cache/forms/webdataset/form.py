@@ -10,8 +10,8 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 
 from scalekd.cache.documents import CacheDocument, canonical, parse_committed
-from scalekd.cache.forms.base import Embed
 from scalekd.errors import CacheCorrupt, CacheMismatch
+from scalekd.options import Embed
 from scalekd.storage import Location, NotStored, StoredFileError, open_storage
 
 FORM_FILE = "webdataset.json"
