@@ -24,7 +24,11 @@ from scalekd.images import ImageDataset
 from scalekd.loading import open_images
 from scalekd.loading.drawing import DrawnViews
 from scalekd.models.classes import Classes, ClassMatch, classes_of_data
-from scalekd.pipelines._arithmetic import auto_precision, compute_environment
+from scalekd.pipelines._arithmetic import (
+    auto_precision,
+    compute_environment,
+    default_num_workers,
+)
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._classes import choose_logits, match_labels, stored_map
 from scalekd.pipelines._preflight import check_options, check_output, check_shards
@@ -216,7 +220,7 @@ class Job:
             shard_size=identity.shard_size,
             block_size=identity.block_size,
             form=form,
-            workers=sources.workers,
+            workers=default_num_workers() if sources.workers is None else sources.workers,
             class_map=identity.class_map,
         )
 

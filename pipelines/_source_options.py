@@ -8,12 +8,6 @@ from pydantic import ByteSize, Field
 from scalekd.options import ImageOptions, StoredBytes
 
 
-def _default_workers() -> int:
-    from scalekd.pipelines._arithmetic import default_num_workers
-
-    return default_num_workers()
-
-
 class CacheSources(ImageOptions):
     """Where a cache is, and where the images and the teacher are that it was made from."""
 
@@ -35,7 +29,7 @@ class CacheSources(ImageOptions):
     """The teacher's weights, when they were read from a file."""
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Argument of the teacher's constructor as key=value; repeat the option for more."""
-    workers: int = Field(default_factory=_default_workers, ge=0)
+    workers: int | None = Field(default=None, ge=0)
     """Number of processes that draw views; by the cores of a process on a GPU, otherwise 2, if not
     given."""
     local_cache: str | None = None
