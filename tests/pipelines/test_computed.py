@@ -65,17 +65,8 @@ def test_a_mixed_cache_says_so(mixed: Path, sound_cache: Path) -> None:
     assert _record(mixed, "records/0000/000001.json").computed is None
     info = cache_info(mixed)
     assert info.computed_otherwise == (ELSEWHERE,)
-    (line,) = (line for line in info.lines() if "mixed" in line)
-    assert line.split() == [
-        "and,",
-        "mixed,",
-        "NVIDIA",
-        "A100,",
-        "cuda",
-        "12.8,",
-        "encoder",
-        "numpy",
-    ]
+    (line,) = (line for line in info.lines() if "and, mixed," in line)
+    assert line.endswith("NVIDIA A100, cuda 12.8, encoder numpy")
     assert not any("and, mixed," in line for line in cache_info(sound_cache).lines())
     assert verify_cache(str(mixed)).sound
 

@@ -28,7 +28,6 @@ from scalekd.cache.forms.store import metadata_documents
 from scalekd.cache.layout import SAMPLES, ArraySpec, Layout, Unit, array_path, chunk_path
 from scalekd.cache.once import Once
 from scalekd.errors import CacheCorrupt
-from scalekd.options import Embed
 
 if TYPE_CHECKING:
     from scalekd.cache.writing.rows import ViewRows
