@@ -26,6 +26,8 @@ _NAMES = {
     "amp": ("--amp", "--precision"),
     "precision": ("--precision", "--amp"),
     "copy_files": ("--copy",),
+    "class_name": ("--class",),
+    "pass_index": ("--pass",),
 }
 """Option names of fields with several names or a different one, the same in all commands."""
 

@@ -41,6 +41,7 @@ _COMMANDS = {
 _CACHE_COMMANDS = {
     "ls": ("cache_ls", "List the caches below a folder or in a bucket."),
     "info": ("cache_info", "Describe a cache."),
+    "show": ("cache_show", "Write a page with a cache's views, features and answers."),
     "verify": ("cache_verify", "Check every byte of a cache."),
     "convert": ("cache_convert", "Write a cache in its other form: Zarr arrays or tars."),
     "repair": ("cache_repair", "Write damaged and missing files again, with the same bytes."),

@@ -126,3 +126,32 @@ class DoctorConfig(ImageOptions):
     images: int = Field(default=2000, ge=0)
     """Number of images of --data-dir to decode, spread over the set; 0 decodes all. Not used with
     --cache."""
+class ShowConfig(CacheSources):
+    """Options of ``scalekd cache show``."""
+
+    headings: ClassVar[dict[str, str]] = {
+        "output": "Page",
+        "keys": "Choice of views",
+        "cache": "Images and teacher",
+        "labels": "Reading of the images",
+    }
+
+    output: Path = Path("cache.html")
+    """HTML file to write; an existing file is replaced."""
+    teacher: bool = False
+    """Run the teacher on the shown views, and show its features beside the stored ones and the
+    error of each token."""
+    sample: int = Field(default=20_000, ge=0)
+    """Number of views whose logits are read for the histogram and the accuracy by class; 0 reads
+    all."""
+    keys: tuple[str, ...] | None = None
+    """Key of a sample to show; repeat the option for more."""
+    class_name: str | None = None
+    """Name or number of the only class whose samples are shown."""
+    worst: int | None = Field(default=None, ge=1, le=1000)
+    """Show this many views, those with the largest coding error among sixteen times as many (at
+    least 256) that are drawn; runs the teacher."""
+    views: int = Field(default=12, ge=1, le=1000)
+    """Number of views that are drawn where neither --keys nor --worst is given."""
+    pass_index: int = Field(default=0, ge=0)
+    """Number of the pass whose views are shown."""

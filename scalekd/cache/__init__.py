@@ -7,6 +7,7 @@ from scalekd._lazy import lazy
 if TYPE_CHECKING:
     from scalekd.cache.codecs import CacheCodecs
     from scalekd.cache.reading.chosen import ChosenTargets
+    from scalekd.cache.reading.decoded import read_features, read_logits
     from scalekd.cache.reading.extensions import JoinedReader, open_extension
     from scalekd.cache.reading.reader import CacheReader, SampleTable, open_cache, read_manifest
     from scalekd.cache.targets import JoinedTargets, TargetDecoder
@@ -21,6 +22,8 @@ __all__ = [
     "TargetDecoder",
     "open_cache",
     "open_extension",
+    "read_features",
+    "read_logits",
     "read_manifest",
 ]
 
