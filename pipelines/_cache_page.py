@@ -124,17 +124,19 @@ def _facts(page: CachePage) -> list[tuple[str, str]]:
     labels = f"{page.num_labelled:,} with a label"
     if page.class_names:
         labels += f", {len(page.class_names):,} classes"
+    passes = "pass" if info.num_passes == 1 else "passes"
     facts = [
         ("teacher", f"{info.teacher}, {spec.img_size[0]} x {spec.img_size[1]} px"),
         ("data", f"{info.num_samples:,} samples, {labels}, {info.num_skipped:,} left out"),
         ("fingerprint", page.data_fingerprint[:16]),
-        ("views", f"{info.num_passes:,} passes of {info.views}"),
+        ("views", f"{info.num_passes:,} {passes} of {info.views}"),
     ]
     for stage, stored in info.stages.items():
         grid = " x ".join(map(str, stored["grid"]))
         text = f"{grid} tokens of {stored['num_channels']:,} channels, {stored['codec']}"
         if stored["errors"]:
-            text += ", error {mean:.3%} (p95 {p95:.3%})".format(**stored["errors"]["spatial"])
+            spatial = stored["errors"]["spatial"]
+            text += f", error {_percent(spatial['mean'])} (p95 {_percent(spatial['p95'])})"
         facts.append((f"stage {stage}", text))
     logits = "none"
     if info.logits:
@@ -226,31 +228,37 @@ def _histograms(page: CachePage) -> list[dict[str, Any]]:
     """Return a histogram of confidence, and one of the coding error for each stage."""
     histograms = []
     if page.answers is not None:
-        bars = _bars(page.answers.confidence, 0.0, 1.0, "{:.0%}")
+        bars = _bars(page.answers.confidence, 1.0)
         histograms.append(
             {
                 "title": "Confidence of the teacher",
                 "about": f"probability of the likeliest class, {page.answers.num_views:,} views",
                 "bars": bars,
+                "largest": 1.0,
             }
         )
     for stage in page.shapes:
         errors = np.array([each[stage] for each in page.errors.values() if stage in each])
         if len(errors):
-            largest = float(errors.max())
-            bars = _bars(errors, 0.0, largest or 1.0, "{:.2%}")
-            about = f"spatial error of each view, mean {errors.mean():.3%}, {len(errors):,} views"
+            largest = float(errors.max()) or 1.0
+            mean = _percent(float(errors.mean()))
             histograms.append(
-                {"title": f"Coding error, stage {stage}", "about": about, "bars": bars}
+                {
+                    "title": f"Coding error, stage {stage}",
+                    "about": f"spatial error of each view, mean {mean}, {len(errors):,} views",
+                    "bars": _bars(errors, largest),
+                    "largest": largest,
+                }
             )
     return histograms
 
 
-def _bars(values: np.ndarray[Any, Any], low: float, high: float, form: str) -> list[Bar]:
-    counts, edges = np.histogram(np.clip(values, low, high), bins=_BINS, range=(low, high))
+def _bars(values: np.ndarray[Any, Any], largest: float) -> list[Bar]:
+    """Return the bars of values between 0 and ``largest``."""
+    counts, edges = np.histogram(np.clip(values, 0, largest), bins=_BINS, range=(0, largest))
     most = max(1, int(counts.max()))
     return [
-        Bar(f"{form.format(start)} to {form.format(end)}", int(count), float(count) / most)
+        Bar(f"{_percent(start)} to {_percent(end)}", int(count), float(count) / most)
         for count, start, end in zip(counts, edges[:-1], edges[1:], strict=True)
     ]
 

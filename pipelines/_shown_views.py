@@ -225,7 +225,8 @@ def steps_text(params: ViewParams) -> str:
     names = []
     for step in params.steps:
         if isinstance(step, Operation):
-            names.append(f"{step.name.replace('_', ' ')} {step.argument:.3g}")
+            argument = f" {step.argument:.3g}" if step.argument else ""
+            names.append(step.name.replace("_", " ") + argument)
         else:
             names.append(_STEP_NAMES.get(type(step), type(step).__name__))
     return ", ".join(names)

@@ -213,9 +213,3 @@ def _choice(config: ShowConfig) -> str:
     if config.worst:
         return f"with the largest coding error among those compared{of_class}"
     return f"drawn at random{of_class}"
-
-
-def page_beside(report: Path) -> Path | None:
-    """Return the page of a cache that lies beside a report; ``None`` if there is none."""
-    page = report.parent / ShowConfig.model_fields["output"].default
-    return page if page.is_file() else None

@@ -81,6 +81,7 @@ def test_no_option_is_lost_and_no_default_moves() -> None:
 
 
 FROM_RECORDS = {
+    "cache show": ["scalekd.pipelines._source_options.ShowConfig"],
     "cache extend": ["scalekd.pipelines._source_options.ExtendConfig"],
     "cache verify": ["scalekd.pipelines._source_options.VerifyConfig"],
     "cache repair": ["scalekd.pipelines._source_options.RepairConfig"],
@@ -105,7 +106,10 @@ FROM_RECORDS = {
 }
 
 
-NO_OPTIONS = {"cache verify": {"workers", "local_cache", "local_cache_size"}}
+NO_OPTIONS = {
+    "cache verify": {"workers", "local_cache", "local_cache_size"},
+    "cache show": {"workers"},
+}
 """Fields of a command's record that are no options of it."""
 
 
