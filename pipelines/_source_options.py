@@ -126,6 +126,8 @@ class DoctorConfig(ImageOptions):
     images: int = Field(default=2000, ge=0)
     """Number of images of --data-dir to decode, spread over the set; 0 decodes all. Not used with
     --cache."""
+
+
 class ShowConfig(CacheSources):
     """Options of ``scalekd cache show``."""
 

@@ -8,7 +8,6 @@ itself has: the pixels of the first views, features and answers.
 
 import math
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
