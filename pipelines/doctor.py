@@ -3,11 +3,11 @@
 scalekd doctor --cache ./swin_l-cache --data-dir /imagenet
 """
 
+import contextlib
 import importlib.metadata
 import io
 import os
 import platform
-import resource
 
 import numpy as np
 import torch
@@ -260,14 +260,18 @@ def _machine() -> dict[str, str]:
     name = str(device or "none")
     if device is not None and device.type == "cuda":
         name = f"{torch.accelerator.device_count()} x {torch.cuda.get_device_name()}"
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return {
+    facts = {
         "system": f"{platform.system()} {platform.release()}",
         "accelerator": name,
         "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0),
         "torch threads": str(torch.get_num_threads()),
-        "open files": f"{soft:,} (at most {hard:,})",
     }
+    with contextlib.suppress(ImportError):  # Windows has no such limits
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        facts["open files"] = f"{soft:,} (at most {hard:,})"
+    return facts
 
 
 def _works() -> dict[str, str]:

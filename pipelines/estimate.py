@@ -3,7 +3,6 @@
 scalekd cache-teacher --model swin_l --data-dir /imagenet --output ./swin_l-cache --dry-run
 """
 
-import resource
 import shutil
 import sys
 import time
@@ -206,7 +205,6 @@ def estimate_job(
         num_coding_threads=num_coding_threads(),
         teacher_threads=torch.get_num_threads() if job.teacher.device.type == "cpu" else 0,
     )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return [
         CacheEstimate.of(
             probe,
@@ -215,7 +213,7 @@ def estimate_job(
             num_passes=config.passes,
             num_calibration_views=num_calibration_views(job),
             free_bytes=_free_bytes(config.output),
-            peak_memory_bytes=peak * (1 if sys.platform == "darwin" else 1024),
+            peak_memory_bytes=_peak_memory_bytes(),
         )
         for probe in _probes(job, codecs)
     ]
@@ -282,3 +280,13 @@ def _free_bytes(output: str | Path) -> int | None:
     folder = Path(storage.location).absolute()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     return shutil.disk_usage(existing).free
+
+
+def _peak_memory_bytes() -> int:
+    """Largest memory of this process so far; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024)

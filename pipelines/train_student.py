@@ -31,6 +31,7 @@ from scalekd.pipelines._notes import note
 from scalekd.pipelines._run_facts import Source, run_facts
 from scalekd.pipelines.configure import departures_from_recipe
 from scalekd.storage import LocalCache, make_local_cache, open_storage
+from scalekd.storage.locks import require_locks
 from scalekd.students import Student, create_student
 from scalekd.teachers import (
     LIVE_TEACHER_ADVICE,
@@ -83,6 +84,7 @@ def train_student(config: TrainConfig) -> TrainResult:
     Raises:
         ScaleKDError: See `Trainer.fit`, and every part's own errors.
     """
+    require_locks()
     check_trackers(config.log_with)
     notes: list[str] = []
     accelerator = make_accelerator(

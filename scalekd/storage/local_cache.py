@@ -13,7 +13,6 @@ Copies are not trusted more than the network: callers that have a digest check i
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from typing import BinaryIO
 from scalekd.errors import EnvironmentFault
 from scalekd.storage.base import Storage, StoredFile, StoredFileError
 from scalekd.storage.files import explained, remove_abandoned, temporary_beside
+from scalekd.storage.locks import lock
 
 _KEPT_AFTER_EVICTION = 0.9  # fraction of the limit, so that not every new file causes an eviction
 _LOCK_SUFFIX = ".lock"
@@ -268,7 +268,7 @@ def _locked(path: Path, *, once: bool = False) -> Iterator[None]:
             path.parent.mkdir(parents=True, exist_ok=True)
             continue
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            lock(descriptor)
             if not _is_at(descriptor, path):
                 continue  # removed by its last owner
             try:

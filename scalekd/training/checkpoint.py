@@ -9,7 +9,6 @@ renamed; a crash leaves the old one or the new one, never half of either.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from scalekd.errors import DataError, EnvironmentFault
 from scalekd.models.weights import load_plain_tensors
+from scalekd.storage.locks import lock
 
 FORMAT_VERSION = 1
 STUDENT_FILE = "model.safetensors"
@@ -301,7 +301,7 @@ def _swap_in(temporary: Path, folder: Path) -> None:
     parent = os.open(folder.parent, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # not every network file system has locks
-            fcntl.flock(parent, fcntl.LOCK_EX)
+            lock(parent)
         if folder.exists():
             shutil.rmtree(retired, ignore_errors=True)
             folder.rename(retired)

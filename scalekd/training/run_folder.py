@@ -8,7 +8,6 @@ releases when the process ends or is killed.
 """
 
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from scalekd.errors import DataError, EnvironmentFault, UsageError
+from scalekd.storage.locks import lock_record
 from scalekd.training.checkpoint import (
     copy_checkpoint,
     find_checkpoint,
@@ -124,7 +124,7 @@ class RunFolder:
         # A record lock, not `flock`: loader workers that outlive a killed process do not hold it.
         descriptor = os.open(self.root / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_record(descriptor)
         except OSError as error:
             owner = os.read(descriptor, 200).decode(errors="replace")
             os.close(descriptor)

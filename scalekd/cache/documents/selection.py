@@ -6,7 +6,6 @@ one wrote a document of the next number whenever a part grew; the one of the hig
 """
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal
@@ -19,6 +18,7 @@ from scalekd.cache.files import read_bounded
 from scalekd.cache.layout import SAMPLES, SELECTION_FOLDER, Unit
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.storage import Storage
+from scalekd.storage.locks import lock
 
 _MAX_BYTES = 1 << 20
 _MAX_NUMBER = 4096  # a part grows a few times
@@ -136,7 +136,7 @@ def selection_lock(storage: Storage, *, create: bool = False) -> Iterator[None]:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock(descriptor)
         yield
     finally:
         os.close(descriptor)
