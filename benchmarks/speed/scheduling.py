@@ -13,7 +13,7 @@ import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 from unittest import mock
 
 import numpy as np
@@ -103,6 +103,26 @@ class _Views:
         )
 
 
+class _Marks(ProgressReport):
+    """Remembers when how many views were done."""
+
+    marks: list[tuple[float, int]]
+
+    def __enter__(self) -> Self:
+        self.marks = []
+        return super().__enter__()
+
+    def advance(self, count: int) -> None:
+        super().advance(count)
+        self.marks.append((time.perf_counter(), self.done))
+
+    def steady_rate(self) -> float:
+        """Views per second of the last three quarters, without the end of the last block."""
+        first = next(mark for mark in self.marks if mark[1] >= self.done / 4)
+        last = self.marks[-1]
+        return (last[1] - first[1]) / max(last[0] - first[0], 1e-9)
+
+
 def run(settings: Settings) -> dict[str, Any]:
     stretch, num_shards = (4.0, 1) if settings.quick else (10.0, 2)
     return {
@@ -186,7 +206,7 @@ def measure(
     shards = [(0, shard) for shard in range(num_views // shard_size)]
     with (
         CacheWriter(cache, num_threads=num_threads) as writer,
-        ProgressReport("", num_views, enabled=False) as progress,
+        _Marks("", num_views, enabled=False) as progress,
     ):
         started = time.perf_counter()
         codecs = CacheCodecs({4: codec}, logits, ZARR)
@@ -200,4 +220,5 @@ def measure(
         "bare_seconds": bare,
         "seconds": cached,
         "over_bare": cached / bare,
+        "steady_over_bare": num_views / progress.steady_rate() / bare,
     }

@@ -13,7 +13,7 @@ from scalekd.errors import UsageError
 from scalekd.images import ImageDataset
 from scalekd.loading._workers import as_is, prepare_worker, relayed, start_method
 from scalekd.loading.cached_views import Batch, BatchRequest, CachedViews
-from scalekd.loading.order import BUFFER_BLOCKS, LANES_PER_RANK, EpochOrder
+from scalekd.loading.order import BUFFER_BLOCKS, LANES_PER_RANK, EpochOrder, even_workers
 
 _BATCHES_AHEAD = 2
 """Number of a worker's next batches whose targets and images are fetched from remote stores."""
@@ -131,7 +131,8 @@ class CachedViewLoader(ViewLoader):
         reader: The cache.
         images: The image set the cache was made from; see :class:`CachedViews`.
         batch_size: Views per batch on this rank.
-        num_workers: Processes that decode images; 0 decodes in this process.
+        num_workers: Processes that decode images; 0 decodes in this process. Embedded pixels are
+            read by 1, 2, 4 or a multiple of 8 of them, as :func:`.order.even_workers` says.
         seed: Seed of the order, the same on every rank.
         view_size, groups, allowed_drift, teacher_pixels, fresh_views, differences: See
             :class:`CachedViews`.
@@ -171,6 +172,8 @@ class CachedViewLoader(ViewLoader):
             differences=differences,
             kept_blocks=lanes * BUFFER_BLOCKS,
         )
+        if self.views.embedded == "pixels":
+            num_workers = even_workers(num_workers)
         order = EpochOrder(
             tuple(reader.blocks()), batch_size, seed, rank=rank, world_size=world_size
         )

@@ -89,6 +89,7 @@ def test_scheduling_is_measured_with_the_shipped_pipeline(tmp_path: Path) -> Non
     found = scheduling.measure(tmp_path / "cache", 32, 512, 0.1, num_threads=4, shard_size=256)
     assert found["seconds"] > found["bare_seconds"] > 0
     assert found["over_bare"] == found["seconds"] / found["bare_seconds"]
+    assert found["steady_over_bare"] > 0
 
 
 def test_arms_take_turns() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalekd.loading.order import EpochOrder
+from scalekd.loading.order import EpochOrder, even_workers
 
 
 def _blocks(sizes: list[int]) -> tuple[tuple[int, int], ...]:
@@ -96,3 +96,8 @@ def test_a_cache_smaller_than_a_batch_has_none() -> None:
         order = EpochOrder(blocks, 4, seed=0)
         assert order.num_batches == 0
         assert _epoch(order) == []
+
+
+def test_workers_that_share_lanes_evenly() -> None:
+    assert [even_workers(n) for n in range(10)] == [0, 1, 2, 2, 4, 4, 4, 4, 8, 8]
+    assert [even_workers(n) for n in (14, 16, 23, 24)] == [8, 16, 16, 24]

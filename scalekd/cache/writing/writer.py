@@ -21,7 +21,7 @@ from scalekd.cache.documents.records import samples_hash, write_record
 from scalekd.cache.files import FileDigest
 from scalekd.cache.forms import ShardFiles
 from scalekd.cache.forms.store import CommittingStore, open_array, write_rows
-from scalekd.cache.layout import SAMPLES, ArraySpec, ShardId, Unit, array_path
+from scalekd.cache.layout import SAMPLES, ArraySpec, Layout, ShardId, Unit, array_path
 from scalekd.cache.writing.in_flight import InFlight
 from scalekd.cache.writing.lease import LeaseHolder, Leases
 from scalekd.cache.writing.publish import send_files
@@ -33,9 +33,20 @@ from scalekd.storage.files import TEMPORARY_SUFFIX, explained, inside
 
 _POLL_SECONDS = 0.05  # of another process that commits the samples of a shard: a moment's work
 # Views in memory when coding falls behind the teacher: blocks that are being filled or written, a
-# batch on the device and one after it, and some tasks a thread.
-_BLOCKS_IN_FLIGHT = 4
+# batch on the device and one after it, and some tasks a thread. A block is written by one thread,
+# so fewer blocks than threads leave threads idle: with a teacher of 1,800 views/s and blocks that
+# take 0.8 s, 4 blocks made a teacher wait for a fifth of the time (docs/LOG.md).
+_LEAST_BLOCKS_IN_FLIGHT = 4
+_BYTES_IN_FLIGHT = 2 << 30
 _VIEWS_A_THREAD = 32
+
+
+def blocks_in_flight(layout: Layout, num_threads: int) -> int:
+    """Return how many blocks may wait or be written: one a thread, if memory allows."""
+    values = sum(array.values_per_view for array in layout.views if array.per_block)
+    block_bytes = 4 * values * layout.identity.block_size  # as features in float32
+    affordable = _BYTES_IN_FLIGHT // max(1, block_bytes)
+    return max(_LEAST_BLOCKS_IN_FLIGHT, min(num_threads, affordable))
 
 
 class CacheWriter:
@@ -85,7 +96,7 @@ class CacheWriter:
         self.busy: dict[tuple[Unit, int], LeaseHolder] = {}
         identity = plan.identity
         self.in_flight = InFlight(
-            _BLOCKS_IN_FLIGHT * identity.block_size
+            blocks_in_flight(self.layout, num_threads) * identity.block_size
             + 2 * identity.batch_size
             + _VIEWS_A_THREAD * num_threads
         )
