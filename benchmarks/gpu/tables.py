@@ -185,11 +185,11 @@ def _compared(before: Sequence[Line], after: Sequence[Line]) -> str:
         f" {trellis['milliseconds']['stepwise']:.0f} ms.\n\n"
         + _table(["", "before", "after"], rows)
         + "\n\nWith both stages, caching missed the goal of 1.05 ×, most likely because only"
-        " four blocks could be in memory: a thread takes about 0.8 s to compress and write a block, "
-        "while the teacher produces seven a second. The simulation under *Scheduling* reproduces this"
-        " (1.38 ×) and, with a block per thread, gives 1.02 ×. This, `--embed pixels`, which removes"
-        " the decoding that training waited for, and the ScaleKD step were not measured again on a"
-        " GPU."
+        " four blocks could be in memory: a thread takes about 0.8 s to compress and write"
+        " a block, while the teacher produces seven a second. The simulation under"
+        " *Scheduling* reproduces this (1.38 ×) and, with a block per thread, gives 1.02"
+        " ×. This, `--embed pixels`, which removes the decoding that training waited for,"
+        " and the ScaleKD step were not measured again on a GPU."
     )
 
 
