@@ -42,6 +42,7 @@ _CACHE_COMMANDS = {
     "ls": ("cache_ls", "List the caches below a folder or in a bucket."),
     "info": ("cache_info", "Describe a cache."),
     "show": ("cache_show", "Write a page with a cache's views, features and answers."),
+    "export": ("cache_export", "Write decoded logits or features for other programs."),
     "verify": ("cache_verify", "Check every byte of a cache."),
     "convert": ("cache_convert", "Write a cache in its other form: Zarr arrays or tars."),
     "repair": ("cache_repair", "Write damaged and missing files again, with the same bytes."),

@@ -191,3 +191,31 @@ class InfoConfig(Options):
 
     cache: str
     """Folder or URL of the cache."""
+
+
+class ExportTargetsConfig(Options):
+    """Options of ``scalekd cache export``."""
+
+    headings: ClassVar[dict[str, str]] = {"cache": "What is exported", "to": "File"}
+
+    cache: str
+    """Folder or URL of the cache."""
+    what: Literal["logits", "pooled", "tokens"]
+    """Values to export: logits, pooled for one vector a view (--pool), or tokens for all features
+    of a stage."""
+    stage: Literal[3, 4] = 4
+    """Stage of the features, 3 or 4."""
+    pool: Literal["mean", "class"] = "mean"
+    """Vector of a view for --what pooled: the mean of the patch tokens, or the class token."""
+    passes: tuple[int, int] | None = None
+    """Export these passes only, as A-B, both included; all passes if not given."""
+    keys: tuple[str, ...] | None = None
+    """Key of a sample to export, in this order; repeat the option for more; all samples if not
+    given."""
+    to: Literal["npy", "parquet", "safetensors"]
+    """Form of the export: npy for a folder of NumPy arrays, parquet for a table with one row a
+    view, or safetensors for one file of tensors."""
+    output: Path
+    """Folder or file to write, which must not exist."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Type of the exported values."""

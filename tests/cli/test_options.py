@@ -81,6 +81,7 @@ def test_no_option_is_lost_and_no_default_moves() -> None:
 
 
 FROM_RECORDS = {
+    "cache export": ["scalekd.pipelines._cache_options.ExportTargetsConfig"],
     "cache show": ["scalekd.pipelines._source_options.ShowConfig"],
     "cache extend": ["scalekd.pipelines._source_options.ExtendConfig"],
     "cache verify": ["scalekd.pipelines._source_options.VerifyConfig"],
