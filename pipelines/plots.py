@@ -12,9 +12,19 @@ from matplotlib.ticker import MaxNLocator
 Epochs = Sequence[Mapping[str, float]]
 """The rows of a run's summary."""
 
+_LOSSES = {"train_task_loss": "label loss, as weighted", "train_loss": "training loss"}
+_SCORES = {
+    "eval_top1": "validation top-1, %",
+    "eval_knn_top1": "top-1 of nearest neighbours, %",
+}
+_FEATURE_LOSS = {"eval_feature_loss": "validation feature loss"}
+
 
 def runs_svg(runs: Mapping[str, Sequence[Epochs]]) -> str:
-    """Training loss and validation accuracy of groups of runs, as an SVG element for a page.
+    """Training loss and validation score of groups of runs, as an SVG element for a page.
+
+    The score is top-1, of the nearest neighbours for runs without a classifier. Where no run has
+    one, it is the validation feature loss.
 
     The same runs give the same text.
 
@@ -27,13 +37,17 @@ def runs_svg(runs: Mapping[str, Sequence[Epochs]]) -> str:
         figure, (left, right) = plt.subplots(
             1, 2, figsize=(10, 4.2), sharex=True, layout="constrained"
         )
+        losses = [_first(group, _LOSSES) for group in runs.values()]
+        scores = [_first(group, _SCORES) for group in runs.values()]
+        if not any(scores):
+            scores = [_first(group, _FEATURE_LOSS) for group in runs.values()]
         for number, group in enumerate(runs.values()):
-            _band(left, group, "train_task_loss", f"C{number}")
-            _band(right, group, "eval_top1", f"C{number}")
-        left.set(xlabel="epoch", ylabel="label loss, as weighted")
+            _band(left, group, losses[number] or "train_loss", f"C{number}")
+            _band(right, group, scores[number] or "eval_top1", f"C{number}")
+        left.set(xlabel="epoch", ylabel=_label(losses, _LOSSES))
         if any((line.get_ydata() > 0).any() for line in left.get_lines()):
             left.set(yscale="log")
-        right.set(xlabel="epoch", ylabel="validation top-1, %")
+        right.set(xlabel="epoch", ylabel=_label(scores, {**_SCORES, **_FEATURE_LOSS}))
         for axes in (left, right):
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(alpha=0.3)
@@ -50,6 +64,17 @@ def runs_svg(runs: Mapping[str, Sequence[Epochs]]) -> str:
             figure.savefig(text, format="svg", metadata={"Date": None})
         plt.close(figure)
     return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def _first(group: Sequence[Epochs], columns: Mapping[str, str]) -> str | None:
+    """Return the first column that every run of a group has."""
+    present = [{name for row in epochs for name in row} for epochs in group]
+    return next((name for name in columns if all(name in names for names in present)), None)
+
+
+def _label(chosen: Sequence[str | None], labels: Mapping[str, str]) -> str:
+    shown = [label for name, label in labels.items() if name in chosen]
+    return " / ".join(shown or [next(iter(labels.values()))])
 
 
 def _band(axes: Axes, group: Sequence[Epochs], column: str, colour: str) -> None:

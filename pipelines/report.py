@@ -51,9 +51,11 @@ class ReportRow(BaseModel):
         epochs: Number of epochs that all runs have finished.
         samples_viewed: Number of views trained on, the minimum over the runs.
         top1: Top-1 in percent after the last validated epoch, mean over the runs.
+        neighbours: Whether top-1 is that of nearest neighbours, for students without a classifier.
         top1_spread: Standard deviation of ``top1`` over the runs; ``None`` for a single run.
         top1_ema: Top-1 in percent of the averaged weights, mean over the runs.
         best_top1: Top-1 in percent of each run's best epoch, mean over the runs.
+        feature_loss: Validation feature loss after the last epoch, mean over the runs.
         train_loss: Training loss of the last epoch, mean over the runs.
         seconds: Training time, mean over the runs.
     """
@@ -69,6 +71,8 @@ class ReportRow(BaseModel):
     top1_spread: float | None
     top1_ema: float | None
     best_top1: float | None
+    neighbours: bool
+    feature_loss: float | None
     train_loss: float
     seconds: float
 
@@ -176,8 +180,11 @@ def _names(groups: Sequence[Sequence[_Run]]) -> list[str]:
 
 
 def _row(name: str, group: Sequence[_Run]) -> ReportRow:
-    scores = [run.column("eval_top1") for run in group]
-    averaged = [run.column("ema_eval_top1") for run in group]
+    neighbours = not any(run.column("eval_top1") for run in group)
+    metric = "eval_knn_top1" if neighbours else "eval_top1"
+    scores = [run.column(metric) for run in group]
+    averaged = [run.column(f"ema_{metric}") for run in group]
+    losses = [run.column("eval_feature_loss") for run in group]
     return ReportRow(
         name=name,
         runs=tuple(str(run.folder) for run in group),
@@ -194,6 +201,8 @@ def _row(name: str, group: Sequence[_Run]) -> ReportRow:
         ),
         top1_ema=statistics.mean(score[-1] for score in averaged) if all(averaged) else None,
         best_top1=statistics.mean(map(max, scores)) if all(scores) else None,
+        neighbours=neighbours and all(map(bool, scores)),
+        feature_loss=statistics.mean(loss[-1] for loss in losses) if all(losses) else None,
         train_loss=statistics.mean(run.train_loss for run in group),
         seconds=statistics.mean(run.seconds for run in group),
     )
@@ -201,9 +210,11 @@ def _row(name: str, group: Sequence[_Run]) -> ReportRow:
 
 def _score(row: ReportRow) -> str:
     if row.top1 is None:
-        return "not validated"
+        return (
+            "not validated" if row.feature_loss is None else f"feature loss {row.feature_loss:.4g}"
+        )
     spread = "" if row.top1_spread is None else f" ± {row.top1_spread:.2f}"
-    return f"{row.top1:.2f}{spread} %"
+    return f"{row.top1:.2f}{spread} %" + (" by neighbours" if row.neighbours else "")
 
 
 def _page(rows: Sequence[ReportRow], settings: Sequence[Mapping[str, Any]], picture: str) -> str:

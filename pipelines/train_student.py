@@ -7,40 +7,29 @@ Under ``torchrun`` or ``accelerate launch`` every process trains on its share of
 same command with ``--resume auto`` goes on from the last checkpoint, to the bit on one CPU process.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from scalekd.cache import CacheReader, JoinedTargets, open_cache
+from scalekd.cache import JoinedTargets
 from scalekd.distillation import Objective
 from scalekd.distributed import process_faults
-from scalekd.errors import CacheMismatch, DataError, UsageError, rewording
-from scalekd.evaluation import (
-    EvaluationConfig,
-    EvaluationViews,
-    Evaluator,
-    cached_answers,
-)
-from scalekd.loading import open_images, worker_faults
-from scalekd.models.classes import Classes, ClassMatch, classes_of_data, match_classes
+from scalekd.errors import CacheMismatch, UsageError, rewording
+from scalekd.loading import worker_faults
 from scalekd.pipelines._initial import initial_weights
 from scalekd.pipelines._notes import note
 from scalekd.pipelines._run_facts import Source, run_facts
+from scalekd.pipelines._validation import decode_dtype, local_cache_of, make_validation
 from scalekd.pipelines.configure import departures_from_recipe
-from scalekd.storage import LocalCache, make_local_cache, open_storage
 from scalekd.storage.locks import require_locks
 from scalekd.students import Student, create_student
 from scalekd.teachers import (
     LIVE_TEACHER_ADVICE,
     Teacher,
     TeacherConfig,
-    TeacherSpec,
     has_class_token,
     load_teacher,
-    match_teacher,
     teacher_named_by_cache,
 )
 from scalekd.training import (
@@ -111,14 +100,17 @@ def train_student(config: TrainConfig) -> TrainResult:
             note(line)
     targets = _make_targets(config, source, module.objective, accelerator)
     loader = _make_loader(config, source, student, targets, accelerator)
-    evaluator = _make_evaluator(config, source, student, accelerator)
+    validation = make_validation(config, source, module, accelerator)
+    for line in validation.notes if accelerator.is_main_process else ():
+        note(line)
     trainer = Trainer(
         config,
         accelerator=accelerator,
         module=module,
         loader=loader,
         targets=targets,
-        evaluate=evaluator,
+        evaluate=validation.evaluate,
+        choose=validation.choose,
         facts=run_facts(config, source, student),
         notes=notes,
     )
@@ -205,7 +197,7 @@ def _open_source(config: TrainConfig) -> Source:
         data_dir=config.data_dir,
         split=config.split,
         image_options=config.image_options,
-        local_cache=_local_cache(config),
+        local_cache=local_cache_of(config),
         num_classes=config.num_classes,
         targets=config.targets,
         logits_from=config.logits_from,
@@ -231,13 +223,9 @@ def _open_images_alone(config: TrainConfig) -> LabelledImages:
         split=config.split,
         policy=config.aug or "crop-flip",
         image_options=config.image_options,
-        local_cache=_local_cache(config),
+        local_cache=local_cache_of(config),
         num_classes=config.num_classes,
     )
-
-
-def _local_cache(config: TrainConfig) -> LocalCache | None:
-    return make_local_cache(config.local_cache, config.local_cache_size)
 
 
 def _make_student(config: TrainConfig, source: Source, notes: list[str]) -> Student:
@@ -295,11 +283,7 @@ def _make_targets(
             classes=_class_of_live_teacher(source) if objective.needs_logits else None,
             class_token=objective.needs_pooled and has_class_token(source.spec),
         )
-    # On a CPU bfloat16 products are slower than float32 ones.
-    on_cuda = accelerator.device.type == "cuda" and torch.cuda.is_bf16_supported(
-        including_emulation=False
-    )
-    return source.targets(objective, compute_dtype=torch.bfloat16 if on_cuda else torch.float32)
+    return source.targets(objective, compute_dtype=decode_dtype(accelerator))
 
 
 def _class_of_live_teacher(source: CachedTeacher) -> tuple[int, ...] | None:
@@ -331,68 +315,3 @@ def _live_teacher(config: TrainConfig, source: CachedTeacher) -> Teacher:
             "--teacher-checkpoint for the same weights"
         )
     return teacher
-
-
-def _make_evaluator(
-    config: TrainConfig, source: Source, student: Student, accelerator: Accelerator
-) -> Evaluator | None:
-    if config.val_split is None or config.data_dir is None or not student.spec.num_classes:
-        return None
-    try:
-        images = open_images(
-            config.data_dir,
-            config.val_split,
-            local_cache=_local_cache(config),
-            # Labels of the validation split are wanted even where training ignores its own.
-            options=config.image_options.model_copy(update={"labels": "auto"}),
-        )
-    except DataError as error:
-        raise DataError(
-            f"{error}; name the validation split with --val-split, or train without by "
-            "--val-split none"
-        ) from error
-    for line in images.notes if accelerator.is_main_process else ():
-        note(line)
-    data = classes_of_data(images.location, images.class_names, images.labels)
-    # A validation folder may lack a class of the training set: its labels would be shifted.
-    class_map = None
-    if data.names is not None and source.class_names is not None:
-        trained = Classes("the student", source.num_classes, source.class_names)
-        advice = "remove what is of no class of the training set, or evaluate by --val-split none"
-        class_map = match_classes(data, trained, advice=advice).indices
-    answers = None
-    if config.val_cache is not None and isinstance(source, CachedTeacher):
-        validated = open_cache(open_storage(config.val_cache, local_cache=_local_cache(config)))
-        answer_map = _teacher_class_map(config, source, validated, data, class_map)
-        answers = cached_answers(validated, images, class_map=answer_map)
-    try:
-        view = EvaluationConfig.of(student.spec)
-    except UsageError as error:
-        raise UsageError(
-            f"{student.spec.model}: {error}; train without evaluation by --val-split none"
-        ) from error
-    return Evaluator(
-        EvaluationViews(images, accelerator, config.batch_size, config.workers),
-        view,
-        class_map=class_map,
-        answers=answers,
-    )
-
-
-def _teacher_class_map(
-    config: TrainConfig,
-    source: CachedTeacher,
-    validated: CacheReader,
-    data: Classes,
-    class_map: Sequence[int] | None,
-) -> Sequence[int] | None:
-    """Class of the teacher of ``--val-cache`` of each label of the validation split."""
-    identity = validated.identity
-    spec = TeacherSpec.model_validate(identity.teacher)
-    trained = next(iter(source.matches.values()))
-    if spec.weights_sha256 == source.spec.weights_sha256 and isinstance(trained, ClassMatch):
-        # Validation labels are the student's classes, which were matched with this teacher's.
-        if trained.indices is None or class_map is None:
-            return class_map if trained.indices is None else trained.indices
-        return [trained.indices[label] for label in class_map]
-    return match_teacher(data, spec, config.class_map, stored=identity.class_map).indices

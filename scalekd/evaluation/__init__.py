@@ -1,6 +1,7 @@
 """Evaluation of models: top-1, top-5, nearest neighbours, and agreement with a teacher."""
 
 from scalekd.evaluation.evaluator import EvaluationResult, Evaluator
+from scalekd.evaluation.label_free import FeatureLossEvaluator, NeighbourEvaluator, halves
 from scalekd.evaluation.linear_probe import LinearProbeResult, evaluate_linear_probe
 from scalekd.evaluation.neighbours import NeighbourResult, evaluate_neighbours
 from scalekd.evaluation.teacher import Answers, cached_answers, live_answers
@@ -12,10 +13,13 @@ __all__ = [
     "EvaluationResult",
     "EvaluationViews",
     "Evaluator",
+    "FeatureLossEvaluator",
     "LinearProbeResult",
+    "NeighbourEvaluator",
     "NeighbourResult",
     "cached_answers",
     "evaluate_linear_probe",
     "evaluate_neighbours",
+    "halves",
     "live_answers",
 ]

@@ -20,6 +20,12 @@ from scalekd.training.trained import TrainedStudent
 
 _CURVES_FILE = "curves.png"
 _NUM_ROWS = 10  # rows of the table of curves; the picture has every epoch
+_SCORES = {
+    "eval_top1": "top-1, %",
+    "ema_eval_top1": "top-1 of the averaged weights, %",
+    "eval_knn_top1": "top-1 of nearest neighbours, %",
+    "ema_eval_knn_top1": "top-1 of nearest neighbours, averaged weights, %",
+}
 _MAX_SETTINGS = 500  # lines of settings; a run writes fewer than 200
 _NOT_RECORDED = "not recorded"
 # Settings that are omitted: paths on the training machine, and logging.
@@ -103,7 +109,7 @@ def _curves(rows: Sequence[Mapping[str, float]]) -> list[str]:
     if not rows:
         return []
     columns = {"epoch": "epoch", "samples_viewed": "views", "train_loss": "training loss"}
-    columns |= {"eval_top1": "top-1, %", "ema_eval_top1": "top-1 of the averaged weights, %"}
+    columns |= _SCORES
     shown = [name for name in columns if any(name in row for row in rows)]
     chosen = sorted({round(i * (len(rows) - 1) / (_NUM_ROWS - 1)) for i in range(_NUM_ROWS)})
     return [
@@ -141,7 +147,7 @@ def _plot(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     left, right = figure.subplots(1, 2)
     for axes, columns in (
         (left, {"train_loss": "training loss"}),
-        (right, {"eval_top1": "top-1, %", "ema_eval_top1": "top-1 of the averaged weights, %"}),
+        (right, _SCORES),
     ):
         for column, label in columns.items():
             points = [(int(row["epoch"]) + 1, row[column]) for row in rows if column in row]
@@ -188,6 +194,9 @@ def _rows(student: TrainedStudent, metrics: Mapping[str, Any]) -> list[tuple[str
         ("eval_top1", "top-1", " %"),
         ("eval_top5", "top-5", " %"),
         ("ema_eval_top1", "top-1 of the averaged weights", " %"),
+        ("eval_knn_top1", "top-1 of nearest neighbours", " %"),
+        ("ema_eval_knn_top1", "top-1 of nearest neighbours, averaged weights", " %"),
+        ("eval_feature_loss", "validation feature loss", ""),
         ("eval_num_samples", "validation images", ""),
     ):
         if name in metrics:

@@ -71,7 +71,12 @@ class TrainConfig(ImageOptions):
     val_split: Annotated[str | None, BeforeValidator(_nothing)] = "val"
     """Name, folder or pattern of the validation images, or none for training without validation."""
     val_cache: str | None = None
-    """Cache of the validation images, to measure the agreement with its teacher."""
+    """Cache of the validation images, to measure the agreement with its teacher, or the feature
+    loss of the objective features."""
+    knn_split: str | None = None
+    """Split whose labelled images are the neighbours of those of --val-split, by which the
+    objective features chooses the best epoch; each half of --val-split is the neighbour of the
+    other if not given."""
     local_cache: str | None = None
     """Folder for copies of remote shards and blocks."""
     local_cache_size: StoredBytes = ByteSize(100 * 10**9)

@@ -9,7 +9,36 @@ from torch import nn
 from scalekd.training.targets import Batch
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
-"""Bare timm model to metrics, ``top1`` among them; collective, called by every process."""
+"""Bare timm model to metrics by name; collective, called by every process."""
+
+
+Choose = Callable[[Mapping[str, float]], float | None]
+"""An epoch's row to the number that is highest for the best epoch; ``None`` if not measured."""
+
+
+def by_metric(name: str, *, sign: int = 1) -> Choose:
+    """Choose by a metric of the evaluation: that of the averaged weights, if there are any.
+
+    Args:
+        name: Name of the metric.
+        sign: -1 if lower is better.
+    """
+
+    def choose(row: Mapping[str, float]) -> float | None:
+        value = row.get(f"ema_eval_{name}", row.get(f"eval_{name}"))
+        return None if value is None else sign * value
+
+    return choose
+
+
+def by_training_loss(row: Mapping[str, float]) -> float:
+    """Choose the epoch of the lowest training loss."""
+    return -row["train_loss"]
+
+
+def last_epoch(row: Mapping[str, float]) -> float:
+    """Choose the last epoch."""
+    return row["epoch"]
 
 
 class EpochLoader(Protocol):
@@ -23,6 +52,16 @@ class EpochLoader(Protocol):
         """Batches of an epoch from ``start_batch`` on, in an order that only seeds decide."""
 
 
+_SCORES = {
+    "eval_top1": ("top-1", " %"),
+    "ema_eval_top1": ("top-1 of the average", " %"),
+    "eval_knn_top1": ("top-1 of nearest neighbours", " %"),
+    "ema_eval_knn_top1": ("top-1 of the average's neighbours", " %"),
+    "eval_feature_loss": ("validation feature loss", ""),
+    "ema_eval_feature_loss": ("feature loss of the average", ""),
+}
+
+
 @dataclass(frozen=True)
 class TrainResult:
     """How a run ended.
@@ -33,7 +72,9 @@ class TrainResult:
         samples_viewed: Views trained on.
         metrics: The last row of ``summary.csv``.
         best_epoch: The epoch of ``model_best``.
-        best_metric: Its metric: top-1 where there is validation, otherwise minus the loss.
+        best_metric: Its metric: top-1 where there is validation, otherwise minus the loss; without
+            labels top-1 of the nearest neighbours, minus the validation feature loss, or the number
+            of the epoch.
     """
 
     output: str
@@ -45,10 +86,9 @@ class TrainResult:
 
     def lines(self) -> list[str]:
         """Return the lines to print."""
-        labels = {"eval_top1": "top-1", "ema_eval_top1": "top-1 of the average"}
         scores = [
-            f", {label} {self.metrics[name]:.2f} %"
-            for name, label in labels.items()
+            f", {label} {self.metrics[name]:.2f}{unit}"
+            for name, (label, unit) in _SCORES.items()
             if name in self.metrics
         ]
         return [

@@ -187,16 +187,20 @@ class RunWriter:
             raise DataError(f"{path}: the checkpoint's metrics are damaged: {error!r}") from error
 
 
-_SCORES: Sequence[tuple[str, str]] = (
-    ("eval_top1", "top-1"),
-    ("eval_top5", "top-5"),
-    ("ema_eval_top1", "EMA top-1"),
+_SCORES: Sequence[tuple[str, str, str]] = (
+    ("eval_top1", "top-1", " %"),
+    ("eval_top5", "top-5", " %"),
+    ("ema_eval_top1", "EMA top-1", " %"),
+    ("eval_knn_top1", "neighbours' top-1", " %"),
+    ("ema_eval_knn_top1", "EMA neighbours' top-1", " %"),
+    ("eval_feature_loss", "validation feature loss", ""),
+    ("ema_eval_feature_loss", "EMA feature loss", ""),
 )
 
 
 def _epoch_line(row: Mapping[str, float], num_epochs: int) -> str:
     parts = [f"epoch {int(row['epoch']) + 1}/{num_epochs}", f"loss {row['train_loss']:.4g}"]
-    parts += [f"{label} {row[name]:.2f} %" for name, label in _SCORES if name in row]
+    parts += [f"{label} {row[name]:.2f}{unit}" for name, label, unit in _SCORES if name in row]
     parts.append(f"{row['samples_viewed']:,.0f} views")
     parts.append(f"{row['images_per_second']:.0f} images/s")
     parts.append(f"{row['data_wait_share']:.0%} waiting for data")

@@ -29,7 +29,14 @@ from scalekd.training.compilation import compile_faults, compile_parts
 from scalekd.training.config import TrainConfig
 from scalekd.training.feed import num_batches, on_device
 from scalekd.training.guarded_step import GuardedStep
-from scalekd.training.interfaces import EpochLoader, Evaluate, TrainResult
+from scalekd.training.interfaces import (
+    Choose,
+    EpochLoader,
+    Evaluate,
+    TrainResult,
+    by_metric,
+    by_training_loss,
+)
 from scalekd.training.logs import RunningMeans
 from scalekd.training.lookout import Lookout
 from scalekd.training.meter import Meter
@@ -51,6 +58,8 @@ class Trainer:
         loader: Batches of this process.
         targets: Makes a batch's targets, on the device.
         evaluate: Called on the student, and on its average, at the end of epochs.
+        choose: Decides which epoch is the best; by default by top-1, or by the training loss
+            without ``evaluate``.
         facts: JSON stored in every checkpoint: describes the weights for `scalekd.export`.
         notes: Sentences to show before the first update.
         late: Read measurements of the device one log line later; by default on accelerators.
@@ -68,6 +77,7 @@ class Trainer:
         loader: EpochLoader,
         targets: nn.Module,
         evaluate: Evaluate | None = None,
+        choose: Choose | None = None,
         facts: Mapping[str, Any] | None = None,
         notes: Sequence[str] = (),
         late: bool | None = None,
@@ -77,6 +87,7 @@ class Trainer:
         self._coordinator = Coordinator(accelerator.num_processes)
         self._loader = loader
         self._evaluate = evaluate
+        self._choose = choose or (by_training_loss if evaluate is None else by_metric("top1"))
         self._facts = dict(facts or {})
         self._notes = tuple(notes)
         self._writer = RunWriter(config, accelerator, self._coordinator)
@@ -369,9 +380,7 @@ class Trainer:
             self._save()
             self._obey_signals()
             row |= self._evaluated(self._evaluate)
-        metric = row.get("ema_eval_top1", row.get("eval_top1"))
-        if self._evaluate is None:
-            metric = -row["train_loss"]
+        metric = self._choose(row)
         self._meter.epoch = RunningMeans()
         self._position = replace(self._position, epoch=epoch + 1, epoch_samples=0)
         self._step_schedule(epoch=epoch + 1)

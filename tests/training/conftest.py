@@ -1,6 +1,6 @@
 """A run small enough to repeat: a real timm student, batches made from seeds, a tiny real cache."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +157,32 @@ def cache(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     torch.set_num_threads(threads)
     return root
+
+
+def headless_teacher() -> Any:
+    from scalekd.teachers import TeacherConfig
+
+    return TeacherConfig(
+        model="test_vit", pretrained=False, img_size=32, model_kwargs={"num_classes": 0}
+    )
+
+
+@pytest.fixture(scope="session")
+def flat_folder(image_bytes: Mapping[int, bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 70 images in one folder."""
+    folder = tmp_path_factory.mktemp("flat")
+    for number, image in image_bytes.items():
+        (folder / f"{number:03d}.{'png' if number % 5 == 0 else 'jpg'}").write_bytes(image)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def unlabelled_cache(
+    make_cache: Callable[..., Any], flat_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Features of a teacher without a classifier, of images without labels."""
+    cache = tmp_path_factory.mktemp("unlabelled") / "cache"
+    make_cache(
+        cache, teacher=headless_teacher(), logits="none", data_dir=str(flat_folder), labels="none"
+    )
+    return cache

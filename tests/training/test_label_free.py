@@ -28,25 +28,6 @@ FEATURE_TERMS = {
 }
 
 
-@pytest.fixture(scope="session")
-def flat_folder(image_bytes: Mapping[int, bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The 70 images in one folder."""
-    folder = tmp_path_factory.mktemp("flat")
-    for number, image in image_bytes.items():
-        (folder / f"{number:03d}.{'png' if number % 5 == 0 else 'jpg'}").write_bytes(image)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def unlabelled_cache(
-    make_cache: Callable[..., Any], flat_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """Features of a teacher without a classifier, of images without labels."""
-    cache = tmp_path_factory.mktemp("unlabelled") / "cache"
-    make_cache(cache, teacher=HEADLESS, logits="none", data_dir=str(flat_folder), labels="none")
-    return cache
-
-
 @pytest.fixture
 def options(unlabelled_cache: Path, flat_folder: Path, tmp_path: Path) -> dict[str, Any]:
     return {

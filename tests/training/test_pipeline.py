@@ -201,7 +201,7 @@ def test_what_cannot_work_is_refused_before_training(
     refused(UsageError, "--teacher-checkpoint: .* --online", teacher_checkpoint="teacher.pt")
     refused(UsageError, "has no such|no parameter of the student", freeze=["layer9"])
     refused(UsageError, "compares classes one by one", num_classes=7)
-    refused(UsageError, "neither a file nor a training run", initial_checkpoint=str(image_folder))
+    refused(UsageError, "neither a file, nor a training run", initial_checkpoint=str(image_folder))
 
 
 def test_a_corrupt_validation_image_costs_no_epoch(

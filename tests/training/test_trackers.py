@@ -101,7 +101,7 @@ def test_mlflow_has_every_value_and_the_settings(kept: Kept) -> None:
         client = mlflow.MlflowClient(tracking_uri=(root / "mlruns").as_uri())
         experiment = client.get_experiment_by_name("scalekd")
         (run,) = client.search_runs([experiment.experiment_id])
-        assert run.data.params["distillation.stage3.spatial_weight"] == "0.08"
+        assert run.data.params["distillation.stage3.softmax_scale"] == "5.0"
         assert run.info.status == "FINISHED"
         history = client.get_metric_history(run.info.run_id, "kd_loss")
     assert [(metric.step, metric.value) for metric in history] == expected(records, "kd_loss")
