@@ -200,11 +200,11 @@ def _neighbour_evaluator(
         )
         if ours.names is not None and theirs.names is not None:
             class_map = match_classes(ours, theirs, advice="leave out --knn-split").indices
-    views = (
-        EvaluationViews(part, accelerator, config.batch_size, config.workers)
-        for part in (queries, gallery)
-    )
-    return NeighbourEvaluator(*views, _view(spec), class_map=class_map)
+
+    def views(images: ImageDataset) -> EvaluationViews:
+        return EvaluationViews(images, accelerator, config.batch_size, config.workers)
+
+    return NeighbourEvaluator(views(queries), views(gallery), _view(spec), class_map=class_map)
 
 
 def _feature_loss_evaluator(
