@@ -21,6 +21,8 @@ from scalekd.models.build import create_on_meta
 from scalekd.models.names import describe_model
 
 _WEIGHTS_FILE = "model.safetensors"
+# Parts of the names of position tables, which timm resamples to other image sizes.
+_RESIZED = ("pos_embed", "relative_position")
 # Arguments with which timm's transformers accept images of any size; convolutions need none.
 _ANY_SIZE: Mapping[str, Any] = {
     "dynamic_img_size": True,
@@ -38,6 +40,15 @@ def any_size_arguments(architecture: str) -> dict[str, Any]:
     return {name: value for name, value in _ANY_SIZE.items() if name in known}
 
 
+def backbone_arguments(architecture: str) -> dict[str, Any]:
+    """Return timm's arguments for a backbone with channels-first maps of images of any size."""
+    arguments = any_size_arguments(architecture)
+    model = create_on_meta(architecture, {})
+    if str(getattr(model, "output_fmt", "NCHW")).endswith("NHWC"):  # Swin
+        arguments["feature_cls"] = "getter"
+    return arguments
+
+
 def load_backbone(
     folder: str | Path, *, out_indices: Sequence[int] | None = None, **arguments: Any
 ) -> nn.Module:
@@ -46,11 +57,11 @@ def load_backbone(
     Args:
         folder: Folder made by ``scalekd export --format timm`` or ``hf``.
         out_indices: Levels to return, coarsest last; ``None`` for all.
-        arguments: Arguments of ``timm.create_model``, which override :func:`any_size_arguments`.
+        arguments: Arguments of ``timm.create_model``, which override :func:`backbone_arguments`.
 
     Returns:
-        A timm model that returns a list of maps, with ``feature_info``; Swin's maps are ``(batch,
-        row, column, channel)``, all others ``(batch, channel, row, column)``.
+        A timm model that returns a list of maps ``(batch, channel, row, column)``, with
+        ``feature_info``. (timm itself gives Swin's maps as ``(batch, row, column, channel)``.)
 
     Raises:
         UsageError: timm has no such mode for the architecture, or refuses an argument.
@@ -62,7 +73,7 @@ def load_backbone(
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: is not the folder of an exported student: {error}") from error
     architecture = describe_model(f"local-dir:{path}").architecture
-    chosen = {**any_size_arguments(architecture), **arguments}
+    chosen = {**backbone_arguments(architecture), **arguments}
     if out_indices is not None:
         chosen["out_indices"] = tuple(out_indices)
     try:
@@ -96,7 +107,12 @@ def check_weights(backbone: nn.Module, stored: Mapping[str, Tensor], *, where: s
         if weights is None:
             raise DataError(f"{where}: has no weights for {name} of the backbone")
         if weights.shape != parameter.shape:
-            continue
+            if any(part in name for part in _RESIZED):
+                continue
+            raise DataError(
+                f"{where}: {name} of the backbone has shape {tuple(parameter.shape)}, the "
+                f"student's {tuple(weights.shape)}; the weights were not loaded"
+            )
         if not torch.equal(weights.to(parameter.dtype), parameter.detach().cpu()):
             raise DataError(
                 f"{where}: {name} of the backbone is not the student's; the weights were not loaded"

@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from matplotlib.figure import Figure
 
-from scalekd.export.backbone import any_size_arguments
+from scalekd.export.backbone import backbone_arguments
 from scalekd.models.architectures import import_for
 from scalekd.text import MAX_CELL, markdown, markdown_code, markdown_fence, printable
 from scalekd.training.logs import read_summary
@@ -100,9 +100,9 @@ def model_card(student: TrainedStudent, rows: Sequence[Mapping[str, float]] = ()
 
 
 def _any_size(architecture: str) -> str:
-    """Return the arguments with which the backbone accepts images of any size, as text."""
-    arguments = any_size_arguments(architecture)
-    return "".join(f", {name}={value}" for name, value in arguments.items())
+    """Return the arguments for maps of images of any size, channels first, as text."""
+    arguments = backbone_arguments(architecture)
+    return "".join(f", {name}={value!r}" for name, value in arguments.items())
 
 
 def _curves(rows: Sequence[Mapping[str, float]]) -> list[str]:

@@ -48,8 +48,8 @@ def test_a_backbone_takes_other_sizes_with_the_trained_weights(
     assert images.grad is not None
     last = maps[-1]
     stride = backbone.feature_info.reduction()[-1]  # type: ignore[union-attr, operator]
-    rows = last.shape[1:3] if "swin" in model else last.shape[2:]
-    assert tuple(rows) == tuple(-(-side // stride) for side in size)
+    assert last.shape[1] == backbone.feature_info.channels()[-1]  # type: ignore[union-attr, operator]
+    assert tuple(last.shape[2:]) == tuple(-(-side // stride) for side in size)
 
 
 @pytest.mark.parametrize(("model", "kwargs"), STUDENTS)
@@ -72,7 +72,11 @@ def test_ways_that_leave_weights_random_are_found(
 def test_a_wrapped_backbone_is_compared_by_the_ends_of_its_names(tmp_path: Path) -> None:
     folder, _ = exported(tmp_path, "test_resnet", {})
     detector = torch.nn.ModuleDict({"backbone": load_backbone(folder, out_indices=(2, 3))})
-    check_weights(detector, load_file(folder / "model.safetensors"), where="here")
+    stored = load_file(folder / "model.safetensors")
+    check_weights(detector, stored, where="here")
+    narrow = {name: tensor[:1] for name, tensor in stored.items() if tensor.ndim}
+    with pytest.raises(DataError, match=r"has shape .* the student's \(1"):
+        check_weights(detector, narrow, where="here")
 
 
 def test_what_is_no_export_is_refused(tmp_path: Path) -> None:
@@ -85,7 +89,8 @@ def test_what_is_no_export_is_refused(tmp_path: Path) -> None:
 
 def test_the_card_has_the_line_for_the_architecture_at_hand(tmp_path: Path) -> None:
     lines = {}
-    for model, kwargs in (STUDENTS[0], STUDENTS[2], STUDENTS[3]):
+    for model, kwargs in STUDENTS:
+        (tmp_path / model).mkdir()
         _, student = exported(tmp_path / model, model, kwargs)
         card = model_card(
             TrainedStudent(
@@ -98,7 +103,16 @@ def test_the_card_has_the_line_for_the_architecture_at_hand(tmp_path: Path) -> N
         lines[model] = next(line for line in card.splitlines() if line.startswith("backbone ="))
     assert lines["test_resnet"].endswith("features_only=True)")
     assert lines["test_vit"].endswith("dynamic_img_size=True, dynamic_img_pad=True)")
-    assert "strict_img_size=False" in lines["swin_tiny_patch4_window7_224"]
+    swin = lines["swin_tiny_patch4_window7_224"]
+    assert swin.endswith("strict_img_size=False, feature_cls='getter')")
+    for model, line in lines.items():  # the line opens the folder, for another size
+        code = line.replace("FOLDER", str(tmp_path / model / "student"))
+        scope: dict[str, Any] = {"timm": timm}
+        exec(code, scope)  # noqa: S102
+        maps = scope["backbone"](torch.randn(1, 3, 96, 160))
+        assert maps[-1].shape[1] == scope["backbone"].feature_info.channels()[-1]
+        stored = load_file(tmp_path / model / "student/model.safetensors")
+        check_weights(scope["backbone"], stored, where=model)
     assert any_size_arguments("mixer_s16_224") == {}
 
 
