@@ -20,7 +20,7 @@ from scalekd.errors import DataError
 from scalekd.loading.drawing import DrawnBatch, DrawnViews, DrawRequest, drawing_loader
 from scalekd.pipelines._classes import TeacherAnswers
 from scalekd.pipelines._job import Job, Tables
-from scalekd.pipelines._progress import ProgressReport
+from scalekd.pipelines._progress import ProgressReport, doing
 from scalekd.pipelines._same_pixels import draw_witnesses
 from scalekd.pipelines._write_shards import run_teacher
 from scalekd.storage.files import explained, temporary_beside
@@ -91,7 +91,7 @@ def _fit(
     every = -(-count // num_held_out) if num_held_out else count + 1
     is_held_out = np.arange(count) % every == every - 1
     fitted: dict[Literal["3", "4"], tuple[StageInfo, dict[str, Any]]] = {}
-    with ProgressReport("calibrating", count) as progress, _work_folder(output) as folder:
+    with ProgressReport("calibrating the codec", count) as progress, _work_folder(output) as folder:
         num_prefix_tokens = stages[3].num_prefix_tokens
         fit_on = _Features(folder / "fit", kept, num_prefix_tokens)
         held_out = _Features(folder / "held-out", kept, num_prefix_tokens)
@@ -107,7 +107,8 @@ def _fit(
         job.teacher.calibrate_prefix(fit_on.entering)
         request = parse_codec(job.request.codec)
         for stage in kept:
-            codec = fit_codec(request, stages[stage], fit_on.blocks(stage))
+            with doing(f"fitting the codec of stage {stage} to {fit_on.num_views:,} views"):
+                codec = fit_codec(request, stages[stage], fit_on.blocks(stage))
             info = stage_info(codec, save_codec(output, codec, f"stage{stage}"))
             unseen = list(held_out.blocks(stage))
             name: Literal["3", "4"] = "3" if stage == 3 else "4"

@@ -32,6 +32,7 @@ from scalekd.pipelines._arithmetic import (
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._classes import choose_logits, match_labels, stored_map
 from scalekd.pipelines._preflight import check_options, check_output, check_shards
+from scalekd.pipelines._progress import doing
 from scalekd.pipelines._sizes import default_block_size, default_shard_size
 from scalekd.pipelines._source_options import CacheSources
 from scalekd.pipelines._sources import load_cached_teacher, open_source, select_images
@@ -134,9 +135,11 @@ class Job:
         check_options(config, named=teacher is None)
         plan = check_output(config.output, config.form, overwrite=config.overwrite)
         copies = make_local_cache(config.local_cache, config.local_cache_size)
-        opened = open_images(
-            config.data_dir, config.split, local_cache=copies, options=config.image_options
-        )
+        with doing(f"indexing the images of {config.data_dir}") as step:
+            opened = open_images(
+                config.data_dir, config.split, local_cache=copies, options=config.image_options
+            )
+            step.result = f"{len(opened):,} images, {opened.num_classes:,} classes"
         images = None
         if plan is not None:  # in the order of the cache
             images = opened.with_fingerprint(plan.identity.data.fingerprint, config.limit)
@@ -147,7 +150,8 @@ class Job:
         precision = config.precision
         if precision == "auto":
             precision = plan.identity.precision if plan else auto_precision(device)
-        teacher = (teacher or load_teacher(config.teacher)).to(device)
+        with doing("loading the teacher"):
+            teacher = (teacher or load_teacher(config.teacher)).to(device)
         no_tail = ""
         if config.stages and not teacher.has_tail:
             no_tail = f"{teacher.spec.model} has no tail: students learn from it with tpp=false"

@@ -1,23 +1,81 @@
 """Progress of long commands: a live bar on a terminal, a plain line now and then elsewhere."""
 
+import os
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeRemainingColumn,
 )
 
-from scalekd.text import printable
+from scalekd.text import format_duration, format_time_left, printable
 
 _PLAIN_SECONDS = 10.0
+
+
+class Step:
+    """A step of a command that :func:`doing` reports.
+
+    Attributes:
+        result: Text about what came of it, for its last line; set inside the block.
+    """
+
+    def __init__(self) -> None:
+        self.result = "done"
+
+
+@contextmanager
+def doing(what: str, *, enabled: bool | None = None) -> Iterator[Step]:
+    """Show what a command does inside the block, such as ``loading the teacher``.
+
+    A terminal shows it at once, until it is done. Elsewhere a step that takes more than ten seconds
+    prints a line when it is that old, and another one when it ends.
+
+    Args:
+        what: Name of the step.
+        enabled: Whether this process prints; the main one of several if ``None``.
+    """
+    text, step, started = printable(what), Step(), time.monotonic()
+    if not (_is_main() if enabled is None else enabled):
+        yield step
+        return
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status(escape(f"{text} …")):
+            yield step
+        return
+    said = threading.Event()
+
+    def say() -> None:
+        said.set()
+        print(f"{text} …", file=sys.stderr, flush=True)
+
+    timer = threading.Timer(max(0.0, _PLAIN_SECONDS), say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield step
+    finally:
+        timer.cancel()
+        timer.join()
+    if said.is_set():
+        took = format_duration(time.monotonic() - started)
+        print(f"{text}: {printable(step.result)}, {took}", file=sys.stderr, flush=True)
+
+
+def _is_main() -> bool:
+    """Return whether this is the only process, or the first that a launcher started."""
+    return "LOCAL_RANK" not in os.environ or int(os.environ.get("RANK", "0")) == 0
 
 
 class ProgressReport:
@@ -52,11 +110,10 @@ class ProgressReport:
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[rate]}, {task.fields[left]}"),
                 console=console,
             )
-            self._task = self._live.add_task(self.what, total=total, rate="")
+            self._task = self._live.add_task(self.what, total=total, rate="", left="")
 
     def __enter__(self) -> Self:
         if self._live:
@@ -93,10 +150,12 @@ class ProgressReport:
         if not self.enabled:
             return
         rate = f"{self.rate:,.{0 if self.rate >= 10 else 1}f} {self.unit}/s, {self._aside()}"
+        left = format_time_left((self.total - self.done) / max(self.rate, 1e-9))
         if self._live:
-            self._live.update(self._task, completed=self.done, total=self.total, rate=rate)
+            self._live.update(
+                self._task, completed=self.done, total=self.total, rate=rate, left=left
+            )
         elif time.monotonic() - self._spoken > _PLAIN_SECONDS:
             self._spoken = time.monotonic()
-            left = (self.total - self.done) / max(self.rate, 1e-9)
             tally = f"{self.done:,} of {self.total:,} {self.unit}"
-            print(f"{self.what}: {tally}, {rate}, {left:,.0f} s left", file=sys.stderr, flush=True)
+            print(f"{self.what}: {tally}, {rate}, {left}", file=sys.stderr, flush=True)

@@ -19,6 +19,7 @@ from scalekd.errors import CacheMismatch, UsageError, rewording
 from scalekd.loading import worker_faults
 from scalekd.pipelines._initial import initial_weights
 from scalekd.pipelines._notes import note
+from scalekd.pipelines._progress import doing
 from scalekd.pipelines._run_facts import Source, run_facts
 from scalekd.pipelines._validation import decode_dtype, local_cache_of, make_validation
 from scalekd.pipelines.configure import departures_from_recipe
@@ -84,8 +85,10 @@ def train_student(config: TrainConfig) -> TrainResult:
         for departure in departures_from_recipe(config.recipe, config, world_size=world_size):
             note(departure)
     set_seed(config.seed)  # every process builds the same student and projectors
-    source = _open_source(config)
-    student = _make_student(config, source, notes)
+    with doing("opening the cache and the images"):
+        source = _open_source(config)
+    with doing("building the student"):
+        student = _make_student(config, source, notes)
     if config.sync_bn:
         synchronise_batch_norm(student, accelerator)
     module = source.module(

@@ -5,13 +5,17 @@ could move a terminal's cursor, imitate another line of output, hide characters 
 The functions here write invisible characters as escapes and limit the length.
 """
 
+import datetime
 import html as _html
+import math
 import re
 import unicodedata
 from collections.abc import Sequence
 
 MAX_LINE = 2000
 """Largest number of characters of one line of output; a longer one loses its middle."""
+_UNITS = ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
+_MOST_SECONDS = 1000 * 365 * 86_400
 MAX_CELL = 200
 """Largest number of characters of one name, note or number in a table."""
 
@@ -94,6 +98,28 @@ def format_cache_size(total: float, fixed: float, per_view: float) -> str:
         f"{format_bytes(total)}: {format_bytes(fixed)} of tail, witnesses and tables, and"
         f" {format_bytes(per_view)} a view"
     )
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration by its two largest units, such as ``3 h 20 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    for size, unit, smaller_size, smaller in _UNITS:
+        if whole >= size:
+            count, rest = divmod(whole, size)
+            rest //= smaller_size
+            return f"{count:,} {unit}" + (f" {rest} {smaller}" if rest else "")
+    return f"{whole} s"
+
+
+def format_time_left(seconds: float) -> str:
+    """Format the time left and the time of day when it ends, with the date from a day on."""
+    if not math.isfinite(seconds) or seconds > _MOST_SECONDS:
+        return "no end in sight"
+    end = datetime.datetime.now() + datetime.timedelta(seconds=seconds)
+    when = end.strftime("%H:%M" if seconds < 86_400 else "%d %b %H:%M")
+    return f"{format_duration(seconds)} left, until {when}"
 
 
 def _shown(character: str) -> str:

@@ -10,9 +10,9 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
-from scalekd.text import printable
+from scalekd.text import format_time_left, printable
 
 _PLAIN_SECONDS = 30.0  # between plain lines of one epoch: a night's log stays readable
 
@@ -26,13 +26,13 @@ class TrainingProgress:
         self._shown = shown
         self._console = Console(stderr=True)
         self._last_plain = time.monotonic()
+        self._first: tuple[float, int] | None = None
         self._bar: Progress | None = None
         if shown and sys.stderr.isatty():
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
                 TextColumn("{task.fields[facts]}"),
-                TimeRemainingColumn(),
                 console=self._console,
                 transient=True,
             )
@@ -65,6 +65,8 @@ class TrainingProgress:
             f"{values['images_per_second']:.0f} images/s  "
             f"{values['data_wait_share']:.0%} waiting for data"
         )
+        if (left := self._time_left(num_updates)) is not None:
+            facts += f"  {left}"
         where = f"epoch {epoch + 1}/{self._num_epochs}"
         if self._bar is not None:
             self._bar.update(self._task, completed=num_updates, description=where, facts=facts)
@@ -72,3 +74,15 @@ class TrainingProgress:
             self._last_plain = time.monotonic()
             done = num_updates % self._updates_per_epoch or self._updates_per_epoch
             self.say(f"{where}  step {done}/{self._updates_per_epoch}  {facts}")
+
+    def _time_left(self, num_updates: int) -> str | None:
+        """Estimate the time left from the updates of this process; ``None`` at its first one."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, num_updates
+        started, first = self._first
+        if num_updates == first:
+            return None
+        seconds_per_update = (now - started) / (num_updates - first)
+        remaining = self._num_epochs * self._updates_per_epoch - num_updates
+        return format_time_left(max(0, remaining) * seconds_per_update)
