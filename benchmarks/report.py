@@ -9,6 +9,7 @@ states how its figures were measured. Sections without results are left out.
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.accuracy.features_table import features_section
 from benchmarks.accuracy.tables import accuracy_section
 from benchmarks.gpu.tables import gpu_section
 from benchmarks.speed.tables import speed_section
@@ -26,6 +27,7 @@ _HEAD = """\
 
 _SECTIONS: tuple[Callable[[Path, Path], str], ...] = (
     accuracy_section,
+    features_section,
     speed_section,
     gpu_section,
 )

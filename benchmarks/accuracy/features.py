@@ -8,7 +8,7 @@ unlabelled CIFAR-10 images as views of 70 px (5 x 5 tokens), the students (half 
 ResNet-18) the same views at 40 px: three cached passes, read twice (six epochs, 24,000 views), in
 batches of 32, with AdamW, one epoch of warm-up, a cosine to zero, and bf16 autocast where the
 processor multiplies bf16. The labels of the same 4,000 images serve as gallery of the nearest
-neighbours and to fit the linear probe. A finished run is a line of the results and is not repeated.
+neighbours and to fit the linear probe. A finished run is a line of the results, and is not repeated.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from scalekd.pipelines._evaluate_options import EvaluateConfig
+from scalekd.pipelines._run_options import EvaluateConfig
 from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher
 from scalekd.pipelines.configure import train_config
 from scalekd.pipelines.evaluate import evaluate
@@ -47,7 +47,7 @@ class Arm(NamedTuple):
 
     Attributes:
         name: First column of the table.
-        objective: As ``--objective``; ``random`` trains nothing.
+        objective: As ``--objective``; ``random`` and ``teacher`` train nothing.
         distillation: Settings of the objective.
         epochs: Number of epochs.
     """
@@ -60,6 +60,7 @@ class Arm(NamedTuple):
 
 _NO_VIEWS = {"spatial": False, "frequency": False}
 ARMS = (
+    Arm("the teacher itself, at 70 px", "teacher"),
     Arm("random weights", "random"),
     Arm("all labels, no teacher", "none"),
     Arm("summary alone", "features", _NO_VIEWS),
@@ -74,6 +75,34 @@ ARMS = (
     Arm("frequency view alone", "features", {"spatial": False, "summary_weight": 0}),
     Arm("summary weight 16", "features", {"summary_weight": 16}),
 )
+
+
+def measure_teacher(arm: Arm, seed: int, *, data: Path, teacher: str) -> dict[str, Any]:
+    """Measure the teacher like a student; returns its line of the results."""
+    scores = _scores(f"local-dir:{data / 'teacher' / teacher}", data, img_size=_TEACHER_PX)
+    return {
+        "arm": arm.name,
+        "seed": seed,
+        "objective": arm.objective,
+        "views": 0,
+        "train_cpu_seconds": 0,
+        **scores,
+    }
+
+
+def _scores(model: str, data: Path, **options: Any) -> dict[str, float]:
+    metrics = evaluate(
+        EvaluateConfig(
+            model=model,
+            data_dir=str(data / "cifar10"),
+            knn_split=_SPLIT,
+            linear_probe=_SPLIT,
+            workers=0,
+            amp="auto",
+            **options,
+        )
+    )
+    return {name: metrics[name] for name in ("knn_top1", "linear_top1")}
 
 
 def train(arm: Arm, seed: int, *, data: Path, cache: Path, work: Path) -> dict[str, Any]:
@@ -108,16 +137,7 @@ def train(arm: Arm, seed: int, *, data: Path, cache: Path, work: Path) -> dict[s
     started = time.process_time()
     result = train_student(train_config(None, options))
     seconds = time.process_time() - started
-    found = evaluate(
-        EvaluateConfig(
-            model=str(run / "last"),
-            data_dir=str(data / "cifar10"),
-            knn_split=_SPLIT,
-            linear_probe=_SPLIT,
-            workers=0,
-            amp="auto",
-        )
-    )
+    scores = _scores(str(run / "last"), data)
     shutil.rmtree(run)
     return {
         "arm": arm.name,
@@ -126,9 +146,7 @@ def train(arm: Arm, seed: int, *, data: Path, cache: Path, work: Path) -> dict[s
         "distillation": dict(arm.distillation),
         "lr": options["lr"],
         "views": 0 if arm.objective == "random" else result.samples_viewed,
-        "knn_top1": found["knn_top1"],
-        "linear_top1": found["linear_top1"],
-        "top1": found.get("top1") if arm.objective == "none" else None,
+        **scores,
         "train_cpu_seconds": 0 if arm.objective == "random" else round(seconds, 1),
         "train": {k: v for k, v in result.metrics.items() if k.startswith("train_")},
         "software": {"torch": torch.__version__, "python": platform.python_version()},
@@ -181,7 +199,12 @@ def main() -> None:
         for arm in ARMS:
             if arguments.match not in arm.name or (arm.name, seed) in _done(arguments.results):
                 continue
-            row = train(arm, seed, data=arguments.data, cache=cache, work=arguments.work)
+            if arm.objective == "teacher" and seed > 1:  # has no seed
+                continue
+            if arm.objective == "teacher":
+                row = measure_teacher(arm, seed, data=arguments.data, teacher=arguments.teacher)
+            else:
+                row = train(arm, seed, data=arguments.data, cache=cache, work=arguments.work)
             with arguments.results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(
