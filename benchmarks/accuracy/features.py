@@ -8,7 +8,8 @@ unlabelled CIFAR-10 images as views of 70 px (5 x 5 tokens), the students (half 
 ResNet-18) the same views at 40 px: three cached passes, read twice (six epochs, 24,000 views), in
 batches of 32, with AdamW, one epoch of warm-up, a cosine to zero, and bf16 autocast where the
 processor multiplies bf16. The labels of the same 4,000 images serve as gallery of the nearest
-neighbours and to fit the linear probe. A finished run is a line of the results, and is not repeated.
+neighbours and to fit the linear probe. A finished run is a line of the results, and is not
+repeated.
 """
 
 import argparse
