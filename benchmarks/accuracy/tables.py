@@ -14,6 +14,7 @@ from matplotlib import pyplot as plt
 
 from benchmarks.accuracy import grid
 from benchmarks.accuracy.grid import Arm
+from benchmarks.accuracy.strength import strength_section
 
 PRECISIONS = {"bf16": "bf16", "no": "fp32"}
 """Precisions of runs, as results and as tables name them."""
@@ -89,10 +90,15 @@ def accuracy_section(results: Path, images: Path) -> str:
     if not rows:
         return ""
     parts = ["## Accuracy\n", _regime(rows.values())]
-    for student in grid.STUDENTS:
+    for student in (grid.CNN, grid.VIT):
         parts.append(_main_table(student, rows))
     parts.append(_pictures(rows, images))
     parts += [_group(name, rows) for name in _TITLES]
+    measured = results / "teacher_strength.json"
+    if measured.exists():
+        arms = grid.GROUPS["strength"]
+        scores = {arm.name: found for arm in arms if (found := score(arm, rows))}
+        parts.append(strength_section(json.loads(measured.read_text()), scores, images))
     parts += [
         make(json.loads((results / name).read_text()))
         for name, make in _BESIDE.items()
@@ -219,6 +225,7 @@ def _main_table(student: str, rows: dict[str, dict[str, Any]]) -> str:
 _TITLES = {
     "ablation": "Parts of the method",
     "ablation-short": "Parts of the method, short runs",
+    "aligned": "Parts of the method on 7 × 7 maps",
     "passes": "How many passes",
     "online": "Cache and live teacher",
     "codec": "What coding costs",
@@ -232,6 +239,11 @@ _QUESTIONS = {
     "ablation": "What does each part add to ScaleKD-light? Gains are relative to ScaleKD-light.",
     "ablation-short": "These rows repeat the comparison, and add the published form, with a quarter"
     " of the views.",
+    "aligned": "What does each part add where student and teacher have equally many places? The"
+    " student is a ResNet with half the depth and width of ResNet-18 and output stride 8 at 56 px:"
+    " its last three levels have 7 × 7 places, like the tokens of the teacher at 98 px. (The"
+    " students above have 2 × 2 and 3 × 3 places, and the teacher 5 × 5.) 48 epochs on 24 passes;"
+    " the learning rate is that of the other CNN. Gains are relative to ScaleKD-light.",
     "passes": "How many views per image are worth caching? All rows read the same number of views.",
     "online": "Are cached targets as good as those of a live teacher, on the same views?",
     "codec": "How much precision do students need? All rows encode the passes of the first row;"
@@ -259,9 +271,16 @@ def _group(name: str, rows: dict[str, dict[str, Any]]) -> str:
 
 def _pictures(rows: dict[str, dict[str, Any]], images: Path) -> str:
     """Draw the scores of the main arms, ablations, passes and codecs."""
-    groups = [*(f"main-{student}" for student in grid.STUDENTS), "ablation", "passes", "codec"]
+    groups = [
+        *(f"main-{student}" for student in (grid.CNN, grid.VIT)),
+        "ablation",
+        "passes",
+        "codec",
+    ]
     scored = {name: [s for arm in grid.GROUPS[name] if (s := score(arm, rows))] for name in groups}
     drawn = {name: scores for name, scores in scored.items() if scores}
+    if not drawn:
+        return ""
     figure, axes = plt.subplots(
         len(drawn),
         1,

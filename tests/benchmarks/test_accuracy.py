@@ -116,3 +116,16 @@ def test_a_cache_named_by_its_size_has_the_teacher_at_that_size(
     sizes = [config.teacher.img_size for config in asked]
     assert sizes == [(56, 56), (grid.TEACHER_PX, grid.TEACHER_PX)]
     assert [config.passes for config in asked] == [grid.SHORT, grid.REGIME.passes]
+
+
+def test_gains_are_shown_against_the_teachers_strength(tmp_path: Path) -> None:
+    rows = _rows("strength", seeds=(1, 2))[:10]  # no teacher, and logits only at all sizes
+    (tmp_path / "accuracy.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    strengths = {str(px): 80.0 + px / 10 for px in grid.TEACHER_SIZES}
+    (tmp_path / "teacher_strength.json").write_text(json.dumps({"top1": strengths}))
+    text = tables.accuracy_section(tmp_path, tmp_path)
+    # No teacher scores the seed, and the n-th arm (10 + seed) n more.
+    assert "| 56 px | 16 | 85.6 | 13.0 ± 1.4 (n = 2) | +11.5 ± 0.7 |" in text
+    assert "| 112 px | 64 | 91.2 | 47.5 ± 3.5 (n = 2) | +46.0 ± 2.8 |" in text
+    assert "without a teacher: 1.5 ± 0.7 (n = 2) %" in text
+    assert (tmp_path / "strength.png").stat().st_size > 1000
