@@ -17,4 +17,4 @@ def command(config: ReportConfig) -> "Report":
     """
     from scalekd.pipelines.report import report
 
-    return report(config.runs, config.output)
+    return report(config.runs, config.output, cache_page=config.cache_page)

@@ -126,6 +126,9 @@ class ReportConfig(Options):
     """Training runs, or folders of runs."""
     output: Path = Path("report.html")
     """HTML file to write; an existing file is replaced."""
+    cache_page: Path | None = None
+    """Page of the runs' cache, written by scalekd cache show, to link to; cache.html beside
+    --output, if it exists, by default."""
 
 
 class DemoConfig(Options):

@@ -6,10 +6,12 @@ Runs that differ only in their seed form one row, with mean and standard deviati
 """
 
 import json
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pydantic import BaseModel
 
@@ -23,6 +25,7 @@ from scalekd.training.logs import read_summary, replace_text
 from scalekd.training.run_folder import ARGS_FILE
 
 _SUMMARY = "summary.csv"
+_CACHE_PAGE = "cache.html"
 _ABOUT_THE_LAUNCH = frozenset(
     {"output", "resume", "overwrite", "workers", "log_interval", "log_with", "seed"}
 )
@@ -95,12 +98,14 @@ class Report(BaseModel):
         return [*lines, "", f"curves and settings: {self.output}"]
 
 
-def report(folders: Sequence[Path], output: Path) -> Report:
+def report(folders: Sequence[Path], output: Path, *, cache_page: Path | None = None) -> Report:
     """Compare training runs and write the page.
 
     Args:
         folders: Folders of runs, or folders that contain such folders.
         output: HTML file to write; it needs no other file.
+        cache_page: Page of the runs' cache to link to; ``cache.html`` beside ``output``, if it
+            exists, where it is ``None``.
 
     Raises:
         UsageError: A folder contains no run, or ``output`` is a folder.
@@ -117,7 +122,9 @@ def report(folders: Sequence[Path], output: Path) -> Report:
     picture = runs_svg({name: [run.epochs for run in group] for name, group in named.items()})
     with explained(output, "cannot write"):
         output.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(output, _page(rows, [group[0].settings for group in groups.values()], picture))
+    link = _cache_link(output, cache_page)
+    settings = [group[0].settings for group in groups.values()]
+    replace_text(output, _page(rows, settings, picture + link))
     return Report(output=str(output), rows=rows)
 
 
@@ -215,6 +222,26 @@ def _score(row: ReportRow) -> str:
         )
     spread = "" if row.top1_spread is None else f" ± {row.top1_spread:.2f}"
     return f"{row.top1:.2f}{spread} %" + (" by neighbours" if row.neighbours else "")
+
+
+def _cache_link(output: Path, page: Path | None) -> str:
+    """Return a paragraph that links to the page of the cache; empty without one.
+
+    Raises:
+        DataError: The page that was asked for does not exist.
+    """
+    if page is None:
+        page = output.with_name(_CACHE_PAGE)
+        if not page.is_file():
+            return ""
+    elif not page.is_file():
+        raise DataError(
+            f"--cache-page {page}: there is no such file; write it with `scalekd cache show CACHE"
+            f" --output {page}`"
+        )
+    relative = os.path.relpath(page.absolute(), output.absolute().parent)
+    address = quote(Path(relative).as_posix())
+    return f'<p><a href="./{address}">What the cache contains</a>: views, features, answers.</p>\n'
 
 
 def _page(rows: Sequence[ReportRow], settings: Sequence[Mapping[str, Any]], picture: str) -> str:

@@ -4,6 +4,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import pytest
@@ -237,3 +238,24 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path: Path, text: str) -> None:
     with pytest.raises(DataError, match="last: ") as caught:
         report([run], tmp_path / "report.html")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["cache.html", "a page?.html", 'x"><script>.html'])
+def test_the_page_of_the_cache_is_linked(tmp_path: Path, name: str) -> None:
+    run = _write_run(tmp_path / "runs" / "a", [1.0])
+    output = tmp_path / "pages" / "report.html"
+    report([run], output)
+    assert "<a " not in output.read_text()
+    page = output.with_name(name)
+    page.write_text("the cache")
+    report([run], output, cache_page=None if name == "cache.html" else page)
+    addresses = re.findall(r'<a href="([^"]*)">', output.read_text())
+    assert len(addresses) == 1
+    assert (output.parent / unquote(addresses[0])).read_text() == "the cache"
+    assert "<script" not in output.read_text()
+
+
+def test_a_page_of_the_cache_that_does_not_exist_is_one_line(tmp_path: Path) -> None:
+    run = _write_run(tmp_path / "runs" / "a", [1.0])
+    with pytest.raises(DataError, match="scalekd cache show CACHE"):
+        report([run], tmp_path / "report.html", cache_page=tmp_path / "none.html")
