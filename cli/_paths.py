@@ -1,9 +1,13 @@
 """Checks of paths before a pipeline, and torch with it, is imported."""
 
+from pathlib import Path
+
 from scalekd.storage import Location, is_remote
 
 
-def check_paths(*, cache: str | None, data_dir: str | None) -> None:
+def check_paths(
+    *, cache: str | None, data_dir: str | None, split: str | None = None, labels: str = "auto"
+) -> None:
     """Refuse a local cache or image set that does not exist; URLs are left to the pipeline.
 
     Raises:
@@ -14,7 +18,7 @@ def check_paths(*, cache: str | None, data_dir: str | None) -> None:
         from scalekd.cache import read_manifest
 
         read_manifest(cache)
-    check_data_dir(data_dir)
+    check_data_dir(data_dir, split, labels)
 
 
 def check_cache_folder(cache: Location) -> None:
@@ -28,13 +32,25 @@ def check_cache_folder(cache: Location) -> None:
     check_folder(cache)
 
 
-def check_data_dir(data_dir: str | None) -> None:
-    """Refuse a local image set that does not exist.
+def check_data_dir(data_dir: str | None, split: str | None = None, labels: str = "auto") -> None:
+    """Refuse a local image set that does not exist or has no split of this name.
+
+    Args:
+        data_dir: Image set, or a cache that embeds images.
+        split: Name, folder or pattern; ``None`` checks the folder alone.
+        labels: ``auto`` or ``none``.
 
     Raises:
-        DataError: There is no such folder.
+        DataError: There is no such folder, or nothing in it is the split.
     """
-    if data_dir is not None:
-        from scalekd.images.opening import check_location
+    if data_dir is None:
+        return
+    from scalekd.cache.layout import MANIFEST_FILE, PLAN_FILE
+    from scalekd.images.opening import check_location, recognise
+    from scalekd.options import ImageOptions
 
-        check_location(data_dir)
+    location, pattern = check_location(data_dir)
+    is_cache = any((Path(location) / name).exists() for name in (PLAN_FILE, MANIFEST_FILE))
+    checked = pattern is None and not is_remote(location) and not is_cache
+    if split is not None and checked:
+        recognise(data_dir, split, options=ImageOptions.model_validate({"labels": labels}))

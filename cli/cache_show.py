@@ -17,7 +17,12 @@ def command(config: ShowConfig) -> "ShownCache":
     The page is one HTML file that needs no network. Pass --data-dir to see the pixels of all views,
     and --teacher to compare the stored features with the teacher's.
     """
-    check_paths(cache=str(config.cache), data_dir=config.data_dir)
+    check_paths(
+        cache=str(config.cache),
+        data_dir=config.data_dir,
+        split=config.split,
+        labels=config.labels,
+    )
 
     from scalekd.pipelines.show_cache import show_cache
 

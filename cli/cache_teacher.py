@@ -27,7 +27,9 @@ def command(*, as_json: bool, dry_run: bool, **options: Any) -> None:
     The same command continues an interrupted cache.
     """
     values = given(options)
-    check_data_dir(values.get("data_dir"))
+    check_data_dir(
+        values.get("data_dir"), values.get("split", "train"), values.get("labels", "auto")
+    )
 
     from scalekd.models.classes import read_class_names
     from scalekd.pipelines._budget import dry_run_cache

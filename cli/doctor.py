@@ -16,7 +16,12 @@ def command(config: DoctorConfig) -> "Diagnosis":
 
     The exit code is 3 if images cannot be decoded, and 4 if views of the cache differ.
     """
-    check_paths(cache=config.cache, data_dir=config.data_dir)
+    check_paths(
+        cache=config.cache,
+        data_dir=config.data_dir,
+        split=config.split,
+        labels=config.labels,
+    )
 
     from scalekd.pipelines.doctor import diagnose
 

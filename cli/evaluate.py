@@ -16,7 +16,7 @@ def command(config: EvaluateConfig) -> "Evaluation":
 
     A model without classes is evaluated by its features: --knn-split, --linear-probe.
     """
-    check_data_dir(config.data_dir)
+    check_data_dir(config.data_dir, config.split)
 
     from scalekd.pipelines.evaluate import evaluate
 

@@ -19,7 +19,10 @@ def command(*, recipe: str | None, as_json: bool, **options: Any) -> None:
     Stops cleanly on Ctrl-C and SIGTERM; the same command with --resume auto continues.
     """
     flags = given(options)
-    check_paths(cache=flags.get("cache"), data_dir=flags.get("data_dir"))
+    check_paths(
+        cache=flags.get("cache"),
+        data_dir=flags.get("data_dir"),
+    )
 
     from scalekd.pipelines.configure import train_config
     from scalekd.pipelines.train_student import train_student

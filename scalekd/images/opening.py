@@ -2,7 +2,7 @@
 
 import fnmatch
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -56,8 +56,33 @@ def open_dataset(
             occurs twice.
         UsageError: The options do not fit the image set.
     """
+    return recognise(data_dir, split, local_cache=local_cache, options=options)()
+
+
+def recognise(
+    data_dir: str,
+    split: str,
+    *,
+    local_cache: LocalCache | None = None,
+    options: ImageOptions = ImageOptions(),  # noqa: B008 (frozen)
+) -> Callable[[], ImageDataset]:
+    """Find the source that reads an image set, from the names of its files.
+
+    Args:
+        data_dir: As for :func:`open_dataset`.
+        split: As for :func:`open_dataset`.
+        local_cache: As for :func:`open_dataset`.
+        options: As for :func:`open_dataset`.
+
+    Returns:
+        A function that indexes the image set, which may take long.
+
+    Raises:
+        DataError: The set does not exist, or has no split of this name.
+        UsageError: The options do not fit the image set.
+    """
     if data_dir.startswith(PREFIX):
-        return open_hub(data_dir.removeprefix(PREFIX), split, _columns(options))
+        return partial(open_hub, data_dir.removeprefix(PREFIX), split, _columns(options))
     location, pattern = check_location(data_dir)
     root = None if is_remote(location) else Path(location)
     storage = LinkedStorage(root) if root else open_storage(location, local_cache=local_cache)
@@ -65,7 +90,7 @@ def open_dataset(
         pattern = split
     if pattern is not None:
         shards = data_dir if pattern != split else storage.locate(pattern)
-        return _open_files(storage, root, _matching(storage, pattern), shards, options)
+        return lambda: _open_files(storage, root, _matching(storage, pattern), shards, options)
     split = split.strip("/").removeprefix("./")
     parent, _, name = split.rpartition("/")
     try:
@@ -76,13 +101,15 @@ def open_dataset(
         ) from None
     tars = [file for file in files if fnmatch.fnmatchcase(_base(file), f"{name}-*.tar")]
     if tars:
-        return _open_files(storage, root, tars, storage.locate(f"{split}-*.tar"), options)
+        location = storage.locate(f"{split}-*.tar")
+        return partial(_open_files, storage, root, tars, location, options)
     saved = None if root is None else _saved(root, split)
     if saved is not None:
-        return open_saved(saved, _columns(options))
+        return partial(open_saved, saved, _columns(options))
     tables = _tables(storage, split, folders, files)
     if tables:
-        return _open_files(storage, root, tables, f"{storage.location}, split {split}", options)
+        location = f"{storage.location}, split {split}"
+        return partial(_open_files, storage, root, tables, location, options)
     for option in ("input_key", "target_key", "key_column"):
         if getattr(options, option) is not None:
             raise UsageError(
@@ -91,13 +118,13 @@ def open_dataset(
             )
     labelled = options.labels == "auto"
     if split == ".":
-        return FolderImages.open(storage, "", labelled=labelled)
+        return partial(FolderImages.open, storage, "", labelled=labelled)
     if name in folders:
-        return FolderImages.open(storage, split, labelled=labelled)
+        return partial(FolderImages.open, storage, split, labelled=labelled)
     if split == "train" and (
         not labelled or (any(map(_is_image, files)) and not has_class_folders(storage, ""))
     ):
-        return FolderImages.open(storage, "", labelled=labelled)
+        return partial(FolderImages.open, storage, "", labelled=labelled)
     raise DataError(_nothing_there(storage, split, folders, files))
 
 

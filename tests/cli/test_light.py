@@ -67,6 +67,20 @@ def test_a_folder_that_does_not_exist_is_refused_without_torch(tmp_path: Path) -
     assert not nowhere.exists()
 
 
+def test_an_image_set_without_the_split_is_refused_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "cats").mkdir()
+    (tmp_path / "cats" / "1.jpg").touch()
+    cache = ("cache-teacher", "--model", "swin_t", "--output", tmp_path / "cache")
+    commands: list[tuple[object, ...]] = [
+        (*cache, "--data-dir", tmp_path),
+        ("doctor", "--data-dir", tmp_path),
+        ("evaluate", "resnet18", "--data-dir", tmp_path),
+    ]
+    for words, (code, heavy, err) in zip(commands, _run(*commands), strict=True):
+        assert (code, heavy) == (3, []), (words, err)
+        assert "has neither" in err, words
+
+
 def test_info_has_a_gap_between_names_and_values(run: Callable[..., Any]) -> None:
     lines = run("cache", "info", _CACHES / "transform").out.splitlines()
     width = len(lines[0]) - len(lines[0].removeprefix("cache").lstrip())
