@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from torch import nn
 
-from scalekd.students import Student
 from scalekd.teachers import Teacher
+from scalekd.training import DistillationModule
 
 Run = Callable[..., Any]
 
@@ -24,14 +24,14 @@ def write_table(folder: Path, columns: dict[str, Any], monkeypatch: pytest.Monke
 
 @pytest.fixture
 def no_forward(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Lets no teacher and no student run from then on."""
+    """Lets no teacher, and no step of training, run from then on."""
 
     def forbid() -> None:
         def forward(self: nn.Module, *arguments: Any, **options: Any) -> None:
             raise AssertionError(f"{type(self).__name__} ran")
 
         monkeypatch.setattr(Teacher, "forward", forward)
-        monkeypatch.setattr(Student, "forward", forward)
+        monkeypatch.setattr(DistillationModule, "forward", forward)
 
     return forbid
 
@@ -67,8 +67,9 @@ def refused(ran: Any, code: int, *words: str) -> None:
 @pytest.mark.parametrize(
     ("stages", "objective", "code", "words"),
     [
-        ("3,4", "kd", 2, ("no logits", "--objective features")),
-        ("3,4", "scalekd", 2, ("no logits", "--objective features")),
+        ("3,4", "kd --distillation kd_alpha=1", 2, ("no logits", "--objective features")),
+        ("3,4", "kd", 3, ("has a label", "--objective features")),
+        ("3,4", "scalekd", 3, ("has a label", "--objective features")),
         ("none", "features", 2, ("no final-stage features", "--stages final")),
         ("3,4", "none", 3, ("has a label", "--objective features")),
     ],
@@ -86,7 +87,8 @@ def test_an_objective_that_teacher_or_data_cannot_serve(
     root = cache("--labels", "none", "--stages", stages)
     train = ("train-student", "--cache", root, "--data-dir", tiny_images, "--labels", "none")
     train += ("--model", "test_resnet", "-b", 10, "-j", 0, "--val-split", "none")
-    ran = run(*train, "--objective", objective, "--output", tmp_path / "run", "--num-classes", 3)
+    wanted = ("--objective", *objective.split(), "--num-classes", 3)
+    ran = run(*train, *wanted, "--output", tmp_path / "run")
     refused(ran, code, *words)
     assert not (tmp_path / "run/last").exists()
 
