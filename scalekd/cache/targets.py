@@ -17,6 +17,12 @@ from scalekd.distillation import (
 )
 from scalekd.errors import UsageError
 
+NO_LOGITS = (
+    "this cache holds no logits, which the KD loss needs; write one by cache-teacher"
+    " --logits full with a teacher that has a classifier, or train with"
+    " --distillation kd=false, or without labels and logits by --objective features"
+)
+
 
 class TargetDecoder(nn.Module):
     """Turns the target arrays of a batch into :class:`~scalekd.distillation.Targets`.
@@ -60,11 +66,7 @@ class TargetDecoder(nn.Module):
                 f" write one by cache-teacher --stages final or 3,4{instead}"
             )
         if logits and codecs.logits is None:
-            raise UsageError(
-                "this cache holds no logits, which the KD loss needs; write one by cache-teacher"
-                " --logits full with a teacher that has a classifier, or train with"
-                " --distillation kd=false, or without labels and logits by --objective features"
-            )
+            raise UsageError(NO_LOGITS)
         self._prefix = codecs.stages[4].shape.num_prefix_tokens if features else 0
         self.features = codecs.stages[4].decoder(compute_dtype=compute_dtype) if features else None
         self.logits = codecs.logits.decoder() if logits and codecs.logits else None

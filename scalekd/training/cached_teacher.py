@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scalekd.cache import CacheReader, ChosenTargets, JoinedTargets
 from scalekd.cache.forms import RENDERED
+from scalekd.cache.targets import NO_LOGITS
 from scalekd.distillation import (
     FORMS,
     Objective,
@@ -296,6 +297,8 @@ class CachedTeacher:
         )
 
     def _check_classes(self, student: Student) -> None:
+        if any(self.chosen.caches[name].identity.logits is None for name in self.chosen.logits):
+            raise UsageError(NO_LOGITS)
         self.class_indices()
         for name, match in self.matches.items():
             if isinstance(match, ClassMatch) and match.count != student.spec.num_classes:
