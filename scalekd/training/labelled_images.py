@@ -36,7 +36,7 @@ class LabelledImages:
     Raises:
         DataError: There is no image set, none of its images has a label, or a label is not one of
             the classes.
-        UsageError: The policy is none.
+        UsageError: The text is not a view policy, or ``num_classes`` is 0.
     """
 
     def __init__(
@@ -50,6 +50,8 @@ class LabelledImages:
         num_classes: int | None = None,
     ) -> None:
         ViewPolicy.parse(policy)
+        if num_classes == 0:
+            raise UsageError("--num-classes 0: --objective none trains a classifier; leave it out")
         self._policy = policy
         images = open_images(data_dir, split, local_cache=local_cache, options=image_options)
         labelled = np.flatnonzero(images.labels >= 0)

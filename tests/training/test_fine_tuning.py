@@ -257,6 +257,7 @@ def test_frozen_parts_stay_as_they_were() -> None:
         ({"aug": "crap"}, UsageError, "the nearest is crop"),
         ({"labels": "none"}, DataError, "has a label with --labels none"),
         ({"num_classes": 2}, DataError, "labels run up to 2"),
+        ({"num_classes": 0}, UsageError, "--num-classes 0: --objective none trains a classifier"),
         ({"batch_size": 49}, UsageError, "48 labelled images, fewer than one batch of 49"),
         ({"split": "test"}, DataError, "test"),
         ({"freeze": ("head",)}, UsageError, "--freeze head: no parameter of the student"),
