@@ -19,7 +19,7 @@ matplotlib.use("Agg")
 import torch
 from matplotlib import pyplot as plt
 
-from benchmarks.accuracy.grid import ALIGNED_TEACHER_PX, TEACHER_SIZES
+from benchmarks.accuracy.grid import TEACHER_SIZES
 from scalekd.evaluation import EvaluationConfig, EvaluationViews, Evaluator
 from scalekd.loading import open_images
 from scalekd.teachers import TeacherConfig, load_teacher
@@ -33,10 +33,12 @@ _DATA = Path(__file__).parents[3] / "shared" / "data"
 _TEACHER = "vit_small_patch14_112_cifar10"
 
 
-def strength(teacher: str, data_dir: str, px: int) -> tuple[float, int]:
+def strength(teacher: str, data_dir: str, px: int, limit: int | None) -> tuple[float, int]:
     """Top-1 in percent at one size, and the number of images."""
     loaded = load_teacher(TeacherConfig(model=f"local-dir:{teacher}", img_size=(px, px)))
-    views = EvaluationViews(open_images(data_dir, "val"), make_accelerator("auto"), 100)
+    views = EvaluationViews(
+        open_images(data_dir, "val").limited(limit), make_accelerator("auto"), 100
+    )
     result = Evaluator(views, EvaluationConfig.of(loaded.spec)).evaluate(loaded.model)
     return result.top1, result.num_samples
 
@@ -64,7 +66,8 @@ def strength_section(
     lines = [
         "### Gain and the teacher's strength\n",
         "Does a stronger teacher give a larger gain? The teacher is one network at four image "
-        "sizes; its top-1 is that on the validation images. Students train for 48 epochs on 24 "
+        "sizes; its top-1 is that on "
+        f"{measured['num_images']:,} validation images. Students train for 48 epochs on 24 "
         "passes of the same views. Gains are relative to the student without a teacher: "
         f"{alone.cell()} %.\n",
         "| " + " | ".join(head) + " |",
@@ -103,12 +106,14 @@ def strength_section(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=_DATA, help="folder with cifar10 and teacher")
-    data = parser.parse_args().data
+    parser.add_argument("--limit", type=int, help="only the first images")
+    arguments = parser.parse_args()
+    data = arguments.data
     torch.set_num_threads(1)
     top1, num_images = {}, 0
-    for px in sorted({*TEACHER_SIZES, ALIGNED_TEACHER_PX}):
+    for px in TEACHER_SIZES:
         top1[str(px)], num_images = strength(
-            str(data / "teacher" / _TEACHER), str(data / "cifar10"), px
+            str(data / "teacher" / _TEACHER), str(data / "cifar10"), px, arguments.limit
         )
         print(f"{px} px: {top1[str(px)]:.2f} %", flush=True)
     result = {"teacher": _TEACHER, "num_images": num_images, "top1": top1}

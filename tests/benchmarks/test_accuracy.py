@@ -122,7 +122,9 @@ def test_gains_are_shown_against_the_teachers_strength(tmp_path: Path) -> None:
     rows = _rows("strength", seeds=(1, 2))[:10]  # no teacher, and logits only at all sizes
     (tmp_path / "accuracy.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     strengths = {str(px): 80.0 + px / 10 for px in grid.TEACHER_SIZES}
-    (tmp_path / "teacher_strength.json").write_text(json.dumps({"top1": strengths}))
+    (tmp_path / "teacher_strength.json").write_text(
+        json.dumps({"num_images": 9, "top1": strengths})
+    )
     text = tables.accuracy_section(tmp_path, tmp_path)
     # No teacher scores the seed, and the n-th arm (10 + seed) n more.
     assert "| 56 px | 16 | 85.6 | 13.0 ± 1.4 (n = 2) | +11.5 ± 0.7 |" in text

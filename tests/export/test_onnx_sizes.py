@@ -98,14 +98,16 @@ def test_a_file_for_another_size_gives_the_maps_that_timm_gives(
         "test_resnet",
         pytest.param("test_vit", marks=pytest.mark.slow),
         pytest.param("test_convnext", marks=pytest.mark.slow),
+        pytest.param(SWIN_NAME, marks=pytest.mark.slow),
     ],
 )
 def test_a_file_for_any_size_takes_them_all(tmp_path: Path, model: str) -> None:
-    student, path = a_student(model), tmp_path / "student.onnx"
+    kwargs = SWIN if model == SWIN_NAME else {}
+    student, path = a_student(model, **kwargs), tmp_path / "student.onnx"
     export_student(student, path, export_format="onnx", img_size="any", features=True)
     (given,) = onnxruntime.InferenceSession(str(path)).get_inputs()
     assert given.shape == ["batch", 3, "height", "width"]
-    for number, size in enumerate([(64, 64), (128, 96), (224, 320)]):
+    for number, size in enumerate([(64, 64), (128, 96), (224, 320), (80, 48)]):
         logits, *maps = in_timm(student, tmp_path / f"timm{number}", size)
         found = run(path, size)
         torch.testing.assert_close(found["logits"], logits, rtol=1e-4, atol=1e-4)
@@ -139,6 +141,15 @@ def test_sizes_that_an_architecture_refuses_are_one_line(
     with pytest.raises(UsageError, match=rf"--img-size: {model} does not accept .*{size[0]} x"):
         export_student(student, tmp_path / "x.onnx", export_format="onnx", img_size=size)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_student_of_one_size_has_no_file_for_any_size(tmp_path: Path) -> None:
+    student = a_student("mixer_s16_224")
+    with pytest.raises(UsageError, match=r"for images of any size; give --img-size .*") as caught:
+        export_student(student, tmp_path / "x.onnx", export_format="onnx", img_size="any")
+    assert str(caught.value).isprintable()
+    assert "\\x1b" not in str(caught.value)
 
 
 def test_options_of_onnx_are_refused_for_other_formats(tmp_path: Path) -> None:
