@@ -18,7 +18,7 @@ def command(config: ExtendConfig) -> "CacheTeacherResult":
     command continues after an interruption.
     """
     check_cache_folder(config.cache)
-    check_data_dir(config.data_dir, config.split, config.labels)
+    check_data_dir(config.data_dir)
 
     from scalekd.pipelines.extend_cache import extend_cache
 

@@ -134,6 +134,7 @@ def test_real_failures_answer_in_json(
     code: int,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "d" / "val").mkdir(parents=True)
     ran = run(*arguments, "--json")
     assert (ran.code, ran.json["error"]["name"], ran.json["error"]["exit_code"]) == (
         code,
