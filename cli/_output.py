@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
-import click
 from pydantic_core import to_jsonable_python
 
 from scalekd.errors import ScaleKDError
@@ -82,16 +81,6 @@ def is_main_process() -> bool:
 def complain(error: ScaleKDError) -> None:
     """Print an error as one line on standard error."""
     echo(f"scalekd: error: {error.name}: {error}", err=True)
-
-
-def show_usage(error: click.ClickException) -> None:
-    """Print the usage of the command whose arguments are wrong, on standard error."""
-    if isinstance(error, click.UsageError) and error.ctx is not None:
-        context = error.ctx
-        for line in context.get_usage().splitlines():
-            echo(line, err=True)
-        echo(f"Try '{context.command_path} {context.help_option_names[-1]}' for help.", err=True)
-        echo("", err=True)
 
 
 def show_traceback(error: BaseException) -> None:

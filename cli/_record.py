@@ -78,18 +78,91 @@ def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help=text)(function)
 
 
+_HELP_ALL = "--help-all"
+_COMMON = "Common options"
+_SHORT_HELP = 16  # a command with at most as many options needs no --help-all
+
+
 class GroupedCommand(click.Command):
-    """Command whose help lists the options under the headings of their record."""
+    """Command whose help lists the common options of its record, and all with ``--help-all``.
+
+    All options are listed under the headings of their record, the common ones first.
+    """
+
+    def get_params(self, context: click.Context) -> list[click.Parameter]:
+        parameters = super().get_params(context)
+        if len(parameters) <= _SHORT_HELP or not self._has_common():
+            return parameters
+        show_all = click.Option(
+            [_HELP_ALL],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_print_all_options,
+            help="Show every option and exit.",
+        )
+        return [*parameters[:-1], show_all, parameters[-1]]
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(context):
+        parameters = self.get_params(context)
+        in_short = any(_HELP_ALL in parameter.opts for parameter in parameters)
+        in_short &= not context.meta.get(_HELP_ALL, False)
+        sections: dict[str, list[tuple[str, str]]] = {_COMMON: []} if self._has_common() else {}
+        num_left_out = 0
+        for parameter in parameters:
             row = parameter.get_help_record(context)
-            if row is not None and row[1]:  # the usage line names the arguments
-                sections.setdefault(getattr(parameter, "heading", "Other"), []).append(row)
+            if row is None or not row[1]:  # the usage line names the arguments
+                continue
+            heading = getattr(parameter, "heading", "Other")
+            if getattr(parameter, "is_common", False):
+                heading = _COMMON
+            elif in_short and heading != "Other":
+                num_left_out += 1
+                continue
+            sections.setdefault(heading, []).append(row)
         for heading, rows in sections.items():
             with formatter.section(heading):
                 formatter.write_dl(rows)
+        if num_left_out:
+            formatter.write_paragraph()
+            formatter.write_text(f"{_HELP_ALL} describes {num_left_out} further options.")
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(context, args)
+        except click.NoSuchOption as error:
+            advice = _ELSEWHERE.get(error.option_name)
+            if advice is None or any(error.option_name in p.opts for p in self.params):
+                raise
+            raise click.UsageError(
+                f"No such option: {error.option_name}; {advice}", context
+            ) from None
+
+    def _has_common(self) -> bool:
+        return any(getattr(parameter, "is_common", False) for parameter in self.params)
+
+
+def _print_all_options(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    del parameter
+    if value and not context.resilient_parsing:
+        context.meta[_HELP_ALL] = True
+        click.echo(context.get_help(), color=context.color)
+        context.exit()
+
+
+_OF_THE_CACHE = "augmentation belongs to the cache: give --aug to cache-teacher"
+_ELSEWHERE = {
+    **dict.fromkeys(
+        ("--aa", "--hflip", "--vflip", "--color-jitter", "--reprob", "--scale", "--ratio"),
+        _OF_THE_CACHE,
+    ),
+    **dict.fromkeys(
+        ("--mixup", "--cutmix", "--aug-repeats"),
+        "the student sees the views that the teacher saw, which are not mixed",
+    ),
+    "--dataset": "give --data-dir (hfds/NAME for Hugging Face data sets)",
+}
+"""What to do instead of options that users of timm expect."""
 
 
 class RecordOption(click.Option):
@@ -98,10 +171,19 @@ class RecordOption(click.Option):
     Args:
         field: Field whose description and default form the help.
         heading: Section of the help that lists the option.
+        is_common: Whether the help lists the option first, and without ``--help-all``.
     """
 
-    def __init__(self, *arguments: Any, field: FieldInfo, heading: str, **settings: Any) -> None:
+    def __init__(
+        self,
+        *arguments: Any,
+        field: FieldInfo,
+        heading: str,
+        is_common: bool = False,
+        **settings: Any,
+    ) -> None:
         self.heading, self.shown_default = heading, _shown_default(field)
+        self.is_common = is_common
         default = f"  [default: {self.shown_default}]" if self.shown_default else ""
         help_ = re.sub(r"\s*\n\s*", " ", field.description or "")
         settings["help"] = f"{help_}{default}"
@@ -119,7 +201,8 @@ def record_options(
 
     Args:
         record: Record class. Its optional ``headings`` map the first field of each section of
-            the help to the title of the section.
+            the help to the title of the section; its optional ``common`` names the fields whose
+            options the help lists first.
         leave_out: Fields without an option, such as arguments of the command.
         flag_values: Value of each option that may be given without one.
         required: Whether fields without default are required; a recipe can provide them instead.
@@ -134,7 +217,8 @@ def record_options(
         names = _NAMES.get(name, ("--" + name.replace("_", "-"),))
         if settings.pop("switch", False):
             names = (f"{names[0]}/--no-{names[0][2:]}",)
-        options.append((names, name, {**settings, "field": field, "heading": heading}))
+        settings |= {"heading": heading, "is_common": name in getattr(record, "common", ())}
+        options.append((names, name, {**settings, "field": field}))
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         for names, name, settings in reversed(options):

@@ -1,5 +1,6 @@
 """Command line of scalekd; each command is imported when it is called."""
 
+import difflib
 import importlib
 import signal
 import sys
@@ -15,7 +16,6 @@ from scalekd.cli._output import (
     escaping,
     is_main_process,
     show_traceback,
-    show_usage,
 )
 from scalekd.errors import (
     INTERNAL_ERROR,
@@ -70,6 +70,15 @@ class _LazyGroup(click.Group):
         command: click.Command = module.command
         return command
 
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and self.get_command(context, args[0]) is None:
+            near = difflib.get_close_matches(args[0], self.list_commands(context), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "--help lists the commands"
+            context.fail(f"No such command {args[0]!r}; {hint}")
+        return super().resolve_command(context, args)
+
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [(name, summary) for name, (_, summary) in self._lazy.items()]
         rows += [(name, command.get_short_help_str()) for name, command in self.commands.items()]
@@ -104,8 +113,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             complain(reported.failure)
             code = reported.failure.exit_code
         except (Exception, KeyboardInterrupt, Terminated) as error:
-            if isinstance(error, click.ClickException):
-                show_usage(error)
             failure = _failure(error)
             if failure is not error and failure.name == INTERNAL_ERROR:
                 show_traceback(error)
@@ -128,7 +135,10 @@ def _failure(error: BaseException) -> ScaleKDError:
             number,
         )
     if isinstance(error, click.ClickException):
-        return UsageError(error.format_message())
+        message = error.format_message()
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            message = f"{message.rstrip('.')}; see '{error.ctx.command_path} --help'"
+        return UsageError(message)
     if isinstance(error, OSError):
         advice = advice_on(error)
         return EnvironmentFault(

@@ -20,6 +20,7 @@ class TeacherOptions(Options):
     """Which teacher a cache is made from."""
 
     headings: ClassVar[dict[str, str]] = {"model": "Teacher"}
+    common: ClassVar[tuple[str, ...]] = ("model", "checkpoint")
 
     model: str
     """Teacher: a timm name, an alias (scalekd models), hf-hub:NAME or local-dir:FOLDER."""
@@ -48,6 +49,17 @@ class CacheOptions(ImageOptions):
         "batch_size": "Computation",
         "local_cache": "Files",
     }
+    common: ClassVar[tuple[str, ...]] = (
+        "data_dir",
+        "output",
+        "labels",
+        "passes",
+        "aug",
+        "codec",
+        "batch_size",
+        "workers",
+    )
+    """Fields whose options the help lists first."""
 
     data_dir: str
     """Folder, URL or pattern of the images."""

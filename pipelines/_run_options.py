@@ -23,6 +23,17 @@ class EvaluateConfig(ImageOptions):
         "knn_split": "Classification by features",
         "batch_size": "Computation",
     }
+    common: ClassVar[tuple[str, ...]] = (
+        "data_dir",
+        "split",
+        "use_ema",
+        "checkpoint",
+        "img_size",
+        "class_map",
+        "teacher",
+        "knn_split",
+        "batch_size",
+    )
 
     model: str
     """A training run, a checkpoint folder in it, or a model by name."""

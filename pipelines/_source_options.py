@@ -48,6 +48,17 @@ class ExtendConfig(CacheSources):
         "labels": "Reading of the images",
         "workers": "Computation",
     }
+    common: ClassVar[tuple[str, ...]] = (
+        "data_dir",
+        "split",
+        "passes",
+        "name",
+        "model",
+        "stages",
+        "logits",
+        "codec",
+        "workers",
+    )
 
     cache: Path
     """Folder of the cache."""
@@ -137,6 +148,16 @@ class ShowConfig(CacheSources):
         "cache": "Images and teacher",
         "labels": "Reading of the images",
     }
+    common: ClassVar[tuple[str, ...]] = (
+        "output",
+        "keys",
+        "class_name",
+        "worst",
+        "views",
+        "teacher",
+        "data_dir",
+        "split",
+    )
 
     output: Path = Path("cache.html")
     """HTML file to write; an existing file is replaced."""

@@ -2,65 +2,79 @@
 
     scalekd demo
 
-Trains a small Swin teacher on 1,297 digits, caches what it says of 60 of them, trains the same
-student on those 60 three ways (labels alone, labels and logits, ScaleKD), over three seeds, and
-prints what comes out.
+Trains a small Swin teacher on 1,297 labelled digits, writes a cache of its outputs for the same
+digits, of which 60 keep their label, and trains a student from it in three ways, with three seeds.
 """
 
+import contextlib
 import io
+import multiprocessing
+import os
+import shutil
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import numpy as np
 import torch
-import webdataset
-from PIL import Image
 from pydantic import BaseModel
-from sklearn.datasets import load_digits
-from timm.optim._optim_factory import create_optimizer_v2
-from timm.scheduler.cosine_lr import CosineLRScheduler
-from torch import Tensor
 
-from scalekd.images import ImageDataset, open_dataset
-from scalekd.loading import draw_view
+from scalekd.images import open_dataset
+from scalekd.pipelines._digits import (
+    AUG,
+    IMAGE_PX,
+    NUM_LABELLED,
+    NUM_TRAIN,
+    accuracy,
+    train_teacher,
+    write_digits,
+)
 from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher
+from scalekd.pipelines.export import export
 from scalekd.pipelines.report import report
 from scalekd.pipelines.train_student import train_student
-from scalekd.teachers import Teacher, TeacherConfig, load_teacher
+from scalekd.teachers import TeacherConfig, load_teacher
 from scalekd.training import TrainConfig
-from scalekd.views import ViewPolicy
 
-_IMAGE_PX = 32
-_NUM_TRAIN, _NUM_FEW = 1297, 60
-_AUG = "crop:0.5..1"  # a mirrored 2 is no digit
+TEACHER_NAME = "digits-swin"
 _SEEDS = (0, 1, 2)
-_OBJECTIVES = {"none": "no teacher", "kd": "logits only", "scalekd": "ScaleKD"}
-_PASSES = 8
-_TEACHER = TeacherConfig(
-    model="swin_tiny_patch4_window7_224",
-    pretrained=False,
-    img_size=(_IMAGE_PX, _IMAGE_PX),
-    model_kwargs={
-        "patch_size": 2,
-        "embed_dim": 24,
-        "depths": [1, 1, 2, 2],
-        "num_heads": [1, 2, 4, 8],
-        "window_size": 4,
-        "num_classes": 10,
-    },
+_PASSES = 4
+_STUDENT, _BATCH, _LR = "resnet10t", 32, 4e-3
+_STUDENT_ARGUMENTS = {"channels": [32, 64, 128, 256], "output_stride": 16}  # 2 x 2 at 32 px
+
+
+class _Way(NamedTuple):
+    """One way of training the student."""
+
+    name: str
+    objective: str
+    split: str
+
+
+_WAYS = (
+    _Way("no teacher", "none", "labelled"),
+    _Way("logits", "kd", "train"),
+    _Way("ScaleKD (light)", "scalekd-light", "train"),
 )
-_TEACHER_EPOCHS, _TEACHER_BATCH, _TEACHER_LR = 10, 64, 2e-3
-_STUDENT, _STUDENT_BATCH, _STUDENT_LR = "resnet10t", 30, 2e-3
-_WEIGHTS = {"spatial_weight": 0.08, "frequency_weight": 0.06}
+
+
+_INTRODUCTION = (
+    f"The teacher, a small Swin, was trained from random weights on {NUM_TRAIN:,} labelled digits."
+    f" The student has {NUM_LABELLED} of the labels. Without the teacher it learns from these"
+    f" {NUM_LABELLED} digits; with the cache it learns from all {NUM_TRAIN:,}, labelled or not:"
+    " from the teacher's logits, or from its logits and features (ScaleKD). All students see the"
+    " same number of views."
+)
 
 
 class DemoRow(BaseModel):
-    """One way of training the student, over the seeds."""
+    """One way of training the student, over the seeds; accuracies in percent."""
 
+    name: str
     objective: str
+    num_images: int
     top1: tuple[float, ...]
     mean: float
     spread: float
@@ -72,195 +86,200 @@ class DemoResult(BaseModel):
 
     teacher_top1: float
     teacher_seconds: float
+    cache: str
     cache_bytes: int
     cache_views: int
     cache_seconds: float
     rows: tuple[DemoRow, ...]
+    student: str
     report: str
     seconds: float
 
-    def lines(self) -> list[str]:
-        """The table that people read."""
-        student = f"student, {_NUM_FEW} labels"
+    def table(self) -> list[str]:
+        """The measurements as lines of text."""
+        header = f"student, {NUM_LABELLED} labels"
         scores = [f"{row.mean:.1f} ± {row.spread:.1f} %" for row in self.rows]
         return [
-            f"teacher: {self.teacher_top1:.1f} % top-1, trained in {self.teacher_seconds:.0f} s",
-            f"cache:   {self.cache_views:,} views, {self.cache_bytes / 1e6:.1f} MB,"
-            f" written in {self.cache_seconds:.0f} s",
-            "",
-            f"{student:<22}{'top-1':>16}{'seconds a run':>16}",
+            f"{header:<22}{'images':>8}{'top-1':>16}{'seconds a run':>16}",
             *(
-                f"{row.objective:<22}{score:>16}{row.seconds:>16.1f}"
+                f"{row.name:<22}{row.num_images:>8,}{score:>16}{row.seconds:>16.1f}"
                 for row, score in zip(self.rows, scores, strict=True)
             ),
+            f"{f'teacher, {NUM_TRAIN:,} labels':<22}{NUM_TRAIN:>8,}"
+            f"{f'{self.teacher_top1:.1f} %':>16}{self.teacher_seconds:>16.1f}",
+        ]
+
+    def lines(self) -> list[str]:
+        """What people read at the end."""
+        return [
             "",
-            f"mean and standard deviation over {len(_SEEDS)} seeds; curves in {self.report};"
+            *self.table(),
+            "",
+            f"top-1 on 500 other digits, mean and standard deviation over {len(_SEEDS)} seeds;"
             f" {self.seconds:.0f} s in all",
+            f"curves:   {Path(self.report).absolute().as_uri()}",
+            f"try next: scalekd cache info {self.cache}",
+            f"          scalekd evaluate local-dir:{self.student} --data-dir"
+            f" {Path(self.cache).parent / 'data'} --split val",
+            f"          scalekd cache show {self.cache} --output cache.html",
+            "          scalekd cache-teacher --help; docs/your-classes.md for your own images",
         ]
 
 
 def run_demo(
-    output: Path, *, epochs: int = 24, say: Callable[[str], None] = lambda line: None
+    output: Path,
+    *,
+    epochs: int = 4,
+    processes: int = 2,
+    say: Callable[[str], None] = lambda line: None,
 ) -> DemoResult:
     """Run the demo in a folder.
 
     Args:
-        output: New or empty folder for images, teacher, cache and runs.
+        output: New or empty folder for images, teacher, caches and runs.
         epochs: Epochs each student is trained.
-        say: Told what is going on.
+        processes: Number of students that are trained at once; the results do not depend on it.
+        say: Receives lines about the progress.
     """
     started = time.monotonic()
     torch.set_num_threads(1)  # tensors this small only lose by being divided
+    data = output / "data"
     say("writing scikit-learn's digits as WebDataset shards")
-    write_digits(output / "data")
-    say("training a Swin teacher on all training digits")
-    teacher, teacher_seconds = _timed(lambda: train_teacher(output / "data"))
-    checkpoint = output / "teacher.pt"
-    torch.save(teacher.model.state_dict(), checkpoint)
-    teacher_top1 = _accuracy(teacher, open_dataset(str(output / "data"), "val"))
-    say(f"caching {_PASSES} views each of {_NUM_FEW} digits")
+    write_digits(data)
+    say(f"training the teacher, a small Swin, on {NUM_TRAIN:,} labelled digits")
+    teacher_started = time.monotonic()
+    train_teacher(data, output / TEACHER_NAME, say=say)
+    teacher = TeacherConfig(model=f"local-dir:{output / TEACHER_NAME}")
+    teacher_top1 = accuracy(load_teacher(teacher), open_dataset(str(data), "val"))
+    teacher_seconds = time.monotonic() - teacher_started
+    say(f"teacher: {teacher_top1:.1f} % top-1 in {teacher_seconds:.0f} s")
+    say(f"caching {_PASSES} views of each of {NUM_TRAIN:,} digits, {NUM_LABELLED} with a label")
     cached = cache_teacher(
         CacheTeacherConfig(
-            teacher=_TEACHER.model_copy(update={"checkpoint": str(checkpoint)}),
-            data_dir=str(output / "data"),
-            split="few",
+            teacher=teacher,
+            data_dir=str(data),
             output=output / "cache",
             passes=_PASSES,
-            aug=_AUG,
+            aug=AUG,
             workers=0,
         )
     )
-    rows = []
-    folders: dict[str, list[Path]] = {}
-    for objective, name in _OBJECTIVES.items():
-        say(f"training {_STUDENT} with {name}, {len(_SEEDS)} seeds")
-        folders[name] = [output / "runs" / f"{objective}-{seed}" for seed in _SEEDS]
-        scores, seconds = _timed(
-            lambda objective=objective, name=name: [  # type: ignore[misc]
-                _train(output, objective, seed, folder, epochs)
-                for seed, folder in zip(_SEEDS, folders[name], strict=True)
-            ]
+    runs = {
+        (way, seed): output / "runs" / f"{way.objective}-{seed}" for way in _WAYS for seed in _SEEDS
+    }
+    say(f"training {len(runs)} students ({_STUDENT}), {processes} at once")
+    scores: dict[tuple[_Way, int], tuple[float, float]] = {}
+    for (way, seed), score, seconds in _train_all(output, runs, epochs, processes):
+        scores[way, seed] = (score, seconds)
+        say(
+            f"  student {len(scores)} of {len(runs)}: {way.name}, seed {seed}: {score:.1f} % top-1"
+            f" in {seconds:.0f} s"
         )
-        rows.append(
-            DemoRow(
-                objective=name,
-                top1=tuple(scores),
-                mean=statistics.mean(scores),
-                spread=statistics.stdev(scores),
-                seconds=seconds / len(_SEEDS),
-            )
-        )
-    page = report([run for runs in folders.values() for run in runs], output / "report.html")
-    return DemoResult(
+    rows = tuple(_row(way, [scores[way, seed] for seed in _SEEDS]) for way in _WAYS)
+    student = output / "student"
+    export(runs[_WAYS[-1], _SEEDS[0]], student)
+    result = DemoResult(
         teacher_top1=teacher_top1,
         teacher_seconds=teacher_seconds,
+        cache=str(output / "cache"),
         cache_bytes=cached.total_bytes or 0,
         cache_views=cached.num_samples * cached.num_passes,
         cache_seconds=cached.seconds,
-        rows=tuple(rows),
-        report=page.output,
+        rows=rows,
+        student=str(student),
+        report=str(output / "report.html"),
         seconds=time.monotonic() - started,
     )
-
-
-def write_digits(folder: Path) -> None:
-    """Write the digits as ``train``, ``few`` (the first of train) and ``val`` shards."""
-    digits = load_digits()
-    order = np.random.default_rng(0).permutation(len(digits.target))
-    parts = {
-        "train": order[:_NUM_TRAIN],
-        "few": order[:_NUM_FEW],
-        "val": order[_NUM_TRAIN:],
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, members in parts.items():
-        with webdataset.TarWriter(str(folder / f"{split}-000000.tar"), mtime=0) as tar:
-            for index in members:
-                grey = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
-                picture = io.BytesIO()
-                Image.fromarray(grey).resize((_IMAGE_PX, _IMAGE_PX), Image.Resampling.BICUBIC).save(
-                    picture, "PNG"
-                )
-                tar.write(
-                    {
-                        "__key__": f"digit_{index:04d}",
-                        "png": picture.getvalue(),
-                        "cls": str(digits.target[index]).encode(),
-                    }
-                )
-    (folder / "classes.txt").write_text("".join(f"{digit}\n" for digit in range(10)))
-
-
-def train_teacher(data_dir: Path) -> Teacher:
-    """Train the teacher with plain cross entropy on freshly drawn views."""
-    torch.manual_seed(0)
-    teacher = load_teacher(_TEACHER)
-    model = teacher.model.requires_grad_(True).train()
-    images = open_dataset(str(data_dir), "train")
-    policy = ViewPolicy.parse(_AUG)
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=_TEACHER_LR, weight_decay=0.05)
-    schedule = CosineLRScheduler(optimizer, t_initial=_TEACHER_EPOCHS)
-    labels = torch.from_numpy(images.labels).long()
-    for epoch in range(_TEACHER_EPOCHS):
-        pixels = _views(images, policy, epoch)
-        for batch in torch.randperm(len(images)).split(_TEACHER_BATCH):  # type: ignore[no-untyped-call]
-            loss = torch.nn.functional.cross_entropy(
-                model(teacher.normalise(pixels[batch])), labels[batch], label_smoothing=0.1
-            )
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        schedule.step(epoch + 1)
-    model.requires_grad_(False).eval()
-    return teacher
-
-
-def _views(images: ImageDataset, policy: ViewPolicy, epoch: int) -> Tensor:
-    drawn = [
-        draw_view(
-            images[index], policy, seed=1, pass_index=epoch, view_size=(_IMAGE_PX, _IMAGE_PX)
-        ).pixels
-        for index in range(len(images))
-    ]
-    return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2)
-
-
-def _accuracy(teacher: Teacher, images: ImageDataset) -> float:
-    pixels = _views(images, ViewPolicy.parse("center:1"), 0)
-    with torch.inference_mode():
-        logits = teacher(pixels).logits
-    if logits is None:
-        raise RuntimeError("the demo's teacher has a head")
-    return float((logits.argmax(1).numpy() == images.labels).mean() * 100)
-
-
-def _train(output: Path, objective: str, seed: int, folder: Path, epochs: int) -> float:
-    result = train_student(
-        TrainConfig.from_mapping(
-            {
-                "cache": str(output / "cache"),
-                "data_dir": str(output / "data"),
-                "split": "few",
-                "model": _STUDENT,
-                "model_kwargs": {"output_stride": 16},  # at 32 px, stride 32 would leave one token
-                "objective": objective,
-                "distillation": {"stage3": _WEIGHTS, "stage4": _WEIGHTS},
-                "epochs": epochs,
-                "batch_size": _STUDENT_BATCH,
-                "lr": _STUDENT_LR,
-                "warmup_epochs": min(2, epochs // 2),
-                "seed": seed,
-                "workers": 0,
-                "amp": "no",
-                "eval_interval": 4,
-                "checkpoint_hist": 1,
-                "output": str(folder),
-            }
-        )
+    report(
+        list(runs.values()),
+        output / "report.html",
+        names=[way.name for way in _WAYS],
+        title="Handwritten digits: one student, three ways of training",
+        introduction=_INTRODUCTION,
+        table=result.table(),
     )
-    return float(result.metrics["eval_top1"])
+    for run in runs.values():
+        _drop_weights(run)
+    return result
 
 
-def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
+def _train_all(
+    output: Path, runs: dict[tuple[_Way, int], Path], epochs: int, processes: int
+) -> Iterator[tuple[tuple[_Way, int], float, float]]:
+    """Train every student; yield key, top-1 and seconds of each run as it ends."""
+    if processes == 1:
+        for (way, seed), folder in runs.items():
+            yield (way, seed), *_train(output, way, seed, folder, epochs)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
+        # The longest first, so that no process is idle at the end.
+        started = {
+            pool.submit(_train, output, way, seed, folder, epochs): (way, seed)
+            for (way, seed), folder in reversed(runs.items())
+        }
+        try:
+            for done in as_completed(started):
+                yield started[done], *done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _train(output: Path, way: _Way, seed: int, folder: Path, epochs: int) -> tuple[float, float]:
+    """Train one student in silence; return its top-1 and the seconds it took."""
     started = time.monotonic()
-    return work(), time.monotonic() - started
+    torch.set_num_threads(1)
+    without_cache = {"aug": AUG, "img_size": IMAGE_PX}
+    images = without_cache if way.objective == "none" else {"cache": str(output / "cache")}
+    config = TrainConfig.from_mapping(
+        {
+            **images,
+            "data_dir": str(output / "data"),
+            "split": way.split,
+            "model": _STUDENT,
+            "model_kwargs": _STUDENT_ARGUMENTS,
+            "objective": way.objective,
+            "epochs": epochs,
+            "batch_size": _BATCH,
+            "lr": _LR,
+            "warmup_epochs": 0.5,
+            "sched_on_updates": True,
+            "seed": seed,
+            "workers": 0,
+            "amp": "no",
+            "checkpoint_hist": 1,
+            "output": str(folder),
+        }
+    )
+    with contextlib.redirect_stderr(io.StringIO()):
+        result = train_student(config)
+    for copy in ("last", f"checkpoint-{epochs - 1}"):  # the report and the export read the best
+        shutil.rmtree(folder / copy, ignore_errors=True)
+    return float(result.metrics["eval_top1"]), time.monotonic() - started
+
+
+def _row(way: _Way, scores: list[tuple[float, float]]) -> DemoRow:
+    top1 = [score for score, _ in scores]
+    return DemoRow(
+        name=way.name,
+        objective=way.objective,
+        num_images=NUM_LABELLED if way.split == "labelled" else NUM_TRAIN,
+        top1=tuple(top1),
+        mean=statistics.mean(top1),
+        spread=statistics.stdev(top1),
+        seconds=statistics.mean(seconds for _, seconds in scores),
+    )
+
+
+def _drop_weights(run: Path) -> None:
+    """Delete the checkpoints of a run; its configuration, log and curves are kept."""
+    for folder in run.iterdir():
+        if folder.is_dir():
+            shutil.rmtree(folder)
+
+
+def default_processes() -> int:
+    """Two, or one on a machine with one core."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(2, usable or 1)

@@ -36,6 +36,7 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 th, td { text-align: right; padding: .35rem .6rem; border-bottom: 1px solid #ddd }
 th:first-child, td:first-child { text-align: left }
+pre { overflow-x: auto }
 svg { width: 100%; height: auto; margin: 1.5rem 0 }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem }
 dt { font-weight: 600 } dd { margin: 0; overflow-wrap: anywhere }
@@ -98,7 +99,16 @@ class Report(BaseModel):
         return [*lines, "", f"curves and settings: {self.output}"]
 
 
-def report(folders: Sequence[Path], output: Path, *, cache_page: Path | None = None) -> Report:
+def report(
+    folders: Sequence[Path],
+    output: Path,
+    *,
+    cache_page: Path | None = None,
+    names: Sequence[str] | None = None,
+    title: str = "Students compared",
+    introduction: str = "",
+    table: Sequence[str] = (),
+) -> Report:
     """Compare training runs and write the page.
 
     Args:
@@ -106,6 +116,10 @@ def report(folders: Sequence[Path], output: Path, *, cache_page: Path | None = N
         output: HTML file to write; it needs no other file.
         cache_page: Page of the runs' cache to link to; ``cache.html`` beside ``output``, if it
             exists, where it is ``None``.
+        names: Names of the rows, in the order of ``folders``; made from the settings if not given.
+        title: Heading of the page.
+        introduction: Paragraph below the heading.
+        table: Lines of text below it, such as measurements of something other than runs.
 
     Raises:
         UsageError: A folder contains no run, or ``output`` is a folder.
@@ -117,14 +131,18 @@ def report(folders: Sequence[Path], output: Path, *, cache_page: Path | None = N
     groups: dict[str, list[_Run]] = {}
     for run in map(_Run, dict.fromkeys(run_folders)):
         groups.setdefault(json.dumps(run.settings, sort_keys=True), []).append(run)
-    named = dict(zip(_names(list(groups.values())), groups.values(), strict=True))
+    names = _names(list(groups.values())) if names is None else names
+    named = dict(zip(names, groups.values(), strict=True))
     rows = tuple(_row(name, group) for name, group in named.items())
     picture = runs_svg({name: [run.epochs for run in group] for name, group in named.items()})
     with explained(output, "cannot write"):
         output.parent.mkdir(parents=True, exist_ok=True)
     link = _cache_link(output, cache_page)
+    opening = f"<h1>{html(title)}</h1>\n"
+    opening += f"<p>{html(introduction)}</p>\n" if introduction else ""
+    opening += "<pre>" + "\n".join(map(html, table)) + "</pre>\n" if table else ""
     settings = [group[0].settings for group in groups.values()]
-    replace_text(output, _page(rows, settings, picture + link))
+    replace_text(output, _page(rows, settings, picture + link, opening))
     return Report(output=str(output), rows=rows)
 
 
@@ -244,7 +262,9 @@ def _cache_link(output: Path, page: Path | None) -> str:
     return f'<p><a href="./{address}">What the cache contains</a>: views, features, answers.</p>\n'
 
 
-def _page(rows: Sequence[ReportRow], settings: Sequence[Mapping[str, Any]], picture: str) -> str:
+def _page(
+    rows: Sequence[ReportRow], settings: Sequence[Mapping[str, Any]], picture: str, opening: str
+) -> str:
     header = ("run", "student", "teacher", "seeds", "epochs", "views seen", "top-1", "best", "EMA")
     cells = [
         (
@@ -277,7 +297,7 @@ def _page(rows: Sequence[ReportRow], settings: Sequence[Mapping[str, Any]], pict
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f"<title>scalekd: {len(rows)} students</title><style>{_STYLE}</style></head><body>\n"
-        "<h1>Students compared</h1>\n<table><thead><tr>"
+        f"{opening}<table><thead><tr>"
         + "".join(f"<th>{name}</th>" for name in header)
         + f"</tr></thead><tbody>\n{table}</tbody></table>\n{picture}\n"
         "<p>Lines are means over seeds, bands reach from the lowest to the highest. Top-1 is that"

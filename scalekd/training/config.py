@@ -55,6 +55,19 @@ class TrainConfig(ImageOptions):
         "resume": "Checkpoints and logs",
     }
     """First field of each section of the command's help, with the section's title."""
+    common: ClassVar[tuple[str, ...]] = (
+        "recipe",
+        "model",
+        "cache",
+        "data_dir",
+        "output",
+        "objective",
+        "epochs",
+        "batch_size",
+        "lr",
+        "resume",
+    )
+    """Fields whose options the help lists first."""
 
     recipe: str | None = None
     """Published recipe by name, or a YAML file of these options; options given here override it."""
