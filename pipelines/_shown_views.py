@@ -7,10 +7,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from scalekd.cache import CacheReader, read_features, read_logits
 from scalekd.cache.forms import IMAGE
+from scalekd.cache.layout import DIFFERENCES
 from scalekd.errors import DataError, UsageError
 from scalekd.images.samples import ImageDataset, Sample
 from scalekd.loading.views import ReplayContract, replay_view
@@ -25,10 +27,14 @@ from scalekd.views import (
     decode_image,
     decode_view,
     pixel_hash,
+    undo_differences,
     unpack_view,
 )
 
 Rows = np.ndarray[Any, Any]
+
+_EMBEDDED = {"source": IMAGE, "view": IMAGE, "pixels": DIFFERENCES}
+"""Array of the images that a cache embeds, by what it embeds."""
 
 _STEP_NAMES = {Mirror: "mirrored", EraseBox: "a box erased", Adjustment: "colours changed"}
 
@@ -155,7 +161,9 @@ class ViewSource:
         """
         reader, identity = self.reader, self.reader.identity
         names = [array.name for array in reader.layout.views if array.name.startswith("view/")]
-        names += ["pixel_hash", *([IMAGE] if reader.embed != "none" else [])]
+        names.append("pixel_hash")
+        if (held := _EMBEDDED.get(reader.embed)) is not None:
+            names.append(held)
         arrays = reader.read_rows(self.pass_index, row, 1, names)
         columns = {
             name.removeprefix("view/"): values
@@ -183,9 +191,12 @@ class ViewSource:
     def _add_pixels(self, view: ShownView, arrays: Mapping[str, Any]) -> None:
         """Redraw the view, or read it from the cache, and compare it with its hash."""
         reader, size = self.reader, self.reader.identity.views.view_size
-        encoded = bytes(arrays[IMAGE][0]) if reader.embed != "none" else None
+        encoded = bytes(arrays[IMAGE][0]) if IMAGE in arrays else None
         if encoded is not None and reader.embed == "view":
             view.pixels = decode_view(encoded, key=view.key, view_size=size)
+        if DIFFERENCES in arrays:
+            stored = torch.from_numpy(np.ascontiguousarray(arrays[DIFFERENCES]))
+            view.pixels = undo_differences(stored)[0].permute(1, 2, 0).numpy()
         if self.images is not None and (position := int(self._positions[view.row])) >= 0:
             encoded = self.images[position].image
         elif reader.embed != "source":

@@ -198,7 +198,7 @@ def test_a_cache_without_images_logits_or_labels_is_shown(
     assert "pass --data-dir" in teacher.err
 
 
-@pytest.mark.parametrize("embed", ["source", "view"])
+@pytest.mark.parametrize("embed", ["source", "view", "pixels"])
 def test_embedded_images_are_shown_without_data_dir(
     run: Run, photos: Path, tmp_path: Path, embed: str
 ) -> None:
