@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from scalekd.training.checkpoint import find_checkpoint
+from tests.training.conftest import headless_teacher
 
 Told = tuple[Path, Any, Any]
 TIMEOUT_SECONDS = 240
@@ -239,3 +241,51 @@ def test_a_killed_process_ends_the_other_within_seconds(
         for process in processes:
             process.kill()
             process.communicate()
+
+
+def test_two_processes_without_labels_choose_the_same_epoch(
+    make_cache: Callable[..., Any],
+    image_bytes: Mapping[int, bytes],
+    write_tar: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    names = {n: f"{n:03d}.{'png' if n % 5 == 0 else 'jpg'}" for n in image_bytes}
+    write_tar(tmp_path / "set/train-0.tar", {names[n]: image_bytes[n] for n in range(40)})
+    labelled: dict[str, bytes] = {}
+    for number in range(40, 70):
+        labelled[names[number]] = image_bytes[number]
+        labelled[f"{number:03d}.cls"] = b"%d" % (number % 10)
+    write_tar(tmp_path / "set/val-0.tar", labelled)
+    for split in ("train", "val"):
+        make_cache(
+            tmp_path / split,
+            teacher=headless_teacher(),
+            logits="none",
+            data_dir=str(tmp_path / "set"),
+            split=split,
+            passes=1,
+        )
+    options = {
+        "--cache": tmp_path / "train",
+        "--data-dir": tmp_path / "set",
+        "--val-cache": tmp_path / "val",
+        "--model": "test_resnet",
+        "--objective": "features",
+        "--epochs": 2,
+        "--batch-size": 10,
+        "--workers": 0,
+        "--lr": 1e-3,
+        "--output": tmp_path / "run",
+    }
+    arguments = [str(part) for option in options.items() for part in option]
+    code, out, err = finish(launch("-m", "scalekd", "train-student", *arguments, "--json"))
+    assert code == 0, err
+    result = json.loads(out.strip().splitlines()[-1])
+    metrics = result["metrics"]
+    assert metrics["train_summary_loss"] > 0
+    assert 0 <= metrics["eval_knn_top1"] <= 100
+    assert metrics["samples_viewed"] == 80
+    assert metrics["eval_feature_loss"] > 0
+    assert result["best_epoch"] in (0, 1)
+    weights = load_file(tmp_path / "run/last/model.safetensors")
+    assert not any("fc" in name for name in weights)  # no classifier
