@@ -45,13 +45,21 @@ class Answers:
         num_views: Number of views that were read.
         confidence: Probability of the likeliest class of each view.
         classes: Answers by class, the least accurate first; empty if labels are not compared.
+        match: The teacher's class of each label; ``None`` if labels are not compared.
         why_not: Why labels are not compared with answers; empty if they are.
     """
 
     num_views: int
     confidence: Rows
     classes: tuple[ClassAnswers, ...]
+    match: ClassMatch | None
     why_not: str = ""
+
+    def class_of(self, label: int) -> int | None:
+        """Return the teacher's class of a label; ``None`` if it is not known."""
+        if self.match is None or label < 0:
+            return None
+        return label if self.match.indices is None else self.match.indices[label]
 
     @property
     def accuracy(self) -> float | None:
@@ -86,7 +94,7 @@ def read_answers(
                 labels.append(reader.samples.labels[first : first + count])
             progress.advance(count)
     classes = _by_class(np.concatenate(given), np.concatenate(labels)) if given else ()
-    return Answers(sum(map(len, confidence)), np.concatenate(confidence), classes, why_not)
+    return Answers(sum(map(len, confidence)), np.concatenate(confidence), classes, match, why_not)
 
 
 def teacher_class_names(spec: TeacherSpec) -> Sequence[str]:

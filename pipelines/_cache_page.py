@@ -194,15 +194,25 @@ def _view_blocks(page: CachePage, names: Sequence[str]) -> list[dict[str, Any]]:
                 "note": view.note,
                 "errors": page.errors.get(view.row) or {},
                 "figures": figures,
-                "answers": []
-                if view.logits is None
-                else [
-                    (names[number] if number < len(names) else f"class {number}", share)
-                    for number, share in likeliest(view.logits, _LIKELIEST)
-                ],
+                "answers": _answers(page, view, names),
             }
         )
     return blocks
+
+
+def _answers(page: CachePage, view: ShownView, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the likeliest classes of a view, and which of them is the label."""
+    if view.logits is None:
+        return []
+    right = page.answers.class_of(view.label) if page.answers else None
+    return [
+        {
+            "name": names[number] if number < len(names) else f"class {number}",
+            "share": share,
+            "is_label": number == right,
+        }
+        for number, share in likeliest(view.logits, _LIKELIEST)
+    ]
 
 
 def _pictures(view: ShownView) -> list[Figure]:

@@ -250,3 +250,22 @@ def test_errors_of_tokens_by_hand() -> None:
     colours = heat(errors, 1.0, (1, 3))
     assert colours.shape == (1, 3, 3)
     assert colours[0, 0].sum() < colours[0, 1].sum() < colours[0, 2].sum()
+
+
+def test_the_label_is_marked_by_the_teachers_class_and_not_by_its_name(
+    run: Run, photos: Path, tmp_path: Path
+) -> None:
+    """Labels are cats and dogs, 0 and 1; the teacher calls them dog (0) and felis (1)."""
+    (tmp_path / "names.txt").write_text("dog\nfelis\n")
+    (tmp_path / "map.txt").write_text("felis\ndog\n")
+    cache = _cache(
+        *(run, photos, tmp_path / "cache", "--teacher-classes", tmp_path / "names.txt"),
+        *("--class-map", tmp_path / "map.txt"),
+    )
+    output = tmp_path / "c.html"
+    assert run("cache", "show", cache, "--output", output).code == 0
+    text = output.read_text(encoding="utf-8")
+    for article in text.split("<article")[1:]:
+        label = "felis" if "<h3>cats/" in article else "dog"
+        marked = re.findall(r'<tr class="is-label"><td>(\w+)<', article.split("</article>")[0])
+        assert marked == [label]
