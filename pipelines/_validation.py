@@ -221,14 +221,15 @@ def _feature_loss_evaluator(
         local_cache=local_cache_of(config),
         targets=config.targets,
     )
-    theirs, ours = validated.spec, source.spec
-    if (theirs.weights_sha256, theirs.stages) != (ours.weights_sha256, ours.stages):
-        raise CacheMismatch(
-            f"--val-cache {config.val_cache}: was made by the teacher {theirs.model} at"
-            f" {theirs.img_size} px (weights {theirs.weights_sha256[:12]}…), and the student learns"
-            f" from {ours.model} at {ours.img_size} px ({ours.weights_sha256[:12]}…); give a cache"
-            " of validation images by the same teacher"
-        )
+    for name, ours in source.feature_teachers.items():
+        theirs = validated.feature_teachers[name]
+        if (theirs.weights_sha256, theirs.stages) != (ours.weights_sha256, ours.stages):
+            raise CacheMismatch(
+                f"--val-cache {config.val_cache}: was made by the teacher {theirs.model} at"
+                f" {theirs.img_size} px (weights {theirs.weights_sha256[:12]}…), and the student"
+                f" learns from {ours.model} at {ours.img_size} px ({ours.weights_sha256[:12]}…);"
+                " give a cache of validation images by the same teacher"
+            )
     world_size, student = accelerator.num_processes, module.student
     targets = validated.targets(module.objective, compute_dtype=decode_dtype(accelerator))
     loader = validated.loader(

@@ -141,6 +141,19 @@ def test_a_run_with_several_teachers_resumes_to_the_bit(
         train(targets="base,vit.2", epochs=3, output=str(tmp_path / "halves"), resume="auto")
 
 
+def test_their_feature_losses_are_validated_together(
+    train: Train, extended: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    options = {"targets": "base,values", "val_split": "train"}
+    losses = train(**options, val_cache=str(extended))
+    assert losses["eval_feature_loss"] > 0
+    other = Path(shutil.copytree(extended, tmp_path / "other"))
+    shutil.rmtree(other / "extensions/values")
+    shutil.copytree(other / "extensions/vit.2", other / "extensions/values")
+    with pytest.raises(CacheMismatch, match=r"--val-cache .*: was made by the teacher test_vit2"):
+        train(**options, val_cache=str(other))
+
+
 @pytest.mark.parametrize(
     ("distillation", "changes", "message"),
     [
