@@ -31,9 +31,11 @@ from scalekd.pipelines._digits import (
     train_teacher,
     write_digits,
 )
+from scalekd.pipelines._source_options import ShowConfig
 from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher
 from scalekd.pipelines.export import export
 from scalekd.pipelines.report import report
+from scalekd.pipelines.show_cache import show_cache
 from scalekd.pipelines.train_student import train_student
 from scalekd.teachers import TeacherConfig, load_teacher
 from scalekd.training import TrainConfig
@@ -178,6 +180,15 @@ def run_demo(
     rows = tuple(_row(way, [scores[way, seed] for seed in _SEEDS]) for way in _WAYS)
     student = output / "student"
     export(runs[_WAYS[-1], _SEEDS[0]], student)
+    show_cache(
+        ShowConfig(
+            cache=output / "cache",
+            data_dir=str(data),
+            model=teacher.model,
+            teacher=True,
+            output=output / "cache.html",
+        )
+    )
     result = DemoResult(
         teacher_top1=teacher_top1,
         teacher_seconds=teacher_seconds,
@@ -187,7 +198,7 @@ def run_demo(
         cache_seconds=cached.seconds,
         rows=rows,
         student=str(student),
-        report=str(output / "report.html"),
+        report=str((output / "report.html").absolute()),
         seconds=time.monotonic() - started,
     )
     report(

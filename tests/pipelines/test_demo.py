@@ -52,6 +52,10 @@ def test_the_demo_trains_a_teacher_and_compares_students(
     assert "ms_in1k" not in page
     assert f"{result.teacher_top1:.1f} %" in page
     assert page.count("<svg") == 1
+    assert '<a href="./cache.html">' in page
+    shown = (folder / result.report).with_name("cache.html").read_text(encoding="utf-8")
+    assert shown.count("<article") == 12
+    assert "stage 4, teacher" in shown
 
 
 @pytest.mark.slow
