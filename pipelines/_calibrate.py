@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scalekd.cache.codecs import save_arrays, save_codec, save_table, stage_info
+from scalekd.cache.codecs import commit_codec, save_arrays, save_table, stage_info
 from scalekd.cache.documents.manifest import StageInfo
 from scalekd.cache.files import FileDigest
 from scalekd.codecs import FeatureCodec, create_logit_codec, fit_codec, measure_errors, parse_codec
@@ -56,7 +56,7 @@ def calibrate(
     fitted = _fit(job, drawn, folder, answers) if keep_tail or stages else {}
     logits, num_classes = None, job.teacher.spec.num_classes
     if job.request.logits != "none" and num_classes is not None:
-        logits = save_codec(folder, create_logit_codec(job.request.logits, num_classes), "logits")
+        logits = commit_codec(folder, create_logit_codec(job.request.logits, num_classes), "logits")
     return Tables(
         stages={stage: info for stage, (info, _) in fitted.items()},
         logits=logits,
@@ -109,7 +109,7 @@ def _fit(
         for stage in kept:
             with doing(f"fitting the codec of stage {stage} to {fit_on.num_views:,} views"):
                 codec = fit_codec(request, stages[stage], fit_on.blocks(stage))
-            info = stage_info(codec, save_codec(output, codec, f"stage{stage}"))
+            info = stage_info(codec, commit_codec(output, codec, f"stage{stage}"))
             unseen = list(held_out.blocks(stage))
             name: Literal["3", "4"] = "3" if stage == 3 else "4"
             fitted[name] = (info, _measured(codec, np.concatenate(unseen)) if unseen else {})
@@ -118,7 +118,7 @@ def _fit(
 
 def _measured(codec: FeatureCodec, original: np.ndarray[Any, Any]) -> dict[str, Any]:
     decoded = codec.decode(codec.encode(original))
-    return measure_errors(original, decoded, codec.shape).to_json()
+    return measure_errors(original, decoded, codec.shape).model_dump()
 
 
 def _save_tail(output: Path, teacher: Teacher) -> tuple[str, FileDigest]:

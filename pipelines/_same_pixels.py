@@ -13,7 +13,7 @@ from scalekd.cache.cache import Cache
 from scalekd.cache.files import read_checked
 from scalekd.cache.layout import SAMPLES, ShardId
 from scalekd.cache.reading.committed import CommittedShard, recorded_shards
-from scalekd.cache.tables import load_tables
+from scalekd.cache.tables import load_witnesses
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError
 from scalekd.loading.drawing import DrawnViews, DrawRequest
 from scalekd.views import mean_difference, pixel_environment
@@ -121,9 +121,7 @@ def _shard_problem(cache: Cache, drawn: DrawnViews, shard: ShardId, share: float
 def _witness_problem(cache: Cache, drawn: DrawnViews) -> str | None:
     storage, views = cache.storage, cache.identity.views
     content = read_checked(storage, views.witnesses, views.witnesses_digest)
-    seen = load_tables(content, storage.locate(views.witnesses)).get("pixels")
-    if seen is None or seen.dtype != np.uint8 or seen.shape[1:] != (*views.view_size, 3):
-        raise CacheCorrupt(f"{storage.locate(views.witnesses)}: does not hold views' pixels")
+    seen = load_witnesses(cache.identity, content, storage.locate(views.witnesses))
     here = draw_witnesses(drawn, at_most=len(seen))
     if len(here) != len(seen):
         return f"draws {len(here)} of the cache's {len(seen)} witness views"

@@ -281,7 +281,7 @@ class _OpenShard:
 
     def _pixel_tasks(self, pixels: Tensor) -> Iterator[tuple[Callable[[], Planes], int, int]]:
         """Yield the tasks that compute differences of pixels, if they are embedded."""
-        if self._codecs.form.embed != "pixels":
+        if self._writer.layout.form.embed != "pixels":
             return
         for start in range(0, len(pixels), _LEAST_TASK_VIEWS):
             part = pixels[start : start + _LEAST_TASK_VIEWS].numpy()

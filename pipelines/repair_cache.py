@@ -309,7 +309,7 @@ def _redo(standing: Standing, maker: _Maker, folder: Path, damage: ShardDamage) 
     there = _computed_there(cache.plan, damage.record)
     commit_plan(folder, cache.plan)
     begin(folder, cache.plan, cache.layout, standing.num_passes)
-    again = Cache(folder, cache.plan, codecs=cache.codecs)
+    again = Cache(folder, cache.plan, codecs=cache.codecs, form=cache.form)
     encoder = _encoder(there)
     job = None if shard.unit == SAMPLES else maker.compiled_job(there.get("compiler"))
     computed = job.computed(encoder) if job else None

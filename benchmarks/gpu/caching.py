@@ -13,7 +13,6 @@ import torch
 
 from benchmarks.gpu._setting import Setting, image_folder, milliseconds, ready_codec
 from scalekd.cache.codecs import CacheCodecs
-from scalekd.cache.forms import ZARR
 from scalekd.codecs import CodecRequest, FullLogitCodec
 from scalekd.pipelines import _calibrate, _write_shards
 from scalekd.pipelines._arithmetic import auto_precision, strict_float32
@@ -84,7 +83,6 @@ def _stream(setting: Setting, teacher: Teacher, precision: str, stages: tuple[in
     codecs = CacheCodecs(
         {stage: ready_codec(setting, stage) for stage in stages},
         FullLogitCodec(teacher.spec.num_classes or 1),
-        ZARR,
     )
     encoder: EncoderName = default_encoder(setting.device)
     stream = TeacherStream(

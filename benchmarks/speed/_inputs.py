@@ -95,8 +95,8 @@ def begin_cache(
         precision="fp32",
         batch_size=batch_size,
         request={"stages": [4], "logits": "full", "codec": codec.name},
-        stages={"4": stage_info(codec, stored.save_codec(root, codec, "stage4"))},
-        logits=stored.save_codec(root, logits, "logits"),
+        stages={"4": stage_info(codec, stored.commit_codec(root, codec, "stage4"))},
+        logits=stored.commit_codec(root, logits, "logits"),
         tail=None,
         tail_digest=None,
         views=ViewsInfo(

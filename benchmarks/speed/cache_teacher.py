@@ -52,7 +52,7 @@ def run(settings: Settings) -> dict[str, Any]:
     if plan is None:
         raise RuntimeError(f"{root}: the cache was not begun")
     codecs = CacheCodecs.load(root, plan.identity)
-    layout = codecs.layout(plan.identity)
+    layout = Cache(root, plan).layout
     num_views = 256 if settings.quick else 1024
     shards = [(0, shard) for shard in range(num_views // plan.identity.shard_size)]
     images = open_dataset(config.data_dir).limited(config.limit)

@@ -19,7 +19,6 @@ from benchmarks.speed import _inputs
 from benchmarks.speed._measure import Settings, measured
 from benchmarks.speed._training import Steps, make_steps
 from scalekd.cache.codecs import CacheCodecs
-from scalekd.cache.forms import ZARR
 from scalekd.cache.targets import TargetDecoder
 from scalekd.codecs import create_logit_codec
 from scalekd.teachers import TeacherConfig, load_teacher
@@ -33,7 +32,7 @@ def run(settings: Settings) -> dict[str, Any]:
     teacher = load_teacher(TeacherConfig(model=_TEACHER, pretrained=False))
     num_classes, size = teacher.spec.num_classes or 1000, teacher.spec.img_size
     codec, logits = _inputs.swin_codec(settings), create_logit_codec("full", num_classes)
-    decoder = TargetDecoder(CacheCodecs({4: codec}, logits, ZARR), features=True, logits=True)
+    decoder = TargetDecoder(CacheCodecs({4: codec}, logits), features=True, logits=True)
     features = _inputs.made_up_features(_inputs.SWIN_L, _BATCH, seed=1)
     scores = np.random.default_rng(0).standard_normal((_BATCH, num_classes), np.float32)
     stage4 = codec.tensors(codec.encode(features))

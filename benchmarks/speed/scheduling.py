@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from benchmarks.speed import _inputs
 from benchmarks.speed._measure import Settings
 from scalekd.cache.codecs import CacheCodecs
-from scalekd.cache.forms import ZARR
 from scalekd.cache.forms.zarr import _ZarrShard
 from scalekd.cache.writing.writer import CacheWriter
 from scalekd.codecs import FullLogitCodec, create_logit_codec
@@ -209,7 +208,7 @@ def measure(
         _Marks("", num_views, enabled=False) as progress,
     ):
         started = time.perf_counter()
-        codecs = CacheCodecs({4: codec}, logits, ZARR)
+        codecs = CacheCodecs({4: codec}, logits)
         num_written = write_claimed(job, writer, codecs, shards, progress)
         cached = time.perf_counter() - started
     if num_written != len(shards):

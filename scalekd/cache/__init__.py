@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from scalekd.cache.reading.decoded import read_features, read_logits
     from scalekd.cache.reading.extensions import JoinedReader, open_extension
     from scalekd.cache.reading.reader import CacheReader, SampleTable, open_cache, read_manifest
-    from scalekd.cache.targets import JoinedTargets, TargetDecoder
+    from scalekd.distillation.decoding import JoinedTargets, TargetDecoder
 
 __all__ = [
     "CacheCodecs",

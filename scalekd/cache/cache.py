@@ -9,19 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Self
 
-from scalekd.cache.codecs import CacheCodecs
-from scalekd.cache.documents import MAX_JSON_BYTES, parse_committed
+from scalekd.cache.codecs import CacheCodecs, make_layout, outline
 from scalekd.cache.documents.manifest import Identity, Manifest, Plan, ShardRecord
 from scalekd.cache.documents.selection import Selection, check_owner, read_selection
-from scalekd.cache.files import FileDigest, holds, read_bounded
-from scalekd.cache.forms import Form
+from scalekd.cache.documents.stored import read_document, read_document_if_any
+from scalekd.cache.files import FileDigest, holds
+from scalekd.cache.forms import Form, read_form
 from scalekd.cache.forms.store import unit_documents
 from scalekd.cache.forms.webdataset.form import INFO_FILE
 from scalekd.cache.layout import MANIFEST_FILE, PLAN_FILE, SAMPLES, Layout, ShardId, Unit
 from scalekd.cache.tables import table_files
 from scalekd.cache.writing.planning import begin_form, commit_plan, read_plan
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError
-from scalekd.storage import Location, NotStored, Storage, StoredFileError, open_storage
+from scalekd.storage import Location, Storage, open_storage
 
 _IN_FLIGHT = 8  # requests to a remote store at once
 
@@ -34,7 +34,8 @@ class Cache:
     Args:
         location: Folder, URL or opened storage.
         plan: Plan of the cache, which its documents must agree with.
-        codecs: Codecs and form, where they are known already, such as those of another location.
+        codecs: Codecs, if they are known already, such as those of another location.
+        form: Form, if it is known already.
 
     Attributes:
         storage: The files at the location.
@@ -42,11 +43,17 @@ class Cache:
     """
 
     def __init__(
-        self, location: Location, plan: Plan, *, codecs: CacheCodecs | None = None
+        self,
+        location: Location,
+        plan: Plan,
+        *,
+        codecs: CacheCodecs | None = None,
+        form: Form | None = None,
     ) -> None:
         self.storage: Storage = open_storage(location)
         self.plan = plan
         self._codecs = codecs
+        self._form = form
 
     @classmethod
     def open(cls, location: Location) -> Self:
@@ -76,18 +83,22 @@ class Cache:
 
     @property
     def location(self) -> str:
-        """The location, for messages."""
+        """Location of the cache, for messages."""
         return self.storage.location
 
     @property
     def identity(self) -> Identity:
-        """Everything that decides the bytes of the cache."""
+        """Identity of the cache: everything that decides its bytes."""
         return self.plan.identity
 
-    @property
+    @cached_property
     def form(self) -> Form:
-        """How the passes are stored."""
-        return self.codecs.form
+        """Form in which the passes are stored.
+
+        Raises:
+            CacheCorrupt, CacheMismatch: Its document is damaged or of another version.
+        """
+        return self._form or read_form(self.storage)
 
     @cached_property
     def codecs(self) -> CacheCodecs:
@@ -96,12 +107,17 @@ class Cache:
 
     @cached_property
     def layout(self) -> Layout:
-        """Arrays and files of the cache; reads the codecs."""
-        return self.codecs.layout(self.identity)
+        """Arrays of the cache; reads the codecs, because fitted tables decide the size of some."""
+        return make_layout(self.identity, self.codecs.planes, self.form)
+
+    @cached_property
+    def _outline(self) -> Layout:
+        """The layout without the sizes that codec tables decide; enough to name files."""
+        return make_layout(self.identity, outline(self.identity), self.form)
 
     @cached_property
     def selection(self) -> Selection:
-        """The part of the cache that is here; all of it where no selection was written.
+        """Part of the cache at the location; all of it if no selection was written.
 
         Raises:
             CacheCorrupt: The selection is damaged.
@@ -128,45 +144,40 @@ class Cache:
         return manifest
 
     def shards(self, num_passes: int) -> Iterator[ShardId]:
-        """Every shard of the samples and of the first passes, in order."""
+        """Yield every shard of the samples and of the first passes, in order."""
         units: tuple[Unit, ...] = (SAMPLES, *range(num_passes))
         for unit in units:
             for number in range(self.identity.num_shards):
                 yield ShardId(unit, number)
 
     def has(self, shard: ShardId) -> bool:
-        """Whether a shard is committed."""
+        """Return whether a shard is committed."""
         return self.storage.exists(shard.record_path)
 
     def missing(self, shards: Iterable[ShardId]) -> list[ShardId]:
-        """Those without a commit record, in order; asks a remote store for several at once."""
+        """Return the shards without a commit record, in order."""
         wanted = list(shards)
         if not self.storage.is_remote:
             return [shard for shard in wanted if not self.has(shard)]
         with ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="cache-missing") as threads:
-            there = list(threads.map(self.has, wanted))
-        return [shard for shard, found in zip(wanted, there, strict=True) if not found]
+            committed = list(threads.map(self.has, wanted))
+        return [shard for shard, has in zip(wanted, committed, strict=True) if not has]
 
     def record(self, shard: ShardId, *, sha256: str | None = None) -> ShardRecord:
         """Read a commit record, and check that it is the record of this shard of this cache.
 
         Args:
-            shard: Which shard.
-            sha256: Hash of the record's file where known; helps a local cache, and is not checked.
+            shard: The shard.
+            sha256: SHA-256 of the record's file if known; helps a local cache, and is not checked.
 
         Raises:
             CacheCorrupt: Missing, damaged, swapped, or naming other files than the layout's.
             CacheMismatch: It belongs to another cache.
         """
         path, plan = self.storage.locate(shard.record_path), self.plan
-        data = read_bounded(
-            self.storage,
-            shard.record_path,
-            max_bytes=MAX_JSON_BYTES,
-            what="a commit record",
-            sha256=sha256,
+        record = read_document(
+            self.storage, shard.record_path, ShardRecord, "a commit record", sha256=sha256
         )
-        record = parse_committed(ShardRecord, data, where=path)
         if record.cache_id != plan.cache_id:
             raise CacheMismatch(
                 f"{path}: this shard belongs to cache {record.cache_id[:12]}…, this is"
@@ -174,7 +185,7 @@ class Cache:
             )
         if ShardId(record.unit, record.shard) != shard:
             raise CacheCorrupt(
-                f"{path}: holds the record of {record.unit!r}, shard {record.shard}: files were"
+                f"{path}: contains the record of {record.unit!r}, shard {record.shard}: files were"
                 " swapped"
             )
         num_rows = self.identity.rows_of(shard.number)
@@ -192,12 +203,12 @@ class Cache:
         return record
 
     def files(self, shard: ShardId, num_rows: int | None = None) -> list[str]:
-        """Paths of a shard's files, by default as if no image of it had been skipped."""
+        """Return the paths of a shard's files, by default as if no image had been skipped."""
         count = self.identity.rows_of(shard.number) if num_rows is None else num_rows
-        return self.layout.unit_files(shard.unit, shard.number, count)
+        return self._outline.unit_files(shard.unit, shard.number, count)
 
     def documents(self, unit: Unit) -> dict[str, bytes]:
-        """Documents that say how a unit's arrays are stored, by path."""
+        """Documents that describe how a unit's arrays are stored, by path; reads the codecs."""
         return unit_documents(self.layout, unit)
 
     def check_names(self, manifest: Manifest) -> None:
@@ -208,10 +219,10 @@ class Cache:
                 than the plan.
         """
         tables = table_files(self.identity)
-        known = {PLAN_FILE, INFO_FILE, *tables, *self.layout.form.documents()}
+        known = {PLAN_FILE, INFO_FILE, *tables, *self.form.documents()}
         units: tuple[Unit, ...] = (SAMPLES, *range(manifest.num_passes))
         for unit in units:
-            known.update(self.documents(unit))
+            known.update(unit_documents(self._outline, unit))  # the names alone
         for path, expected in manifest.files.items():
             if path not in known or tables.get(path, expected) != expected:
                 raise CacheCorrupt(
@@ -220,7 +231,7 @@ class Cache:
                 )
 
     def holds(self, path: str, expected: FileDigest | bytes) -> bool:
-        """Whether a file has the very bytes that were committed; reads all of it."""
+        """Return whether a file has exactly the committed bytes; reads the whole file."""
         return holds(self.storage, path, expected)
 
 
@@ -231,14 +242,9 @@ def read_manifest_if_any(storage: Storage) -> Manifest | None:
         CacheCorrupt: It is damaged.
         CacheMismatch: It was written in another version of the format.
     """
-    path = storage.locate(MANIFEST_FILE)
-    try:
-        data = storage.read(MANIFEST_FILE, max_bytes=MAX_JSON_BYTES)
-    except NotStored:
-        return None
-    except StoredFileError as error:
-        raise CacheCorrupt(f"{path}: the manifest {error.problem}") from None
-    manifest = parse_committed(Manifest, data, where=path)
-    if not manifest.digest:
-        raise CacheCorrupt(f"{path}: carries no digest of itself: it was edited")
+    manifest = read_document_if_any(storage, MANIFEST_FILE, Manifest, "the manifest")
+    if manifest is not None and not manifest.digest:
+        raise CacheCorrupt(
+            f"{storage.locate(MANIFEST_FILE)}: carries no digest of itself: it was edited"
+        )
     return manifest

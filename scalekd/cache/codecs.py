@@ -3,12 +3,14 @@
 Nothing here loads torch; :mod:`scalekd.cache.targets` has the modules that decode on a device.
 """
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import safetensors.numpy
 
 from scalekd.cache.documents.manifest import CodecInfo, Identity, StageInfo
 from scalekd.cache.files import FileDigest, digest, read_checked
-from scalekd.cache.forms import Form, read_form
+from scalekd.cache.forms import Form
 from scalekd.cache.layout import (
     PLAN_FILE,
     TABLES_FOLDER,
@@ -19,18 +21,24 @@ from scalekd.cache.layout import (
     view_arrays,
 )
 from scalekd.cache.tables import Tables, load_tables, stage_codec
-from scalekd.codecs import FeatureCodec, LogitCodec, logit_codec_from_config
+from scalekd.codecs import (
+    FeatureCodec,
+    LogitCodec,
+    PlaneSpec,
+    codec_outline,
+    logit_codec_from_config,
+)
 from scalekd.storage import Location, Storage, open_storage
 from scalekd.views import ViewPolicy, view_columns
 
 
-def save_codec(location: Location, codec: FeatureCodec | LogitCodec, name: str) -> CodecInfo:
+def commit_codec(location: Location, codec: FeatureCodec | LogitCodec, name: str) -> CodecInfo:
     """Describe a codec, and commit its tables, if it has any."""
     tables = codec.tables()
     if not tables:
         return CodecInfo(config=codec.to_config())
-    relative, found = save_arrays(location, name, tables)
-    return CodecInfo(config=codec.to_config(), tables=relative, tables_digest=found)
+    relative, committed = save_arrays(location, name, tables)
+    return CodecInfo(config=codec.to_config(), tables=relative, tables_digest=committed)
 
 
 def _tables(storage: Storage, info: CodecInfo) -> Tables:
@@ -46,10 +54,10 @@ def save_table(location: Location, name: str, content: bytes) -> tuple[str, File
     Returns:
         Path inside the cache, and digest.
     """
-    found = digest(content)
-    relative = f"{TABLES_FOLDER}/{name}-{found.sha256[:16]}.safetensors"
+    committed = digest(content)
+    relative = f"{TABLES_FOLDER}/{name}-{committed.sha256[:16]}.safetensors"
     open_storage(location).commit(relative, content)
-    return relative, found
+    return relative, committed
 
 
 def save_arrays(location: Location, name: str, arrays: Tables) -> tuple[str, FileDigest]:
@@ -59,27 +67,20 @@ def save_arrays(location: Location, name: str, arrays: Tables) -> tuple[str, Fil
 
 
 class CacheCodecs:
-    """The feature codecs by stage number, the logit codec, and the form, of one cache.
+    """The feature codecs by stage number, and the logit codec, of one cache.
 
     Args:
-        stages: By stage number.
-        logits: ``None`` for a cache without.
-        form: How its passes are stored.
+        stages: Feature codec of each stage number.
+        logits: Logit codec; ``None`` for a cache without logits.
     """
 
-    def __init__(
-        self,
-        stages: dict[int, FeatureCodec],
-        logits: LogitCodec | None,
-        form: Form,
-    ) -> None:
+    def __init__(self, stages: dict[int, FeatureCodec], logits: LogitCodec | None) -> None:
         self.stages = stages
         self.logits = logits
-        self.form = form
 
     @classmethod
     def load(cls, location: Location, identity: Identity) -> "CacheCodecs":
-        """Rebuild the codecs from the plan and the cache's table files, and read its form.
+        """Rebuild the codecs from the plan and the cache's table files.
 
         Raises:
             CacheCorrupt: Configuration or tables are damaged or do not fit the stage's shape.
@@ -95,32 +96,47 @@ class CacheCodecs:
                 for stage, info in sorted(identity.stages.items())
             },
             logit_codec_from_config(identity.logits.config) if identity.logits else None,
-            read_form(storage),
         )
 
-    def in_form(self, form: Form) -> "CacheCodecs":
-        """The same codecs for a cache of another form."""
-        return CacheCodecs(self.stages, self.logits, form)
+    @property
+    def planes(self) -> dict[str, tuple[PlaneSpec, ...]]:
+        """Planes by group of arrays: ``stage3``, ``stage4``, ``logits``."""
+        planes = {f"stage{stage}": codec.planes for stage, codec in self.stages.items()}
+        return planes | ({"logits": self.logits.planes} if self.logits else {})
 
-    def layout(self, identity: Identity) -> Layout:
-        """The arrays of a cache with these codecs."""
-        arrays: list[ArraySpec] = []
-        for stage, codec in self.stages.items():
-            arrays += (ArraySpec.of_plane(f"stage{stage}", plane) for plane in codec.planes)
-        if self.logits is not None:
-            arrays += (ArraySpec.of_plane("logits", plane) for plane in self.logits.planes)
-        policy = ViewPolicy.from_config(identity.views.policy)
-        pixels = pixel_arrays(identity.views.view_size) if self.form.embed == "pixels" else ()
-        return Layout(
-            identity,
-            samples=sample_arrays(identity.data.max_key_bytes),
-            views=(*arrays, *view_arrays(view_columns(policy)), *pixels),
-            form=self.form,
-        )
+
+def outline(identity: Identity) -> dict[str, tuple[PlaneSpec, ...]]:
+    """Return :attr:`CacheCodecs.planes` without reading tables; sizes that tables decide are 1.
+
+    Raises:
+        CacheCorrupt, CacheMismatch: As for :meth:`CacheCodecs.load`.
+    """
+    planes = {
+        f"stage{stage}": codec_outline(info.codec.config, info.shape)
+        for stage, info in sorted(identity.stages.items())
+    }
+    if identity.logits:
+        planes["logits"] = logit_codec_from_config(identity.logits.config).planes
+    return planes
+
+
+def make_layout(
+    identity: Identity, planes: Mapping[str, Sequence[PlaneSpec]], form: Form
+) -> Layout:
+    """Lay out the arrays of a cache: the planes of its codecs, and the small arrays."""
+    arrays = [ArraySpec.of_plane(group, plane) for group in planes for plane in planes[group]]
+    policy = ViewPolicy.from_config(identity.views.policy)
+    pixels = pixel_arrays(identity.views.view_size) if form.embed == "pixels" else ()
+    return Layout(
+        identity,
+        samples=sample_arrays(identity.data.max_key_bytes),
+        views=(*arrays, *view_arrays(view_columns(policy)), *pixels),
+        form=form,
+    )
 
 
 def stage_info(codec: FeatureCodec, info: CodecInfo) -> StageInfo:
-    """How the plan describes one stage."""
+    """Describe one stage for the plan."""
     shape = codec.shape
     return StageInfo(
         grid=shape.grid,

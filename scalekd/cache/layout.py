@@ -1,11 +1,11 @@
 """The arrays of a cache, their paths, and how each is divided into files.
 
-``samples/…`` holds what is true of a sample whatever the pass: key, label, hash of the encoded
-bytes. ``passes/0007/…`` holds one view of every sample: how it was drawn, the hash of its
-pixels, and the teacher's targets. Row ``i`` of every array is the same sample.
+``samples/…`` contains what is the same in all passes: key, label and hash of the encoded image of
+each sample. ``passes/0007/…`` contains one view of every sample: its parameters, the hash of its
+pixels, and the teacher's targets. Row ``i`` of every array belongs to the same sample.
 
-Targets are cut into *blocks*, the unit of reading: one block of one array is one file. The
-small arrays are cut into *shards*, the unit of commit, because a file has a price of its own.
+Targets are divided into *blocks*, the unit of reading: one block of one array is one file. The
+small arrays are divided into *shards*, the unit of commit, because every file has a cost.
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ SELECTION_FOLDER = "selection"
 SEPARATOR = ":"
 """Between the name of an extension and the name of one of its arrays."""
 COMPANIONS = ("README.md", ".gitattributes")
-"""What a repository on the Hub has beside a cache: its card, and how git keeps large files."""
+"""Files that a Hub repository has beside a cache: the card, and git's list of large files."""
 LEASE_SUFFIX = ".lease"
 
 _MAX_CHUNK_BYTES = 2**31 - 1  # Blosc's own limit; Swin-L's stage 3 in fp16 needs 77 MB
@@ -69,7 +69,7 @@ class ArraySpec(PlaneSpec):
         return identity.block_size if self.per_block else identity.shard_size
 
     def chunk_files(self, identity: Identity, unit: Unit, shard: int, rows: int) -> Iterator[str]:
-        """Paths of the files that hold the first ``rows`` rows of a shard."""
+        """Yield the paths of the files with the first ``rows`` rows of a shard."""
         step = self.rows_per_chunk(identity)
         first = shard * identity.shard_size // step
         for index in range(first, first + -(-rows // step)):
@@ -90,7 +90,7 @@ def array_path(unit: Unit, array: ArraySpec) -> str:
 
 
 def chunk_path(unit: Unit, array: ArraySpec, index: int) -> str:
-    """File of chunk number ``index`` along the view axis (Zarr v3's default key encoding)."""
+    """Return the file of chunk ``index`` along the view axis (Zarr v3's default key encoding)."""
     before, after = ("0",) * len(array.shape_before), ("0",) * len(array.shape_after)
     return f"{array_path(unit, array)}/c/{'/'.join((*before, str(index), *after))}"
 
@@ -128,12 +128,12 @@ class ShardId:
 
 
 def lease_path(unit: Unit, shard: int) -> str:
-    """File that exists while a process writes the shard; see :mod:`scalekd.cache.writing.lease`."""
+    """Return the file that exists while a process writes the shard: its lease."""
     return record_path(unit, shard).removesuffix(".json") + LEASE_SUFFIX
 
 
 def group_paths(unit: Unit, arrays: tuple[ArraySpec, ...]) -> Iterator[str]:
-    """Metadata documents of a unit: its groups from the root down, then its arrays."""
+    """Yield the metadata documents of a unit: groups from the root down, then arrays."""
     groups = {PurePosixPath(".")}
     for array in arrays:
         groups.update(PurePosixPath(array_path(unit, array)).parents)
@@ -146,10 +146,10 @@ class Layout:
     """The arrays of a cache, those of its samples and those of each pass, and their files.
 
     Attributes:
-        identity: Of the cache.
+        identity: Identity of the cache.
         samples: Arrays of the samples.
         views: Arrays of each pass.
-        form: How the passes are stored.
+        form: Form in which the passes are stored.
     """
 
     identity: Identity
@@ -165,7 +165,7 @@ class Layout:
             size = array.rows_per_chunk(self.identity) * array.bytes_per_view
             if size > _MAX_CHUNK_BYTES:
                 raise CacheCorrupt(
-                    f"array {array.name}: one file would hold {size:,} bytes, more than the"
+                    f"array {array.name}: one file would have {size:,} bytes, more than the"
                     f" {_MAX_CHUNK_BYTES:,} allowed; use smaller blocks"
                 )
 
@@ -173,17 +173,17 @@ class Layout:
         return self.samples if unit == SAMPLES else self.views
 
     def zarr_arrays(self, unit: Unit) -> tuple[ArraySpec, ...]:
-        """Those that are stored as Zarr arrays."""
+        """Return the arrays of a unit that are stored as Zarr arrays."""
         return self.samples if unit == SAMPLES else self.form.zarr_arrays(self)
 
     def unit_files(self, unit: Unit, shard: int, num_rows: int) -> list[str]:
-        """Every file of one shard, in order; a shard without valid rows has none."""
+        """Return every file of one shard, in order; a shard without valid rows has none."""
         if isinstance(unit, int):
             return self.form.pass_files(self, unit, shard, num_rows)
         return self.chunk_files(unit, shard, num_rows)
 
     def chunk_files(self, unit: Unit, shard: int, num_rows: int) -> list[str]:
-        """Every file of one shard of a unit whose arrays are all Zarr arrays."""
+        """Return every file of one shard of a unit whose arrays are all Zarr arrays."""
         return [
             path
             for array in self.arrays(unit)
@@ -198,7 +198,7 @@ class Layout:
 
 
 def sample_arrays(max_key_bytes: int) -> tuple[ArraySpec, ...]:
-    """Key (UTF-8, zero-padded), label (-1: none) and xxh3-64 of the encoded image."""
+    """Return the arrays of the samples: key (UTF-8, zero-padded), label (-1: none), xxh3-64."""
     return (
         ArraySpec("key", np.dtype(np.uint8), shape_after=(max_key_bytes,)),
         ArraySpec("label", np.dtype(np.int32)),
@@ -221,7 +221,7 @@ def pixel_arrays(view_size: tuple[int, int]) -> tuple[ArraySpec, ...]:
 
 
 def view_arrays(columns: dict[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> tuple[ArraySpec, ...]:
-    """Columns of the stored view parameters, and the hash of the pixels they gave."""
+    """Return the arrays of the view parameters, and of the hash of each view's pixels."""
     return (
         *(
             ArraySpec(f"view/{name}", np.dtype(dtype), shape_after=shape)

@@ -1,8 +1,8 @@
-"""The table files of a cache: tail, witnesses and codec tables, each checked as what it is.
+"""The table files of a cache: tail, witnesses and codec tables, with a check for each kind.
 
-A digest says that a file holds what the author of the cache wrote. Whether that is a tail at all,
-and the tail of the teacher that the plan describes, is checked here, before the file is moved into
-a folder and before memory is taken for what it asks for.
+A digest proves only that a file has the bytes that the author of the cache wrote. The checks here
+prove that a tail is a tail, and of the teacher that the plan describes, before the file is written
+to a folder and before memory is allocated for its content.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ Tables = dict[str, np.ndarray[Any, Any]]
 
 
 def table_files(identity: Identity) -> dict[str, FileDigest]:
-    """Tail, witnesses and codec tables: the files that the plan itself names."""
+    """Return the files that the plan names, with digests: tail, witnesses, codec tables."""
     codecs = [stage.codec for stage in identity.stages.values()]
     pairs = [
         (identity.tail, identity.tail_digest),
@@ -32,17 +32,16 @@ def table_files(identity: Identity) -> dict[str, FileDigest]:
 
 
 def check_table(identity: Identity, relative: str, content: bytes, where: str) -> None:
-    """Check that a table file is what the plan says of it.
+    """Check that the content of a table file is of the kind that the plan names.
 
     Args:
-        identity: Of the cache.
+        identity: Identity of the cache.
         relative: Path inside the cache, one of :func:`table_files`.
-        content: The whole file, of the committed digest.
-        where: The file's location, for messages.
+        content: Content of the file, which has the committed digest.
+        where: Location of the file, for messages.
 
     Raises:
-        CacheCorrupt: It is no tail, no witnesses or no codec tables, or not of this teacher and
-            these views.
+        CacheCorrupt: The file is not of that kind, or belongs to another teacher or other views.
     """
     if relative == identity.tail:
         _check_tail(identity, content, where)
@@ -71,7 +70,7 @@ def load_tables(content: bytes, where: str) -> Tables:
     """Read the arrays of a safetensors file whose bytes were checked.
 
     Raises:
-        CacheCorrupt: It is not one.
+        CacheCorrupt: The bytes are not a safetensors file.
     """
     try:
         return safetensors.numpy.load(content)
@@ -83,7 +82,7 @@ def load_witnesses(identity: Identity, content: bytes, where: str) -> np.ndarray
     """Read the pixels of the first views, ``(view, height, width, 3)`` uint8.
 
     Raises:
-        CacheCorrupt: The file holds something else.
+        CacheCorrupt: The file has another content.
     """
     arrays = load_tables(content, where)
     pixels = arrays.get("pixels")
@@ -94,7 +93,7 @@ def load_witnesses(identity: Identity, content: bytes, where: str) -> np.ndarray
         or pixels.ndim != 4
         or pixels.shape[1:] != (*identity.views.view_size, 3)
     ):
-        raise CacheCorrupt(f"{where}: does not hold views' pixels")
+        raise CacheCorrupt(f"{where}: does not contain the pixels of views")
     return pixels
 
 

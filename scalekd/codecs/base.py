@@ -157,6 +157,15 @@ class FeatureCodec(Codec):
             CacheCorrupt: The configuration or tables are invalid for features of this shape.
         """
 
+    @classmethod
+    def outline(cls, config: JsonDict, shape: FeatureShape) -> tuple[PlaneSpec, ...]:
+        """Return the planes that a configuration gives; a size that tables decide is 1.
+
+        Raises:
+            CacheCorrupt, CacheMismatch: As for :meth:`from_config`.
+        """
+        return cls.from_config(config, {}, shape).planes
+
     def decode(self, planes: Planes) -> np.ndarray:
         """Decode stored planes on the CPU to float32 ``(view, token, channel)``."""
         import torch

@@ -11,11 +11,10 @@ views are reported:
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
-from scalekd.codecs.base import JsonDict
 from scalekd.shapes import FeatureShape
 
 # A vector shorter than this fraction of its view's largest token is rounding noise without a
@@ -23,31 +22,31 @@ from scalekd.shapes import FeatureShape
 _NEGLIGIBLE = 1e-6
 
 
-@dataclass(frozen=True)
-class ErrorSummary:
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ErrorSummary(_Record):
     """Statistics over views of a relative squared error."""
 
-    mean: float
-    p95: float
-    max: float
+    mean: float = Field(ge=0, allow_inf_nan=False)
+    p95: float = Field(ge=0, allow_inf_nan=False)
+    max: float = Field(ge=0, allow_inf_nan=False)
 
     @classmethod
     def of(cls, per_view: np.ndarray) -> "ErrorSummary":
+        """Summarise one error per view."""
         values = np.asarray(per_view, np.float64)
-        return cls(float(values.mean()), float(np.percentile(values, 95)), float(values.max()))
+        return cls(mean=values.mean(), p95=np.percentile(values, 95), max=values.max())
 
 
-@dataclass(frozen=True)
-class FeatureErrors:
+class FeatureErrors(_Record):
     """Error statistics of raw features and of both targets, with the number of measured views."""
 
     raw: ErrorSummary
     spatial: ErrorSummary
     frequency: ErrorSummary
-    num_views: int
-
-    def to_json(self) -> JsonDict:
-        return asdict(self)
+    num_views: int = Field(ge=1, le=1 << 40)
 
 
 def view_errors(

@@ -16,6 +16,7 @@ from scalekd.codecs.int8 import Int8Codec
 from scalekd.codecs.logits import FullLogitCodec, TopKLogitCodec
 from scalekd.codecs.options import TransformOptions
 from scalekd.codecs.plain import Float16Codec
+from scalekd.codecs.planes import PlaneSpec
 from scalekd.codecs.transform import TransformCodec
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.shapes import FeatureShape
@@ -86,6 +87,15 @@ def fit_codec(
     return TransformCodec.fit(shape, calibration, options=parsed.options)
 
 
+def codec_outline(config: JsonDict, shape: FeatureShape) -> tuple[PlaneSpec, ...]:
+    """Return the planes of a codec in a cache without its tables; see `FeatureCodec.outline`.
+
+    Raises:
+        CacheCorrupt, CacheMismatch: As for :func:`codec_from_config`.
+    """
+    return _feature_codec(config).outline(config, shape)
+
+
 def codec_from_config(
     config: JsonDict, tables: Mapping[str, np.ndarray], shape: FeatureShape
 ) -> FeatureCodec:
@@ -95,10 +105,14 @@ def codec_from_config(
         CacheMismatch: The codec or its version is unknown to this release.
         CacheCorrupt: Configuration or tables are inconsistent.
     """
+    return _feature_codec(config).from_config(config, tables, shape)
+
+
+def _feature_codec(config: JsonDict) -> type[FeatureCodec]:
     name = config.get("codec")
     if not isinstance(name, str) or name not in _FEATURE_CODECS:
         raise CacheMismatch(_unknown("codec", str(name), _FEATURE_CODECS))
-    return _FEATURE_CODECS[name].from_config(config, tables, shape)
+    return _FEATURE_CODECS[name]
 
 
 def create_logit_codec(text: str, num_classes: int) -> LogitCodec:

@@ -42,8 +42,13 @@ _BLOCK_VALUES = 1 << 20
 _PAGES = 48
 
 
-def _page_values(num_coefficients: int) -> int:
-    return min(max(256 * num_coefficients // _PAGES, 4096), DEFAULT_PAGE_VALUES)
+def _planes(num_coefficients: int, num_gains: int) -> tuple[PlaneSpec, ...]:
+    pages = min(max(256 * num_coefficients // _PAGES, 4096), DEFAULT_PAGE_VALUES)
+    indices = np.dtype("int16")
+    return (
+        PlaneSpec("coefficients", indices, shape_before=(num_coefficients,), page_values=pages),
+        PlaneSpec("gains", indices, shape_before=(num_gains,)),
+    )
 
 
 class TransformCodec(FeatureCodec):
@@ -68,16 +73,12 @@ class TransformCodec(FeatureCodec):
     @property
     def planes(self) -> tuple[PlaneSpec, ...]:
         tables = self.transform_tables
-        gains = tables.num_gains(self.shape)
-        return (
-            PlaneSpec(
-                "coefficients",
-                np.dtype("int16"),
-                shape_before=(tables.num_coefficients,),
-                page_values=_page_values(tables.num_coefficients),
-            ),
-            PlaneSpec("gains", np.dtype("int16"), shape_before=(gains,)),
-        )
+        return _planes(tables.num_coefficients, tables.num_gains(self.shape))
+
+    @classmethod
+    def outline(cls, config: JsonDict, shape: FeatureShape) -> tuple[PlaneSpec, ...]:
+        check_config(cls, config, keys=_CONFIG_KEYS)
+        return _planes(1, 1)
 
     @property
     def views_at_once(self) -> int:

@@ -6,6 +6,7 @@ from scalekd._lazy import lazy
 
 if TYPE_CHECKING:
     from scalekd.distillation.config import ObjectiveName, ScaleKDConfig, StageConfig
+    from scalekd.distillation.decoding import JoinedTargets, TargetDecoder
     from scalekd.distillation.factory import FORMS, build_objective
     from scalekd.distillation.feature_objective import FeaturesObjective, ScaleKDObjective
     from scalekd.distillation.feature_terms import FeatureTerms, StudentLevel, TeacherFeatures
@@ -50,6 +51,7 @@ __all__ = [
     "FeaturesObjective",
     "Form",
     "FullLogits",
+    "JoinedTargets",
     "KDObjective",
     "LogitTargets",
     "MeanLogits",
@@ -61,6 +63,7 @@ __all__ = [
     "SelectedClasses",
     "StageConfig",
     "StudentLevel",
+    "TargetDecoder",
     "Targets",
     "TeacherFeatures",
     "TopKLogits",

@@ -17,17 +17,12 @@ _RESERVED_KWARGS = frozenset(
     | {"feature_cls", "out_indices", "scriptable", "exportable", "no_jit", "pruned", "use_naflex"}
     | {"device", "dtype", "in_chans", "model_cfg", "kwargs_filter", "pretrained_filter_fn"}
 )
-# Above the needs of all timm models.
-_MAX_ARGUMENTS = 64
-_MAX_INTEGER = 1 << 20
-MAX_TEXT = 200
-_MAX_ITEMS = 256
-# Far above any published backbone (40 blocks, 4096 channels, 21,841 classes, 1,024 px); they limit
+# Far above any published backbone (40 blocks, 4,096 channels, 21,841 classes, 1,024 px); they limit
 # the Python objects and the time that a malicious configuration can require.
-_MAX_SIZE = 1 << 16
+_MAX_NUMBER = 1 << 16
 _MAX_BLOCKS = 256
 _MAX_ENTRIES = 64
-_MAX_NAME = 64
+MAX_TEXT = 200
 
 
 def check_model_kwargs(kwargs: Mapping[str, Any]) -> None:
@@ -36,49 +31,45 @@ def check_model_kwargs(kwargs: Mapping[str, Any]) -> None:
     Raises:
         ValueError: An argument is not allowed; the message names it and the allowed values.
     """
-    if len(kwargs) > _MAX_ARGUMENTS:
-        raise ValueError(f"{len(kwargs)} model arguments are more than any model has")
-    for name, value in kwargs.items():
+    for name in kwargs:
         if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):
             raise ValueError(f"{name[:80]!r} is not the name of a model argument")
         if name in _RESERVED_KWARGS:
             raise ValueError(f"{name!r} cannot be set through model arguments")
-        if not is_plain(value):
-            raise ValueError(
-                f"model argument {name}={repr(value)[:80]} must be null, a boolean, a finite "
-                f"number of at most {_MAX_INTEGER:,}, a string of at most {MAX_TEXT} characters, "
-                f"or a list of at most {_MAX_ITEMS} of these"
-            )
+        if isinstance(kwargs[name], Mapping):
+            _check_value(name, kwargs[name])
+    check_bounded(kwargs)
 
 
-def check_bounded(value: object, name: str = "") -> None:
-    """Check that arguments from an untrusted file are within the bounds of real backbones.
+def check_bounded(values: Mapping[Any, Any]) -> None:
+    """Check that values by name are plain data within the bounds of real backbones.
 
     Args:
-        value: Arguments by name, or the value of one argument.
-        name: Name of the argument, for the message.
+        values: Configuration from a file of unknown origin; a value may be such a mapping.
 
     Raises:
-        ValueError: A value is beyond the bounds.
+        ValueError: A value is beyond the bounds; the message names it and the allowed values.
     """
-    if isinstance(value, Mapping):
-        if len(value) > _MAX_ENTRIES:
-            raise ValueError(f"{len(value)} arguments are more than {_MAX_ENTRIES}")
-        for key, item in value.items():
-            check_bounded(item, str(key))
-    elif isinstance(value, list | tuple):
-        if len(value) > _MAX_ENTRIES:
-            raise ValueError(f"{name} has {len(value)} entries, more than {_MAX_ENTRIES}")
-        for item in value:
-            check_bounded(item, name)
-        if "depth" in name and sum(n for n in value if isinstance(n, int)) > _MAX_BLOCKS:
-            raise ValueError(f"{name}={value} makes more than {_MAX_BLOCKS} blocks")
-    elif isinstance(value, str) and len(value) > _MAX_NAME:
-        raise ValueError(f"{name} is a text of {len(value)} characters, more than {_MAX_NAME}")
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        limit = _MAX_BLOCKS if "depth" in name else _MAX_SIZE
-        if not -limit <= value <= limit:
-            raise ValueError(f"{name}={str(value)[:40]} is beyond {limit}")
+    if len(values) > _MAX_ENTRIES:
+        raise ValueError(f"{len(values)} arguments are more than {_MAX_ENTRIES}")
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            check_bounded(value)
+        else:
+            _check_value(str(name), value)
+
+
+def _check_value(name: str, value: object) -> None:
+    if not is_plain(value):
+        raise ValueError(
+            f"model argument {name[:80]}={repr(value)[:80]} must be null, a boolean, a finite "
+            f"number of at most {_MAX_NUMBER:,}, a string of at most {MAX_TEXT} characters, "
+            f"or a list of at most {_MAX_ENTRIES} of these"
+        )
+    if "depth" in name:
+        counts = value if isinstance(value, list | tuple) else [value]
+        if sum(abs(count) for count in counts if isinstance(count, int | float)) > _MAX_BLOCKS:
+            raise ValueError(f"{name[:80]}={repr(value)[:80]} makes more than {_MAX_BLOCKS} blocks")
 
 
 def is_plain(value: object, *, depth: int = 3) -> bool:
@@ -86,13 +77,13 @@ def is_plain(value: object, *, depth: int = 3) -> bool:
     if isinstance(value, list | tuple):
         return (
             depth > 0
-            and len(value) <= _MAX_ITEMS
+            and len(value) <= _MAX_ENTRIES
             and all(is_plain(item, depth=depth - 1) for item in value)
         )
     if isinstance(value, bool) or value is None:
         return True
     if isinstance(value, int | float):
-        return math.isfinite(value) and abs(value) <= _MAX_INTEGER
+        return math.isfinite(value) and abs(value) <= _MAX_NUMBER
     return isinstance(value, str) and len(value) <= MAX_TEXT
 
 

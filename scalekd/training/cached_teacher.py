@@ -10,7 +10,6 @@ from torch import Tensor
 
 from scalekd.cache import CacheReader, ChosenTargets, JoinedTargets
 from scalekd.cache.forms import RENDERED
-from scalekd.cache.targets import NO_LOGITS
 from scalekd.distillation import (
     FORMS,
     Objective,
@@ -19,6 +18,7 @@ from scalekd.distillation import (
     Targets,
     build_objective,
 )
+from scalekd.distillation.decoding import NO_LOGITS
 from scalekd.errors import DataError, ScaleKDError, UsageError
 from scalekd.images import ImageDataset
 from scalekd.loading import CachedViewLoader, open_images

@@ -18,7 +18,6 @@ from benchmarks.speed import (
     tables,
 )
 from scalekd.cache.codecs import CacheCodecs
-from scalekd.cache.forms import ZARR
 from scalekd.cache.targets import TargetDecoder
 from scalekd.codecs import create_logit_codec, fit_codec
 from scalekd.teachers import TeacherConfig, load_teacher
@@ -77,7 +76,7 @@ def test_a_cached_and_an_online_step_do_the_same_work() -> None:
     ):
         planes = made.tensors(made.encode(values.numpy()))
         batch |= {f"{group}.{name}": plane for name, plane in planes.items()}
-    decoder = TargetDecoder(CacheCodecs({4: codec}, logits, ZARR), features=True, logits=True)
+    decoder = TargetDecoder(CacheCodecs({4: codec}, logits), features=True, logits=True)
     steps = _training.make_steps(
         "test_resnet", img_size=32, teacher=teacher, decoder=decoder, batch=batch, update=False
     )

@@ -1,5 +1,6 @@
 """``Cache``: a cache at a location, complete or begun."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,21 @@ def test_a_record_is_read_with_the_files_of_its_shard(cache_copy: Path) -> None:
         cache.record(ShardId(2, 0))
 
 
+@pytest.mark.parametrize("name", ["transform", "float16", "int8"])
+def test_files_are_listed_without_codec_tables(name: str, tmp_path: Path) -> None:
+    """The tables decide how many coefficients a view has, not how many files there are."""
+    root = tmp_path / "cache"
+    shutil.copytree(Path(__file__).parent / "frozen" / "format1" / name, root)
+    for path in (root / "tables").glob("stage*.safetensors"):
+        path.unlink()
+    cache = Cache.open(root)
+    manifest = cache.manifest()
+    assert manifest is not None
+    cache.check_names(manifest)
+    for shard in cache.shards(manifest.num_passes):
+        assert set(cache.record(shard).files) <= set(cache.files(shard))
+
+
 def test_a_manifest_of_another_cache_is_named(cache_copy: Path) -> None:
     cache = Cache.open(cache_copy)
     other = cache.plan.model_copy(update={"cache_id": "0" * 64})
@@ -73,7 +89,7 @@ def test_a_part_without_passes_is_not_trained_on(cache_copy: Path) -> None:
     selection = Selection(cache_id=cache.plan.cache_id, passes=((7, 9),))
     with selection_lock(cache.storage, create=True):
         write_selection(cache.storage, selection)
-    with pytest.raises(UsageError, match=r"no pass of the cache is here \(the part is passes 7-9"):
+    with pytest.raises(UsageError, match=r"contains no pass of its cache \(only passes 7-9"):
         ChosenTargets.open(cache_copy)
 
 

@@ -194,7 +194,7 @@ def test_a_manifest_from_before_the_cache_grew_is_stale(
     assert verify(cache_copy, quick=True).problems == [problem]
     reader = open_cache(cache_copy)
     assert reader.num_passes == 1
-    with pytest.raises(CacheMismatch, match="pass 1 asked for, the cache has 1"):
+    with pytest.raises(CacheMismatch, match="pass 1 was requested, the cache has 1"):
         reader.read_rows(1, 0, 8, ["pixel_hash"])
     (cache_copy / "records/0001/000002.json").unlink()
     assert verify(cache_copy).problems == [], "a pass that is being added is no fault"
@@ -261,7 +261,7 @@ def test_a_codec_of_another_format_is_not_run(cache_copy: Path) -> None:
     files = {**manifest.files, "passes/0000/pixel_hash/zarr.json": digest(path.read_bytes())}
     manifest = manifest.model_copy(update={"files": files, "digest": ""}).sealed()
     (cache_copy / "manifest.json").write_bytes(canonical(manifest))
-    with pytest.raises(CacheCorrupt, match=r"gzip.*not a codec of format 1"):
+    with pytest.raises(CacheCorrupt, match=r"gzip.*blosc"):
         _read_everything(cache_copy)
 
 
@@ -269,7 +269,7 @@ def test_what_is_no_cache_is_told_from_a_damaged_one(tmp_path: Path, cache_copy:
     with pytest.raises(DataError, match="no such folder"):
         open_cache(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds neither"):
+    with pytest.raises(DataError, match="contains neither"):
         open_cache(tmp_path / "empty")
     (cache_copy / "manifest.json").unlink()
     with pytest.raises(CacheCorrupt, match=r"not complete.*cache-teacher"):
@@ -304,6 +304,6 @@ def test_a_table_of_samples_is_compared_with_the_hash_in_its_record(
     for relative, content in sealed(base, {f"samples/{column}/c/0{ending}": other}).items():
         (cache_copy / relative).write_bytes(content)
     reader = open_cache(cache_copy)
-    with pytest.raises(CacheCorrupt, match="table of shard 0 does not hold the samples"):
+    with pytest.raises(CacheCorrupt, match="table of shard 0 has other samples"):
         _ = reader.samples
     assert any("table of shard 0" in problem for problem in verify(cache_copy).problems)

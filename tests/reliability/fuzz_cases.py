@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from scalekd.cache import CacheReader, TargetDecoder, open_cache
+from scalekd.cache.cache import Cache
 from scalekd.cache.care.verify import verify
-from scalekd.cache.codecs import CacheCodecs
 from scalekd.cache.documents import canonical as model_bytes
 from scalekd.cache.documents.manifest import Identity, Manifest, Plan, Provenance, ShardRecord
 from scalekd.cache.documents.records import samples_hash
@@ -228,7 +228,7 @@ def rebuilt(subject: Subject, document: Any, rng: random.Random) -> Files:
     identity = Identity.model_validate(document["identity"])
     provenance = Provenance.model_validate(document["provenance"])
     plan, root = Plan.of(identity, provenance), subject.root
-    layout = CacheCodecs.load(root, identity).layout(identity)
+    layout = Cache(root, plan).layout
     chunks = [name for name in subject.files if "/c/" in name]
     files: Files = {"plan.json": canonical(plan.model_dump(mode="json"))}
     names = dict(table_files(identity))

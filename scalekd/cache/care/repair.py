@@ -14,10 +14,11 @@ from pathlib import Path, PurePosixPath
 from typing import get_args
 
 from scalekd.cache.cache import Cache
-from scalekd.cache.documents import MAX_JSON_BYTES, canonical, parse_committed
+from scalekd.cache.documents import MAX_JSON_BYTES, canonical
 from scalekd.cache.documents.manifest import Manifest, Plan, ShardRecord
 from scalekd.cache.documents.records import record_hash
-from scalekd.cache.files import FileDigest, digest, digest_on_disk, holds, read_bounded
+from scalekd.cache.documents.stored import read_document
+from scalekd.cache.files import FileDigest, digest, digest_on_disk, holds
 from scalekd.cache.forms import Embed, TarForm
 from scalekd.cache.forms.images import IMAGES_FILE, images_documents
 from scalekd.cache.forms.webdataset.form import FORM_FILE
@@ -113,13 +114,11 @@ def believed(root: Path) -> Standing:
 
 
 def _manifest_as_plan(root: Path) -> Manifest | None:
-    storage = LocalStorage(root)
     try:
-        data = read_bounded(storage, PLAN_FILE, max_bytes=MAX_JSON_BYTES, what="the plan")
-        found = parse_committed(Manifest, data, where=storage.locate(PLAN_FILE))
+        manifest = read_document(LocalStorage(root), PLAN_FILE, Manifest, "the plan")
     except CacheError:
         return None
-    return found if found.digest else None
+    return manifest if manifest.digest else None
 
 
 def _outvoted(root: Path, plan: Plan, other: Plan) -> bool:

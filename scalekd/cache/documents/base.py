@@ -15,6 +15,13 @@ from scalekd.errors import CacheCorrupt, CacheMismatch
 FORMAT: Literal["scalekd-cache"] = "scalekd-cache"
 FORMAT_VERSION: Literal[1] = 1
 
+_FORMATS = {
+    FORMAT: ("cache format", FORMAT_VERSION),
+    "scalekd-webdataset": ("WebDataset form", 2),
+    "scalekd-images": ("form of images", 1),
+}
+"""Name and newest version of each kind of document."""
+
 MAX_JSON_BYTES = 64 << 20
 _MAX_JSON_VALUES = 1 << 22
 _MAX_JSON_DEPTH = 32
@@ -57,9 +64,9 @@ def parse(model: type[Model], data: bytes, *, where: str) -> Model:
         return model.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "document"
+        name = ".".join(str(part) for part in first["loc"]) or "document"
         problem = str(first["msg"]).removeprefix("Value error, ")
-        raise CacheCorrupt(f"{where}: {place}: {problem}") from None
+        raise CacheCorrupt(f"{where}: {name}: {problem}") from None
 
 
 def parse_committed(model: type[Model], data: bytes, *, where: str) -> Model:
@@ -68,10 +75,10 @@ def parse_committed(model: type[Model], data: bytes, *, where: str) -> Model:
     Raises:
         CacheMismatch, CacheCorrupt: As for :func:`parse`; or a byte changed that JSON ignores.
     """
-    found = parse(model, data, where=where)
-    if canonical(found) != data:
+    document = parse(model, data, where=where)
+    if canonical(document) != data:
         raise CacheCorrupt(f"{where}: its bytes changed since it was committed")
-    return found
+    return document
 
 
 def check_depth(document: Any) -> None:
@@ -96,12 +103,12 @@ def check_depth(document: Any) -> None:
 def _check_version(document: Any, where: str) -> None:
     plan = document.get("plan", document) if isinstance(document, dict) else None
     identity = plan.get("identity") if isinstance(plan, dict) else None
-    if not isinstance(identity, dict):
-        return
-    version = identity.get("format_version")
-    if identity.get("format") == FORMAT and isinstance(version, int) and version != FORMAT_VERSION:
-        newer = version > FORMAT_VERSION
-        raise CacheMismatch(
-            f"{where}: cache format {version}, and this scalekd reads format {FORMAT_VERSION}: "
-            + ("update scalekd to read it" if newer else "write the cache again")
-        )
+    for part in (document, identity):
+        if not isinstance(part, dict) or str(part.get("format")) not in _FORMATS:
+            continue
+        (name, newest), version = _FORMATS[part["format"]], part.get("format_version")
+        if isinstance(version, int) and not 1 <= version <= newest:
+            raise CacheMismatch(
+                f"{where}: {name} {version}, and this scalekd reads up to version {newest}: "
+                + ("update scalekd to read it" if version > newest else "write the cache again")
+            )

@@ -30,6 +30,7 @@ from scalekd.cache.documents.paths import (
 )
 from scalekd.cache.documents.plausible import check_identity
 from scalekd.cache.files import FileDigest
+from scalekd.codecs.measure import FeatureErrors
 from scalekd.shapes import FeatureShape
 from scalekd.teachers import TeacherSpec
 
@@ -213,24 +214,7 @@ class Identity(CacheDocument):
         return min(self.shard_size, self.data.num_samples - shard * self.shard_size)
 
 
-class ErrorSummary(CacheDocument):
-    """Relative squared errors of views."""
-
-    mean: float = Field(ge=0, allow_inf_nan=False)
-    p95: float = Field(ge=0, allow_inf_nan=False)
-    max: float = Field(ge=0, allow_inf_nan=False)
-
-
-class MeasuredErrors(CacheDocument):
-    """Errors of the codec on a stage's held-out views: raw, spatial and frequency."""
-
-    num_views: int = Field(ge=1, le=_MAX_SAMPLES)
-    raw: ErrorSummary
-    spatial: ErrorSummary
-    frequency: ErrorSummary
-
-
-_ERRORS_BY_STAGE = TypeAdapter(dict[Literal["3", "4"], MeasuredErrors])
+_ERRORS_BY_STAGE = TypeAdapter(dict[Literal["3", "4"], FeatureErrors])
 
 
 Computing = Annotated[

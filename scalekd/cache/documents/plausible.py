@@ -8,7 +8,6 @@ long after the cache was opened. Every such number is bounded and compared with 
 import math
 from typing import TYPE_CHECKING
 
-from scalekd.models.arguments import check_bounded
 from scalekd.shapes import FeatureShape
 from scalekd.teachers import TeacherSpec
 
@@ -102,7 +101,6 @@ def check_teacher(teacher: TeacherSpec) -> None:
         text = getattr(teacher, name)
         if text is not None and len(text) > _MAX_TEXT:
             raise ValueError(f"{name} of the teacher has {len(text):,} characters")
-    check_bounded(teacher.model_kwargs)
 
 
 def _shape(shape: FeatureShape) -> str:

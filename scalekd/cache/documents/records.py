@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from scalekd.cache.documents import MAX_JSON_BYTES, canonical, parse_committed
+from scalekd.cache.documents import canonical
 from scalekd.cache.documents.manifest import ShardRecord
-from scalekd.cache.files import read_bounded
+from scalekd.cache.documents.stored import read_document
 from scalekd.cache.layout import record_path
 from scalekd.errors import CacheMismatch
 from scalekd.storage import Storage
@@ -33,8 +33,7 @@ def write_record(storage: Storage, record: ShardRecord) -> None:
     path = record_path(record.unit, record.shard)
     content = canonical(record)
     if not storage.commit(path, content, exclusive=True):
-        data = read_bounded(storage, path, max_bytes=MAX_JSON_BYTES, what="a commit record")
-        committed = parse_committed(ShardRecord, data, where=storage.locate(path))
+        committed = read_document(storage, path, ShardRecord, "a commit record")
         if canonical(committed.model_copy(update={"computed": record.computed})) != content:
             raise CacheMismatch(
                 f"{storage.locate(path)}: another process committed this shard with other bytes."

@@ -8,13 +8,13 @@ one wrote a document of the next number whenever a part grew; the one of the hig
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from scalekd.cache.documents import CacheDocument, canonical, parse_committed
+from scalekd.cache.documents import CacheDocument, canonical
 from scalekd.cache.documents.manifest import Sha256
-from scalekd.cache.files import read_bounded
+from scalekd.cache.documents.stored import read_document
 from scalekd.cache.layout import SAMPLES, SELECTION_FOLDER, Unit
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.storage import Storage
@@ -56,8 +56,7 @@ class Selection(CacheDocument):
 
     def has_target(self, group: str) -> bool:
         """Whether a group of arrays belongs to it; those that are no targets do."""
-        known: tuple[str, ...] = Target.__args__  # type: ignore[attr-defined]
-        return self.targets is None or group not in known or group in self.targets
+        return self.targets is None or group not in get_args(Target) or group in self.targets
 
     def has_file(self, relative: str) -> bool:
         """Whether a file of a selected shard belongs to it: ``passes/0000/stage4/codes/c/0``."""
@@ -107,8 +106,7 @@ def read_selection(storage: Storage) -> Selection | None:
     if not number:
         return None
     path = selection_path(number)
-    data = read_bounded(storage, path, max_bytes=_MAX_BYTES, what="the selection of a part")
-    return parse_committed(Selection, data, where=storage.locate(path))
+    return read_document(storage, path, Selection, "the selection of a part", max_bytes=_MAX_BYTES)
 
 
 def write_selection(storage: Storage, selection: Selection) -> None:

@@ -6,9 +6,9 @@ plan and never changes, so that every process and every reader knows the arrays 
 
 from typing import Literal
 
-from scalekd.cache.documents import CacheDocument, canonical, parse_committed
-from scalekd.errors import CacheCorrupt
-from scalekd.storage import Location, NotStored, StoredFileError, open_storage
+from scalekd.cache.documents import CacheDocument, canonical
+from scalekd.cache.documents.stored import read_document_if_any
+from scalekd.storage import Location, open_storage
 
 IMAGES_FILE = "images.json"
 _MAX_BYTES = 64 << 10
@@ -37,12 +37,10 @@ def read_images_document(location: Location) -> ImagesForm | None:
     Raises:
         CacheCorrupt: It is damaged.
     """
-    storage = open_storage(location)
-    where = storage.locate(IMAGES_FILE)
-    try:
-        data = storage.read(IMAGES_FILE, max_bytes=_MAX_BYTES)
-    except NotStored:
-        return None
-    except StoredFileError as error:
-        raise CacheCorrupt(f"{where}: the form of the cache {error.problem}") from None
-    return parse_committed(ImagesForm, data, where=where)
+    return read_document_if_any(
+        open_storage(location),
+        IMAGES_FILE,
+        ImagesForm,
+        "the form of the cache",
+        max_bytes=_MAX_BYTES,
+    )

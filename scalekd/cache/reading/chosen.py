@@ -1,25 +1,27 @@
-"""Whose targets a student learns from: the cache's own, an extension's, or several teachers'."""
+"""The choice of the targets that a student learns from: of the cache, or of its extensions."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from scalekd.cache.layout import SEPARATOR
 from scalekd.cache.reading.extensions import BASE, JoinedReader, open_extension
 from scalekd.cache.reading.reader import CacheReader, open_cache
-from scalekd.cache.targets import JoinedTargets, TargetDecoder
+from scalekd.distillation.decoding import JoinedTargets, TargetDecoder
 from scalekd.errors import UsageError
 from scalekd.storage import Location
 
 
 @dataclass(frozen=True)
 class ChosenTargets:
-    """A cache, those of its extensions that are used, and who gives what.
+    """A cache with the extensions in use, and the targets that are taken from each.
 
     Attributes:
-        caches: The cache, as ``base``, and the extensions that are used, by name.
-        features: Whose final-stage features and tails count; the first teacher's first.
-        logits: Whose logits count; several are averaged.
+        caches: The cache, named ``base``, and the extensions in use, by name.
+        features: Names of the caches whose final-stage features and tails are used, the first
+            teacher's first.
+        logits: Names of the caches whose logits are used; several are averaged.
     """
 
     caches: Mapping[str, CacheReader]
@@ -30,18 +32,18 @@ class ChosenTargets:
     def open(
         cls, cache: Location, *, targets: str | None = None, logits_from: Sequence[str] = ()
     ) -> "ChosenTargets":
-        """Open a cache, and the extensions named.
+        """Open a cache and the named extensions.
 
         Args:
-            cache: The cache.
-            targets: Extension that gives features and tail, and logits if it has any; the cache
-                itself when ``None``. Several names, with commas between them and ``base`` for the
-                cache itself, are several teachers.
-            logits_from: Extensions that give logits, or ``base`` for the cache itself.
+            cache: Location of the cache.
+            targets: Extension with the features and tail, and the logits if it has any; the cache
+                itself if ``None``. Several names with commas, such as ``base,NAME``, are several
+                teachers; ``base`` is the cache itself.
+            logits_from: Extensions with the logits; ``base`` is the cache itself.
 
         Raises:
-            UsageError: There is no such extension, a name is given twice, or no pass of the cache
-                is here.
+            UsageError: An extension does not exist or is named twice, or no pass of the cache is at
+                the location.
             DataError, CacheError: As for :func:`~scalekd.cache.open_cache`.
         """
         base = open_cache(cache)
@@ -50,7 +52,7 @@ class ChosenTargets:
             raise UsageError(f"--targets {targets}: expected names, each once, as in base,NAME")
         if not base.passes:
             raise UsageError(
-                f"{base.location}: no pass of the cache is here (the part is {base.part}); fetch"
+                f"{base.location}: contains no pass of its cache (only {base.part}); fetch"
                 " one with `scalekd cache pull`"
             )
         named = sorted({*features, *logits_from} - {BASE})
@@ -61,13 +63,13 @@ class ChosenTargets:
 
     @property
     def base(self) -> CacheReader:
-        """The cache itself, which samples and views are read from."""
+        """The cache itself, from which samples and views are read."""
         return self.caches[BASE]
 
     @property
     def reader(self) -> CacheReader | JoinedReader:
-        """What a loader reads."""
-        extensions = {name: found for name, found in self.caches.items() if name != BASE}
+        """Reader of the cache and of the extensions in use."""
+        extensions = {name: reader for name, reader in self.caches.items() if name != BASE}
         return JoinedReader(self.base, extensions) if extensions else self.base
 
     def decoder(
@@ -79,17 +81,17 @@ class ChosenTargets:
         compute_dtype: torch.dtype = torch.float32,
         class_token: Collection[str] = (),
     ) -> JoinedTargets:
-        """Decode a loader's batches.
+        """Return a module that decodes a loader's batches.
 
         Args:
             features: Decode features.
             logits: Decode logits.
-            classes: For each cache that gives logits, see `TargetDecoder`.
+            classes: Classes of the decoded logits of each cache; see `TargetDecoder`.
             compute_dtype: Type of the products that decode features.
             class_token: Caches that return the class token beside their features.
 
         Raises:
-            UsageError: One of the caches does not hold what is asked of it.
+            UsageError: One of the caches does not contain the requested targets.
         """
         owners = set(self.features) if features else set()
         owners |= set(self.logits) if logits else set()
@@ -99,7 +101,7 @@ class ChosenTargets:
                     self.caches[owner].codecs,
                     features=features and owner in self.features,
                     logits=logits and owner in self.logits,
-                    owner="" if owner == BASE else owner,
+                    prefix="" if owner == BASE else f"{owner}{SEPARATOR}",
                     compute_dtype=compute_dtype,
                     classes=(classes or {}).get(owner),
                     class_token=owner in class_token,

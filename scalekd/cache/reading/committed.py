@@ -14,7 +14,7 @@ from scalekd.storage import Storage
 
 
 def recorded_shards(storage: Storage, num_shards: int) -> Iterator[ShardId]:
-    """Every shard with a commit record: samples first, then pass by pass.
+    """Yield every shard with a commit record: samples first, then pass by pass.
 
     Raises:
         UsageError: The location cannot be listed.
@@ -35,20 +35,20 @@ def recorded_shards(storage: Storage, num_shards: int) -> Iterator[ShardId]:
 
 
 class CommittedShard:
-    """One committed shard of a pass, or of the samples, read against its commit record.
+    """One committed shard of a pass or of the samples, whose files are checked when read.
 
     Args:
-        cache: The cache.
-        shard: Which shard.
+        cache: Cache of the shard.
+        shard: The shard.
 
     Raises:
-        CacheError: Its record is missing, damaged, or of another cache.
+        CacheError: The commit record is missing, damaged, or of another cache.
     """
 
     def __init__(self, cache: Cache, shard: ShardId) -> None:
         self.record: ShardRecord = cache.record(shard)
         self._layout, self._shard = cache.layout, shard
-        # A cache that is not complete has no manifest: the plan says what its documents hold.
+        # A cache that is not complete has no manifest; its documents follow from the plan.
         documents = cache.documents(shard.unit)
         expected = {path: digest(content) for path, content in documents.items()}
         self._files = CommittedFiles(cache.storage, {**expected, **self.record.files})

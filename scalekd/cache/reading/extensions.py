@@ -1,9 +1,9 @@
 """Targets added to a cache under a name: more stages, another codec, another teacher.
 
 An extension is a whole cache in ``extensions/NAME/``, with its own plan, records, codecs, tail and
-manifest, so that it is written, checked and mended like any other, and the cache it extends is
-not touched by a byte. It has the data, the views and the shards of that cache; that its views are
-the very same, every shard's pixel hashes tell.
+manifest. It is written, verified and repaired like any other cache, and the files of the cache that
+it extends do not change. Both have the same images, views and shards; the pixel hashes of every
+shard are compared when it is read.
 """
 
 import re
@@ -32,7 +32,7 @@ _SHARED = ("data", "views", "skip_corrupt", "shard_size", "block_size")
 
 
 def extension_path(name: str) -> str:
-    """Folder of an extension, inside the cache.
+    """Return the folder of an extension inside the cache.
 
     Raises:
         UsageError: ``name`` is not the name of a folder.
@@ -46,17 +46,17 @@ def extension_path(name: str) -> str:
 
 
 def is_extension_name(name: str) -> bool:
-    """Whether an extension may have this name."""
+    """Return whether an extension may have this name."""
     return _NAME.fullmatch(name) is not None and name != BASE
 
 
 def extension_names(storage: Storage) -> list[str]:
-    """Extensions of a cache, complete or not, in order."""
+    """Return the names of a cache's extensions, complete or not, in order."""
     return [name for name in storage.folders(EXTENSIONS_FOLDER) if is_extension_name(name)]
 
 
 def begun_extensions(storage: Storage) -> list[str]:
-    """Those that have a plan; a place that cannot be listed tells of none."""
+    """Return the extensions that have a plan; none if the location cannot be listed."""
     try:
         names = extension_names(storage)
     except UsageError:
@@ -68,8 +68,8 @@ def open_extension(base: CacheReader, name: str) -> CacheReader:
     """Open an extension of a cache, and check that it fits.
 
     Raises:
-        UsageError: The cache has none of that name.
-        CacheError: It is not complete, damaged, or of another cache.
+        UsageError: The cache has no extension of that name.
+        CacheError: The extension is incomplete, damaged, or belongs to another cache.
     """
     storage = base.storage
     inner = storage.below(extension_path(name))
@@ -77,7 +77,7 @@ def open_extension(base: CacheReader, name: str) -> CacheReader:
         try:
             known = f"it has {', '.join(extension_names(storage)) or 'none'}"
         except UsageError:
-            known = "this place cannot be listed"
+            known = "this location cannot be listed"
         raise UsageError(f"{storage.location}: has no targets named {name!r}; {known}")
     reader = open_cache(inner)
     check_fits(base.identity, reader.identity, where=reader.location)
@@ -88,28 +88,28 @@ def check_fits(base: Identity, extension: Identity, *, where: str) -> None:
     """Check that an extension has the samples, views and shards of the cache it extends.
 
     Raises:
-        CacheMismatch: It has others; the message names them.
+        CacheMismatch: They differ; the message names the difference.
     """
     shared = {name: getattr(base, name) for name in _SHARED}
-    if any(getattr(extension, name) != found for name, found in shared.items()):
+    if any(getattr(extension, name) != value for name, value in shared.items()):
         raise CacheMismatch(
-            f"{where}: is no extension of the cache around it:"
+            f"{where}: is not an extension of the cache that contains it:"
             f" {differences(extension.model_copy(update=shared), extension)}"
         )
 
 
 class JoinedReader:
-    """A cache read together with extensions of it: one set of views, the targets of all.
+    """Reads a cache together with its extensions: one set of views, the targets of all.
 
-    Arrays of an extension are named ``NAME:stage4/codes``. Takes the place of a
-    :class:`~scalekd.cache.CacheReader` in a loader.
+    A loader can read it like a :class:`~scalekd.cache.CacheReader`. Arrays of an extension are
+    named ``NAME:stage4/codes``.
 
     Args:
-        base: The cache, which samples and views are read from.
-        extensions: Its extensions by name, as :func:`open_extension` gives them.
+        base: The cache, from which samples and views are read.
+        extensions: Opened extensions by name; see :func:`open_extension`.
 
     Raises:
-        CacheMismatch: An extension lacks shards that the cache holds.
+        CacheMismatch: An extension lacks shards that the cache contains.
         UsageError: Cache and extensions have no pass in common.
     """
 
@@ -122,8 +122,8 @@ class JoinedReader:
             lacking = set(base.shards) - set(reader.shards)
             if lacking:
                 raise CacheMismatch(
-                    f"{reader.location}: lacks {len(lacking)} shards that are here of the cache,"
-                    f" such as {min(lacking)}; fetch the same part of both"
+                    f"{reader.location}: lacks {len(lacking)} shards that the local part of the"
+                    f" cache has, such as {min(lacking)}; fetch the same part of both"
                 )
             views += (
                 replace(array, name=f"{name}{SEPARATOR}{array.name}")
@@ -164,7 +164,7 @@ class JoinedReader:
 
     @cached_property
     def passes(self) -> tuple[int, ...]:
-        """Passes that cache and extensions have in common."""
+        """Passes that are complete in the cache and in all extensions."""
         common = set(self.base.passes)
         common.intersection_update(*(reader.passes for reader in self.extensions.values()))
         return tuple(sorted(common))
@@ -180,7 +180,7 @@ class JoinedReader:
         return self.base.blocks()
 
     def reopened(self) -> "JoinedReader":
-        """The same for another process; see :meth:`CacheReader.reopened`."""
+        """Return a reader for another process; see :meth:`CacheReader.reopened`."""
         return JoinedReader(
             self.base.reopened(),
             {name: reader.reopened() for name, reader in self.extensions.items()},
@@ -192,7 +192,7 @@ class JoinedReader:
         """See :meth:`CacheReader.read_rows`.
 
         Raises:
-            CacheMismatch: An extension holds other samples or other views than the cache.
+            CacheMismatch: An extension contains other samples or other views than the cache.
         """
         wanted: dict[str, list[str]] = {BASE: []}
         for name in names:
@@ -201,16 +201,16 @@ class JoinedReader:
         starts = self.samples.starts
         shard = int(np.searchsorted(starts, first, side="right")) - 1
         self._check_shard(pass_index, shard)
-        found = self.base.read_rows(pass_index, first, count, wanted.pop(BASE))
+        columns = self.base.read_rows(pass_index, first, count, wanted.pop(BASE))
         for name, arrays in wanted.items():
             reader = self.extensions[name]
             start = first - int(starts[shard]) + int(reader.samples.starts[shard])
             rows = reader.read_rows(pass_index, start, count, arrays)
-            found |= {f"{name}{SEPARATOR}{array}": kept for array, kept in rows.items()}
-        return found
+            columns |= {f"{name}{SEPARATOR}{array}": column for array, column in rows.items()}
+        return columns
 
     def _check_shard(self, pass_index: int, shard: int) -> None:
-        """Same samples, same pixels, once for every shard of a pass."""
+        """Compare samples and pixel hashes with the cache's, once for every shard of a pass."""
         if (pass_index, shard) in self._checked:
             return
         path = f"passes/{pass_index:04d}/pixel_hash"
@@ -218,7 +218,7 @@ class JoinedReader:
             where = f"{reader.location}: shard {shard}"
             base = self.base.record(SAMPLES, shard)
             if reader.record(SAMPLES, shard).samples_sha256 != base.samples_sha256:
-                raise CacheMismatch(f"{where} holds other samples than the cache it extends")
+                raise CacheMismatch(f"{where} contains other samples than the cache it extends")
             ours = self.base.record(pass_index, shard).files
             theirs = reader.record(pass_index, shard).files
             hashes = {file for file in ours if file.startswith(path)}

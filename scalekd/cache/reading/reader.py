@@ -1,7 +1,7 @@
 """Reading a cache: every byte is checked against its commit record before it is used.
 
-Opening reads the manifest, the plan and the records; targets are read a block at a time. A
-reader holds no open file, so it may be pickled or forked into the workers of a loader, and several
+Opening reads the manifest, the plan and the codec tables; targets are read a block at a time. A
+reader keeps no file open, so it may be pickled or forked into the workers of a loader, and several
 threads may read blocks of one pass at once.
 """
 
@@ -56,12 +56,12 @@ def check_folder(location: Location) -> None:
 
 
 def read_manifest(location: Location) -> Manifest:
-    """The manifest of a complete cache.
+    """Read the manifest of a complete cache.
 
     Raises:
-        DataError: There is no cache at ``location``.
+        DataError: ``location`` does not contain a cache.
         CacheCorrupt: The cache is incomplete, or its manifest is damaged.
-        CacheMismatch: It was written in another version of the format.
+        CacheMismatch: The cache was written in another version of the format.
     """
     storage = open_storage(location)
     check_folder(storage)
@@ -74,7 +74,7 @@ def read_manifest(location: Location) -> Manifest:
         )
     if manifest is None:
         raise DataError(
-            f"no cache at {storage.location}: it holds neither {MANIFEST_FILE} nor {PLAN_FILE}"
+            f"no cache at {storage.location}: it contains neither {MANIFEST_FILE} nor {PLAN_FILE}"
         )
     return manifest
 
@@ -83,7 +83,7 @@ def open_cache(location: Location) -> "CacheReader":
     """Open a complete cache; reads its manifest and codec tables.
 
     Args:
-        location: Its folder, its URL (``s3://…``, ``https://…``), or either opened with
+        location: Folder or URL (``s3://…``, ``https://…``) of the cache, or either opened with
             :func:`scalekd.storage.open_storage`.
 
     Raises:
@@ -100,10 +100,10 @@ class SampleTable:
     """The samples of a cache, in order of shard and row, without those skipped as corrupt.
 
     Attributes:
-        keys: UTF-8 bytes, one fixed-width NumPy string a sample.
-        labels: Class, or -1.
-        source_hashes: xxh3-64 of the encoded image.
-        starts: ``starts[s]`` is the first sample of shard ``s``; one more entry at the end.
+        keys: Keys as UTF-8, one fixed-width NumPy byte string a sample.
+        labels: Class of each sample; -1 without a label.
+        source_hashes: xxh3-64 of each encoded image.
+        starts: Number of the first sample of each shard, and the number of samples at the end.
     """
 
     def __init__(self, keys: Rows, labels: Rows, source_hashes: Rows, starts: Rows) -> None:
@@ -124,10 +124,9 @@ class CacheReader:
 
     Args:
         cache: The cache.
-        manifest: Its manifest (:func:`read_manifest`).
+        manifest: Manifest of the cache; see :func:`read_manifest`.
 
-    Raises:
-        CacheCorrupt: While reading, whenever a file is not the one committed.
+    Every method that reads raises ``CacheCorrupt`` if a file is not the committed one.
     """
 
     def __init__(self, cache: Cache, manifest: Manifest) -> None:
@@ -155,7 +154,7 @@ class CacheReader:
         self._open_units()
 
     def reopened(self) -> "CacheReader":
-        """The same cache for another process: only the table of samples is shared with this one."""
+        """Return a reader for another process, which shares only the table of samples with this."""
         _ = self.samples
         return copy.copy(self)
 
@@ -170,45 +169,45 @@ class CacheReader:
 
     @property
     def embed(self) -> Embed:
-        """What images the cache holds itself."""
+        """Kind of images that the cache contains itself."""
         return self.layout.form.embed
 
     @property
     def num_passes(self) -> int:
-        """Passes of the whole cache."""
+        """Number of passes of the whole cache."""
         return self.manifest.num_passes
 
     @property
     def passes(self) -> tuple[int, ...]:
-        """Passes that are here."""
+        """Numbers of the passes at this location."""
         return tuple(number for number in range(self.num_passes) if self.part.has_unit(number))
 
     @property
     def shards(self) -> tuple[int, ...]:
-        """Shards that are here."""
+        """Numbers of the shards at this location."""
         return tuple(s for s in range(self.identity.num_shards) if self.part.has_shard(s))
 
     def require(self, *groups: str) -> None:
-        """Check that groups of target arrays, such as ``stage4``, or ``tail``, are here.
+        """Check that this part contains groups of targets, such as ``stage4``, or the ``tail``.
 
         Raises:
-            UsageError: The cache has them, and they were not fetched.
+            UsageError: They were not fetched.
         """
         for group in groups:
-            held = self.part.has_tail if group == "tail" else self.part.has_target(group)
-            if not held:
+            has = self.part.has_tail if group == "tail" else self.part.has_target(group)
+            if not has:
                 raise UsageError(
-                    f"{self.location}: {group} was not fetched: here are {self.part}; widen the"
+                    f"{self.location}: {group} was not fetched, only {self.part}; widen the"
                     " part with `scalekd cache pull SOURCE "
                     + f"{self.location}` and what is needed"
                 )
 
     def file(self, relative: str | None, expected: FileDigest | None) -> bytes:
-        """Read a file of the cache, such as its tail, and check that it is what the plan says.
+        """Read a file that the plan names, such as the tail, and check its digest and content.
 
         Raises:
-            UsageError: The cache was written without it.
-            CacheCorrupt: It changed since it was committed, or is something else.
+            UsageError: The cache was written without this file.
+            CacheCorrupt: The file changed since it was committed, or has another content.
         """
         if relative is None or expected is None:
             raise UsageError(f"{self.location}: the cache was written without this file")
@@ -222,11 +221,11 @@ class CacheReader:
         return content
 
     def record(self, unit: Unit, shard: int) -> ShardRecord:
-        """The commit record of a shard, checked against the manifest."""
+        """Return the commit record of a shard, checked against the manifest."""
         return self._unit(unit).record(shard)
 
     def _unit(self, unit: Unit) -> "_OpenUnit":
-        """What is kept of the samples, or of one pass at a time: memory is flat in the passes."""
+        """Return the opened samples or pass; one pass is kept, so that memory stays bounded."""
         if unit == SAMPLES:
             return self._of_samples
         with self._lock:
@@ -235,7 +234,7 @@ class CacheReader:
             return self._of_pass
 
     def read_record(self, unit: Unit, shard: int) -> ShardRecord:
-        """As :meth:`record`, read anew."""
+        """Read the commit record of a shard again; see :meth:`record`."""
         path = record_path(unit, shard)
         sha256 = self.manifest.records.get(path)
 
@@ -251,17 +250,17 @@ class CacheReader:
 
     @cached_property
     def samples(self) -> SampleTable:
-        """All samples of the shards that are here; read once, a few tens of bytes each."""
+        """Samples of the shards at this location; read once, a few tens of bytes each."""
         parts: dict[str, list[Rows]] = {array.name: [] for array in self.layout.samples}
         counts, num_bytes, num_stored = [], 0, 0
-        here = set(self.shards)
-        if not here:
+        own = set(self.shards)
+        if not own:
             raise CacheCorrupt(
                 f"{self.location}: a part ({self.part}) with no shard of its cache, which has"
                 f" {self.identity.num_shards:,}; pull it again"
             )
         for shard in range(self.identity.num_shards):
-            if shard not in here:
+            if shard not in own:
                 counts.append(0)
                 continue
             record = self.record(SAMPLES, shard)
@@ -286,8 +285,8 @@ class CacheReader:
                 ) from None
             if samples_hash(names, labels, hashes) != record.samples_sha256:
                 raise CacheCorrupt(
-                    f"{self.location}: the table of shard {shard} does not hold the samples, in the"
-                    " order, that its record tells"
+                    f"{self.location}: the table of shard {shard} has other samples, or another"
+                    " order, than its commit record"
                 )
         return SampleTable(
             _as_strings(np.concatenate(parts["key"])),
@@ -300,13 +299,13 @@ class CacheReader:
     def witnesses(self) -> Rows:
         """Pixels of the first samples' views in pass 0, ``(view, height, width, 3)`` uint8.
 
-        They tell how far a machine drifts that does not redraw views exactly. There are none in a
-        part without the first samples.
+        They measure the drift of a machine that does not redraw views exactly. A part without the
+        first samples has no witnesses.
         """
         views = self.identity.views
         content = self.file(views.witnesses, views.witnesses_digest)
         pixels = load_witnesses(self.identity, content, self.storage.locate(views.witnesses))
-        # They are of the first samples, which a part may lack.
+        # A part may lack the first samples.
         lacking = next(
             (s for s in range(self.identity.num_shards) if not self.part.has_shard(s)), None
         )
@@ -315,24 +314,24 @@ class CacheReader:
         return pixels
 
     def blocks(self) -> list[tuple[int, int]]:
-        """``(first sample, number of samples)`` of each block, in order; alike in all passes."""
-        found = []
+        """Return ``(first sample, number of samples)`` of each block, in order, for all passes."""
+        blocks = []
         starts = self.samples.starts.tolist()
         for first, end in pairwise(starts):
             rows = end - first
             for offset in range(0, rows, self.identity.block_size):
-                found.append((first + offset, min(self.identity.block_size, rows - offset)))
-        return found
+                blocks.append((first + offset, min(self.identity.block_size, rows - offset)))
+        return blocks
 
     def read_rows(
         self, pass_index: int, first: int, count: int, names: Iterable[str]
     ) -> dict[str, Rows]:
-        """Rows of one block, or of several within one shard.
+        """Read rows of one block, or of several blocks of one shard.
 
         Args:
-            pass_index: Which pass.
+            pass_index: Number of the pass.
             first: Number of the first sample, as in :class:`SampleTable`.
-            count: Number of rows; they lie in one shard.
+            count: Number of rows, all in one shard.
             names: Arrays to read, such as ``stage4/codes`` or ``pixel_hash``, and
                 :data:`~scalekd.cache.forms.IMAGE` where images are embedded.
 
@@ -340,8 +339,8 @@ class CacheReader:
             Array by name, view axis first.
 
         Raises:
-            CacheCorrupt: A file is missing or is not the one committed.
-            UsageError: They are of the cache, and not of the part that is here.
+            CacheCorrupt: A file is missing or is not the committed one.
+            UsageError: The rows belong to the cache, but were not fetched.
         """
         names = tuple(names)
         starts = self.samples.starts
@@ -350,18 +349,18 @@ class CacheReader:
             raise ValueError(f"rows {first} to {first + count} lie in more than one shard")
         if not 0 <= pass_index < self.num_passes:
             raise CacheMismatch(
-                f"{self.location}: pass {pass_index} asked for, the cache has {self.num_passes}"
+                f"{self.location}: pass {pass_index} was requested, the cache has {self.num_passes}"
             )
         if not self.part.has_unit(pass_index):
             raise UsageError(
-                f"{self.location}: pass {pass_index} was not fetched; here are {self.part}"
+                f"{self.location}: pass {pass_index} was not fetched, only {self.part}"
             )
         self.require(*{name.split("/")[0] for name in names})
         record = self.record(pass_index, shard)
         if record.samples_sha256 != self.record(SAMPLES, shard).samples_sha256:
             raise CacheCorrupt(
-                f"{self.location}: shard {shard} of pass {pass_index} holds other samples than the"
-                " cache's table of samples"
+                f"{self.location}: shard {shard} of pass {pass_index} contains other samples than"
+                " the cache's table of samples"
             )
         row = first - int(starts[shard])
         rows = range(row, row + count)
@@ -369,20 +368,20 @@ class CacheReader:
         return reader.read(pass_index, shard, record.num_rows, rows, names)
 
     def image_ranges(self, pass_index: int, shard: int) -> tuple[str, Rows]:
-        """Where the embedded images of a shard are: its tar, and ``(view, 2)`` offsets and sizes.
+        """Return the tar with the embedded images of a shard, and ``(view, 2)`` offsets and sizes.
 
         Raises:
-            UsageError: The cache embeds none.
+            UsageError: The cache contains no images.
         """
         num_rows = self.record(pass_index, shard).num_rows
-        places = self._unit(pass_index).reader.image_ranges(pass_index, shard, num_rows)
-        if places is None or self.embed == "none":
-            raise UsageError(f"{self.location}: holds no images; pass --data-dir")
-        return places
+        ranges = self._unit(pass_index).reader.image_ranges(pass_index, shard, num_rows)
+        if ranges is None or self.embed == "none":
+            raise UsageError(f"{self.location}: contains no images; pass --data-dir")
+        return ranges
 
 
 class _OpenUnit:
-    """What a reader keeps of the samples or of one pass: records, decoded arrays, indexes."""
+    """Records, decoded arrays and indexes of the samples or of one pass that a reader keeps."""
 
     def __init__(self, reader: CacheReader, unit: Unit) -> None:
         self.unit = unit
@@ -393,7 +392,7 @@ class _OpenUnit:
         self.reader = reader.layout.form.reader(self._files, reader.layout)
 
     def record(self, shard: int) -> ShardRecord:
-        """The commit record of a shard; its files may be read from then on."""
+        """Return the commit record of a shard, whose files may be read from then on."""
 
         def read() -> ShardRecord:
             record = self._read(self.unit, shard)
@@ -404,6 +403,6 @@ class _OpenUnit:
 
 
 def _as_strings(rows: Rows) -> Rows:
-    """Rows of zero-padded UTF-8 bytes as NumPy byte strings."""
+    """Return rows of zero-padded UTF-8 bytes as NumPy byte strings."""
     rows = np.ascontiguousarray(rows)
     return rows.view(f"S{rows.shape[1]}")[:, 0]

@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 
 from scalekd.cache.cache import Cache, read_manifest_if_any
-from scalekd.cache.documents import MAX_JSON_BYTES, parse_committed
 from scalekd.cache.documents.manifest import Plan
 from scalekd.cache.documents.selection import Selection
-from scalekd.cache.files import read_bounded
+from scalekd.cache.documents.stored import read_document
 from scalekd.cache.layout import MANIFEST_FILE, PLAN_FILE, ShardId
 from scalekd.cache.reading.committed import recorded_shards
 from scalekd.cache.tables import table_files
@@ -36,8 +35,7 @@ class SourceCache(Cache):
             raise DataError(
                 f"no cache at {storage.location}: neither {MANIFEST_FILE} nor {PLAN_FILE}"
             )
-        data = read_bounded(storage, PLAN_FILE, max_bytes=MAX_JSON_BYTES, what="the plan")
-        plan = parse_committed(Plan, data, where=storage.locate(PLAN_FILE))
+        plan = read_document(storage, PLAN_FILE, Plan, "the plan")
         if self.at_opening is not None and self.at_opening.plan != plan:
             raise CacheMismatch(f"{storage.location}: its plan is not the plan in its manifest")
         super().__init__(storage, plan)

@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from scalekd.cache.documents import MAX_JSON_BYTES, canonical, parse_committed
+from scalekd.cache.documents import MAX_JSON_BYTES, canonical
 from scalekd.cache.documents.manifest import Manifest, Plan, ShardRecord
 from scalekd.cache.documents.records import record_hash
 from scalekd.cache.documents.selection import Selection
+from scalekd.cache.documents.stored import read_document
 from scalekd.cache.files import (
     FileDigest,
     digest,
     file_problem,
     holds,
-    read_bounded,
     read_checked,
 )
 from scalekd.cache.forms import read_form
@@ -131,8 +131,7 @@ class Transfer:
             )
         if begun:
             return
-        data = read_bounded(target, PLAN_FILE, max_bytes=MAX_JSON_BYTES, what="the plan")
-        existing = parse_committed(Plan, data, where=target.locate(PLAN_FILE))
+        existing = read_document(target, PLAN_FILE, Plan, "the plan")
         if existing.cache_id != plan.cache_id:
             raise CacheMismatch(
                 f"{target.location}: contains another cache than {self._source.storage.location}:"
@@ -190,10 +189,7 @@ class Transfer:
             if self._target.commit(MANIFEST_FILE, canonical(ours), exclusive=True):
                 return True
             where = self._target.locate(MANIFEST_FILE)
-            data = read_bounded(
-                self._target, MANIFEST_FILE, max_bytes=MAX_JSON_BYTES, what="the manifest"
-            )
-            theirs = parse_committed(Manifest, data, where=where)
+            theirs = read_document(self._target, MANIFEST_FILE, Manifest, "the manifest")
             if any(
                 theirs.records.get(path, hash_) != hash_ for path, hash_ in ours.records.items()
             ):

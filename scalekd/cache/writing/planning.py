@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scalekd.cache.documents import MAX_JSON_BYTES, canonical, parse_committed
+from scalekd.cache.documents import canonical
 from scalekd.cache.documents.manifest import Identity, Plan
-from scalekd.cache.files import holds, read_bounded
+from scalekd.cache.documents.stored import read_document
+from scalekd.cache.files import holds
 from scalekd.cache.forms import Form, read_form
 from scalekd.cache.forms.images import IMAGES_FILE
 from scalekd.cache.forms.store import unit_documents
@@ -55,8 +56,7 @@ def read_plan(location: Location) -> Plan | None:
         if storage.root is not None:
             _refuse_unexpected(storage.root, _EARLY_NAMES)
         return None
-    data = read_bounded(storage, PLAN_FILE, max_bytes=MAX_JSON_BYTES, what="the plan")
-    return parse_committed(Plan, data, where=storage.locate(PLAN_FILE))
+    return read_document(storage, PLAN_FILE, Plan, "the plan")
 
 
 def _refuse_unexpected(root: Path, names: frozenset[str]) -> None:

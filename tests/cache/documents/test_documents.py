@@ -220,7 +220,7 @@ def test_an_array_too_large_for_a_file_is_refused(manifest: Manifest) -> None:
     huge = ArraySpec(
         "stage4/values", np.dtype(np.float32), shape_after=(1 << 28,), compression="zstd"
     )
-    with pytest.raises(CacheCorrupt, match="one file would hold"):
+    with pytest.raises(CacheCorrupt, match="one file would have"):
         Layout(manifest.plan.identity, samples=(), views=(huge,), form=ZARR)
     twin = ArraySpec("label", np.dtype(np.int32))
     with pytest.raises(CacheCorrupt, match="share a name"):

@@ -9,10 +9,10 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from scalekd.cache.documents import CacheDocument, canonical, parse_committed
-from scalekd.errors import CacheCorrupt, CacheMismatch
+from scalekd.cache.documents import CacheDocument, canonical
+from scalekd.cache.documents.stored import read_document_if_any
 from scalekd.options import Embed
-from scalekd.storage import Location, NotStored, StoredFileError, open_storage
+from scalekd.storage import Location, open_storage
 
 FORM_FILE = "webdataset.json"
 INFO_FILE = "_info.json"
@@ -86,28 +86,13 @@ def read_form_document(location: Location) -> WebDatasetForm | None:
         CacheCorrupt: It is damaged.
         CacheMismatch: It is of another version.
     """
-    storage = open_storage(location)
-    where = storage.locate(FORM_FILE)
-    try:
-        data = storage.read(FORM_FILE, max_bytes=_MAX_FORM_BYTES)
-    except NotStored:
-        return None
-    except StoredFileError as error:
-        raise CacheCorrupt(f"{where}: the form of the cache {error.problem}") from None
-    _check_version(data, where)
-    return parse_committed(WebDatasetForm, data, where=where)
-
-
-def _check_version(data: bytes, where: str) -> None:
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
-        return  # the parser reports the error
-    version = document.get("format_version") if isinstance(document, dict) else None
-    if isinstance(version, int) and version > 2:
-        raise CacheMismatch(
-            f"{where}: WebDataset form {version}, and this scalekd reads 1 and 2: update scalekd"
-        )
+    return read_document_if_any(
+        open_storage(location),
+        FORM_FILE,
+        WebDatasetForm,
+        "the form of the cache",
+        max_bytes=_MAX_FORM_BYTES,
+    )
 
 
 def tar_path(pass_index: int, shard: int) -> str:

@@ -105,7 +105,7 @@ def test_a_form_of_a_later_version_and_no_form_at_all(tars: Path) -> None:
     path = tars / "webdataset.json"
     content = path.read_text()
     path.write_text(content.replace('"format_version": 1', '"format_version": 3'))
-    with pytest.raises(CacheMismatch, match="WebDataset form 3, and this scalekd reads 1 and 2"):
+    with pytest.raises(CacheMismatch, match=r"form 3.*reads up to version 2"):
         open_cache(tars)
     path.write_text(content.replace('"format_version": 1', '"format_version": 2'))
     with pytest.raises(CacheCorrupt, match="version 2 is for pixels"):
