@@ -119,11 +119,10 @@ class DemoResult(BaseModel):
             "",
             f"top-1 on 500 other digits, mean and standard deviation over {len(_SEEDS)} seeds;"
             f" {self.seconds:.0f} s in all",
-            f"curves:   {Path(self.report).absolute().as_uri()}",
+            f"curves:   {Path(self.report).as_uri()}",
             f"try next: scalekd cache info {self.cache}",
             f"          scalekd evaluate local-dir:{self.student} --data-dir"
             f" {Path(self.cache).parent / 'data'} --split val",
-            f"          scalekd cache show {self.cache} --output cache.html",
             "          scalekd cache-teacher --help; docs/your-classes.md for your own images",
         ]
 
