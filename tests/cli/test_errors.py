@@ -148,6 +148,7 @@ def test_other_processes_of_a_run_leave_the_json_to_the_first(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
     ran = run("cache", "info", tmp_path, "--json")
     assert ran.code
     assert ran.out == ""
