@@ -1,8 +1,8 @@
-"""What of a damaged cache can still be believed, and what has to be made again.
+"""The intact parts of a damaged cache, and what must be written again.
 
-Plan and manifest hold the same plan, records are written from files and named by the manifest, so
-most documents can be made again from the others. What no surviving document vouches for is
-redone by the pipeline, and held against what does survive before it replaces anything.
+Plan and manifest contain the same plan, records are made from files and named by the manifest, so
+most documents can be made again from the others. The pipeline writes the rest again, and compares
+it with the documents that are intact before it replaces a file.
 """
 
 import contextlib
@@ -39,12 +39,12 @@ from scalekd.storage.files import commit_file, explained, inside
 
 @dataclass(frozen=True)
 class Standing:
-    """The documents of a cache that can be believed.
+    """The intact documents of a cache.
 
     Attributes:
-        cache: The cache, by the plan that is believed.
-        manifest: The manifest when it is sound; otherwise it is made again from the records.
-        num_passes: Passes the cache is to have.
+        cache: The cache, with the plan that most commit records name.
+        manifest: The manifest if it is intact; otherwise it is made again from the records.
+        num_passes: Number of passes that the cache must have.
     """
 
     cache: Cache
@@ -60,18 +60,18 @@ class Standing:
         return (SAMPLES, *range(self.num_passes))
 
     def record_hash_of(self, shard: ShardId) -> str | None:
-        """What the manifest says a commit record hashes to."""
+        """Return the SHA-256 of a commit record according to the manifest, if there is one."""
         return self.manifest.records.get(shard.record_path) if self.manifest else None
 
 
 @dataclass(frozen=True)
 class ShardDamage:
-    """One shard of one unit that is not as it was committed.
+    """One damaged shard.
 
     Attributes:
-        shard: Which shard.
-        record: Its commit record when that is sound.
-        files: Those of its files that are not as the record says; all when there is no record.
+        shard: The shard.
+        record: Commit record of the shard, if it is intact.
+        files: Files that differ from the commit record; all files if there is no record.
     """
 
     shard: ShardId
@@ -80,11 +80,11 @@ class ShardDamage:
 
 
 def believed(root: Path) -> Standing:
-    """Read plan and manifest, and decide which of them to believe.
+    """Read plan and manifest; if they differ, choose the one that more commit records name.
 
     Raises:
-        DataError: There is no cache at ``root``.
-        CacheCorrupt: Neither can be read: nothing says what the cache is to hold.
+        DataError: ``root`` does not contain a cache.
+        CacheCorrupt: Neither can be read, so the content of the cache is not known.
         CacheMismatch: They are of a later version of the format.
     """
     check_folder(root)
@@ -128,7 +128,7 @@ def _outvoted(root: Path, plan: Plan, other: Plan) -> bool:
 
 
 def _owners(root: Path) -> Counter[str]:
-    """How many commit records name which cache."""
+    """Count the commit records of each cache."""
     found: Counter[str] = Counter()
     for path in (root / RECORDS_FOLDER).glob("*/*.json"):
         with contextlib.suppress(OSError, ValueError, RecursionError, TypeError, KeyError):
@@ -138,7 +138,7 @@ def _owners(root: Path) -> Counter[str]:
 
 
 def _complete(cache: Cache) -> int:
-    """Passes, counted from the first, of which every shard is committed."""
+    """Return the number of passes, from the first on, of which every shard is committed."""
     number = 0
     while all(cache.has(ShardId(number, shard)) for shard in range(cache.identity.num_shards)):
         number += 1
@@ -146,7 +146,7 @@ def _complete(cache: Cache) -> int:
 
 
 def _begun(root: Path) -> int:
-    """Passes, counted from the first, of which there is any trace."""
+    """Return the number of passes, from the first on, of which any file exists."""
     number = 0
     while any(
         next(folder.rglob("*.json"), None) is not None
@@ -183,7 +183,7 @@ def damaged_form(root: Path, standing: Standing) -> dict[str, bytes]:
 
 
 def damaged_documents(standing: Standing) -> dict[str, bytes]:
-    """Plan and array metadata that are not as they must be, with what they must hold."""
+    """Return the damaged plan and array metadata, with the right content."""
     cache, wanted = standing.cache, {PLAN_FILE: canonical(standing.plan)}
     for unit in standing.units:
         wanted |= cache.documents(unit)
@@ -191,7 +191,7 @@ def damaged_documents(standing: Standing) -> dict[str, bytes]:
 
 
 def damaged_shards(standing: Standing) -> Iterator[ShardDamage]:
-    """Every shard that is missing or not as committed; reads the whole cache."""
+    """Yield every missing or damaged shard; reads the whole cache."""
     cache = standing.cache
     for shard in cache.shards(standing.num_passes):
         record = sound_record(standing, shard)
@@ -204,7 +204,7 @@ def damaged_shards(standing: Standing) -> Iterator[ShardDamage]:
 
 
 def sound_record(standing: Standing, shard: ShardId) -> ShardRecord | None:
-    """A commit record, if it is this shard's and the one the manifest was written for."""
+    """Return the commit record of a shard, if it is intact and named by the manifest."""
     try:
         record = standing.cache.record(shard)
     except CacheError:
@@ -214,7 +214,7 @@ def sound_record(standing: Standing, shard: ShardId) -> ShardRecord | None:
 
 
 def record_from_files(root: Path, standing: Standing, shard: ShardId) -> ShardRecord | None:
-    """A lost record, made again from the shard's files; ``None`` unless the manifest proves it."""
+    """Make a lost commit record from the shard's files; ``None`` unless the manifest names it."""
     expected = standing.record_hash_of(shard)
     if expected is None:
         return None
@@ -273,7 +273,7 @@ def put(root: Path, relative: str, content: bytes) -> None:
 
 
 def drop_manifest(root: Path, standing: Standing) -> None:
-    """Remove a manifest that is not to be believed, so that another can be made."""
+    """Remove a damaged manifest, so that it can be made again."""
     path, manifest = root / MANIFEST_FILE, standing.manifest
     if manifest is not None and standing.cache.holds(MANIFEST_FILE, canonical(manifest)):
         return

@@ -1,7 +1,7 @@
-"""What a cache says of itself: plan, commit records of its shards, manifest.
+"""The documents of a cache: plan, commit records of its shards, manifest.
 
 ``plan.json`` is written before the first shard and never changes. Its *identity* is everything
-that decides the bytes of a shard; the hash of the identity, ``cache_id``, stands in every
+that decides the bytes of a shard; the hash of the identity, ``cache_id``, is part of every
 record, so that a shard of another cache is recognised however alike the shapes are.
 ``manifest.json`` is written last, and its presence is what makes a cache complete. It holds no
 date and no machine name: the same job gives the same manifest.
@@ -171,7 +171,7 @@ class Identity(CacheDocument):
     @field_validator("teacher")
     @classmethod
     def _describes_a_teacher(cls, value: dict[str, Any]) -> dict[str, Any]:
-        """Kept as it stands, so that its bytes do not depend on what a later release adds."""
+        """Keep the document as it is, so that its bytes do not depend on later releases."""
         TeacherSpec.model_validate(value)
         return value
 
@@ -350,7 +350,7 @@ class Manifest(CacheDocument):
         return max(0, self.total_bytes - self.fixed_bytes) / max(1, self.num_views)
 
     def sealed(self) -> Self:
-        """The same manifest with its own digest filled in."""
+        """Return the manifest with its own digest."""
         return self.model_copy(update={"digest": self._own_digest()})
 
     def _own_digest(self) -> str:

@@ -38,7 +38,7 @@ def schemas() -> dict[str, bytes]:
     found = {}
     for name, model in _MODELS.items():
         document: dict[str, Any] = {"$schema": _DIALECT, **model.model_json_schema()}
-        # In the models the teacher is kept as it stands; its own schema stands beside theirs.
+        # The models keep the teacher as plain JSON; its schema is a file of its own.
         identity = document.get("$defs", {}).get("Identity")
         if identity is not None:
             identity["properties"]["teacher"] = {"$ref": file_name("teacher")}

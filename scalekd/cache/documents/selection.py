@@ -55,7 +55,7 @@ class Selection(CacheDocument):
         return _contains(self.shards, shard)
 
     def has_target(self, group: str) -> bool:
-        """Whether a group of arrays belongs to it; those that are no targets do."""
+        """Whether a group of arrays belongs to it; groups other than targets always do."""
         return self.targets is None or group not in get_args(Target) or group in self.targets
 
     def has_file(self, relative: str) -> bool:
@@ -116,7 +116,7 @@ def write_selection(storage: Storage, selection: Selection) -> None:
 
 @contextlib.contextmanager
 def selection_lock(storage: Storage, *, create: bool = False) -> Iterator[None]:
-    """Keep other processes from changing the selection; on a remote store nobody is kept out.
+    """Keep other processes from changing the selection; has no effect on a remote store.
 
     With ``create``, the location may be about to become that of a part.
 

@@ -51,7 +51,7 @@ class ShardFiles(ABC):
         """Write block number ``index``; from any thread.
 
         Args:
-            index: Of the block within the shard.
+            index: Number of the block within the shard.
             arrays: Per-block arrays by name, the view axis where the layout has it.
             rows: The rest of what is stored of the block's views.
         """
@@ -97,7 +97,7 @@ class Form(ABC):
     """One of the two ways to store the passes of a cache. Frozen and comparable.
 
     Attributes:
-        name: As ``--format`` spells it.
+        name: Name of the form, as in ``--format``.
         embed: What images the cache holds.
         separates_targets: Whether one target can be read or fetched without the others.
     """

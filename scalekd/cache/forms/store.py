@@ -84,7 +84,7 @@ def metadata_documents(
 
 
 def unit_documents(layout: Layout, unit: Unit) -> dict[str, bytes]:
-    """The documents that say how a unit's arrays are stored, by path inside the cache."""
+    """Return the documents that describe how a unit's arrays are stored, by path."""
     if isinstance(unit, int):
         return layout.form.pass_documents(layout, unit)
     return metadata_documents(layout.identity, unit, layout.samples)

@@ -41,7 +41,7 @@ class ZarrArrays:
 
     Args:
         files: The files of the cache; those of the shards that are read must be expected.
-        layout: Of the cache.
+        layout: Layout of the cache.
     """
 
     def __init__(self, files: CommittedFiles, layout: Layout) -> None:

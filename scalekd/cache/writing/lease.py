@@ -1,4 +1,4 @@
-"""Leases: who is doing which shard right now, so that no shard is done twice.
+"""Leases: the processes that are writing shards now, so that no shard is written twice.
 
 A lease is a small file beside the commit record of its shard. Creating it is atomic and succeeds
 for one process only; a thread touches it while the owner lives. It is stale, and anybody may take
@@ -50,7 +50,7 @@ class LeaseHolder(BaseModel):
         namespace: Process namespace there; containers may share a host's name.
         process: Number of the owning process.
         started: When it started, in the system's ticks: numbers are used again.
-        token: Its alone, so that a lease taken over is not mistaken for the one before.
+        token: Random text that tells a lease from the one that was taken over.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

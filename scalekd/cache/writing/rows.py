@@ -34,7 +34,7 @@ class ViewRows:
     """What is stored of a block's views beside the teacher's targets, row by row.
 
     Attributes:
-        samples: Whose views they are.
+        samples: Samples of the views.
         columns: By array: how each view was drawn, and the hash of its pixels.
         images: Encoded, for a cache whose tars hold images.
     """

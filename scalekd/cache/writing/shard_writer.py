@@ -42,7 +42,7 @@ class OpenBlock:
 
         Args:
             start: Row of the block at which they begin.
-            arrays: By name, the view axis where the layout has it.
+            arrays: Rows by name of the array, with the view axis of the layout.
         """
         with self._lock:
             for name, rows in arrays.items():

@@ -50,13 +50,13 @@ def blocks_in_flight(layout: Layout, num_threads: int) -> int:
 
 
 class CacheWriter:
-    """One process's hand in a cache.
+    """Writes shards of a cache, for one process.
 
     Attributes:
-        leases: The shards this process is writing.
+        leases: Leases of the shards that this process is writing.
         in_flight: Bounds the views in memory, and relays errors of threads.
         last_commit: The commit that was begun last in the background.
-        busy: Who else held a shard when :meth:`claim` was last asked for it.
+        busy: Owner of each shard that :meth:`claim` could not take.
 
     Args:
         cache: The cache, already begun.

@@ -3,7 +3,7 @@
 The form changes how the passes are stored and nothing else: plan, table of samples, tail, codec
 tables, commit records and manifest are those of the Zarr form. Every shard of every pass is one
 tar, ``passes/0007/000012.tar``, whose samples have an image (if images are embedded), a label
-and one *packed view*: all that the Zarr form keeps of the view in its arrays. Beside it stands
-its *index*, by which a reader gets a block of views with one request and holds it against a
-digest of its own.
+and one *packed view*: all that the Zarr form keeps of the view in its arrays. Beside it is its
+*index*, with which a reader gets a block of views with one request and compares it with the digest
+of the block.
 """

@@ -20,7 +20,7 @@ class TarBlock:
     Attributes:
         data: Bytes of the tar.
         views: int64 ``(view, 4)``, as in an index, counted from the block's start.
-        sha256: Of ``data``.
+        sha256: SHA-256 of ``data``.
     """
 
     data: bytes

@@ -17,7 +17,7 @@ from scalekd.errors import CacheCorrupt
 Rows = np.ndarray[Any, Any]
 
 MAX_BYTES_PER_VIEW = 128
-"""What an index may weigh for a view: 32 bytes of places, 48 of a block of one view, room."""
+"""Bound on the bytes of an index per view: 32 of offsets, 48 of a block of one view, and room."""
 MAX_HEADER_BYTES = 4096
 
 
@@ -37,7 +37,7 @@ class ShardIndex:
     views: Rows
 
     def block(self, number: int) -> tuple[int, FileDigest]:
-        """Where a block begins, and what it must weigh and hash to."""
+        """Return the offset of a block, and its size and SHA-256."""
         offset, num_bytes = self.blocks[number].tolist()
         sha256 = self.block_sha256[number].tobytes().hex()
         return offset, FileDigest(num_bytes=num_bytes, sha256=sha256)
@@ -57,14 +57,14 @@ class ShardIndex:
         """Read an index file.
 
         Args:
-            data: Its content.
-            path: For messages.
-            num_rows: Views of the shard.
-            block_size: Of the cache.
+            data: Content of the file.
+            path: Location of the file, for messages.
+            num_rows: Number of views in the shard.
+            block_size: Number of views in a block.
             tar_bytes: Size of the tar.
 
         Raises:
-            CacheCorrupt: It is no index of such a tar.
+            CacheCorrupt: The file is not an index of such a tar.
         """
         num_blocks = -(-num_rows // block_size)
         shapes = {

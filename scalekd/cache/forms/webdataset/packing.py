@@ -1,7 +1,7 @@
 """One view as one member of a tar: small arrays as they are, planes of codecs coded one by one.
 
 A member of a tar costs a reader far more than the arrays inside it, so everything that belongs to
-a view stands in one. It can be read alone, which is what a stream needs; the price is that the
+a view is in one member. A view can be read alone, as a stream requires; the price is that the
 entropy coder sees one view at a time. docs/cache-format.md states the layout.
 """
 
@@ -85,7 +85,7 @@ class ViewPacking:
             names: Arrays wanted, ``source_hash`` among them if it is.
 
         Returns:
-            Array by name, view axis first, in memory of its own.
+            New arrays by name, view axis first.
 
         Raises:
             CacheCorrupt: The bytes are not those of a packed view of this cache.

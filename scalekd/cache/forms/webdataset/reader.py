@@ -1,4 +1,4 @@
-"""Reading blocks out of tars: one request a block, checked before anything in it is looked at."""
+"""Reading blocks of tars: one request a block, whose digest is checked before it is used."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -21,7 +21,7 @@ class TarReader(PassReader):
 
     Args:
         files: The files of the cache, those of the shards that are read among them.
-        layout: Of the cache.
+        layout: Layout of the cache.
     """
 
     def __init__(self, files: CommittedFiles, layout: Layout) -> None:

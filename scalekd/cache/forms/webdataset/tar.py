@@ -9,9 +9,9 @@ _MAGIC = {b"\x89PNG": "png", b"BM": "bmp", b"P6": "ppm", b"II*\0": "tif", b"MM\0
 
 
 def member_stem(key: str) -> str:
-    """Name of a sample's members without extension.
+    """Return the name of a sample's members without extension.
 
-    WebDataset takes for the key what stands before the first dot of the file's name, and keys of
+    WebDataset takes the part of a file's name before the first dot as the key, and keys of
     class folders have dots. So the key is percent-encoded, ``/`` aside, and dots too: only letters,
     digits, ``_``, ``-``, ``~`` and ``/`` stay. ``urllib.parse.unquote`` gives the key back.
     """
