@@ -156,6 +156,23 @@ def _device_scheduling(device: Result) -> str:
     )
 
 
+def _encoding(result: Result) -> str:
+    cost = result["per_view"]
+    different = ", ".join(
+        f"{100 * share:.4f} % of the {name}" for name, share in result["different"].items()
+    )
+    rows, columns, channels = result["shape"]
+    return (
+        f"Features of {rows} × {columns} × {channels}, {result['views']} views per call, one"
+        f" thread. The two encoders differ in {different}.\n\n"
+        + _table(
+            ["encoder", "processor ms per view"],
+            [[name, f"{cost[name]['cpu_us'] / 1e3:.2f}"] for name in ("numpy", "torch")],
+        )
+        + f"\n\ntorch/NumPy: {result['torch_over_numpy']:.2f}."
+    )
+
+
 def _embedded(result: Result) -> str:
     rows = [
         [
@@ -428,6 +445,7 @@ _PARTS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "updates": ("Waiting of an update", _updates),
     "pairs": ("The published pairs", _pairs),
     "loader": ("Loader with and without targets", _loader),
+    "encoding": ("Encoding by torch operations on a CPU", _encoding),
     "embedded": ("Views in the cache", _embedded),
     "formats": ("Other formats for the same targets", _formats),
     "growth": ("Growth", _growth),
