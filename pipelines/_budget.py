@@ -246,7 +246,7 @@ def estimate_budget(config: CacheTeacherConfig) -> tuple[Choice, CacheEstimate]:
     job = Job.asked(config, Processes().device)
     choice = choose(job, config)
     chosen = config.model_copy(update={"passes": choice.passes})
-    (estimate,) = estimate_job(job, chosen, [choice.codec])
+    (estimate,) = estimate_job(job, chosen, [choice.codec], with_student=True)
     return choice, estimate
 
 

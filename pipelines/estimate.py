@@ -3,61 +3,24 @@
 scalekd cache-teacher --model swin_l --data-dir /imagenet --output ./swin_l-cache --dry-run
 """
 
+import os
 import shutil
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from pydantic import BaseModel, Field
 
-from scalekd.cache.layout import pixel_arrays
-from scalekd.codecs import FeatureCodec, LogitCodec, create_logit_codec, fit_codec, parse_codec
-from scalekd.errors import DataError
-from scalekd.loading.drawing import DrawRequest
 from scalekd.pipelines._arithmetic import num_cores, strict_float32
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._calibrate import num_calibration_views
 from scalekd.pipelines._job import Job
+from scalekd.pipelines._probe import STUDENT, Disk, Probe, probe_disk, probe_job
 from scalekd.pipelines._processes import Processes
-from scalekd.pipelines._teacher_stream import TeacherArrays
-from scalekd.pipelines._write_shards import num_coding_threads, run_teacher
+from scalekd.pipelines._write_shards import num_coding_threads
 from scalekd.storage import open_storage
-from scalekd.threads import one_thread
-from scalekd.views import pixel_differences
-
-_PROBE_VIEWS = 64
-_HASH_BYTES = 16  # a view's pixel hash and its sample's source hash; neither compresses
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What one batch took, by view.
-
-    Attributes:
-        teacher_seconds: Seconds of a forward, with all threads of the process on a CPU.
-        draw_seconds: Seconds of one core to read, decode and augment an image.
-        coding_seconds: Seconds of one core to encode and compress the targets.
-        target_bytes: Compressed bytes of features and logits.
-        image_bytes: Bytes of an embedded image; 0 if none is kept.
-        overhead_bytes: Bytes of what the form of the cache adds to a view.
-    """
-
-    teacher_seconds: float
-    draw_seconds: float
-    coding_seconds: float
-    target_bytes: float
-    image_bytes: float = 0.0
-    overhead_bytes: int = 0
-
-    @property
-    def bytes_per_view(self) -> float:
-        """Bytes that a view takes on disk."""
-        return self.target_bytes + self.image_bytes + self.overhead_bytes + _HASH_BYTES
 
 
 @dataclass(frozen=True)
@@ -76,14 +39,31 @@ class Host:
     num_coding_threads: int
     teacher_threads: int
 
-    def seconds_per_view(self, probe: Probe) -> float:
+    def seconds_per_view(self, probe: Probe, disk: Disk | None = None) -> float:
         """Seconds between two views of a run: its slowest part, or its work over all cores."""
-        teacher, draw, coding = probe.teacher_seconds, probe.draw_seconds, probe.coding_seconds
-        core_seconds = teacher * self.teacher_threads + draw + coding
         return max(
-            teacher if self.num_workers else teacher + draw,
+            self._device_and_cores(probe.teacher_seconds, probe.draw_seconds, probe.coding_seconds),
+            probe.coding_seconds / self.num_coding_threads,
+            disk.seconds_per_view(probe) if disk else 0.0,
+        )
+
+    def training_seconds(self, probe: Probe, *, live: bool) -> float:
+        """Seconds of a view in training the probe's student, with or without a live teacher."""
+        device = probe.student_seconds + (probe.teacher_seconds if live else 0.0)
+        return self._device_and_cores(device, probe.draw_seconds, 0.0)
+
+    def drain_seconds(self, probe: Probe, disk: Disk | None) -> float:
+        """Seconds after the last view: one thread writes the last block, then the shard ends."""
+        files = probe.block_files + probe.shard_files
+        return probe.block_size * probe.coding_seconds + (
+            files * disk.file_seconds if disk else 0.0
+        )
+
+    def _device_and_cores(self, device: float, draw: float, coding: float) -> float:
+        core_seconds = device * self.teacher_threads + draw + coding
+        return max(
+            device if self.num_workers else device + draw,
             draw / max(1, self.num_workers),
-            coding / self.num_coding_threads,
             core_seconds / self.num_cores,
         )
 
@@ -110,11 +90,21 @@ class CacheEstimate(BaseModel):
     teacher_views_per_second: float | None = Field(description="null if no target needs it.")
     drawn_views_per_second_per_worker: float
     calibration_hours: float = Field(description="Part of `hours`; without fitting the codec.")
+    drain_seconds: float = Field(description="Part of `hours`, after the last view.")
     hours: float
+    num_files: int
+    disk_bytes_per_second: float | None = Field(description="null for a URL.")
+    seconds_per_file: float | None = Field(description="To create and sync; null for a URL.")
     peak_memory_bytes: int
+    student: str = Field(description="Student whose step was measured.")
+    student_views_per_second: float | None = Field(description="null if it was not measured.")
+    live_epoch_hours: float | None = Field(
+        description="An epoch of the student beside the live teacher; null without either."
+    )
+    cached_epoch_hours: float | None = Field(description="The same without the teacher.")
     break_even_epochs: float | None = Field(
-        description="Epochs, of all students together, from which on training with the live"
-        " teacher would have spent more time in the teacher than caching takes."
+        description="Epochs, of all students together, after which caching has taken less time than"
+        " the live teacher would have; null if it never does, or without a student."
     )
 
     @classmethod
@@ -128,12 +118,18 @@ class CacheEstimate(BaseModel):
         num_calibration_views: int,
         free_bytes: int | None,
         peak_memory_bytes: int,
+        disk: Disk | None = None,
     ) -> "CacheEstimate":
         """Extrapolate a probe to a whole cache, written by one process."""
         num_views = num_samples * num_passes
         calibration = host.calibration_seconds(probe, num_calibration_views)
-        seconds = calibration + num_views * host.seconds_per_view(probe)
-        epoch = num_samples * probe.teacher_seconds
+        drain = host.drain_seconds(probe, disk)
+        seconds = calibration + num_views * host.seconds_per_view(probe, disk) + drain
+        live, cached, saved = None, None, 0.0
+        if probe.student_seconds and probe.teacher_seconds:
+            live = num_samples * host.training_seconds(probe, live=True)
+            cached = num_samples * host.training_seconds(probe, live=False)
+            saved = live - cached
         return cls(
             num_samples=num_samples,
             num_passes=num_passes,
@@ -143,9 +139,17 @@ class CacheEstimate(BaseModel):
             teacher_views_per_second=1 / probe.teacher_seconds if probe.teacher_seconds else None,
             drawn_views_per_second_per_worker=1 / probe.draw_seconds,
             calibration_hours=calibration / 3600,
+            drain_seconds=drain,
             hours=seconds / 3600,
+            num_files=probe.num_files(num_samples, num_passes),
+            disk_bytes_per_second=disk.bytes_per_second if disk else None,
+            seconds_per_file=disk.file_seconds if disk else None,
             peak_memory_bytes=peak_memory_bytes,
-            break_even_epochs=seconds / epoch if epoch else None,
+            student=STUDENT,
+            student_views_per_second=(1 / probe.student_seconds if probe.student_seconds else None),
+            live_epoch_hours=None if live is None else live / 3600,
+            cached_epoch_hours=None if cached is None else cached / 3600,
+            break_even_epochs=seconds / saved if saved > 0 else None,
         )
 
     def lines(self) -> list[str]:
@@ -163,14 +167,22 @@ class CacheEstimate(BaseModel):
             f"about {self.hours:,.2f} h with one process here, {self.calibration_hours:,.2f} h of"
             f" them calibration (fitting the codec adds minutes): {teacher}, drawing"
             f" {self.drawn_views_per_second_per_worker:,.0f} views/s a worker",
-            f"memory so far {self.peak_memory_bytes / 1e9:.1f} GB",
+            f"memory so far {self.peak_memory_bytes / 1e9:.1f} GB; {self.num_files:,} files",
         ]
-        if self.break_even_epochs is not None:
-            lines.append(
-                f"pays for itself after {self.break_even_epochs:,.1f} epochs of training, of all"
-                " students together: a live teacher would have taken longer"
-            )
-        return lines
+        return lines if self.live_epoch_hours is None else [*lines, self._break_even()]
+
+    def _break_even(self) -> str:
+        live, cached = self.live_epoch_hours or 0.0, self.cached_epoch_hours or 0.0
+        epochs = (
+            f"an epoch of {self.student} (its bare step) takes {live:,.2f} h with the live teacher"
+            f" and {cached:,.2f} h with the cache"
+        )
+        if self.break_even_epochs is None:
+            return f"does not pay for itself: {epochs}, because drawing limits both"
+        return (
+            f"pays for itself after {self.break_even_epochs:,.1f} epochs of training, of all"
+            f" students together: {epochs}"
+        )
 
 
 @strict_float32()
@@ -184,13 +196,13 @@ def estimate_cache(config: CacheTeacherConfig) -> CacheEstimate:
     job = Job.asked(config, processes.device)
     for line in job.notes:
         processes.note(line)
-    (estimate,) = estimate_job(job, config, [job.request.codec])
+    (estimate,) = estimate_job(job, config, [job.request.codec], with_student=True)
     return estimate
 
 
 @strict_float32()
 def estimate_job(
-    job: Job, config: CacheTeacherConfig, codecs: Sequence[str]
+    job: Job, config: CacheTeacherConfig, codecs: Sequence[str], *, with_student: bool = False
 ) -> list[CacheEstimate]:
     """Estimate the cost of a job with each of several codecs, from one batch of the teacher.
 
@@ -198,7 +210,9 @@ def estimate_job(
         job: The job.
         config: Its configuration, for the number of passes and the output.
         codecs: Codecs of the features, as ``--codec``.
+        with_student: Measure a student's step as well, for the break-even.
     """
+    disk = _disk(config.output)
     host = Host(
         num_cores=num_cores(),
         num_workers=job.workers,
@@ -214,72 +228,33 @@ def estimate_job(
             num_calibration_views=num_calibration_views(job),
             free_bytes=_free_bytes(config.output),
             peak_memory_bytes=_peak_memory_bytes(),
+            disk=disk,
         )
-        for probe in _probes(job, codecs)
+        for probe in probe_job(job, codecs, with_student=with_student)
     ]
-
-
-def _probes(job: Job, codecs: Sequence[str]) -> Iterator[Probe]:
-    at_most = min(len(job.images), _PROBE_VIEWS, job.batch_size)
-    started = time.perf_counter()
-    batch = job.drawn.draw(DrawRequest(0, 0, range(at_most)))
-    draw_seconds = time.perf_counter() - started
-    count = len(batch.keys)
-    if not count:
-        raise DataError(f"{job.images.location}: every image of the probe is corrupt")
-    image_bytes = sum(map(len, batch.images))
-    pixel_seconds = 0.0
-    if job.form.embed == "pixels":
-        started = time.perf_counter()
-        (array,) = pixel_arrays(job.drawn.view_size)
-        differences = pixel_differences(batch.pixels.numpy())
-        image_bytes = len(array.pack(differences))
-        pixel_seconds = time.perf_counter() - started
-    output = None
-    teacher_seconds = 0.0
-    if job.keeps_targets:
-        run_teacher(job.teacher, batch.pixels, job.precision)
-        started = time.perf_counter()
-        output = run_teacher(job.teacher, batch.pixels, job.precision)
-        teacher_seconds = time.perf_counter() - started
-    for codec in codecs:
-        target_bytes, coding_seconds = (0, 0.0) if output is None else _coded(job, output, codec)
-        yield Probe(
-            teacher_seconds=teacher_seconds / count,
-            draw_seconds=draw_seconds / count,
-            coding_seconds=(coding_seconds + pixel_seconds) / count,
-            target_bytes=target_bytes / count,
-            image_bytes=image_bytes / count,
-            overhead_bytes=job.form.overhead_bytes,
-        )
-
-
-@one_thread()
-def _coded(job: Job, output: TeacherArrays, codec: str) -> tuple[int, float]:
-    """Bytes of a batch's targets, and seconds that one thread takes to code them."""
-    request, stages = parse_codec(codec), job.teacher.spec.stages
-    coded: list[tuple[FeatureCodec | LogitCodec, np.ndarray[Any, Any]]] = [
-        (fit_codec(request, stages[stage], [output.features[stage]]), output.features[stage])
-        for stage in job.request.stages
-    ]
-    if output.logits is not None and job.request.logits != "none":
-        logits = create_logit_codec(job.request.logits, output.logits.shape[1])
-        coded.append((logits, output.logits))
-    started = time.perf_counter()
-    num_bytes = sum(
-        len(part) for each, values in coded for part in each.pack(each.encode(values)).values()
-    )
-    return num_bytes, time.perf_counter() - started
 
 
 def _free_bytes(output: str | Path) -> int | None:
     """Free bytes of the disk that a folder is or will be on; ``None`` for a URL."""
+    folder = _existing_folder(output)
+    return None if folder is None else shutil.disk_usage(folder).free
+
+
+def _disk(output: str | Path) -> Disk | None:
+    """Measure the disk that a folder is or will be on; ``None`` for a URL or without permission."""
+    folder = _existing_folder(output)
+    if folder is None or not os.access(folder, os.W_OK):
+        return None
+    return probe_disk(folder)
+
+
+def _existing_folder(output: str | Path) -> Path | None:
+    """Return the folder, or the nearest one above it that exists; ``None`` for a URL."""
     storage = open_storage(output)
     if storage.is_remote:
         return None
     folder = Path(storage.location).absolute()
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    return shutil.disk_usage(existing).free
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _peak_memory_bytes() -> int:
