@@ -260,7 +260,7 @@ def _student_seconds(job: Job, pixels: Tensor) -> float:
         started = time.perf_counter()
         with autocast:
             loss = torch.nn.functional.cross_entropy(student(images).float(), labels)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         float(loss.detach())
         return time.perf_counter() - started
 
