@@ -25,7 +25,7 @@ from scalekd.errors import (
     UsageError,
     advice_on,
 )
-from scalekd.pipelines._signals import Terminated
+from scalekd.signals import Terminated
 
 _COMMANDS = {
     "cache-teacher": ("cache_teacher", "Run a teacher once and write its features and logits."),

@@ -1,6 +1,5 @@
 """Tables that are made from views of pass 0: codecs, their errors, prefix tokens, witnesses."""
 
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from scalekd.pipelines._job import Job, Tables
 from scalekd.pipelines._progress import ProgressReport, doing
 from scalekd.pipelines._same_pixels import draw_witnesses
 from scalekd.pipelines._write_shards import run_teacher
-from scalekd.storage.files import explained, temporary_beside
+from scalekd.storage.files import explained, temporary_path
 from scalekd.teachers import Teacher, save_tail
 from scalekd.threads import one_thread
 
@@ -140,14 +139,10 @@ def _batches(job: Job, drawn: DrawnViews, positions: np.ndarray[Any, Any]) -> It
 
 @contextmanager
 def _work_folder(output: Path) -> Iterator[Path]:
-    """A folder beside the cache's files; one that a killed process left is tidied up later."""
-    folder = temporary_beside(output / "calibration")
-    with explained(folder, "cannot write"):
+    """Yield a temporary folder beside the files of the cache."""
+    with temporary_path(output / "calibration") as folder, explained(folder, "cannot write"):
         folder.mkdir(parents=True)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        yield folder
 
 
 class _Features:

@@ -46,8 +46,8 @@ from scalekd.pipelines._preflight import tidy_and_check_space
 from scalekd.pipelines._processes import Processes
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._same_pixels import check_pixels
-from scalekd.pipelines._signals import terminable
 from scalekd.pipelines._write_shards import num_coding_threads, write_claimed
+from scalekd.signals import terminable
 from scalekd.storage import LocalStorage, Storage, open_storage
 from scalekd.teachers import Teacher
 from scalekd.text import format_cache_size

@@ -22,12 +22,12 @@ from scalekd.loading.embedded import EmbeddedImages
 from scalekd.loading.views import DrawnView, draw_view, replay_view
 from scalekd.pipelines._arithmetic import strict_float32
 from scalekd.pipelines._job import Job, views_of
-from scalekd.pipelines._signals import terminable
 from scalekd.pipelines._source_options import CacheSources
 from scalekd.pipelines._sources import open_source, select_images
 from scalekd.pipelines._teacher_stream import TeacherArrays
 from scalekd.pipelines._write_shards import run_teacher
 from scalekd.pipelines.inspect_cache import DeepFindings
+from scalekd.signals import terminable
 from scalekd.teachers import Teacher, load_tail_bytes
 from scalekd.views import pixel_hash, unpack_view
 

@@ -40,7 +40,7 @@ from scalekd.loading import open_images, worker_faults
 from scalekd.loading.embedding import BlockImages, BlockRequest, ImagesToEmbed, images_of_blocks
 from scalekd.pipelines._cache_options import ConvertConfig
 from scalekd.pipelines._progress import ProgressReport
-from scalekd.pipelines._signals import terminable
+from scalekd.signals import terminable
 from scalekd.storage import Storage, is_remote, open_storage
 from scalekd.storage.files import remove_abandoned
 from scalekd.text import format_cache_size

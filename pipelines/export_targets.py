@@ -20,7 +20,7 @@ from scalekd.errors import DataError, EnvironmentFault, UsageError
 from scalekd.pipelines._cache_options import ExportTargetsConfig
 from scalekd.pipelines._export_files import ExportBlock, ExportShape, check_form, open_export
 from scalekd.pipelines._progress import ProgressReport
-from scalekd.pipelines._signals import terminable
+from scalekd.signals import terminable
 from scalekd.storage.files import explained
 from scalekd.text import format_bytes, printable
 

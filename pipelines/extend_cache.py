@@ -24,10 +24,10 @@ from scalekd.pipelines._extended import ExtendedCache
 from scalekd.pipelines._job import Job, views_of
 from scalekd.pipelines._preflight import check_output, check_shards
 from scalekd.pipelines._processes import Processes
-from scalekd.pipelines._signals import terminable
 from scalekd.pipelines._source_options import ExtendConfig
 from scalekd.pipelines._sources import load_cached_teacher, open_source, select_images
 from scalekd.pipelines.cache_teacher import CacheOrder, CacheTeacherResult, write_cache
+from scalekd.signals import terminable
 from scalekd.teachers import Teacher, TeacherConfig, TeacherSpec, load_teacher
 
 _ONLY_NAMED = ("stages", "logits", "codec", "teacher_classes", "class_map", "licence", "note")

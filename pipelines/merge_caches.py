@@ -27,7 +27,7 @@ from scalekd.cache.writing.finishing import finish
 from scalekd.cache.writing.planning import differences
 from scalekd.errors import CacheMismatch, DataError, UsageError
 from scalekd.pipelines._progress import ProgressReport
-from scalekd.pipelines._signals import terminable
+from scalekd.signals import terminable
 from scalekd.storage import LocalStorage
 from scalekd.text import format_bytes
 

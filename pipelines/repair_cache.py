@@ -9,8 +9,6 @@ machine does not reproduce the bytes, the cache is left unchanged.
 
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -55,13 +53,13 @@ from scalekd.pipelines._calibrate import NUM_WITNESSES, calibrate
 from scalekd.pipelines._job import Job, views_of
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._same_pixels import changed_versions, check_pixels, draw_witnesses
-from scalekd.pipelines._signals import terminable
 from scalekd.pipelines._source_options import CacheSources, RepairConfig
 from scalekd.pipelines._sources import open_source, select_images
 from scalekd.pipelines._teacher_stream import EncoderName
 from scalekd.pipelines._write_shards import write_claimed
+from scalekd.signals import terminable
 from scalekd.storage import LocalStorage, is_remote
-from scalekd.storage.files import remove_abandoned, temporary_beside
+from scalekd.storage.files import remove_abandoned, temporary_path
 from scalekd.training.compilation import check_backend
 
 
@@ -167,7 +165,7 @@ def repair_cache(config: RepairConfig) -> RepairResult:
     for relative, content in damaged_form(root, standing).items():
         put(root, relative, content)
         mended.append(relative)
-    with _scratch_folder(root) as scratch:
+    with temporary_path(root / "repair") as scratch:  # on a disk that has room for a shard
         mended += _mend_tables(root, standing, maker, scratch)
         for relative, content in damaged_documents(standing).items():
             put(root, relative, content)
@@ -199,16 +197,6 @@ def repair_cache(config: RepairConfig) -> RepairResult:
         problems=tuple(findings.problems),
         seconds=time.monotonic() - started,
     )
-
-
-@contextmanager
-def _scratch_folder(root: Path) -> Iterator[Path]:
-    """Make a temporary folder inside the cache, on a disk that has room for a shard."""
-    folder = temporary_beside(root / "repair")
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _content(path: Path) -> bytes | None:

@@ -17,11 +17,11 @@ from pydantic import BaseModel
 
 from scalekd.errors import DataError, UsageError
 from scalekd.pipelines.plots import runs_svg
-from scalekd.storage.files import explained
+from scalekd.storage.files import commit_file
 from scalekd.text import MAX_CELL, html, one_line
 from scalekd.training.checkpoint import find_run_checkpoint, read_state
 from scalekd.training.config import TrainConfig
-from scalekd.training.logs import read_summary, replace_text
+from scalekd.training.logs import read_summary
 from scalekd.training.run_folder import ARGS_FILE
 
 _SUMMARY = "summary.csv"
@@ -135,14 +135,12 @@ def report(
     named = dict(zip(names, groups.values(), strict=True))
     rows = tuple(_row(name, group) for name, group in named.items())
     picture = runs_svg({name: [run.epochs for run in group] for name, group in named.items()})
-    with explained(output, "cannot write"):
-        output.parent.mkdir(parents=True, exist_ok=True)
     link = _cache_link(output, cache_page)
     opening = f"<h1>{html(title)}</h1>\n"
     opening += f"<p>{html(introduction)}</p>\n" if introduction else ""
     opening += "<pre>" + "\n".join(map(html, table)) + "</pre>\n" if table else ""
     settings = [group[0].settings for group in groups.values()]
-    replace_text(output, _page(rows, settings, picture + link, opening))
+    commit_file(output, _page(rows, settings, picture + link, opening).encode())
     return Report(output=str(output), rows=rows)
 
 

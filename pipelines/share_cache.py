@@ -30,7 +30,7 @@ from scalekd.cache.sharing.transfer import Tally, Transfer
 from scalekd.errors import EnvironmentFault, UsageError
 from scalekd.pipelines._cache_options import ShareConfig
 from scalekd.pipelines._progress import ProgressReport
-from scalekd.pipelines._signals import terminable
+from scalekd.signals import terminable
 from scalekd.storage import Storage, open_storage
 from scalekd.text import format_bytes
 

@@ -24,16 +24,15 @@ from scalekd.pipelines._cache_answers import read_answers
 from scalekd.pipelines._cache_page import CachePage, render_page
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._shown_views import ShownView, ViewChooser, ViewSource
-from scalekd.pipelines._signals import terminable
 from scalekd.pipelines._source_options import ShowConfig
 from scalekd.pipelines._sources import load_cached_teacher, open_source, select_images
 from scalekd.pipelines._write_shards import run_teacher
 from scalekd.pipelines.inspect_cache import cache_info
 from scalekd.shapes import FeatureShape
-from scalekd.storage.files import explained
+from scalekd.signals import terminable
+from scalekd.storage.files import commit_file
 from scalekd.teachers import Teacher, TeacherSpec
 from scalekd.text import format_bytes
-from scalekd.training.logs import replace_text
 
 _CANDIDATES = 16  # drawn views for each of the worst that are shown
 _LEAST_CANDIDATES = 256
@@ -112,10 +111,8 @@ def show_cache(config: ShowConfig) -> ShownCache:
         errors=errors,
         answers=read_answers(reader, spec, config.pass_index, config.sample),
     )
-    with explained(config.output, "cannot write"):
-        config.output.parent.mkdir(parents=True, exist_ok=True)
     text = render_page(page)
-    replace_text(config.output, text)
+    commit_file(config.output, text.encode())
     accuracy = page.answers.accuracy if page.answers else None
     return ShownCache(
         output=str(config.output),

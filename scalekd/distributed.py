@@ -5,12 +5,9 @@ gradient exchange until they are killed. Processes exchange a few bytes on the C
 if gradients are exchanged by NCCL, so that no accelerator waits.
 """
 
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from types import FrameType
 from typing import TypeVar
 
 import torch
@@ -110,31 +107,3 @@ class Coordinator:
             remote.exit_code, remote.name = report[:2]
             raise remote
         return result  # type: ignore[return-value]
-
-
-class StopRequest:
-    """A record of the first SIGTERM or SIGINT; a second SIGINT interrupts at once."""
-
-    def __init__(self) -> None:
-        self.signal_number = 0
-
-    def _remember(self, signal_number: int, frame: FrameType | None) -> None:
-        if self.signal_number and signal_number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal_number = self.signal_number or signal_number
-
-    @contextmanager
-    def listening(self) -> Iterator["StopRequest"]:
-        """Catch the signals inside the block; does nothing outside the main thread."""
-        if threading.current_thread() is not threading.main_thread():
-            yield self
-            return
-        previous = {
-            number: signal.signal(number, self._remember)
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        try:
-            yield self
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)

@@ -5,7 +5,6 @@ student.
 """
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from scalekd.export.card import write_model_card
 from scalekd.export.onnx import Graph, num_feature_maps, require_onnx, write_onnx
 from scalekd.models.architectures import import_for
 from scalekd.models.arguments import constructor_arguments
+from scalekd.storage.files import temporary_path
 from scalekd.training.state import plain_names
 from scalekd.training.trained import TrainedStudent
 from scalekd.views import pillow_name
@@ -136,27 +136,21 @@ def export_student(
             f"{'--features' if img_size is None else '--img-size'}: is for --format onnx; folders "
             "of the other formats open at other sizes and with features_only=True"
         )
-    temporary = output.absolute().with_name(f".{output.name}.writing")
     channels, difference = None, 0.0
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        if export_format == "onnx":
-            graph = _graph(student, temporary, img_size, features=features)
-            difference = write_onnx(student, temporary / _ONNX_FILE, graph)
-            (temporary / _ONNX_FILE).rename(output)
-        else:
-            channels = _write_timm(student, temporary)
+        with temporary_path(output.absolute()) as temporary:
+            temporary.mkdir(parents=True)
+            if export_format == "onnx":
+                graph = _graph(student, temporary, img_size, features=features)
+                difference = write_onnx(student, temporary / _ONNX_FILE, graph)
+            else:
+                channels = _write_timm(student, temporary)
             if export_format == "hf":
                 write_model_card(student, temporary)
-            if export_format == "safetensors":
-                (temporary / _WEIGHTS_FILE).rename(output)
-            else:
-                temporary.rename(output)
+            single = {"onnx": _ONNX_FILE, "safetensors": _WEIGHTS_FILE}.get(export_format, "")
+            (temporary / single).rename(output)
     except OSError as error:
         raise EnvironmentFault(f"{output}: cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return Exported(
         output=str(output),
         format=export_format,

@@ -59,10 +59,9 @@ def commit_file(
     Raises:
         EnvironmentFault: The disk is full or read-only, or permission is denied.
     """
-    temporary = temporary_beside(path)
     with explained(path, "cannot write"):
         _make_folder(path.parent)
-        try:
+        with temporary_path(path) as temporary:
             with temporary.open("xb") as file:
                 file.write(data)
                 file.flush()
@@ -74,15 +73,27 @@ def commit_file(
                     os.link(temporary, path)
                 except FileExistsError:
                     return False
-                finally:
-                    temporary.unlink()
             else:
                 temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
+        sync(path.parent)
     return True
+
+
+@contextlib.contextmanager
+def temporary_path(path: Path) -> Iterator[Path]:
+    """Yield a new path beside ``path``; delete the file or folder that is left there afterwards.
+
+    What a killed process leaves is deleted by :func:`remove_abandoned`.
+    """
+    temporary = temporary_beside(path)
+    try:
+        yield temporary
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                temporary.unlink()
 
 
 def temporary_beside(path: Path) -> Path:
@@ -154,13 +165,14 @@ def _make_folder(folder: Path) -> None:
         return
     _make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
-    _sync_folder(folder.parent)
+    sync(folder.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # folders cannot be opened there
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    if os.name == "nt" and path.is_dir():  # folders cannot be opened there
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -23,7 +23,7 @@ from typing import BinaryIO
 
 from scalekd.errors import EnvironmentFault
 from scalekd.storage.base import Storage, StoredFile, StoredFileError
-from scalekd.storage.files import explained, remove_abandoned, temporary_beside
+from scalekd.storage.files import explained, remove_abandoned, temporary_path
 from scalekd.storage.locks import lock
 
 _KEPT_AFTER_EVICTION = 0.9  # fraction of the limit, so that not every new file causes an eviction
@@ -73,8 +73,7 @@ class LocalCache:
                 existing = self.find(key)
                 if existing is not None:
                     return existing
-                temporary = temporary_beside(path)
-                try:
+                with temporary_path(path) as temporary:
                     with self._counting():
                         self._make_room(size)
                         with temporary.open("xb") as file:
@@ -88,8 +87,6 @@ class LocalCache:
                         temporary.replace(path)
                         self._book(-unused)
                     return kept
-                finally:
-                    temporary.unlink(missing_ok=True)
 
     def drop(self, key: str) -> None:
         """Delete the copy under ``key``, if there is one."""
@@ -303,9 +300,8 @@ def make_local_cache(folder: str | None, max_bytes: int) -> LocalCache | None:
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = temporary_beside(path / "probe")
-        probe.touch()
-        probe.unlink()
+        with temporary_path(path / "probe") as probe:
+            probe.touch()
     except OSError as error:
         raise EnvironmentFault(
             f"--local-cache {folder}: cannot be written to ({error.strerror}); choose another"

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from scalekd.errors import DataError, EnvironmentFault
 from scalekd.models.weights import load_plain_tensors
+from scalekd.storage.files import TEMPORARY_SUFFIX, sync, temporary_path
 from scalekd.storage.locks import lock
 
 FORMAT_VERSION = 1
@@ -35,7 +35,7 @@ EMA_FILE = "ema.safetensors"
 TRAINING_FILE = "training_state.pt"
 STATE_FILE = "state.json"
 
-_TEMPORARY = ".writing"
+_OLD_TEMPORARY_SUFFIX = ".writing"  # of earlier releases
 _MAX_STATE_BYTES = 32 << 20  # class names of ImageNet-21k take 1 MB
 _MAX_COUNT = 2**62
 _MAX_DEPTH = 20
@@ -81,29 +81,25 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     Raises:
         EnvironmentFault: The disk is full or not writable; an older checkpoint is untouched.
     """
-    temporary: Path | None = None
     try:
-        temporary = _temporary_for(folder)
-        for name, tensors in checkpoint.weights.items():
-            save_file(_separate(tensors), temporary / name, metadata={"format": "pt"})
-        torch.save(dict(checkpoint.training), temporary / TRAINING_FILE)
-        state = {
-            "format_version": FORMAT_VERSION,
-            **asdict(checkpoint.position),
-            **checkpoint.facts,
-            "files": {file.name: _digest(file) for file in sorted(temporary.iterdir())},
-        }
-        state["digest"] = _digest_of(state)
-        (temporary / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-        mode = (temporary / STATE_FILE).stat().st_mode  # safetensors makes files private
-        for file in temporary.iterdir():
-            file.chmod(mode)
-            sync(file)
-        sync(temporary)
-        _swap_in(temporary, folder)
+        with _replacement_of(folder) as temporary:
+            for name, tensors in checkpoint.weights.items():
+                save_file(_separate(tensors), temporary / name, metadata={"format": "pt"})
+            torch.save(dict(checkpoint.training), temporary / TRAINING_FILE)
+            state = {
+                "format_version": FORMAT_VERSION,
+                **asdict(checkpoint.position),
+                **checkpoint.facts,
+                "files": {file.name: _digest(file) for file in sorted(temporary.iterdir())},
+            }
+            state["digest"] = _digest_of(state)
+            text = json.dumps(state, indent=2) + "\n"
+            (temporary / STATE_FILE).write_text(text, encoding="utf-8")
+            mode = (temporary / STATE_FILE).stat().st_mode  # safetensors makes files private
+            for file in temporary.iterdir():
+                file.chmod(mode)
+                sync(file)
     except (OSError, SafetensorError, RuntimeError) as error:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
         raise EnvironmentFault(
             f"{folder}: the checkpoint could not be written: {error}. The one before it is "
             "untouched; free space and resume with --resume auto"
@@ -118,23 +114,18 @@ def copy_checkpoint(source: Path, target: Path) -> None:
     Raises:
         EnvironmentFault: The disk is full or not writable; an older ``target`` is untouched.
     """
-    temporary: Path | None = None
     try:
-        temporary = _temporary_for(target)
-        for file in source.iterdir():
-            shutil.copy(file, temporary / file.name)
-            sync(temporary / file.name)
-        sync(temporary)
-        _swap_in(temporary, target)
+        with _replacement_of(target) as temporary:
+            for file in source.iterdir():
+                shutil.copy(file, temporary / file.name)
+                sync(temporary / file.name)
     except OSError as error:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
         raise EnvironmentFault(f"{target}: the checkpoint could not be copied: {error}") from error
 
 
 def remove_leftovers(run: Path) -> None:
     """Remove what interrupted writes left; only while no other process writes to the run."""
-    for path in run.glob(f".*{_TEMPORARY}"):
+    for path in (*run.glob(f".*{TEMPORARY_SUFFIX}"), *run.glob(f".*{_OLD_TEMPORARY_SUFFIX}")):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -274,20 +265,14 @@ def _digest_of(state: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def _temporary_for(folder: Path) -> Path:
-    """A new folder beside ``folder``, with a name that no other process uses."""
-    made = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}{_TEMPORARY}")
-    made.mkdir(parents=True)
-    return made
-
-
-def sync(path: Path) -> None:
-    """Flush a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+@contextlib.contextmanager
+def _replacement_of(folder: Path) -> Iterator[Path]:
+    """Yield a new folder that replaces ``folder`` once the block has filled it."""
+    with temporary_path(folder) as temporary:
+        temporary.mkdir(parents=True)
+        yield temporary
+        sync(temporary)
+        _swap_in(temporary, folder)
 
 
 def _retired(folder: Path) -> Path:

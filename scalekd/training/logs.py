@@ -8,13 +8,13 @@ import csv
 import io
 import json
 import math
-import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from scalekd.errors import DataError
+from scalekd.storage.files import commit_file, temporary_path
 
 _MAX_SUMMARY_BYTES = 32 << 20  # a row has about 200 bytes
 _MAX_COLUMNS = 200
@@ -77,12 +77,12 @@ class StepLog:
         """Drop the lines of later steps, and lines that a crash cut short or that are damaged."""
         if not self.path.exists():
             return
-        temporary = temporary_name(self.path)
-        with self.path.open("rb") as lines, temporary.open("wb") as kept:
-            while line := lines.readline(_MAX_LINE_BYTES):
-                if _step_of(line) <= step:
-                    kept.write(line)
-        temporary.replace(self.path)
+        with temporary_path(self.path) as temporary:
+            with self.path.open("rb") as lines, temporary.open("wb") as kept:
+                while line := lines.readline(_MAX_LINE_BYTES):
+                    if _step_of(line) <= step:
+                        kept.write(line)
+            temporary.replace(self.path)
 
     def write(self, record: Mapping[str, Any]) -> None:
         stamped = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **record}
@@ -131,7 +131,7 @@ class EpochSummary:
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
-        replace_text(self.path, text.getvalue())
+        commit_file(self.path, text.getvalue().encode())
 
 
 def read_summary(path: Path) -> list[dict[str, float]]:
@@ -193,19 +193,3 @@ def _step_of(line: bytes) -> float:
     except (ValueError, KeyError, TypeError, RecursionError):
         return math.inf
     return step if isinstance(step, int | float) and line.endswith(b"\n") else math.inf
-
-
-def temporary_name(path: Path) -> Path:
-    """A name beside ``path`` that no other process uses, for a file that replaces it."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.writing")
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file so that a reader or a crash sees the old content or the new, whole."""
-    temporary = temporary_name(path)
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -7,8 +7,9 @@ received a signal. When a line of the log is due, its means are exchanged togeth
 import math
 from collections.abc import Mapping
 
-from scalekd.distributed import Coordinator, StopRequest
+from scalekd.distributed import Coordinator
 from scalekd.errors import TrainingDiverged
+from scalekd.signals import StopRequest
 from scalekd.training.checkpoint import Position, find_checkpoint
 from scalekd.training.logs import RunningMeans
 from scalekd.training.meter import Interval, Meter

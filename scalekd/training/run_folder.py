@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from scalekd.errors import DataError, EnvironmentFault, UsageError
+from scalekd.storage.files import commit_file
 from scalekd.storage.locks import lock_record
 from scalekd.training.checkpoint import (
     copy_checkpoint,
@@ -25,7 +26,7 @@ from scalekd.training.checkpoint import (
     sound_position,
 )
 from scalekd.training.config import TrainConfig
-from scalekd.training.logs import EpochSummary, StepLog, replace_text
+from scalekd.training.logs import EpochSummary, StepLog
 
 ARGS_FILE = "args.yaml"
 _LOCK_FILE = ".lock"
@@ -152,7 +153,7 @@ class RunFolder:
                     "anew with --overwrite, or choose another --output"
                 )
             notes += _changes(TrainConfig.from_yaml(args), config)
-        replace_text(args, config.to_yaml())
+        commit_file(args, config.to_yaml().encode())
         return checkpoint, notes
 
     def _remove_run(self) -> None:

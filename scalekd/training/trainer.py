@@ -22,8 +22,9 @@ from accelerate.utils import set_seed
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from scalekd.distributed import Coordinator, StopRequest, process_faults
+from scalekd.distributed import Coordinator, process_faults
 from scalekd.errors import DataError, TrainingInterrupted, UsageError
+from scalekd.signals import StopRequest
 from scalekd.training.checkpoint import Position
 from scalekd.training.compilation import compile_faults, compile_parts
 from scalekd.training.config import TrainConfig

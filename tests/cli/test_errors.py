@@ -25,7 +25,7 @@ from scalekd.errors import (
     TrainingInterrupted,
     UsageError,
 )
-from scalekd.pipelines._signals import Terminated
+from scalekd.signals import Terminated
 
 Run = Callable[..., Any]
 PAGE = Path(__file__).parents[2] / "docs/errors.md"

@@ -75,7 +75,7 @@ def test_a_crash_between_the_two_renames_loses_nothing(
     rename = Path.rename
 
     def crash(self: Path, target: Path) -> Path:
-        if self.name.endswith(".writing"):
+        if self.name.endswith(".partial"):
             raise KeyboardInterrupt
         return rename(self, target)
 

@@ -34,7 +34,7 @@ from scalekd.storage.files import (
     inside,
     is_alive,
     process_namespace,
-    temporary_beside,
+    temporary_path,
 )
 
 STALE_SECONDS = 180.0  # NFS clients may serve a modification time that is 60 s old
@@ -204,13 +204,9 @@ def remove_settled(root: Path) -> None:
 
 def file_system_time(folder: Path) -> float:
     """What the file system that holds ``folder`` takes the time to be, in seconds."""
-    probe = temporary_beside(folder / "clock")
-    with explained(probe, "cannot write"):
+    with temporary_path(folder / "clock") as probe, explained(probe, "cannot write"):
         probe.touch(exist_ok=False)
-        try:
-            return probe.stat().st_mtime
-        finally:
-            probe.unlink(missing_ok=True)
+        return probe.stat().st_mtime
 
 
 def _silence(path: Path) -> float:
