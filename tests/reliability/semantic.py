@@ -211,15 +211,15 @@ def _train_on(root: Path, *, extension: bool) -> None:
     """Open, read some blocks, decode them, and build what a student run would build."""
     chosen = ChosenTargets.open(root, targets="other" if extension else None)
     reader = chosen.reader
-    spec = TeacherSpec.model_validate(chosen.caches[chosen.features].identity.teacher)
+    spec = TeacherSpec.model_validate(chosen.caches[chosen.features[0]].identity.teacher)
     _ = reader.samples, reader.witnesses
     names = [array.name for array in reader.layout.views]
     for block in reader.blocks()[:_BLOCKS]:
         reader.read_rows(reader.passes[0], *block, names)
-    codecs = chosen.caches[chosen.features].codecs
+    codecs = chosen.caches[chosen.features[0]].codecs
     for codec in codecs.stages.values():
         codec.decoder()
-    owner = chosen.caches[chosen.features]
+    owner = chosen.caches[chosen.features[0]]
     tail = None
     if owner.identity.tail is not None and owner.part.has_tail:
         content = owner.file(owner.identity.tail, owner.identity.tail_digest)
