@@ -116,7 +116,7 @@ class WholeCache:
         way = rng.random()
         if way < 0.1:
             list_caches(self.root)
-            list(cache_info(self.root).rows(str))
+            cache_info(self.root).lines()
         elif way < 0.25:
             problems = verify(self.root).problems
             if problems:
