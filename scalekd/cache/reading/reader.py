@@ -20,22 +20,12 @@ from scalekd.cache.documents.manifest import Identity, Manifest, ShardRecord
 from scalekd.cache.documents.records import record_hash, samples_hash
 from scalekd.cache.files import CommittedFiles, FileDigest, asking_again, digest, read_checked
 from scalekd.cache.forms import Embed, ZarrArrays
-from scalekd.cache.layout import (
-    MANIFEST_FILE,
-    PLAN_FILE,
-    SAMPLES,
-    ShardId,
-    Unit,
-    record_path,
-)
+from scalekd.cache.layout import MANIFEST_FILE, PLAN_FILE, SAMPLES, ShardId, Unit, record_path
 from scalekd.cache.once import Once
 from scalekd.cache.tables import check_table, load_witnesses, table_files
 from scalekd.codecs.compression import FREE_EXPANSION_BYTES
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
-from scalekd.storage import (
-    Location,
-    open_storage,
-)
+from scalekd.storage import Location, open_storage
 from scalekd.views import ViewPolicy
 
 Rows = np.ndarray[Any, Any]
