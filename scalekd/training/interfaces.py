@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import nn
 
+from scalekd.training.random_state import preserved_random_state
 from scalekd.training.targets import Batch
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
@@ -39,6 +40,25 @@ def by_training_loss(row: Mapping[str, float]) -> float:
 def last_epoch(row: Mapping[str, float]) -> float:
     """Choose the last epoch."""
     return row["epoch"]
+
+
+def evaluated(
+    evaluate: Evaluate, student: nn.Module, average: nn.Module | None
+) -> dict[str, float]:
+    """Evaluate the student and, if there is one, the average of its weights.
+
+    Returns:
+        Metrics named ``eval_…`` and ``ema_eval_…``.
+    """
+    row: dict[str, float] = {}
+    for prefix, model in (("eval", student), ("ema_eval", average)):
+        if model is None:
+            continue
+        with preserved_random_state():
+            metrics = evaluate(model)
+        # Plain numbers: a NumPy one in a checkpoint could not be read back safely.
+        row |= {f"{prefix}_{name}": float(value) for name, value in metrics.items()}
+    return row
 
 
 class EpochLoader(Protocol):

@@ -37,6 +37,7 @@ from scalekd.training.interfaces import (
     TrainResult,
     by_metric,
     by_training_loss,
+    evaluated,
 )
 from scalekd.training.logs import RunningMeans
 from scalekd.training.lookout import Lookout
@@ -380,7 +381,8 @@ class Trainer:
             # resumed from here trains nothing more in this epoch and evaluates.
             self._save()
             self._obey_signals()
-            row |= self._evaluated(self._evaluate)
+            average = None if self._ema is None else self._ema.module
+            row |= evaluated(self._evaluate, self._state.student, average)
         metric = self._choose(row)
         self._meter.epoch = RunningMeans()
         self._position = replace(self._position, epoch=epoch + 1, epoch_samples=0)
@@ -394,15 +396,3 @@ class Trainer:
     def _obey_signals(self) -> None:
         """Stop where a signal came, just after a checkpoint was written."""
         self._stop_for(self._coordinator.maximum(self._stop.signal_number), saved=True)
-
-    def _evaluated(self, evaluate: Evaluate) -> dict[str, float]:
-        models = {"eval": self._state.student}
-        if self._ema is not None:
-            models["ema_eval"] = self._ema.module
-        row: dict[str, float] = {}
-        for prefix, model in models.items():
-            with preserved_random_state():
-                metrics = evaluate(model)
-            # Plain numbers: a NumPy one in a checkpoint could not be read back safely.
-            row |= {f"{prefix}_{name}": float(value) for name, value in metrics.items()}
-        return row

@@ -19,11 +19,6 @@ def member_stem(key: str) -> str:
     return quoted if not quoted.startswith(("/", "_")) else f"%{ord(quoted[0]):02X}{quoted[1:]}"
 
 
-def key_of(stem: str) -> str:
-    """Invert :func:`member_stem`."""
-    return urllib.parse.unquote(stem)
-
-
 def image_extension(image: bytes) -> str:
     """Extension for an encoded image, by what it is rather than what it was called."""
     if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
