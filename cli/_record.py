@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ByteSize
 from pydantic.fields import FieldInfo
 
 from scalekd.cli._options import KeyValue, NumberRange, Numbers, Parsed, Stages, checked
-from scalekd.cli._output import Result, print_result
+from scalekd.cli._output import Result, echo, print_result
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -146,7 +146,8 @@ def _print_all_options(context: click.Context, parameter: click.Parameter, value
     del parameter
     if value and not context.resilient_parsing:
         context.meta[_HELP_ALL] = True
-        click.echo(context.get_help(), color=context.color)
+        for line in context.get_help().splitlines():
+            echo(line)
         context.exit()
 
 

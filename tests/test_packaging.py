@@ -22,7 +22,7 @@ def _shipped_files() -> set[str]:
         f"{installed}/{path.relative_to(REPOSITORY / tree).as_posix()}"
         for tree, installed in TREES.items()
         for path in (REPOSITORY / tree).rglob("*")
-        if path.suffix in (".py", ".yaml") or path.name == "py.typed"
+        if path.suffix in (".py", ".yaml", ".html") or path.name == "py.typed"
     }
 
 

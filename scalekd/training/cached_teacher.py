@@ -268,7 +268,13 @@ class CachedTeacher:
                 " (num_classes=0); leave out --num-classes, or give --objective features"
             )
         if built.needs_logits:
-            self._check_classes(student)
+            try:
+                self._check_classes(student)
+            except (DataError, UsageError):
+                # A live teacher gives logits that the cache lacks, if its classes fit.
+                if any(self.chosen.caches[n].identity.logits is None for n in self.chosen.logits):
+                    raise UsageError(NO_LOGITS) from None
+                raise
         if not built.trains_classifier:
             freeze_unread(student, pooled=built.needs_pooled)
         return DistillationModule(
@@ -297,8 +303,6 @@ class CachedTeacher:
         )
 
     def _check_classes(self, student: Student) -> None:
-        if any(self.chosen.caches[name].identity.logits is None for name in self.chosen.logits):
-            raise UsageError(NO_LOGITS)
         self.class_indices()
         for name, match in self.matches.items():
             if isinstance(match, ClassMatch) and match.count != student.spec.num_classes:

@@ -208,7 +208,7 @@ def test_later_batches_at_another_size_check_other_views_every_epoch(
     monkeypatch.setattr(
         data_views.ReplayContract,
         "check_pixels",
-        lambda self, sample, pixels, expected: checked.append(sample.key),
+        lambda self, key, pixels, expected: checked.append(key),
     )
     epochs = []
     for epoch in range(0, 12, 2):  # of one pass
