@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import logging
-import os
 import sys
 import traceback
 import warnings
@@ -14,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from pydantic_core import to_jsonable_python
 
 from scalekd.errors import ScaleKDError
+from scalekd.pipelines._notes import is_main_process
 from scalekd.text import printable
 
 
@@ -71,11 +71,6 @@ def emit_failure(error: ScaleKDError) -> None:
 def _described(error: ScaleKDError) -> dict[str, Any]:
     facts = {"name": error.name, "message": str(error), "exit_code": error.exit_code}
     return {"error": facts}
-
-
-def is_main_process() -> bool:
-    """Return whether this is the only process, or the first that a launcher started."""
-    return "LOCAL_RANK" not in os.environ or int(os.environ.get("RANK", "0")) == 0
 
 
 def complain(error: ScaleKDError) -> None:

@@ -14,7 +14,6 @@ from scalekd.cli._output import (
     complain,
     emit_failure,
     escaping,
-    is_main_process,
     show_traceback,
 )
 from scalekd.errors import (
@@ -25,6 +24,7 @@ from scalekd.errors import (
     UsageError,
     advice_on,
 )
+from scalekd.pipelines._notes import is_main_process
 from scalekd.signals import Terminated
 
 _COMMANDS = {

@@ -1,5 +1,6 @@
 """Notes of a pipeline, one line each, on standard error."""
 
+import os
 import sys
 
 from scalekd.text import printable
@@ -8,3 +9,8 @@ from scalekd.text import printable
 def note(line: str) -> None:
     """Print what a person should know; it may quote names from documents."""
     print(f"note: {printable(line)}", file=sys.stderr, flush=True)
+
+
+def is_main_process() -> bool:
+    """Return whether this is the only process, or the first that a launcher started."""
+    return "LOCAL_RANK" not in os.environ or int(os.environ.get("RANK", "0")) == 0

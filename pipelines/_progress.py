@@ -1,6 +1,5 @@
 """Progress of long commands: a live bar on a terminal, a plain line now and then elsewhere."""
 
-import os
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ from rich.progress import (
     TextColumn,
 )
 
+from scalekd.pipelines._notes import is_main_process
 from scalekd.text import format_duration, format_time_left, printable
 
 _PLAIN_SECONDS = 10.0
@@ -46,7 +46,7 @@ def doing(what: str, *, enabled: bool | None = None) -> Iterator[Step]:
         enabled: Whether this process prints; the main one of several if ``None``.
     """
     text, step, started = printable(what), Step(), time.monotonic()
-    if not (_is_main() if enabled is None else enabled):
+    if not (is_main_process() if enabled is None else enabled):
         yield step
         return
     console = Console(stderr=True)
@@ -71,11 +71,6 @@ def doing(what: str, *, enabled: bool | None = None) -> Iterator[Step]:
     if said.is_set():
         took = format_duration(time.monotonic() - started)
         print(f"{text}: {printable(step.result)}, {took}", file=sys.stderr, flush=True)
-
-
-def _is_main() -> bool:
-    """Return whether this is the only process, or the first that a launcher started."""
-    return "LOCAL_RANK" not in os.environ or int(os.environ.get("RANK", "0")) == 0
 
 
 class ProgressReport:

@@ -94,7 +94,7 @@ class ScaleKDConfig(_Frozen):
             the grid and width of the final stage, and are compared (and used as queries) directly.
         kd: Whether to use the logit loss; otherwise the task loss has weight 1.
         teachers: By name of a teacher, settings of its features that differ from the ones above. In
-            a file or on a command line, ``dinov3.weight`` stands for ``teachers.dinov3.weight``.
+            a file or on a command line, ``dinov3.weight`` is short for ``teachers.dinov3.weight``.
     """
 
     weight: _Weight = 1.0

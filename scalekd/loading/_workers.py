@@ -7,17 +7,19 @@ import multiprocessing.queues
 import os
 import signal
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from scalekd.errors import EnvironmentFault, ScaleKDError
+
+T = TypeVar("T")
 
 _END = object()
 _open: weakref.WeakSet[Any] = weakref.WeakSet()  # this process's iterators over workers
@@ -46,6 +48,16 @@ _WORKER_FAULTS = {
 def as_is(batch: Any) -> Any:
     """Collate function of datasets that already make whole batches."""
     return batch
+
+
+def error_as_value(work: Callable[[], T]) -> T | ScaleKDError:
+    """Do ``work``; in a worker process return its error, which :func:`relayed` raises unchanged."""
+    try:
+        return work()
+    except ScaleKDError as error:
+        if get_worker_info() is None:
+            raise
+        return error
 
 
 def relayed(loader: DataLoader[Any]) -> Iterator[Any]:

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 import xxhash
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from scalekd.cache import CacheReader, JoinedReader
 from scalekd.cache.forms import HAS_IMAGES, IMAGE, RENDERED, Embed
 from scalekd.cache.layout import DIFFERENCES
 from scalekd.errors import CacheMismatch, ScaleKDError, UsageError
 from scalekd.images.samples import ImageDataset, Sample
-from scalekd.loading._workers import empty_batch
+from scalekd.loading._workers import empty_batch, error_as_value
 from scalekd.loading.blocks import BlockReader, gather
 from scalekd.loading.fresh import draw_fresh_view, fresh_pass
 from scalekd.loading.order import BUFFER_BLOCKS, LANES_PER_RANK, Indices
@@ -221,12 +221,7 @@ class CachedViews(Dataset[Batch]):
 
     def __getitems__(self, request: BatchRequest) -> Batch | ScaleKDError:
         """Return one batch. A worker returns an error, so that it reaches the user unchanged."""
-        try:
-            return self._batch(request)
-        except ScaleKDError as error:
-            if get_worker_info() is None:
-                raise
-            return error
+        return error_as_value(lambda: self._batch(request))
 
     def _batch(self, request: BatchRequest) -> Batch:
         count = len(request.samples)

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from scalekd.cache.forms import HAS_IMAGES, Embed
 from scalekd.errors import DataError, ScaleKDError
 from scalekd.images.samples import ImageDataset, Sample
-from scalekd.loading._workers import empty_batch, in_workers
+from scalekd.loading._workers import empty_batch, error_as_value, in_workers
 from scalekd.loading.views import DrawnView, draw_view
 from scalekd.views import ViewParams, ViewPolicy, encode_view
 
@@ -84,12 +84,7 @@ class DrawnViews(Dataset[DrawnBatch]):
 
     def __getitems__(self, request: DrawRequest) -> DrawnBatch | ScaleKDError:
         """Return one batch. A worker returns an error, so that it reaches the user unchanged."""
-        try:
-            return self.draw(request)
-        except ScaleKDError as error:
-            if get_worker_info() is None:
-                raise
-            return error
+        return error_as_value(lambda: self.draw(request))
 
     def draw(self, request: DrawRequest) -> DrawnBatch:
         """Draw one batch.

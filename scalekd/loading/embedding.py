@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from scalekd.cache import CacheReader
 from scalekd.cache.forms import IMAGE, RENDERED, Embed
 from scalekd.cache.layout import DIFFERENCES
 from scalekd.errors import ScaleKDError, UsageError, rewording
 from scalekd.images.samples import ImageDataset, Sample
-from scalekd.loading._workers import empty_batch, in_workers
+from scalekd.loading._workers import empty_batch, error_as_value, in_workers
 from scalekd.loading.views import (
     PIXEL_ADVICE,
     Pixels,
@@ -109,12 +109,7 @@ class ImagesToEmbed(Dataset[BlockImages]):
 
     def __getitems__(self, request: BlockRequest) -> BlockImages | ScaleKDError:
         """Return one block. A worker returns an error, so that it reaches the user unchanged."""
-        try:
-            return self._block(request)
-        except ScaleKDError as error:
-            if get_worker_info() is None:
-                raise
-            return error
+        return error_as_value(lambda: self._block(request))
 
     def _block(self, request: BlockRequest) -> BlockImages:
         if self._embed == "none" or (self._copies and self._embed == "pixels"):

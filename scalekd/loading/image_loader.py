@@ -6,11 +6,11 @@ whatever the number of workers and processes.
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from scalekd.errors import ScaleKDError, UsageError
 from scalekd.images import ImageDataset
-from scalekd.loading._workers import empty_batch
+from scalekd.loading._workers import empty_batch, error_as_value
 from scalekd.loading.cached_views import Batch, BatchRequest
 from scalekd.loading.loader import ViewLoader
 from scalekd.loading.order import EpochOrder
@@ -38,12 +38,7 @@ class ImageViews(Dataset[Batch]):
 
     def __getitems__(self, request: BatchRequest) -> Batch | ScaleKDError:
         """Return one batch. A worker returns an error, so that it reaches the user unchanged."""
-        try:
-            return self._batch(request)
-        except ScaleKDError as error:
-            if get_worker_info() is None:
-                raise
-            return error
+        return error_as_value(lambda: self._batch(request))
 
     def _batch(self, request: BatchRequest) -> Batch:
         positions = [int(position) for position in request.samples]
