@@ -231,6 +231,10 @@ GROUPS: Mapping[str, list[Arm]] = {
         _light(f"{passes} × {codec}", cache=f"{passes}x{codec}", epochs=REGIME.passes)
         for passes, codec in SPENT
     ],
+    "budget-features": [
+        _light(f"{passes} × {codec}", ("kd", False), cache=f"{passes}x{codec}", epochs=REGIME.passes)
+        for passes, codec in SPENT
+    ],
     "online": [_light("cache"), _light("live teacher", online=True)],
     "length": [
         Arm(f"{name}, {epochs} epochs", Run(CNN, objective, epochs=epochs))

@@ -230,6 +230,7 @@ _TITLES = {
     "online": "Cache and live teacher",
     "codec": "What coding costs",
     "budget": "Many coarse passes, or few fine ones",
+    "budget-features": "Many coarse passes, or few fine ones, without logits",
     "rates": "Rates of the ViT",
     "stage3": "Stage 3 as an extra target",
     "length": "Longer training, and views to reach a score",
@@ -251,6 +252,8 @@ _QUESTIONS = {
     "budget": "How are bytes best spent? All rows read 48 views of every image. In the first four,"
     " features take about 6 kB an image or fewer; the last two look for the error that costs"
     " accuracy.",
+    "budget-features": "The same caches without the KD loss: only the features teach, beside the"
+    " labels.",
     "rates": "Which learning rate suits the small ViT? In the last row the weights of the feature"
     " losses add up to about 4, as published for 49 and for 256 tokens. In the other rows they are"
     " 0.08 per token, as published for 49 tokens.",
@@ -266,7 +269,7 @@ def _group(name: str, rows: dict[str, dict[str, Any]]) -> str:
     if len(scores) < 2:
         return ""
     head = [f"### {_TITLES[name]}\n", f"{_QUESTIONS[name]}\n"]
-    return "\n".join([*head, *_table(scores, sized=name in ("codec", "budget")), ""])
+    return "\n".join([*head, *_table(scores, sized=name == "codec" or name.startswith("budget")), ""])
 
 
 def _pictures(rows: dict[str, dict[str, Any]], images: Path) -> str:
