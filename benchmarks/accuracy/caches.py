@@ -101,10 +101,11 @@ class Caches:
 
 
 def _asked(name: str) -> dict[str, Any]:
-    """Passes and codec of a cache named ``KxCODEC``, or of a codec alone."""
+    """Passes, codec and stages of a cache named ``KxCODEC`` or ``KxCODEC+3``, or of a codec."""
     count, _, codec = name.partition("x")
     if count.isdecimal():
-        return {"passes": int(count), "codec": codec}
+        stages = (3, 4) if codec.endswith("+3") else (4,)
+        return {"passes": int(count), "codec": codec.removesuffix("+3"), "stages": stages}
     return {"passes": SHORT, "codec": name}
 
 

@@ -92,6 +92,9 @@ SPENT = (
     (48, "transform:error=0.4"),
 )
 
+# Errors of both stages for students that read stage 3 as well.
+MID_CODECS = ("transform:error=0.01", "transform:error=0.1", "transform:error=0.4")
+
 
 class Run(NamedTuple):
     """One student to train; two arms that agree in this are the same run.
@@ -100,9 +103,9 @@ class Run(NamedTuple):
         student: Key of `STUDENTS`.
         objective: As ``--objective``, or ``stage3``: with the extra target.
         distillation: Knobs of the objective, by dotted name.
-        cache: Which cache: a codec's name, ``passes-K``, ``KxCODEC`` for K passes by a codec,
-            ``Tpx`` for the passes of short runs and the teacher at T px, or ``views``, which has
-            no targets and does not repeat.
+        cache: Which cache: a codec's name, ``passes-K``, ``KxCODEC`` for K passes by a codec and
+            ``KxCODEC+3`` with stage 3 by the same codec, ``Tpx`` for the passes of short runs and
+            the teacher at T px, or ``views``, which has no targets and does not repeat.
         epochs: Over the labelled images.
         seed: Of weights and order.
         rate: Learning rate; None is the one in `RATES`.
@@ -232,8 +235,13 @@ GROUPS: Mapping[str, list[Arm]] = {
         for passes, codec in SPENT
     ],
     "budget-features": [
-        _light(f"{passes} × {codec}", ("kd", False), cache=f"{passes}x{codec}", epochs=REGIME.passes)
+        _light(
+            f"{passes} × {codec}", ("kd", False), cache=f"{passes}x{codec}", epochs=REGIME.passes
+        )
         for passes, codec in SPENT
+    ],
+    "budget-stage3": [
+        _light(codec, objective="stage3", cache=f"{SHORT}x{codec}+3") for codec in MID_CODECS
     ],
     "online": [_light("cache"), _light("live teacher", online=True)],
     "length": [

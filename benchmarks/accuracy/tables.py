@@ -231,6 +231,7 @@ _TITLES = {
     "codec": "What coding costs",
     "budget": "Many coarse passes, or few fine ones",
     "budget-features": "Many coarse passes, or few fine ones, without logits",
+    "budget-stage3": "Coarse coding of stage 3",
     "rates": "Rates of the ViT",
     "stage3": "Stage 3 as an extra target",
     "length": "Longer training, and views to reach a score",
@@ -254,6 +255,9 @@ _QUESTIONS = {
     " accuracy.",
     "budget-features": "The same caches without the KD loss: only the features teach, beside the"
     " labels.",
+    "budget-stage3": "Are the tokens before the tail more sensitive to coding? They are an extra"
+    " target here, coded like the final ones, in 24 passes; with float16 targets the same students"
+    " are the last row of the table of stage 3. Bytes are those of the final stage.",
     "rates": "Which learning rate suits the small ViT? In the last row the weights of the feature"
     " losses add up to about 4, as published for 49 and for 256 tokens. In the other rows they are"
     " 0.08 per token, as published for 49 tokens.",
@@ -269,7 +273,9 @@ def _group(name: str, rows: dict[str, dict[str, Any]]) -> str:
     if len(scores) < 2:
         return ""
     head = [f"### {_TITLES[name]}\n", f"{_QUESTIONS[name]}\n"]
-    return "\n".join([*head, *_table(scores, sized=name == "codec" or name.startswith("budget")), ""])
+    return "\n".join(
+        [*head, *_table(scores, sized=name == "codec" or name.startswith("budget")), ""]
+    )
 
 
 def _pictures(rows: dict[str, dict[str, Any]], images: Path) -> str:
