@@ -22,6 +22,7 @@ class Processes:
         count: Number of processes.
         is_main: Whether this process prints, and writes what is written once.
         device: Device of this process.
+        coordinator: Collective operations of the processes.
     """
 
     def __init__(self) -> None:
@@ -30,11 +31,11 @@ class Processes:
         self.index, self.count = state.process_index, state.num_processes
         self.is_main: bool = state.is_main_process
         self.device = state.device
-        self._coordinator = Coordinator(state.num_processes)
+        self.coordinator = Coordinator(state.num_processes)
 
     def together(self, work: Callable[[], T]) -> T:
         """Do ``work`` in every process; where one fails, all raise."""
-        return self._coordinator.together(work)
+        return self.coordinator.together(work)
 
     def on_main(self, work: Callable[[], T]) -> T | None:
         """Do ``work`` in the main process alone; all go on together, or fail together.
@@ -46,7 +47,7 @@ class Processes:
 
     def collect(self, value: T) -> list[T]:
         """Every process's value, in the order of ranks."""
-        return self._coordinator.collect(value)
+        return self.coordinator.collect(value)
 
     def note(self, line: str | None) -> None:
         """Print a note once, unless there is nothing to say."""

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -32,6 +32,7 @@ from scalekd.cache.writing.planning import (
     remove_cache,
 )
 from scalekd.cache.writing.writer import CacheWriter
+from scalekd.distributed import process_faults
 from scalekd.errors import CacheMismatch, EnvironmentFault
 from scalekd.loading import worker_faults
 from scalekd.pipelines._arithmetic import strict_float32
@@ -40,8 +41,7 @@ from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._calibrate import calibrate
 from scalekd.pipelines._classes import TeacherAnswers
 from scalekd.pipelines._extended import ExtendedCache
-from scalekd.pipelines._job import Job
-from scalekd.pipelines._notes import note
+from scalekd.pipelines._job import Job, Tables
 from scalekd.pipelines._preflight import tidy_and_check_space
 from scalekd.pipelines._processes import Processes
 from scalekd.pipelines._progress import ProgressReport
@@ -144,6 +144,7 @@ class CacheOrder:
 
 @terminable()
 @worker_faults()
+@process_faults()
 def cache_teacher(
     config: CacheTeacherConfig, *, teacher: Teacher | None = None
 ) -> CacheTeacherResult:
@@ -192,7 +193,7 @@ def write_cache(job: Job, order: CacheOrder, processes: Processes) -> CacheTeach
         processes.note(line)
     storage = order.storage
     with _folder_to_write_in(storage) as folder:
-        begun = processes.on_main(lambda: _begin(job, order, folder))
+        begun = _begin(job, order, folder, processes)
         cache = processes.together(lambda: _join(job, order, begun))
         plan = cache.plan
         num_passes = max(order.passes, committed_passes(cache))
@@ -253,20 +254,25 @@ def _folder_to_write_in(storage: Storage) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _begin(job: Job, order: CacheOrder, folder: Path) -> Plan:
-    """Read the plan, or calibrate and commit one."""
-    storage, base = order.storage, order.base
-    plan = read_plan(storage)
-    if plan is not None:
+def _begin(job: Job, order: CacheOrder, folder: Path, processes: Processes) -> Plan | None:
+    """Read the plan, or calibrate and commit one, in all processes; the main one returns it."""
+    plan = processes.on_main(lambda: read_plan(order.storage))
+    if any(processes.collect(plan is not None)):
         return plan
+    base = order.base
     if base is not None:
-        base.check(job)
-    answers = TeacherAnswers(job.match)
-    tables = calibrate(job, folder, answers, keep_tail=base is None)
+        processes.on_main(partial(base.check, job))
+    own = TeacherAnswers(job.match)
+    tables = calibrate(job, folder, own, keep_tail=base is None, coordinator=processes.coordinator)
+    answers = sum(processes.collect(own), TeacherAnswers(job.match))
+    processes.note(_warning(job, answers))  # before the hours that the teacher takes
+    return processes.together(lambda: _commit_plan(job, order, folder, tables) if tables else None)
+
+
+def _commit_plan(job: Job, order: CacheOrder, folder: Path, tables: Tables) -> Plan:
+    storage, base = order.storage, order.base
     if base is not None:  # its views are those of the cache, whatever draws them here
         tables = replace(tables, environment=base.identity.views.environment)
-    if warning := _warning(job, answers):
-        note(warning)  # before the hours that the teacher takes
     identity = job.identity(tables)
     if base is not None:
         base.check_identity(identity)

@@ -15,6 +15,7 @@ from scalekd.cache.documents.manifest import Identity, Request
 from scalekd.cache.forms import form_named
 from scalekd.cache.reading.extensions import extension_path
 from scalekd.codecs import check_logit_codec, parse_codec
+from scalekd.distributed import process_faults
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.loading import worker_faults
 from scalekd.models.classes import classes_of_data, read_class_names
@@ -35,6 +36,7 @@ _ONLY_NAMED = ("stages", "logits", "codec", "teacher_classes", "class_map", "lic
 
 @terminable()
 @worker_faults()
+@process_faults()
 def extend_cache(config: ExtendConfig) -> CacheTeacherResult:
     """Add what was asked for, or go on adding it.
 

@@ -8,15 +8,17 @@ if gradients are exchanged by NCCL, so that no accelerator waits.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from scalekd.errors import INTERNAL_ERROR, EnvironmentFault, ScaleKDError
 
 T = TypeVar("T")
-# Processes wait for the slowest one, and for the one that calibrates; torch's default of 30 minutes
+_MOST_AXES = 7
+# Processes wait for the slowest one, and for those that fit codecs; torch's default of 30 minutes
 # would end long jobs.
 _LONGEST_WAIT = timedelta(days=1)
 
@@ -59,6 +61,11 @@ class Coordinator:
         """Whether the run has only one process."""
         return self._group is None
 
+    @property
+    def rank(self) -> int:
+        """Number of this process; 0 for the main one."""
+        return 0 if self._group is None else dist.get_rank(self._group)
+
     def maximum(self, value: int) -> int:
         """Return the largest of the processes' values."""
         if self._group is None:
@@ -74,6 +81,29 @@ class Coordinator:
         values: list[T | None] = [None] * dist.get_world_size(self._group)
         dist.all_gather_object(values, value, group=self._group)
         return values  # type: ignore[return-value]
+
+    def transfer(
+        self, array: np.ndarray[Any, Any] | None, source: int, target: int
+    ) -> np.ndarray[Any, Any] | None:
+        """Return in ``target`` the float32 array that ``source`` gives; ``None`` elsewhere.
+
+        The other processes need not call this, and pass anything.
+        """
+        if source == target:
+            return array if self.rank == source else None
+        if self.rank == source and array is not None:
+            shape = torch.zeros(1 + _MOST_AXES, dtype=torch.int64)
+            shape[: 1 + array.ndim] = torch.tensor([array.ndim, *array.shape])
+            dist.send(shape, target, self._group)
+            dist.send(torch.from_numpy(np.ascontiguousarray(array)), target, self._group)
+        elif self.rank == target:
+            shape = torch.zeros(1 + _MOST_AXES, dtype=torch.int64)
+            dist.recv(shape, source, self._group)
+            num_axes, *sides = shape.tolist()
+            received = torch.empty(sides[:num_axes], dtype=torch.float32)
+            dist.recv(received, source, self._group)
+            return received.numpy()
+        return None
 
     def together(self, work: Callable[[], T]) -> T:
         """Call ``work`` in every process; if it fails in one, all raise an error.

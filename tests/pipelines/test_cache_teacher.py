@@ -19,7 +19,7 @@ from scalekd.cache.documents.manifest import Manifest
 from scalekd.cache.writing import writer as cache_writer
 from scalekd.cache.writing.finishing import finish
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, EnvironmentFault, UsageError
-from scalekd.pipelines import _calibrate, _sizes
+from scalekd.pipelines import _calibration_views, _sizes
 from scalekd.pipelines import cache_teacher as stage_one
 
 MakeCache = Callable[..., Any]
@@ -256,7 +256,7 @@ def test_machines_that_begin_at_once_go_on_with_the_tables_of_the_first(
     calibrate = stage_one.calibrate
 
     def late_and_otherwise(*arguments: Any, **keywords: Any) -> Any:
-        run = _calibrate.run_teacher
+        run = _calibration_views.run_teacher
 
         def otherwise(*inner: Any) -> Any:
             output = run(*inner)
@@ -264,7 +264,7 @@ def test_machines_that_begin_at_once_go_on_with_the_tables_of_the_first(
             return output
 
         with monkeypatch.context() as patch:
-            patch.setattr(_calibrate, "run_teacher", otherwise)
+            patch.setattr(_calibration_views, "run_teacher", otherwise)
             made = calibrate(*arguments, **keywords)
         shutil.copytree(tmp_path / "first/tables", tmp_path / "cache/tables", dirs_exist_ok=True)
         shutil.copy(tmp_path / "first/plan.json", tmp_path / "cache/plan.json")
@@ -540,13 +540,13 @@ def test_calibration_asks_the_teacher_once_about_each_view(
 ) -> None:
     """Two codecs, prefix tokens and held-out errors come out of one pass; nothing stays behind."""
     seen: list[int] = []
-    run = _calibrate.run_teacher
+    run = _calibration_views.run_teacher
 
     def counted(teacher: Any, pixels: Any, precision: str) -> Any:
         seen.append(len(pixels))
         return run(teacher, pixels, precision)
 
-    monkeypatch.setattr(_calibrate, "run_teacher", counted)
+    monkeypatch.setattr(_calibration_views, "run_teacher", counted)
     made = make_cache(tmp_path / "cache", codec="transform:error=0.05", passes=1)
     assert made.complete
     assert sum(seen) == made.num_samples
