@@ -89,7 +89,7 @@ def _commit(
 ) -> Tables:
     """Write the tables."""
     infos: dict[Literal["3", "4"], StageInfo] = {}
-    measured: dict[Literal["3", "4"], dict[str, Any]] = {}
+    measured: dict[str, Any] = {}
     for stage, (codec, errors) in fitted.items():
         name: Literal["3", "4"] = "3" if stage == 3 else "4"
         infos[name] = stage_info(codec, commit_codec(folder, codec, f"stage{stage}"))
@@ -152,7 +152,7 @@ def _fit(
         request = parse_codec(job.request.codec)
 
         def fit_own() -> Fitted:
-            fitted = {}
+            fitted: Fitted = {}
             for stage in kept:
                 if owners[stage] == coordinator.rank:
                     codec = fit_codec(request, stages[stage], fit_on.blocks(stage))
