@@ -13,6 +13,7 @@ from benchmarks.accuracy.features_table import features_section
 from benchmarks.accuracy.tables import accuracy_section
 from benchmarks.gpu.tables import gpu_section
 from benchmarks.speed.tables import speed_section
+from benchmarks.transfer.tables import transfer_section
 
 _ROOT = Path(__file__).parents[1]
 _RESULTS = _ROOT / "benchmarks" / "results"
@@ -28,6 +29,7 @@ _HEAD = """\
 _SECTIONS: tuple[Callable[[Path, Path], str], ...] = (
     accuracy_section,
     features_section,
+    transfer_section,
     speed_section,
     gpu_section,
 )
