@@ -64,6 +64,8 @@ def fit_codec(
     request: str | CodecRequest,
     shape: FeatureShape,
     calibration: Iterable[np.ndarray] | None = None,
+    *,
+    num_threads: int = 1,
 ) -> FeatureCodec:
     """Make a codec; fit its tables, if it has any, on calibration views.
 
@@ -72,6 +74,7 @@ def fit_codec(
         shape: Shape of the stage's features.
         calibration: Blocks of features ``(view, token, channel)``, read once and in order. The same
             blocks give the same tables on the same machine.
+        num_threads: Threads that fit; the tables do not depend on their number.
 
     Raises:
         UsageError: The codec needs calibration views and there are none, or their shape differs.
@@ -84,7 +87,7 @@ def fit_codec(
         )
     if calibration is None:
         raise UsageError(f"codec {parsed} is fitted on features of the data set, and got none")
-    return TransformCodec.fit(shape, calibration, options=parsed.options)
+    return TransformCodec.fit(shape, calibration, options=parsed.options, num_threads=num_threads)
 
 
 def codec_outline(config: JsonDict, shape: FeatureShape) -> tuple[PlaneSpec, ...]:

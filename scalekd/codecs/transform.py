@@ -154,10 +154,12 @@ class TransformCodec(FeatureCodec):
         calibration: Iterable[np.ndarray],
         *,
         options: TransformOptions,
+        num_threads: int = 1,
     ) -> "TransformCodec":
         """Fit to calibration views; see :func:`scalekd.codecs.fit_codec`."""
 
         def decode(tables: TransformTables, planes: Mapping[str, np.ndarray]) -> np.ndarray:
             return cls(shape, tables).decode(planes)
 
-        return cls(shape, _fit.fit(shape, calibration, options, decode))
+        tables = _fit.fit(shape, calibration, options, decode, num_threads=num_threads)
+        return cls(shape, tables)

@@ -1,6 +1,8 @@
 """The transform codec on features that are easy, odd, and hostile."""
 
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from scalekd.codecs import (
     CodecRequest,
     TransformOptions,
+    _quantiser,
     codec_to_bytes,
     fit_codec,
     measure_errors,
@@ -18,6 +21,7 @@ from scalekd.codecs import (
 )
 from scalekd.errors import DataError, UsageError
 from scalekd.shapes import FeatureShape
+from scalekd.threads import one_thread
 from tests.codecs.packed import unpack
 
 SHAPE = FeatureShape((4, 4), 32)
@@ -188,6 +192,26 @@ def test_fit_is_deterministic_and_independent_of_block_sizes(
     one = fit_codec("transform", SHAPE, [calibration])
     two = fit_codec("transform", SHAPE, iter([calibration]))
     assert codec_to_bytes(one) == codec_to_bytes(two)
+
+
+def test_fit_is_the_same_with_any_number_of_threads(
+    make_features: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: set[int] = set()
+    quantise = _quantiser.quantise
+
+    def noted(*arguments: Any) -> np.ndarray:
+        used.add(threading.get_ident())
+        return quantise(*arguments)
+
+    monkeypatch.setattr(_quantiser, "quantise", noted)
+    blocks = [make_features(SHAPE, 600, seed) for seed in range(3)]  # 360 views held out
+    with one_thread():
+        one = fit_codec("transform", SHAPE, blocks)
+        before, used = used, set()
+        four = fit_codec("transform", SHAPE, blocks, num_threads=4)
+    assert len(before) < len(used)
+    assert codec_to_bytes(one) == codec_to_bytes(four)
 
 
 def test_bad_calibration_is_refused(make_features: Callable[..., np.ndarray]) -> None:

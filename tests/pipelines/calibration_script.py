@@ -47,9 +47,9 @@ def main() -> None:
         views.append(len(pixels))
         return run(teacher, pixels, precision)
 
-    def noted(request: Any, shape: Any, calibration: Any) -> Any:
+    def noted(request: Any, shape: Any, calibration: Any, **named: Any) -> Any:
         stages.append(shape.num_prefix_tokens + shape.num_patch_tokens)
-        return fit(request, shape, calibration)
+        return fit(request, shape, calibration, **named)
 
     _calibration_views.run_teacher = counted
     _calibrate.fit_codec = noted
