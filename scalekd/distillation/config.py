@@ -80,6 +80,12 @@ class ScaleKDConfig(_Frozen):
         summary_weight: Weight of the summary loss, which compares the student's pooled features
             with the teacher's class token. ``None``: `SUMMARY_WEIGHT` for the objective
             ``features``, 0 for the others, as published.
+        summary: How the summary loss compares. ``"contrast"``: which of the batch's standardised
+            class tokens belongs to an image, see `contrast_loss`; ``"standardised"``: the angle to
+            the standardised class token; ``"direction"``: the angle to the class token itself,
+            which a few large channels decide. *Standardised* means without the mean and divided by
+            the standard deviation of the teacher's class tokens, channel by channel.
+        summary_temperature: Temperature of ``"contrast"``.
         kd_alpha: Weight of the logit loss; the weight of the task loss is ``1 - kd_alpha``.
         temperature: Softmax temperature of the logit loss.
         task: Name of the task loss in `TASK_LOSSES`.
@@ -101,6 +107,8 @@ class ScaleKDConfig(_Frozen):
     stage3: StageConfig = StageConfig()
     stage4: StageConfig = StageConfig()
     summary_weight: _Weight | None = None
+    summary: Literal["contrast", "standardised", "direction"] = "contrast"
+    summary_temperature: _Positive = 0.1
     kd_alpha: _Share = 0.5
     temperature: _Positive = 1.0
     task: Literal["cross_entropy", "bce"] = "cross_entropy"

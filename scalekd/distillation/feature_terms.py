@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from scalekd.distillation.config import ScaleKDConfig, Stage, View
 from scalekd.distillation.form import Form
-from scalekd.distillation.losses import summary_loss, target_view, view_loss
+from scalekd.distillation.losses import contrast_loss, summary_loss, target_view, view_loss
 from scalekd.distillation.projector import (
     ConvProjector,
     CrossAttentionProjector,
     Grid,
     default_num_heads,
 )
+from scalekd.distillation.summary import SummaryProjector
 from scalekd.distillation.targets import Targets
 from scalekd.errors import UsageError
 from scalekd.shapes import FeatureShape
@@ -60,7 +61,7 @@ class FeatureTerms:
         student_features: Width of the student's pooled features; needed for the summary loss.
 
     Attributes:
-        projectors: By name: ``stage3_spatial`` and so on, and the linear layer ``summary``.
+        projectors: By name: ``stage3_spatial`` and so on, and ``summary``.
         tail: The frozen tail in eval mode; ``None`` if the terms use none.
         names: Names of the losses in their order; empty if every weight is 0.
         needs_pooled: Whether the student's pooled features are read.
@@ -133,7 +134,11 @@ class FeatureTerms:
                     "the summary loss needs the width of the student's pooled features; pass"
                     " student_features, or set summary_weight=0"
                 )
-            projectors[_SUMMARY] = nn.Linear(student_features, self._final.num_channels)
+            projectors[_SUMMARY] = SummaryProjector(
+                student_features,
+                self._final.num_channels,
+                standardised=config.summary != "direction",
+            )
         self.projectors = nn.ModuleDict(projectors)
 
     def losses(
@@ -157,9 +162,18 @@ class FeatureTerms:
                     " summary_weight=0"
                 )
             target = features.mean(dim=1) if targets.class_token is None else targets.class_token
-            loss = summary_loss(self.projectors[_SUMMARY](pooled), target)
+            loss = self._summary(pooled, target)
             losses[f"{_SUMMARY}_loss"] = self._summary_weight * loss
         return losses
+
+    def _summary(self, pooled: Tensor, target: Tensor) -> Tensor:
+        """Compare the student's pooled features with the teacher's summaries."""
+        projector = self.projectors[_SUMMARY]
+        predicted, target = projector(pooled), projector.standardise(target)  # type: ignore[operator]
+        if self._config.summary == "contrast":
+            temperature = self._config.summary_temperature
+            return contrast_loss(predicted, target, temperature=temperature)
+        return summary_loss(predicted, target)
 
     def _weight(self, stage: Stage, view: View) -> float:
         return self._config.feature_weight(stage, view, self._final.num_patch_tokens)

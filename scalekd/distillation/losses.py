@@ -189,6 +189,37 @@ def summary_loss(
     return spatial_loss(predicted[:, None], target[:, None])
 
 
+def contrast_loss(
+    predicted: Float[Tensor, "batch channel"],
+    target: Float[Tensor, "batch channel"],
+    *,
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Cross entropy of finding each image's target among those of the batch, by their cosines.
+
+    Only what differs between images lowers it, and as much as it tells them apart (InfoNCE, van den
+    Oord et al. 2018; between student and teacher: Tian et al., *Contrastive Representation
+    Distillation*, ICLR 2020). The images to choose among are those of one process.
+
+    Args:
+        predicted: The student's pooled features, in the teacher's width.
+        target: The teacher's standardised summaries; no gradient flows.
+        temperature: Divides the cosines.
+
+    Returns:
+        Mean over the batch in nats: about log(batch) for unrelated ones, 0 for a batch of one.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    _check_same_shape(predicted[:, None], target[:, None])
+    units = _unit(at_least_float32(predicted)), _unit(at_least_float32(target.detach()))
+    own = torch.arange(len(predicted), device=predicted.device)
+    with torch.autocast(predicted.device.type, enabled=False):  # a cosine of 0.996 is not 1
+        cosines = units[0] @ units[1].T
+    return F.cross_entropy(cosines / temperature, own)
+
+
 def cross_entropy_loss(
     logits: Float[Tensor, "batch cls"],
     labels: Int64[Tensor, " batch"],
@@ -258,7 +289,7 @@ TASK_LOSSES = {"cross_entropy": cross_entropy_loss, "bce": bce_loss}
 """The task losses by name; all take ``(logits, labels, *, label_smoothing, num_labelled)``."""
 
 
-def _unit(tokens: Float[Tensor, "batch token channel"]) -> Float[Tensor, "batch token channel"]:
+def _unit(tokens: Float[Tensor, "*any channel"]) -> Float[Tensor, "*any channel"]:
     squared = tokens.square().sum(dim=-1, keepdim=True)
     has_direction = squared > _MIN_NORM**2
     # The inner `where` keeps the infinite slope of the root at zero out of the backward pass.

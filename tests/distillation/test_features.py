@@ -1,5 +1,6 @@
 """The objective without labels and logits, and labels that are missing for some images."""
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,10 @@ from scalekd.distillation import (
     StageConfig,
     Targets,
     build_objective,
+    contrast_loss,
     summary_loss,
 )
+from scalekd.distillation.summary import SummaryProjector
 from scalekd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -75,7 +78,7 @@ def test_neither_labels_nor_logits_are_read(
 def test_the_summary_is_the_angle_to_the_class_token_or_to_the_mean_patch_token(
     toys: "Toys", build: Callable[..., FeaturesObjective]
 ) -> None:
-    objective = build(summary_weight=0.5)
+    objective = build(summary_weight=0.5, summary="direction")
     levels, logits, labels, targets = toys.batch()
     assert targets.features is not None
     token, features = torch.randn(3, 16), pooled()
@@ -88,6 +91,89 @@ def test_the_summary_is_the_angle_to_the_class_token_or_to_the_mean_patch_token(
         losses = objective(levels, logits, labels, said, pooled=features)
         cosine = F.cosine_similarity(linear(features), expected).mean()
         torch.testing.assert_close(losses["summary_loss"], 0.5 * (2 - 2 * cosine))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"summary_temperature": 0.5}, {"summary": "standardised"}]
+)
+def test_the_summary_is_compared_with_standardised_class_tokens(
+    toys: "Toys", build: Callable[..., FeaturesObjective], settings: dict[str, Any]
+) -> None:
+    objective = build(summary_weight=0.5, **settings)
+    levels, logits, labels, targets = toys.batch()
+    assert targets.features is not None
+    # Channels of very different mean and deviation, as class tokens have them.
+    scales, means = 10 ** torch.linspace(-1, 1, 16), torch.linspace(-50, 50, 16)
+    tokens = torch.randn(6, 16, generator=torch.Generator().manual_seed(1)) * scales + means
+    projector, features = objective.projectors["summary"], pooled()
+    for token in tokens.split(3):
+        said = Targets(targets.features, class_token=token)
+        losses = objective(levels, logits, labels, said, pooled=features)
+    expected = (tokens - tokens.mean(dim=0)) / tokens.std(dim=0, correction=0)
+    cosines = F.cosine_similarity(projector(features)[:, None], expected[None, 3:], dim=-1)
+    if "summary" in settings:
+        by_hand = (2 - 2 * cosines.diag()).mean()
+    else:
+        scores = cosines / settings.get("summary_temperature", 0.1)
+        by_hand = -(scores.diag() - scores.exp().sum(dim=1).log()).mean()
+    torch.testing.assert_close(losses["summary_loss"], 0.5 * by_hand)
+    assert {"projectors.summary.target_mean", "projectors.summary.target_variance"} < set(
+        objective.state_dict()
+    )
+
+
+@pytest.mark.parametrize("sizes", [[40], [1, 1, 38], [7, 33], [20, 20]])
+def test_the_statistics_of_summaries_do_not_depend_on_the_batches(sizes: list[int]) -> None:
+    targets = torch.randn(40, 5, generator=torch.Generator().manual_seed(2)) * 3 + 100
+    targets[:, 4] = 7  # a channel that is constant
+    projector = SummaryProjector(3, 5, standardised=True)
+    for batch in targets.split(sizes):
+        assert projector.standardise(batch).isfinite().all()
+    projector.eval()
+    standardised = projector.standardise(targets)
+    torch.testing.assert_close(standardised[:, :4].mean(dim=0), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        standardised[:, :4].std(dim=0, correction=0), torch.ones(4), atol=1e-4, rtol=0
+    )
+    assert not standardised[:, 4].any()
+    before = {name: value.clone() for name, value in projector.state_dict().items()}
+    projector.standardise(targets * 2)  # evaluation counts nothing
+    assert all(torch.equal(value, before[name]) for name, value in projector.state_dict().items())
+
+
+def test_the_summary_of_a_single_image_has_no_direction_yet() -> None:
+    projector = SummaryProjector(3, 5, standardised=True).double()
+    features = torch.randn(1, 3, dtype=torch.float64)
+    target = projector.standardise(torch.randn(1, 5))
+    loss = summary_loss(projector(features), target)
+    loss.backward()
+    assert loss.item() == pytest.approx(1)
+    assert projector.weight.grad is not None
+    assert projector.weight.grad.isfinite().all()
+
+
+def test_the_contrast_is_small_for_the_own_target_only() -> None:
+    target = torch.eye(4)[:, :3].repeat(1, 2) + torch.tensor([0, 0, 0, 1, 1, 1.0])
+    target = target - target.mean(dim=0)
+    assert contrast_loss(5 * target, target, temperature=0.01).item() < 1e-3
+    assert contrast_loss(target.flip(0), target, temperature=0.01).item() > 10
+    assert contrast_loss(target, target[:1].expand(4, 6), temperature=0.1).item() == pytest.approx(
+        math.log(4)  # equal targets cannot be told apart
+    )
+    predicted = torch.randn(4, 6, requires_grad=True)
+    contrast_loss(predicted, target.requires_grad_(), temperature=0.1).backward()
+    assert target.grad is None
+    assert predicted.grad is not None
+    assert predicted.grad.any()
+    with pytest.raises(ValueError, match="differs"):
+        contrast_loss(torch.randn(4, 5), target, temperature=0.1)
+
+
+def test_the_contrast_is_exact_under_autocast() -> None:
+    predicted, target = torch.randn(2, 8, 96, generator=torch.Generator().manual_seed(3))
+    exact = contrast_loss(predicted, target, temperature=0.01)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(contrast_loss(predicted, target, temperature=0.01), exact)
 
 
 def test_the_summary_loss_is_zero_for_equal_directions_and_four_for_opposite_ones() -> None:

