@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from scalekd.codecs import FeatureCodec, fit_codec, load_codec, save_codec
+from benchmarks._codec_files import load_codec, save_codec
+from scalekd.codecs import FeatureCodec, fit_codec
 from scalekd.shapes import FeatureShape
 from scalekd.teachers import Teacher, TeacherConfig, load_teacher
 from scalekd.threads import one_thread

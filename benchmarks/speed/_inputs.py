@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks._codec_files import load_codec, save_codec
 from benchmarks.speed._measure import Settings
 from scalekd.cache import codecs as stored
 from scalekd.cache.cache import Cache
@@ -16,7 +17,7 @@ from scalekd.cache.writing.finishing import finish
 from scalekd.cache.writing.planning import begin, commit_plan
 from scalekd.cache.writing.rows import SampleRows, ViewRows
 from scalekd.cache.writing.writer import CacheWriter
-from scalekd.codecs import FeatureCodec, LogitCodec, fit_codec, load_codec, save_codec
+from scalekd.codecs import FeatureCodec, LogitCodec, fit_codec
 from scalekd.images import ImageDataset, open_dataset
 from scalekd.loading.drawing import DrawnBatch, DrawnViews, DrawRequest
 from scalekd.pipelines._cache_config import CacheTeacherConfig

@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.speed import _inputs
 from benchmarks.speed._measure import Settings, measured
 from benchmarks.speed._training import Steps, make_steps
+from scalekd.cache import TargetDecoder
 from scalekd.cache.codecs import CacheCodecs
-from scalekd.cache.targets import TargetDecoder
 from scalekd.codecs import create_logit_codec
 from scalekd.teachers import TeacherConfig, load_teacher
 

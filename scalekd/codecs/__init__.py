@@ -7,7 +7,6 @@ from scalekd._lazy import lazy
 if TYPE_CHECKING:
     from scalekd.codecs.base import Codec, FeatureCodec, LogitCodec
     from scalekd.codecs.decoders import FeatureDecoder, LogitDecoder
-    from scalekd.codecs.files import codec_to_bytes, load_codec, save_codec
     from scalekd.codecs.int8 import Int8Codec
     from scalekd.codecs.logits import FullLogitCodec, TopKLogitCodec
     from scalekd.codecs.measure import (
@@ -51,15 +50,12 @@ __all__ = [
     "check_logit_codec",
     "codec_from_config",
     "codec_outline",
-    "codec_to_bytes",
     "create_logit_codec",
     "fit_codec",
-    "load_codec",
     "logit_codec_from_config",
     "measure_errors",
     "parse_codec",
     "quiet_zarr",
-    "save_codec",
     "summarise",
     "view_errors",
 ]

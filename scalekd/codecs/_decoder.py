@@ -8,7 +8,7 @@ from torch import Tensor
 
 from scalekd.codecs import _trellis
 from scalekd.codecs._analysis import GAIN_STEPS, coefficient_columns
-from scalekd.codecs._spatial import DENSE_TOKENS, cosine_basis, radial_bands
+from scalekd.codecs._spatial import grid_matrices, radial_bands
 from scalekd.codecs._tables import TransformTables
 from scalekd.codecs.decoders import FeatureDecoder
 from scalekd.shapes import FeatureShape
@@ -39,7 +39,7 @@ class TransformDecoder(FeatureDecoder):
         self.reference = tables.reference
         bands = radial_bands(shape, tables.num_bands)
         sizes = [len(basis) for basis in tables.bases]
-        self._rows = [int((bands == band).sum()) for band in range(len(sizes))]
+        self._rows = np.bincount(bands).tolist()
         self._sizes = sizes
         columns = coefficient_columns(tables.order, bands, sizes, shape.num_channels)
         tuning = tables.groups[tables.group_of()] * np.float32(tables.step)
@@ -53,18 +53,12 @@ class TransformDecoder(FeatureDecoder):
         for band, basis in enumerate(tables.bases):
             matrix = torch.from_numpy(basis.astype(np.float32)).to(compute_dtype)
             self.register_buffer(f"basis_{band}", matrix, persistent=False)
-        # Rows are ordered by band: frequencies first, prefix tokens last.
-        order = np.argsort(bands[shape.num_prefix_tokens :], kind="stable")
-        matrices = [cosine_basis(size).astype(np.float32) for size in shape.grid]
-        self.dense = shape.num_patch_tokens <= DENSE_TOKENS
-        if self.dense:
-            inverse = np.kron(matrices[0], matrices[1])[order].T
-            spatial = [np.ascontiguousarray(inverse)]
-        else:
-            spatial = [np.ascontiguousarray(matrix.T) for matrix in matrices]
-        for index, inverse in enumerate(spatial):
-            tensor = torch.from_numpy(inverse).to(compute_dtype)
-            self.register_buffer(f"spatial_{index}", tensor, persistent=False)
+        # Rows are sorted by band: frequencies first, prefix tokens last.
+        order, matrices = grid_matrices(shape, bands)
+        self.dense = len(matrices) == 1
+        for index, matrix in enumerate(matrices):
+            inverse = torch.from_numpy(np.ascontiguousarray(matrix.T)).to(compute_dtype)
+            self.register_buffer(f"spatial_{index}", inverse, persistent=False)
         unsort = torch.from_numpy(np.argsort(order, kind="stable"))
         self.register_buffer("unsort", unsort, persistent=False)
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from scalekd.codecs import _analysis, _viterbi
-from scalekd.codecs._spatial import DENSE_TOKENS, cosine_basis, radial_bands
-from scalekd.codecs._tables import TransformTables
+from scalekd.codecs._spatial import grid_matrices, radial_bands
+from scalekd.codecs._tables import SHIFT, THRESHOLD, WEIGHT, TransformTables
 from scalekd.codecs._trellis import STEPS
 from scalekd.codecs.encoder import Encoding, FeatureEncoder
 from scalekd.shapes import FeatureShape
@@ -49,26 +49,22 @@ class TransformEncoder(FeatureEncoder):
         self._chunk = -(-num_views // num_chunks)
         bands = radial_bands(shape, tables.num_bands)
         sizes = [len(basis) for basis in tables.bases]
-        self._rows = [int((bands == band).sum()) for band in range(len(sizes))]
+        self._rows = np.bincount(bands).tolist()
         groups = tables.groups[tables.group_of()]
         columns = _analysis.coefficient_columns(tables.order, bands, sizes, shape.num_channels)
         self._register("mean_map", tables.mean)
         self._register("columns", columns)
-        for name, column in (("shift", 2), ("weight", 3), ("threshold", 4)):
+        for name, column in (("shift", SHIFT), ("weight", WEIGHT), ("threshold", THRESHOLD)):
             self._register(name, groups[:, column][:, None])
-        self._register("slab_weights", tables.groups[:STEPS, 3])
+        self._register("slab_weights", tables.groups[:STEPS, WEIGHT])
         for band, basis in enumerate(tables.bases):
             self._register(f"basis_{band}", basis.astype(np.float32))
-        # Rows are ordered by band: frequencies first, prefix tokens last.
-        order = np.argsort(bands[shape.num_prefix_tokens :], kind="stable")
-        rows, columns_ = (cosine_basis(size).astype(np.float32) for size in shape.grid)
-        self._dense = shape.num_patch_tokens <= DENSE_TOKENS
-        if self._dense:
-            self._register("spatial_0", np.kron(rows, columns_)[order])
-        else:
-            self._register("spatial_0", rows)
-            self._register("spatial_1", columns_)
-            self._register("row_order", order)
+        # Rows are sorted by band: frequencies first, prefix tokens last.
+        order, matrices = grid_matrices(shape, bands)
+        self._dense = len(matrices) == 1
+        for index, matrix in enumerate(matrices):
+            self._register(f"spatial_{index}", matrix)
+        self._register("row_order", order)
 
     def _register(self, name: str, array: np.ndarray) -> None:
         tensor = torch.from_numpy(np.ascontiguousarray(array))

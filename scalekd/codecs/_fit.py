@@ -148,13 +148,12 @@ class _Search:
         step = float(np.sqrt(target / (0.27 * self.statistics.shape.num_channels)))
         low: tuple[float, float] | None = None
         high: tuple[float, float] | None = None
-        best: tuple[float, TransformTables] | None = None
+        trials: list[tuple[float, TransformTables]] = []
         for _ in range(_MAX_ITERATIONS):
             tables = self._tune(step)
             error = self._measure(tables)
             miss = abs(np.log(max(error, 1e-30) / target))
-            if best is None or miss < best[0]:
-                best = (miss, tables)
+            trials.append((miss, tables))
             if miss <= _TOLERANCE or not 1e-7 < step < 1e3:
                 break
             if error < target:
@@ -168,9 +167,7 @@ class _Search:
                     break
             else:
                 step *= float(np.clip((target / max(error, 1e-30)) ** 0.6, 0.2, 5.0))
-        if best is None:  # cannot happen: the loop runs at least once
-            raise UsageError("the transform codec's search made no trial")
-        return best[1]
+        return min(trials, key=lambda trial: trial[0])[1]
 
     def _tune(self, step: float) -> TransformTables:
         scaled = self.sigmas[self.order] / step

@@ -10,7 +10,7 @@ the plain nearest-point search the rate-aware one.
 import numpy as np
 
 from scalekd.codecs import _trellis
-from scalekd.codecs._tables import GROUP_COLUMNS
+from scalekd.codecs._tables import GROUP_COLUMNS, PULL, SCALE, SHIFT, THRESHOLD, WEIGHT
 
 # Squared fine steps that a bit is worth. At high rate the slope of the curve is 2 ln 2 times the
 # distortion, 0.36; a little less was best on real features (docs/LOG.md).
@@ -33,7 +33,7 @@ def quantise(
     Returns:
         Indices, int32 ``(coefficient, view)``.
     """
-    columns = (GROUP_COLUMNS.index(name) for name in ("shift", "weight", "threshold"))
+    columns = (SHIFT, WEIGHT, THRESHOLD)
     shift, weight, threshold = (groups[group_of, column][:, None] for column in columns)
     magnitude = np.abs(values)
     moved = np.maximum(magnitude - shift, 0)
@@ -41,7 +41,7 @@ def quantise(
     if num_trellis:
         tail = slice(num_trellis)
         targets = np.copysign(moved[tail] / weight[tail], values[tail])
-        indices[tail] = _trellis.encode(targets, groups[: _trellis.STEPS, 3])
+        indices[tail] = _trellis.encode(targets, groups[: _trellis.STEPS, WEIGHT])
     rest = slice(num_trellis, None)
     levels = np.maximum(np.rint(moved[rest] * 0.5), 1)
     levels[magnitude[rest] <= threshold[rest]] = 0
@@ -73,13 +73,12 @@ def initial_groups(sigmas: np.ndarray, group_of: np.ndarray, num_trellis: int) -
     """
     count = int(group_of[-1]) + 1
     variance = np.bincount(group_of, weights=np.square(sigmas)) / np.bincount(group_of)
-    groups = np.zeros((count, 5), np.float32)
-    groups[:, 0] = 1
-    groups[:, 3] = 1
+    groups = np.zeros((count, len(GROUP_COLUMNS)), np.float32)
+    groups[:, [SCALE, WEIGHT]] = 1
     if num_trellis:
         slabs = slice(_trellis.STEPS)
-        groups[slabs, 3] += _BIT_PRICE / (2 * np.log(2) * np.maximum(variance[slabs], 0.1))
-    groups[:, 4] = 1.3
+        groups[slabs, WEIGHT] += _BIT_PRICE / (2 * np.log(2) * np.maximum(variance[slabs], 0.1))
+    groups[:, THRESHOLD] = 1.3
     return groups
 
 
@@ -94,21 +93,22 @@ def tune_rates(
         if group < first:
             counts = np.bincount(magnitude.astype(np.int32).reshape(-1))
             linear, quadratic = _fit_bits(counts + _PRIOR / len(counts))
-            tuned[group, 2] = _BIT_PRICE * linear / 2
-            tuned[group, 3] = 1 + _BIT_PRICE * quadratic
+            tuned[group, SHIFT] = _BIT_PRICE * linear / 2
+            tuned[group, WEIGHT] = 1 + _BIT_PRICE * quadratic
         else:
             counts = np.bincount((magnitude * 0.5).astype(np.int32).reshape(-1), minlength=3)
             frequency = (counts + _PRIOR * np.array([1, 0.1, 0.01] + [0] * (len(counts) - 3)))[:3]
             bits = -np.log2(frequency / frequency.sum())
-            one = max(2 * groups[group, 0] + 0.5 * groups[group, 1], 1.0)
-            two = max(4 * groups[group, 0] + 0.5 * groups[group, 1], one + 1.0)
+            scale, pull = groups[group, [SCALE, PULL]]
+            one = max(2 * scale + 0.5 * pull, 1.0)
+            two = max(4 * scale + 0.5 * pull, one + 1.0)
             # Nonzero levels have a sign bit; bounds are midpoints moved by the bit price.
             bound = one / 2 + _BIT_PRICE * max(bits[1] + 1 - bits[0], 0) / (2 * one)
             next_bound = (one + two) / 2 + _BIT_PRICE * max(bits[2] - bits[1], 0) / (
                 2 * (two - one)
             )
-            tuned[group, 4] = np.clip(bound, 1, 4)
-            tuned[group, 2] = np.clip(next_bound - 3, 0, 1.5)
+            tuned[group, THRESHOLD] = np.clip(bound, 1, 4)
+            tuned[group, SHIFT] = np.clip(next_bound - 3, 0, 1.5)
     return tuned
 
 
@@ -126,7 +126,7 @@ def tune_points(
         )
         normal[1, 1] += _PRIOR
         right = np.array([float((point * value).sum()) + _PRIOR, float((near * value).sum())])
-        tuned[group, :2] = np.linalg.solve(normal, right)
+        tuned[group, [SCALE, PULL]] = np.linalg.solve(normal, right)
     return tuned
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from scalekd.shapes import FeatureShape
 
 # Up to this many tokens one dense matrix (1.6 MB at most) is faster than two small ones.
-DENSE_TOKENS = 400
+_DENSE_TOKENS = 400
 
 
 def cosine_basis(size: int) -> np.ndarray:
@@ -14,6 +14,25 @@ def cosine_basis(size: int) -> np.ndarray:
     basis = np.sqrt(2 / size) * np.cos(np.pi * (position + 0.5) * frequency / size)
     basis[0] /= np.sqrt(2)
     return np.asarray(basis)
+
+
+def grid_matrices(shape: FeatureShape, bands: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return the matrices of the cosine transform over the token grid, for rows sorted by band.
+
+    Args:
+        shape: Shape of the features.
+        bands: Band of each row; see :func:`radial_bands`.
+
+    Returns:
+        Order that sorts the frequencies by band, int64 ``(patch token,)``; and the transform in
+        float32: one matrix ``(sorted frequency, patch token)`` for a small grid, otherwise those of
+        the two axes of the grid, whose product is to be sorted afterwards.
+    """
+    order = np.argsort(bands[shape.num_prefix_tokens :], kind="stable")
+    rows, columns = (cosine_basis(size).astype(np.float32) for size in shape.grid)
+    if shape.num_patch_tokens <= _DENSE_TOKENS:
+        return order, [np.kron(rows, columns)[order]]
+    return order, [rows, columns]
 
 
 def radial_bands(shape: FeatureShape, num_bands: int) -> np.ndarray:
@@ -40,7 +59,7 @@ def forward(tokens: np.ndarray, shape: FeatureShape) -> np.ndarray:
     first = shape.num_prefix_tokens
     rows, columns = (cosine_basis(size).astype(np.float32) for size in shape.grid)
     patches = tokens[:, first:]
-    if shape.num_patch_tokens <= DENSE_TOKENS:
+    if shape.num_patch_tokens <= _DENSE_TOKENS:
         transformed = np.matmul(np.kron(rows, columns), patches)
     else:
         height, width = shape.grid

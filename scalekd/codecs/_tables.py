@@ -16,7 +16,8 @@ from scalekd.shapes import FeatureShape
 # Coefficients of one group share the fine tuning of their quantiser. A group is one slab of trellis
 # paths, or this many scalar-coded coefficients.
 SCALAR_GROUP = 128
-GROUP_COLUMNS = ("scale", "pull", "shift", "weight", "threshold")
+SCALE, PULL, SHIFT, WEIGHT, THRESHOLD = GROUP_COLUMNS = range(5)
+"""Columns of the tuning of a group; see :class:`TransformTables`."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class TransformTables:
         mean: Mean of normalised features, float32 ``(token, channel)``.
         bases: Basis of each band, float16 ``(component, channel)``, sorted by falling energy.
         order: ``row * channels + component`` of each coefficient, int32 ``(coefficient,)``.
-        groups: Tuning of each group, float32 ``(group, 5)``, with the columns ``GROUP_COLUMNS`` in
-            units of the step. Decoding maps a point ``y`` to
+        groups: Tuning of each group, float32 ``(group, 5)``: scale, pull, shift, weight and
+            threshold, in units of the step. Decoding maps a point ``y`` to
             ``scale * y + pull * clamp(y, -1/2, 1/2)``; encoding first moves a magnitude ``a`` to
             ``(a - shift) / weight``; scalar-coded magnitudes up to ``threshold`` become zero.
     """
@@ -137,7 +138,7 @@ def tables_from(
         raise CacheCorrupt("transform codec: the coefficient order is not valid")
     if (component >= np.array([len(basis) for basis in bases])[bands[row]]).any():
         raise CacheCorrupt("transform codec: a coefficient lies outside its band's basis")
-    if (groups[:, 3] < 1).any():
+    if (groups[:, WEIGHT] < 1).any():
         raise CacheCorrupt("transform codec: a weight is below 1")
     return TransformTables(
         options, gain, num_bands, step, reference, num_trellis, mean, bases, order, groups

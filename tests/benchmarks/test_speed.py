@@ -17,8 +17,8 @@ from benchmarks.speed import (
     scheduling,
     tables,
 )
+from scalekd.cache import TargetDecoder
 from scalekd.cache.codecs import CacheCodecs
-from scalekd.cache.targets import TargetDecoder
 from scalekd.codecs import create_logit_codec, fit_codec
 from scalekd.teachers import TeacherConfig, load_teacher
 

@@ -1,4 +1,4 @@
-"""Write the frozen files of the present codec versions: python tests/codecs/make_frozen.py
+"""Write the frozen files of the present codec versions: python -m tests.codecs.make_frozen
 
 Run it once when a codec or a version is new. Existing files are never rewritten: caches with such
 bytes are out in the world.
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from scalekd.codecs import codec_to_bytes, create_logit_codec, fit_codec
+from benchmarks._codec_files import codec_to_bytes
+from scalekd.codecs import create_logit_codec, fit_codec
 from scalekd.shapes import FeatureShape
 
 FOLDER = Path(__file__).parent / "frozen"

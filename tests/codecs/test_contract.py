@@ -11,16 +11,14 @@ import pytest
 import torch
 import zarr
 
+from benchmarks._codec_files import codec_to_bytes, load_codec, save_codec
 from scalekd.codecs import (
     FeatureCodec,
     codec_from_config,
-    codec_to_bytes,
     fit_codec,
-    load_codec,
     quiet_zarr,
-    save_codec,
 )
-from scalekd.errors import CacheCorrupt, CacheError, CacheMismatch, DataError, UsageError
+from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
 from scalekd.shapes import FeatureShape
 from tests.codecs.packed import unpack
 
@@ -268,16 +266,3 @@ def test_damaged_tables_raise_our_error(codecs: dict[str, FeatureCodec]) -> None
             codec_from_config({**config, key: value}, tables, SHAPE)
     with pytest.raises(CacheCorrupt):
         codec_from_config(config, tables, FeatureShape((4, 4), 24, 1))
-
-
-def test_damaged_codec_file_raises_our_error(
-    codecs: dict[str, FeatureCodec], tmp_path: Path
-) -> None:
-    path = tmp_path / "codec.safetensors"
-    data = codec_to_bytes(codecs["transform:error=0.02"])
-    for bad in (b"", data[:7], data[:100], data[:-5], b"\x80\x04" + data[2:], data + b"x"):
-        path.write_bytes(bad)
-        with pytest.raises(CacheError, match="codec"):
-            load_codec(path, SHAPE)
-    with pytest.raises(CacheCorrupt, match="nowhere"):
-        load_codec(tmp_path / "nowhere", SHAPE)

@@ -1,11 +1,12 @@
-"""Bytes written by version 1 decode to what they did on the day they were written, for ever."""
+"""Bytes written by version 1 always decode to the values of the day they were written."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from scalekd.codecs import create_logit_codec, load_codec
+from benchmarks._codec_files import load_codec
+from scalekd.codecs import create_logit_codec
 from scalekd.shapes import FeatureShape
 from tests.codecs.packed import unpack
 
@@ -16,7 +17,7 @@ SHAPE = FeatureShape((4, 4), 16, 1)
 @pytest.mark.parametrize(
     "name", ["float16-v1", "int8-v1", "transform-token-v1", "transform-view-v1"]
 )
-def test_features_decode_for_ever(name: str, tmp_path: Path) -> None:
+def test_features_always_decode_to_the_same_values(name: str, tmp_path: Path) -> None:
     with np.load(FOLDER / f"{name}.npz", allow_pickle=False) as frozen:
         (tmp_path / "codec").write_bytes(frozen["codec"].tobytes())
         codec = load_codec(tmp_path / "codec", SHAPE)
@@ -28,7 +29,7 @@ def test_features_decode_for_ever(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "request_text"), [("full-v1", "full"), ("topk-v1", "topk:3")])
-def test_logits_decode_for_ever(name: str, request_text: str) -> None:
+def test_logits_always_decode_to_the_same_values(name: str, request_text: str) -> None:
     codec = create_logit_codec(request_text, 12)
     with np.load(FOLDER / f"{name}.npz", allow_pickle=False) as frozen:
         packed = {spec.name: frozen[f"packed_{spec.name}"].tobytes() for spec in codec.planes}

@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks._codec_files import codec_to_bytes
 from scalekd.codecs import (
     CodecRequest,
     TransformOptions,
     _quantiser,
-    codec_to_bytes,
     fit_codec,
     measure_errors,
     parse_codec,
