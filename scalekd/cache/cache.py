@@ -72,7 +72,7 @@ class Cache:
 
     @classmethod
     def begin(cls, location: Location, plan: Plan, form: Form) -> Self:
-        """Write form and plan, unless another process was first; its plan is then in force.
+        """Write form and plan, unless another process has written them; its plan is then used.
 
         Raises:
             CacheMismatch: The cache was begun in another form.
@@ -112,16 +112,16 @@ class Cache:
 
     @cached_property
     def _outline(self) -> Layout:
-        """The layout without the sizes that codec tables decide; enough to name files."""
+        """The layout without the sizes that depend on codec tables; enough for file names."""
         return make_layout(self.identity, outline(self.identity), self.form)
 
     @cached_property
     def selection(self) -> Selection:
-        """Part of the cache at the location; all of it if no selection was written.
+        """Part of the cache that is at the location; all of it if no selection was written.
 
         Raises:
             CacheCorrupt: The selection is damaged.
-            CacheMismatch: It is of another cache.
+            CacheMismatch: The selection belongs to another cache.
         """
         selection = read_selection(self.storage)
         check_owner(self.storage, selection, self.plan.cache_id)
@@ -131,14 +131,14 @@ class Cache:
         """Read the manifest; ``None`` until the first pass is complete.
 
         Raises:
-            CacheCorrupt: It is damaged.
-            CacheMismatch: It is of another cache, or of another version of the format.
+            CacheCorrupt: The manifest is damaged.
+            CacheMismatch: It belongs to another cache, or another version of the format wrote it.
         """
         manifest = read_manifest_if_any(self.storage)
         if manifest is not None and manifest.plan.cache_id != self.plan.cache_id:
             raise CacheMismatch(
-                f"{self.storage.locate(MANIFEST_FILE)}: is of cache"
-                f" {manifest.plan.cache_id[:12]}…, and the plan beside it of"
+                f"{self.storage.locate(MANIFEST_FILE)}: belongs to cache"
+                f" {manifest.plan.cache_id[:12]}…, and the plan to cache"
                 f" {self.plan.cache_id[:12]}…: files of two caches were mixed"
             )
         return manifest
@@ -168,7 +168,8 @@ class Cache:
 
         Args:
             shard: The shard.
-            sha256: SHA-256 of the record's file if known; helps a local cache, and is not checked.
+            sha256: SHA-256 of the record's file if known, under which a local cache may have a
+                copy; it is not checked here.
 
         Raises:
             CacheCorrupt: Missing, damaged, swapped, or naming other files than the layout's.
@@ -180,7 +181,7 @@ class Cache:
         )
         if record.cache_id != plan.cache_id:
             raise CacheMismatch(
-                f"{path}: this shard belongs to cache {record.cache_id[:12]}…, this is"
+                f"{path}: the shard belongs to cache {record.cache_id[:12]}…, and the plan to cache"
                 f" {plan.cache_id[:12]}…"
             )
         if ShardId(record.unit, record.shard) != shard:
@@ -203,20 +204,24 @@ class Cache:
         return record
 
     def files(self, shard: ShardId, num_rows: int | None = None) -> list[str]:
-        """Return the paths of a shard's files, by default as if no image had been skipped."""
+        """Return the paths of a shard's files.
+
+        Args:
+            shard: The shard.
+            num_rows: Number of views in the shard; as if no image had been skipped when ``None``.
+        """
         count = self.identity.rows_of(shard.number) if num_rows is None else num_rows
         return self._outline.unit_files(shard.unit, shard.number, count)
 
     def documents(self, unit: Unit) -> dict[str, bytes]:
-        """Documents that describe how a unit's arrays are stored, by path; reads the codecs."""
+        """Return the documents that describe how arrays are stored, by path; reads the codecs."""
         return unit_documents(self.layout, unit)
 
     def check_names(self, manifest: Manifest) -> None:
-        """Refuse a manifest with files that the plan does not give a cache.
+        """Check that a manifest names only files of this cache.
 
         Raises:
-            CacheCorrupt: It names another file than the layout, or gives a table another digest
-                than the plan.
+            CacheCorrupt: It names another file, or gives a table another digest than the plan.
         """
         tables = table_files(self.identity)
         known = {PLAN_FILE, INFO_FILE, *tables, *self.form.documents()}
@@ -226,12 +231,12 @@ class Cache:
         for path, expected in manifest.files.items():
             if path not in known or tables.get(path, expected) != expected:
                 raise CacheCorrupt(
-                    f"{self.storage.locate(MANIFEST_FILE)}: {path} is not a file that its plan"
-                    " gives this cache"
+                    f"{self.storage.locate(MANIFEST_FILE)}: {path} is not a file of the cache that"
+                    " its plan describes"
                 )
 
     def holds(self, path: str, expected: FileDigest | bytes) -> bool:
-        """Return whether a file has exactly the committed bytes; reads the whole file."""
+        """Return whether a file has the expected digest or bytes; reads the whole file."""
         return holds(self.storage, path, expected)
 
 
@@ -239,12 +244,12 @@ def read_manifest_if_any(storage: Storage) -> Manifest | None:
     """Read the manifest of a cache; ``None`` if it does not exist.
 
     Raises:
-        CacheCorrupt: It is damaged.
-        CacheMismatch: It was written in another version of the format.
+        CacheCorrupt: The manifest is damaged.
+        CacheMismatch: Another version of the format wrote it.
     """
     manifest = read_document_if_any(storage, MANIFEST_FILE, Manifest, "the manifest")
     if manifest is not None and not manifest.digest:
         raise CacheCorrupt(
-            f"{storage.locate(MANIFEST_FILE)}: carries no digest of itself: it was edited"
+            f"{storage.locate(MANIFEST_FILE)}: contains no digest of its content: it was edited"
         )
     return manifest

@@ -1,6 +1,6 @@
-"""The codecs of a cache: committed beside it, and rebuilt from its documents.
+"""The codecs of a cache: writing their tables, and rebuilding them from plan and tables.
 
-Nothing here loads torch; :mod:`scalekd.cache.targets` has the modules that decode on a device.
+Nothing here loads torch; :mod:`scalekd.distillation.decoding` has the modules that decode targets.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ from scalekd.views import ViewPolicy, view_columns
 
 
 def commit_codec(location: Location, codec: FeatureCodec | LogitCodec, name: str) -> CodecInfo:
-    """Describe a codec, and commit its tables, if it has any."""
+    """Return the description of a codec for the plan; commit its tables, if it has any."""
     tables = codec.tables()
     if not tables:
         return CodecInfo(config=codec.to_config())
@@ -49,10 +49,10 @@ def _tables(storage: Storage, info: CodecInfo) -> Tables:
 
 
 def save_table(location: Location, name: str, content: bytes) -> tuple[str, FileDigest]:
-    """Commit a file of tables under a name made from its content, so that none is overwritten.
+    """Commit a file of tables under a name that contains its hash.
 
     Returns:
-        Path inside the cache, and digest.
+        Path inside the cache, and digest of the file.
     """
     committed = digest(content)
     relative = f"{TABLES_FOLDER}/{name}-{committed.sha256[:16]}.safetensors"
@@ -106,7 +106,7 @@ class CacheCodecs:
 
 
 def outline(identity: Identity) -> dict[str, tuple[PlaneSpec, ...]]:
-    """Return :attr:`CacheCodecs.planes` without reading tables; sizes that tables decide are 1.
+    """Return :attr:`CacheCodecs.planes` without reading tables; sizes that depend on them are 1.
 
     Raises:
         CacheCorrupt, CacheMismatch: As for :meth:`CacheCodecs.load`.
@@ -123,7 +123,7 @@ def outline(identity: Identity) -> dict[str, tuple[PlaneSpec, ...]]:
 def make_layout(
     identity: Identity, planes: Mapping[str, Sequence[PlaneSpec]], form: Form
 ) -> Layout:
-    """Lay out the arrays of a cache: the planes of its codecs, and the small arrays."""
+    """Return the layout of a cache: the planes of its codecs, and the small arrays."""
     arrays = [ArraySpec.of_plane(group, plane) for group in planes for plane in planes[group]]
     policy = ViewPolicy.from_config(identity.views.policy)
     pixels = pixel_arrays(identity.views.view_size) if form.embed == "pixels" else ()
@@ -136,7 +136,7 @@ def make_layout(
 
 
 def stage_info(codec: FeatureCodec, info: CodecInfo) -> StageInfo:
-    """Describe one stage for the plan."""
+    """Return the description of one stage for the plan."""
     shape = codec.shape
     return StageInfo(
         grid=shape.grid,

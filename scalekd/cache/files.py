@@ -12,7 +12,7 @@ from scalekd.storage import LocalStorage, NotStored, Storage, StoredFileError
 
 Checked = TypeVar("Checked")
 
-MAX_FILE_BYTES = 4 << 30  # a block of features has at most half of it
+MAX_FILE_BYTES = 4 << 30  # blocks of features are smaller than half of it
 
 
 class FileDigest(BaseModel):
@@ -25,12 +25,12 @@ class FileDigest(BaseModel):
 
 
 def digest(data: bytes | memoryview) -> FileDigest:
-    """Size and SHA-256 of ``data``."""
+    """Return size and SHA-256 of ``data``."""
     return FileDigest(num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def digest_of(pieces: Iterable[bytes]) -> FileDigest:
-    """Size and SHA-256 of a content that comes in pieces, so that its size costs no memory."""
+    """Return size and SHA-256 of a content in pieces, which is never in memory as a whole."""
     hasher, size = hashlib.sha256(), 0
     for piece in pieces:
         hasher.update(piece)
@@ -39,7 +39,7 @@ def digest_of(pieces: Iterable[bytes]) -> FileDigest:
 
 
 def digest_on_disk(path: Path) -> FileDigest:
-    """Size and SHA-256 of a file of this machine."""
+    """Return size and SHA-256 of a local file."""
     return digest_of(LocalStorage(path.parent).stream(path.name))
 
 
@@ -49,11 +49,11 @@ def read_bounded(
     """Read a whole file of at most ``max_bytes``.
 
     Args:
-        storage: Where the cache is.
-        relative: Path inside it.
+        storage: Storage of the cache.
+        relative: Path inside the cache.
         max_bytes: Largest size accepted.
-        what: The file's name in messages.
-        sha256: Its hash where known; not checked here (:meth:`~scalekd.storage.Storage.read`).
+        what: Description of the file for messages.
+        sha256: SHA-256 of the file if known; see :meth:`scalekd.storage.Storage.read`.
 
     Raises:
         CacheCorrupt: The file is missing, not a plain file, or too large.
@@ -65,7 +65,7 @@ def read_bounded(
 
 
 def check(where: str, data: bytes | memoryview, expected: FileDigest) -> None:
-    """Raise ``CacheCorrupt``, naming ``where``, unless ``data`` has the committed digest."""
+    """Raise ``CacheCorrupt``, naming the location, unless ``data`` has the expected digest."""
     if len(data) != expected.num_bytes:
         raise CacheCorrupt(
             f"{where} has {len(data):,} bytes, {expected.num_bytes:,} were committed"
@@ -85,9 +85,9 @@ def file_problem(
     """Describe the damage of a committed file; ``None`` if it is intact.
 
     Args:
-        storage: Where the cache is.
-        relative: Path inside it.
-        expected: What was committed.
+        storage: Storage of the cache.
+        relative: Path inside the cache.
+        expected: Committed size and SHA-256.
         quick: Check only the size.
     """
     try:
@@ -110,10 +110,11 @@ def file_problem(
 
 
 def holds(storage: Storage, relative: str, expected: FileDigest | bytes) -> bool:
-    """Whether a file has exactly the expected bytes; reads the whole file."""
-    wanted = digest(expected) if isinstance(expected, bytes) else expected
+    """Return whether a file has the expected digest or bytes; reads the whole file."""
+    if isinstance(expected, bytes):
+        expected = digest(expected)
     try:
-        return file_problem(storage, relative, wanted) is None
+        return file_problem(storage, relative, expected) is None
     except CacheCorrupt:
         return False  # the path leads out of the cache
 
@@ -132,10 +133,10 @@ def read_checked(storage: Storage, relative: str, expected: FileDigest) -> bytes
         check(storage.locate(relative), data, expected)
         return data
 
-    return asking_again(storage, relative, expected.sha256, read)
+    return read_again_if_corrupt(storage, relative, expected.sha256, read)
 
 
-def asking_again(
+def read_again_if_corrupt(
     storage: Storage,
     relative: str,
     sha256: str | None,
@@ -143,9 +144,16 @@ def asking_again(
     *,
     version: str | None = None,
 ) -> Checked:
-    """Return the result of ``read``, after a second attempt if the file was damaged in transit.
+    """Return the result of ``read``; try a second time if the first copy may be damaged.
 
-    A damaged copy in a local cache is also fetched again.
+    Copies are damaged in transit or in a local cache, which then drops its copy.
+
+    Args:
+        storage: Storage of the cache.
+        relative: Path inside the cache.
+        sha256: SHA-256 under which a local cache may have a copy.
+        read: Function that reads and checks the file.
+        version: Version under which a local cache may have a copy.
     """
     try:
         return read()
@@ -156,7 +164,12 @@ def asking_again(
 
 
 class CommittedFiles:
-    """Reads files whose digests are known, and raises ``CacheCorrupt`` for files that differ."""
+    """Reads files whose digests are known, and raises ``CacheCorrupt`` if they differ.
+
+    Args:
+        storage: Storage of the cache.
+        expected: Committed size and SHA-256 of files, by path.
+    """
 
     def __init__(self, storage: Storage, expected: dict[str, FileDigest]) -> None:
         self.storage = storage
@@ -199,7 +212,7 @@ class CommittedFiles:
             check(where, data, expected)
             return data
 
-        return asking_again(self.storage, relative, None, read, version=version)
+        return read_again_if_corrupt(self.storage, relative, None, read, version=version)
 
     def digest_of(self, relative: str) -> FileDigest:
         """Return the committed size and SHA-256 of a file.

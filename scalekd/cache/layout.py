@@ -1,8 +1,8 @@
 """The arrays of a cache, their paths, and how each is divided into files.
 
-``samples/…`` contains what is the same in all passes: key, label and hash of the encoded image of
-each sample. ``passes/0007/…`` contains one view of every sample: its parameters, the hash of its
-pixels, and the teacher's targets. Row ``i`` of every array belongs to the same sample.
+``samples/…`` is the same for all passes: key, label and hash of the encoded image of each sample.
+``passes/0007/…`` contains one view of every sample: its parameters, the hash of its pixels, and the
+teacher's targets. Row ``i`` of every array belongs to the same sample.
 
 Targets are divided into *blocks*, the unit of reading: one block of one array is one file. The
 small arrays are divided into *shards*, the unit of commit, because every file has a cost.
@@ -31,9 +31,9 @@ RECORDS_FOLDER = "records"
 EXTENSIONS_FOLDER = "extensions"
 SELECTION_FOLDER = "selection"
 SEPARATOR = ":"
-"""Between the name of an extension and the name of one of its arrays."""
+"""Separates the name of an extension from the name of one of its arrays."""
 COMPANIONS = ("README.md", ".gitattributes")
-"""Files that a Hub repository has beside a cache: the card, and git's list of large files."""
+"""Files of a Hub repository that are not part of the cache: card, and git's list of large files."""
 LEASE_SUFFIX = ".lease"
 
 _MAX_CHUNK_BYTES = 2**31 - 1  # Blosc's own limit; Swin-L's stage 3 in fp16 needs 77 MB
@@ -44,28 +44,31 @@ Unit = str | int
 
 @dataclass(frozen=True)
 class ArraySpec(PlaneSpec):
-    """One Zarr array of a cache: a plane of a codec, or one of the small arrays.
+    """One array of a cache: a plane of a codec, or one of the small arrays.
 
     Attributes:
         name: Path inside its group, such as ``stage4/codes``.
-        compression: ``blosc`` for the small arrays, which are cut into shards; planes of codecs
-            are cut into blocks.
+        compression: ``blosc`` for the small arrays, which are divided into shards; planes of
+            codecs are divided into blocks.
     """
 
     compression: Compression = "blosc"
 
     @property
     def per_block(self) -> bool:
-        """Whether the array is cut into blocks, as planes of codecs are, rather than shards."""
+        """Whether the array is divided into blocks, like planes of codecs, and not into shards."""
         return self.compression != "blosc"
 
     def shape(self, identity: Identity) -> tuple[int, ...]:
+        """Return the shape for all samples of a cache."""
         return self.stored_shape(identity.data.num_samples)
 
     def chunks(self, identity: Identity) -> tuple[int, ...]:
+        """Return the shape of one chunk, which is one file."""
         return self.stored_shape(self.rows_per_chunk(identity))
 
     def rows_per_chunk(self, identity: Identity) -> int:
+        """Return the number of views in a chunk."""
         return identity.block_size if self.per_block else identity.shard_size
 
     def chunk_files(self, identity: Identity, unit: Unit, shard: int, rows: int) -> Iterator[str]:
@@ -82,22 +85,19 @@ class ArraySpec(PlaneSpec):
 
 
 def unit_path(unit: Unit) -> str:
+    """Return the folder of the samples or of a pass."""
     return SAMPLES if unit == SAMPLES else f"passes/{unit:04d}"
 
 
 def array_path(unit: Unit, array: ArraySpec) -> str:
+    """Return the folder of an array."""
     return f"{unit_path(unit)}/{array.name}"
 
 
 def chunk_path(unit: Unit, array: ArraySpec, index: int) -> str:
-    """Return the file of chunk ``index`` along the view axis (Zarr v3's default key encoding)."""
+    """Return the path of chunk ``index`` along the view axis (Zarr v3's default key encoding)."""
     before, after = ("0",) * len(array.shape_before), ("0",) * len(array.shape_after)
     return f"{array_path(unit, array)}/c/{'/'.join((*before, str(index), *after))}"
-
-
-def record_path(unit: Unit, shard: int) -> str:
-    folder = SAMPLES if unit == SAMPLES else f"{unit:04d}"
-    return f"{RECORDS_FOLDER}/{folder}/{shard:06d}.json"
 
 
 @dataclass(frozen=True)
@@ -114,22 +114,18 @@ class ShardId:
 
     @property
     def record_path(self) -> str:
-        """Path of its commit record."""
-        return record_path(self.unit, self.number)
+        """Path of the shard's commit record."""
+        folder = SAMPLES if self.unit == SAMPLES else f"{self.unit:04d}"
+        return f"{RECORDS_FOLDER}/{folder}/{self.number:06d}.json"
 
     @property
     def lease_path(self) -> str:
-        """Path of the lease of the process that writes it."""
-        return lease_path(self.unit, self.number)
+        """Path of the shard's lease, which exists while a process writes the shard."""
+        return self.record_path.removesuffix(".json") + LEASE_SUFFIX
 
     def __str__(self) -> str:
         unit = "the samples" if self.unit == SAMPLES else f"pass {self.unit}"
         return f"shard {self.number} of {unit}"
-
-
-def lease_path(unit: Unit, shard: int) -> str:
-    """Return the file that exists while a process writes the shard: its lease."""
-    return record_path(unit, shard).removesuffix(".json") + LEASE_SUFFIX
 
 
 def group_paths(unit: Unit, arrays: tuple[ArraySpec, ...]) -> Iterator[str]:
@@ -170,6 +166,7 @@ class Layout:
                 )
 
     def arrays(self, unit: Unit) -> tuple[ArraySpec, ...]:
+        """Return the arrays of the samples or of a pass."""
         return self.samples if unit == SAMPLES else self.views
 
     def zarr_arrays(self, unit: Unit) -> tuple[ArraySpec, ...]:
@@ -177,13 +174,13 @@ class Layout:
         return self.samples if unit == SAMPLES else self.form.zarr_arrays(self)
 
     def unit_files(self, unit: Unit, shard: int, num_rows: int) -> list[str]:
-        """Return every file of one shard, in order; a shard without valid rows has none."""
+        """Return the paths of all files of a shard, in order; none if it has no rows."""
         if isinstance(unit, int):
             return self.form.pass_files(self, unit, shard, num_rows)
         return self.chunk_files(unit, shard, num_rows)
 
     def chunk_files(self, unit: Unit, shard: int, num_rows: int) -> list[str]:
-        """Return every file of one shard of a unit whose arrays are all Zarr arrays."""
+        """Return the paths of all files of a shard whose arrays are all Zarr arrays."""
         return [
             path
             for array in self.arrays(unit)
@@ -191,6 +188,7 @@ class Layout:
         ]
 
     def find(self, name: str) -> ArraySpec:
+        """Return the array of a pass with a name such as ``stage4/codes``."""
         for array in self.views:
             if array.name == name:
                 return array
@@ -198,7 +196,7 @@ class Layout:
 
 
 def sample_arrays(max_key_bytes: int) -> tuple[ArraySpec, ...]:
-    """Return the arrays of the samples: key (UTF-8, zero-padded), label (-1: none), xxh3-64."""
+    """Return the arrays of the samples: key in UTF-8, label or -1, xxh3-64 of the encoded image."""
     return (
         ArraySpec("key", np.dtype(np.uint8), shape_after=(max_key_bytes,)),
         ArraySpec("label", np.dtype(np.int32)),
@@ -207,16 +205,13 @@ def sample_arrays(max_key_bytes: int) -> tuple[ArraySpec, ...]:
 
 
 DIFFERENCES = "pixels/differences"
-"""Array of the views' pixels in a cache that embeds them (:mod:`scalekd.views._differences`)."""
+"""Name of the array of embedded pixels; see :mod:`scalekd.views._differences`."""
 
 
 def pixel_arrays(view_size: tuple[int, int]) -> tuple[ArraySpec, ...]:
-    """Return the array of a cache that embeds its views' pixels.
-
-    Level 1 of zstd makes differences smaller than level 3, in less than half the time.
-    """
-    shape = (3, *view_size)
-    byte = np.dtype(np.uint8)
+    """Return the array of a cache that embeds the pixels of its views."""
+    shape, byte = (3, *view_size), np.dtype(np.uint8)
+    # Level 1 of zstd makes differences smaller than level 3, in less than half the time.
     return (ArraySpec(DIFFERENCES, byte, shape_after=shape, compression="zstd", level=1),)
 
 

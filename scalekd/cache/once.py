@@ -1,4 +1,4 @@
-"""Values that several threads need: the first to ask makes one, the others wait for it."""
+"""Values shared by threads: the first thread makes a value, and the others wait for it."""
 
 import threading
 from collections import OrderedDict
@@ -11,33 +11,33 @@ Value = TypeVar("Value")
 
 
 class Once(Generic[Key, Value]):
-    """Keeps the values that were used last.
+    """A cache of values by key, each of which is made once.
 
     Args:
-        most: Values kept; all when ``None``.
+        max_kept: Number of values to keep, the most recently used ones; all when ``None``.
     """
 
-    def __init__(self, most: int | None = None) -> None:
-        self._most = most
+    def __init__(self, max_kept: int | None = None) -> None:
+        self._max_kept = max_kept
         self._lock = threading.Lock()
         self._values: OrderedDict[Key, Future[Value]] = OrderedDict()
 
     def get(self, key: Key, make: Callable[[], Value]) -> Value:
-        """The value of ``key``, made by ``make`` unless it is kept or another thread makes it.
+        """Return the value of a key; call ``make`` unless the value exists or is being made.
 
         Raises:
-            BaseException: What ``make`` raised; the next call tries again.
+            BaseException: The error of ``make``; the next call tries again.
         """
         with self._lock:
             future = self._values.get(key)
-            mine = future is None
+            is_first = future is None
             if future is None:
                 future = self._values[key] = Future()
-                if self._most is not None and len(self._values) > self._most:
+                if self._max_kept is not None and len(self._values) > self._max_kept:
                     self._values.popitem(last=False)
             else:
                 self._values.move_to_end(key)
-        if mine:
+        if is_first:
             try:
                 future.set_result(make())
             except BaseException as error:
@@ -46,11 +46,3 @@ class Once(Generic[Key, Value]):
                         del self._values[key]
                 future.set_exception(error)
         return future.result()
-
-    def clear(self) -> None:
-        """Forget all values."""
-        with self._lock:
-            self._values.clear()
-
-    def __len__(self) -> int:
-        return len(self._values)

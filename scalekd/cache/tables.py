@@ -1,8 +1,8 @@
 """The table files of a cache: tail, witnesses and codec tables, with a check for each kind.
 
 A digest proves only that a file has the bytes that the author of the cache wrote. The checks here
-prove that a tail is a tail, and of the teacher that the plan describes, before the file is written
-to a folder and before memory is allocated for its content.
+prove that a file is of its kind (that a tail belongs to the plan's teacher, for example) before the
+file is written to a folder and before memory is allocated for its content.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ Tables = dict[str, np.ndarray[Any, Any]]
 
 
 def table_files(identity: Identity) -> dict[str, FileDigest]:
-    """Return the files that the plan names, with digests: tail, witnesses, codec tables."""
+    """Return the digests of the files that the plan names: tail, witnesses, codec tables."""
     codecs = [stage.codec for stage in identity.stages.values()]
     pairs = [
         (identity.tail, identity.tail_digest),
@@ -41,7 +41,7 @@ def check_table(identity: Identity, relative: str, content: bytes, where: str) -
         where: Location of the file, for messages.
 
     Raises:
-        CacheCorrupt: The file is not of that kind, or belongs to another teacher or other views.
+        CacheCorrupt: The file is of another kind, or belongs to another teacher or other views.
     """
     if relative == identity.tail:
         _check_tail(identity, content, where)
@@ -79,10 +79,10 @@ def load_tables(content: bytes, where: str) -> Tables:
 
 
 def load_witnesses(identity: Identity, content: bytes, where: str) -> np.ndarray[Any, Any]:
-    """Read the pixels of the first views, ``(view, height, width, 3)`` uint8.
+    """Return the pixels of the first views, ``(view, height, width, 3)`` uint8.
 
     Raises:
-        CacheCorrupt: The file has another content.
+        CacheCorrupt: The content is not the pixels of such views.
     """
     arrays = load_tables(content, where)
     pixels = arrays.get("pixels")

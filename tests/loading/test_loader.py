@@ -18,7 +18,7 @@ from scalekd.cache.documents import canonical
 from scalekd.cache.documents.manifest import Manifest, ShardRecord
 from scalekd.cache.files import digest_on_disk
 from scalekd.cache.forms.store import CommittingStore, open_array
-from scalekd.cache.layout import MANIFEST_FILE, record_path
+from scalekd.cache.layout import MANIFEST_FILE, ShardId
 from scalekd.errors import CacheCorrupt, CacheMismatch, EnvironmentFault, UsageError
 from scalekd.images import ImageDataset, open_dataset
 from scalekd.loading import CachedViewLoader, cached_views
@@ -351,12 +351,12 @@ def _forge(root: Path, unit: int, shard: int, name: str, change: Callable[[Any],
     rows = np.array(opened[first : first + identity.rows_of(shard)])
     change(rows)
     opened[first : first + identity.rows_of(shard)] = rows
-    path = root / record_path(unit, shard)
+    path = root / ShardId(unit, shard).record_path
     record = ShardRecord.model_validate_json(path.read_bytes())
     files = {name: digest_on_disk(root / name) for name in record.files}
     path.write_bytes(canonical(record.model_copy(update={"files": files})))
     manifest = reader.manifest
-    records = {**manifest.records, record_path(unit, shard): digest_on_disk(path).sha256}
+    records = {**manifest.records, ShardId(unit, shard).record_path: digest_on_disk(path).sha256}
     forged = manifest.model_copy(update={"records": records, "digest": ""}).sealed()
     (root / MANIFEST_FILE).write_bytes(canonical(Manifest.model_validate(forged.model_dump())))
 

@@ -135,9 +135,9 @@ def test_what_was_not_fetched_is_a_clear_error(sound_cache: Path, tmp_path: Path
         )
         assert all((ours[name] == theirs[name]).all() for name in theirs)
     for call, message in (
-        (lambda: reader.read_rows(0, 0, 8, ["logits/values"]), "pass 0 was not fetched"),
-        (lambda: reader.read_rows(1, 0, 8, ["stage4/values"]), "stage4 was not fetched"),
-        (lambda: reader.file(reader.identity.tail, reader.identity.tail_digest), "tail was not"),
+        (lambda: reader.read_rows(0, 0, 8, ["logits/values"]), "contains only .*, not pass 0"),
+        (lambda: reader.read_rows(1, 0, 8, ["stage4/values"]), "contains only .*, not stage4"),
+        (lambda: reader.file(reader.identity.tail, reader.identity.tail_digest), "not tail"),
         (
             lambda: share(root, tmp_path / "b", passes=(0, 1)),
             r"is a partial copy \(.*\), and the request is passes 0-1",

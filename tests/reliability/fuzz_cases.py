@@ -19,7 +19,7 @@ from scalekd.cache.documents.records import samples_hash
 from scalekd.cache.files import FileDigest, digest
 from scalekd.cache.forms.chunks import decode_chunk
 from scalekd.cache.forms.store import metadata_documents
-from scalekd.cache.layout import Layout, record_path
+from scalekd.cache.layout import Layout, ShardId
 from scalekd.cache.tables import table_files
 from scalekd.errors import CacheCorrupt, ScaleKDError
 from scalekd.teachers import load_tail
@@ -257,7 +257,7 @@ def rebuilt(subject: Subject, document: Any, rng: random.Random) -> Files:
                 files={path: digest(content) for path, content in held.items()},
             )
             files |= held
-            files[record_path(unit, shard)] = model_bytes(record)
+            files[ShardId(unit, shard).record_path] = model_bytes(record)
     documents = {n: c for n, c in files.items() if n.endswith("zarr.json") or n == "plan.json"}
     records = {n: entry(c)["sha256"] for n, c in files.items() if n.startswith("records/")}
     manifest = Manifest(

@@ -1,9 +1,10 @@
-"""The JSON documents of a cache, as models; ``base`` has the rules that all of them follow."""
+"""The JSON documents of a cache as models; ``base`` has the rules that all of them follow."""
 
 from scalekd.cache.documents.base import (
     FORMAT,
     FORMAT_VERSION,
     MAX_JSON_BYTES,
+    OMIT_DEFAULT,
     CacheDocument,
     Model,
     canonical,
@@ -16,6 +17,7 @@ __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
     "MAX_JSON_BYTES",
+    "OMIT_DEFAULT",
     "CacheDocument",
     "Model",
     "canonical",

@@ -1,14 +1,20 @@
-"""The JSON documents of a cache: one text for one meaning, and bounds on what is parsed.
+"""The JSON documents of a cache: their canonical text, and limits on what is parsed.
 
 Every document is written by :func:`canonical` and read by :func:`parse_committed`, which refuses
-any other bytes of the same meaning. A document may come from anybody, so its size, depth and number
-of values are bounded before it is parsed.
+any other text with the same content. A document may come from an untrusted source, so its size,
+depth and number of values are limited before it is parsed.
 """
 
 import json
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from scalekd.errors import CacheCorrupt, CacheMismatch
 
@@ -22,6 +28,13 @@ _FORMATS = {
 }
 """Name and newest version of each kind of document."""
 
+OMIT_DEFAULT = "omit default"
+"""Annotation of a field that a document omits while it has its default.
+
+Fields that earlier releases did not write have it, so that the bytes and digests of existing
+documents stay the same.
+"""
+
 MAX_JSON_BYTES = 64 << 20
 _MAX_JSON_VALUES = 1 << 22
 _MAX_JSON_DEPTH = 32
@@ -30,13 +43,21 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class CacheDocument(BaseModel):
-    """Base of every JSON document of a cache: frozen, and refusing fields it does not know."""
+    """Base of every JSON document of a cache; frozen, and refuses unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @model_serializer(mode="wrap")
+    def _omit_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = serialize(self)
+        for name, field in type(self).model_fields.items():
+            if OMIT_DEFAULT in field.metadata and getattr(self, name) == field.default:
+                document.pop(name, None)
+        return document
+
 
 def canonical(model: BaseModel) -> bytes:
-    """The one JSON text of a model: sorted keys, two spaces, a final newline."""
+    """Return the JSON text of a model: sorted keys, an indent of two spaces, a final newline."""
     text = json.dumps(
         model.model_dump(mode="json"), sort_keys=True, indent=2, ensure_ascii=True, allow_nan=False
     )
@@ -50,7 +71,8 @@ def parse(model: type[Model], data: bytes, *, where: str) -> Model:
         CacheMismatch: It was written by another version of the format.
         CacheCorrupt: It is not JSON, nests too deep, or does not fit the model.
     """
-    # Each value but the first needs one of these; a list of lists takes 25 times its text.
+    # Each value but the first needs one of these marks. Lists of lists take 25 times the memory of
+    # their text.
     num_values = sum(data.count(mark) for mark in (b",", b"[", b"{"))
     if num_values > _MAX_JSON_VALUES:
         raise CacheCorrupt(f"{where}: more than {_MAX_JSON_VALUES:,} values")
@@ -70,10 +92,10 @@ def parse(model: type[Model], data: bytes, *, where: str) -> Model:
 
 
 def parse_committed(model: type[Model], data: bytes, *, where: str) -> Model:
-    """Read a document that :func:`canonical` wrote, and refuse any other bytes of its meaning.
+    """Read a document that :func:`canonical` wrote, and refuse any other text of its content.
 
     Raises:
-        CacheMismatch, CacheCorrupt: As for :func:`parse`; or a byte changed that JSON ignores.
+        CacheMismatch, CacheCorrupt: As for :func:`parse`; or the text is not the canonical one.
     """
     document = parse(model, data, where=where)
     if canonical(document) != data:
@@ -82,11 +104,7 @@ def parse_committed(model: type[Model], data: bytes, *, where: str) -> Model:
 
 
 def check_depth(document: Any) -> None:
-    """Refuse a parsed document that nests deeper than any of a cache's.
-
-    Raises:
-        ValueError: It does.
-    """
+    """Raise ``ValueError`` if a parsed document nests deeper than any document of a cache."""
     level = [document] if isinstance(document, dict | list) else []
     for _ in range(_MAX_JSON_DEPTH):
         level = [

@@ -1,25 +1,24 @@
 """The documents of a cache: plan, commit records of its shards, manifest.
 
 ``plan.json`` is written before the first shard and never changes. Its *identity* is everything
-that decides the bytes of a shard; the hash of the identity, ``cache_id``, is part of every
-record, so that a shard of another cache is recognised however alike the shapes are.
-``manifest.json`` is written last, and its presence is what makes a cache complete. It holds no
-date and no machine name: the same job gives the same manifest.
+that decides the bytes of a shard. Every commit record contains the hash of the identity,
+``cache_id``, so that a shard of another cache is recognised even if its shapes are the same.
+``manifest.json`` is written last; a cache with a manifest is complete. It contains no date and no
+machine name: the same job gives the same manifest.
 """
 
 import hashlib
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    Field,
-    SerializerFunctionWrapHandler,
-    TypeAdapter,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, TypeAdapter, field_validator, model_validator
 
-from scalekd.cache.documents import FORMAT, FORMAT_VERSION, CacheDocument, canonical
+from scalekd.cache.documents import (
+    FORMAT,
+    FORMAT_VERSION,
+    OMIT_DEFAULT,
+    CacheDocument,
+    canonical,
+)
 from scalekd.cache.documents.paths import (
     CodecTablesPath,
     DataPath,
@@ -54,7 +53,7 @@ class CodecInfo(CacheDocument):
     tables_digest: FileDigest | None = None
 
     @model_validator(mode="after")
-    def _tables_have_a_digest(self) -> Self:
+    def _check_tables_digest(self) -> Self:
         if (self.tables is None) != (self.tables_digest is None):
             raise ValueError("tables and tables_digest are given together or not at all")
         return self
@@ -69,7 +68,7 @@ class StageInfo(CacheDocument):
     codec: CodecInfo
 
     @model_validator(mode="after")
-    def _plausible(self) -> Self:
+    def _check_grid(self) -> Self:
         if not all(1 <= side <= 1 << 10 for side in self.grid):
             raise ValueError(f"a token grid of {self.grid} is outside 1 to 1,024")
         return self
@@ -99,7 +98,7 @@ class ViewsInfo(CacheDocument):
     witnesses_digest: FileDigest
 
     @model_validator(mode="after")
-    def _plausible(self) -> Self:
+    def _check_view_size(self) -> Self:
         if not all(1 <= side <= _MAX_VIEW_SIDE for side in self.view_size):
             raise ValueError(
                 f"a view of {self.view_size} pixels is outside 1 to {_MAX_VIEW_SIDE:,}"
@@ -111,8 +110,8 @@ ClassMap = (
     Literal["number"]
     | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=1 << 20)]
 )
-"""The teacher's class of each label, where they are numbered differently; ``"number"``: labels are
-the teacher's classes by number, as the maker of the cache asked for."""
+"""The teacher's class of each label, if the two are numbered differently; ``"number"`` if the labels
+were declared to be the numbers of the teacher's classes."""
 
 
 class Request(CacheDocument):
@@ -124,7 +123,7 @@ class Request(CacheDocument):
 
 
 class Identity(CacheDocument):
-    """Everything that the bytes of a shard depend on."""
+    """Everything that the bytes of a shard depend on, other than rounding."""
 
     format: Literal["scalekd-cache"] = FORMAT
     format_version: Literal[1] = FORMAT_VERSION
@@ -141,18 +140,10 @@ class Identity(CacheDocument):
     skip_corrupt: bool
     shard_size: int = Field(ge=1, le=1 << 24)
     block_size: int = Field(ge=1, le=_MAX_BLOCK_VIEWS)
-    class_map: ClassMap | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_default_class_map(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the class map out where there is none, as documents of older versions do."""
-        document: dict[str, Any] = handler(self)
-        if self.class_map is None:
-            document.pop("class_map", None)
-        return document
+    class_map: Annotated[ClassMap | None, OMIT_DEFAULT] = None
 
     @model_validator(mode="after")
-    def _maps_to_classes(self) -> Self:
+    def _check_class_map(self) -> Self:
         if isinstance(self.class_map, tuple):
             num_classes = self.teacher.get("num_classes") or 0
             if len(set(self.class_map)) != len(self.class_map) or (
@@ -170,19 +161,18 @@ class Identity(CacheDocument):
 
     @field_validator("teacher")
     @classmethod
-    def _describes_a_teacher(cls, value: dict[str, Any]) -> dict[str, Any]:
-        """Keep the document as it is, so that its bytes do not depend on later releases."""
-        TeacherSpec.model_validate(value)
+    def _check_teacher(cls, value: dict[str, Any]) -> dict[str, Any]:
+        TeacherSpec.model_validate(value)  # kept as JSON, so that its bytes stay the same
         return value
 
     @field_validator("request")
     @classmethod
-    def _is_a_request(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _check_request(cls, value: dict[str, Any]) -> dict[str, Any]:
         Request.model_validate(value, strict=True)
         return value
 
     @model_validator(mode="after")
-    def _blocks_fill_shards(self) -> Self:
+    def _check_blocks(self) -> Self:
         if self.shard_size % self.block_size:
             raise ValueError(
                 f"a shard of {self.shard_size} views is not whole blocks of {self.block_size}"
@@ -190,8 +180,8 @@ class Identity(CacheDocument):
         return self
 
     @model_validator(mode="after")
-    def _bounded(self) -> Self:
-        """Refuse what no cache has and what would take memory out of all proportion."""
+    def _check_limits(self) -> Self:
+        """Refuse sizes beyond any real cache's, for which no machine has the memory."""
         if self.num_shards > _MAX_SHARDS:
             raise ValueError(f"{self.num_shards:,} shards are more than {_MAX_SHARDS:,}")
         if self.shard_size // self.block_size > _MAX_SHARD_BLOCKS:
@@ -210,12 +200,11 @@ class Identity(CacheDocument):
         return -(-self.data.num_samples // self.shard_size)
 
     def rows_of(self, shard: int) -> int:
-        """Samples that shard number ``shard`` was given; fewer views if some were skipped."""
+        """Return the number of samples of a shard; it has fewer views if some were skipped."""
         return min(self.shard_size, self.data.num_samples - shard * self.shard_size)
 
 
 _ERRORS_BY_STAGE = TypeAdapter(dict[Literal["3", "4"], FeatureErrors])
-
 
 Computing = Annotated[
     dict[Name, Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=32)
@@ -223,27 +212,7 @@ Computing = Annotated[
 """What the rounding of targets depends on: device, versions, encoder; see docs/cache-format.md."""
 
 
-class _Computed(CacheDocument):
-    """A document with an optional description of how targets were computed.
-
-    Fields that older releases did not write are left out where they are not known, so that the
-    digests of existing documents stay the same.
-    """
-
-    computed: Computing | None = None
-
-    @model_serializer(mode="wrap")
-    def _leave_out_what_is_not_known(
-        self, serialize: SerializerFunctionWrapHandler
-    ) -> dict[str, Any]:
-        document: dict[str, Any] = serialize(self)
-        for name in ("computed", "num_passes"):
-            if document.get(name) is None:
-                document.pop(name, None)
-        return document
-
-
-class Provenance(_Computed):
+class Provenance(CacheDocument):
     """Information that is not part of the identity, such as versions, licence and a note.
 
     Attributes:
@@ -255,15 +224,16 @@ class Provenance(_Computed):
         num_passes: Number of passes that a budget chose; ``None`` if it was given.
     """
 
+    computed: Annotated[Computing | None, OMIT_DEFAULT] = None
     software: dict[str, str]
     licence: str | None = None
     note: str | None = None
-    num_passes: int | None = Field(default=None, ge=1, le=_MAX_PASSES)
+    num_passes: Annotated[int | None, Field(ge=1, le=_MAX_PASSES), OMIT_DEFAULT] = None
     measured: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("measured")
     @classmethod
-    def _are_errors(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _check_measured(cls, value: dict[str, Any]) -> dict[str, Any]:
         _ERRORS_BY_STAGE.validate_python(value, strict=True)
         return value
 
@@ -280,19 +250,15 @@ class Plan(CacheDocument):
         return cls(cache_id=_identity_hash(identity), identity=identity, provenance=provenance)
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> Self:
-        # An identity alone may be a question: would these options give the cache that is there?
+    def _check(self) -> Self:
+        # Not a check of `Identity`: options are turned into one to compare them with a cache's.
         check_identity(self.identity)
-        return self
-
-    @model_validator(mode="after")
-    def _is_itself(self) -> Self:
         if self.cache_id != _identity_hash(self.identity):
             raise ValueError("cache_id is not the hash of the identity: the plan was edited")
         return self
 
 
-class ShardRecord(_Computed):
+class ShardRecord(CacheDocument):
     """Commit record of one shard of a pass, or of one shard of the samples.
 
     Attributes:
@@ -313,6 +279,7 @@ class ShardRecord(_Computed):
     samples_sha256: Sha256
     files: dict[DataPath, FileDigest]
     skipped: tuple[str, ...] = ()
+    computed: Annotated[Computing | None, OMIT_DEFAULT] = None
 
 
 class Manifest(CacheDocument):
@@ -325,28 +292,19 @@ class Manifest(CacheDocument):
     files: dict[DocumentPath, FileDigest]
     records: dict[RecordPath, Sha256]
     total_bytes: int = Field(ge=0)
-    computed_otherwise: tuple[Computing, ...] = Field(default=(), max_length=1 << 16)
+    computed_otherwise: Annotated[
+        tuple[Computing, ...], Field(max_length=1 << 16), OMIT_DEFAULT
+    ] = ()
     digest: Sha256 | Literal[""] = ""
-
-    @model_serializer(mode="wrap")
-    def _leave_out_what_is_not_there(
-        self, serialize: SerializerFunctionWrapHandler
-    ) -> dict[str, Any]:
-        document: dict[str, Any] = serialize(self)
-        if not document.get("computed_otherwise"):
-            document.pop("computed_otherwise", None)
-        return document
 
     @property
     def fixed_bytes(self) -> int:
-        """Size of tail, witnesses, codec tables and metadata, which the number of views does not
-        change.
-        """
+        """Size of tail, witnesses, codec tables and metadata, whatever the number of views."""
         return sum(entry.num_bytes for entry in self.files.values())
 
     @property
     def bytes_per_view(self) -> float:
-        """Size of one view's share of the shards."""
+        """Average size of a view in the files of the shards."""
         return max(0, self.total_bytes - self.fixed_bytes) / max(1, self.num_views)
 
     def sealed(self) -> Self:
@@ -357,14 +315,14 @@ class Manifest(CacheDocument):
         return hashlib.sha256(canonical(self.model_copy(update={"digest": ""}))).hexdigest()
 
     @model_validator(mode="after")
-    def _unedited(self) -> Self:
+    def _check_digest(self) -> Self:
         if self.digest and self.digest != self._own_digest():
             raise ValueError("its digest does not match its content: it was edited or damaged")
         return self
 
     @model_validator(mode="after")
-    def _names_every_shard(self) -> Self:
-        """Only the number is looked at here; it bounds every loop over the shards of a cache."""
+    def _check_num_records(self) -> Self:
+        """Compare the number of records with the plan's; it limits every loop over shards."""
         expected = self.plan.identity.num_shards * (self.num_passes + 1)
         if len(self.records) != expected:
             raise ValueError(f"it names {len(self.records):,} records where there are {expected:,}")

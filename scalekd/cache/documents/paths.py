@@ -1,8 +1,8 @@
-"""The names that files of a cache may have; a document that gives a file another name is refused.
+"""The paths that files of a cache may have; a document that names another path is refused.
 
-A cache that is fetched writes to the disk of the user who fetches it. Each kind of file
-therefore has one grammar, so that no document can name ``.git/config``, a file outside the cache,
-or a file that another program would read.
+Fetching a cache writes files to the user's disk. The paths of each kind of file therefore match one
+pattern, so that no document can name ``.git/config``, a file outside the cache, or a file that
+another program would read.
 """
 
 import re
@@ -16,7 +16,7 @@ _ARRAY = r"(?:/[a-z][a-z0-9_]*)"
 
 
 class _Pattern:
-    """Checks that a text is the path of one kind of file."""
+    """Validator of the paths of one kind of file."""
 
     def __init__(self, kind: str, pattern: str) -> None:
         self._kind, self._pattern = kind, re.compile(pattern, re.ASCII)
@@ -52,7 +52,7 @@ TailPath = Annotated[str, AfterValidator(_TAIL), _TAIL.schema]
 WitnessesPath = Annotated[str, AfterValidator(_WITNESSES), _WITNESSES.schema]
 CodecTablesPath = Annotated[str, AfterValidator(_CODEC_TABLES), _CODEC_TABLES.schema]
 DocumentPath = Annotated[str, AfterValidator(_DOCUMENT), _DOCUMENT.schema]
-"""A file that the manifest itself names: plan, form, tables, metadata of arrays."""
+"""Path of a file that the manifest names: plan, form, tables, metadata of arrays."""
 RecordPath = Annotated[str, AfterValidator(_RECORD), _RECORD.schema]
 DataPath = Annotated[str, AfterValidator(_DATA), _DATA.schema]
-"""A file that a commit record names: a chunk of an array, or the tar of a shard and its index."""
+"""Path of a file that a commit record names: a chunk of an array, a tar or its index."""

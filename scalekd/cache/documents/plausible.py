@@ -1,8 +1,8 @@
-"""Numbers of a plan that imply one another, compared before anything is sized by them.
+"""Checks of a plan's numbers against limits and against one another.
 
-A cache may come from anybody. Its plan describes the teacher, and the sizes of student, projectors
-and tail follow from that description; a forged number would ask for memory that no machine has,
-long after the cache was opened. Every such number is bounded and compared with its equals here.
+A cache may come from an untrusted source. Its plan describes the teacher, and the sizes of student,
+projectors and tail follow from that description: a forged number would request more memory than any
+machine has, long after the cache was opened. All such numbers are checked when the plan is read.
 """
 
 import math
@@ -30,7 +30,7 @@ def check_identity(identity: "Identity") -> None:
     """Compare the teacher's description with stages, logits, views and request.
 
     Raises:
-        ValueError: Two of them disagree, or a number is beyond anything that a cache holds.
+        ValueError: Two of them disagree, or a number exceeds its limit.
     """
     teacher = TeacherSpec.model_validate(identity.teacher)
     check_teacher(teacher)
@@ -67,14 +67,15 @@ def check_identity(identity: "Identity") -> None:
         )
     kept = sorted(int(stage) for stage in identity.stages)
     if sorted(identity.request["stages"]) != kept:
-        raise ValueError(f"stages {identity.request['stages']} were asked for and {kept} are kept")
+        raise ValueError(
+            f"the request names stages {identity.request['stages']}, and the cache has {kept}"
+        )
 
 
 def check_teacher(teacher: TeacherSpec) -> None:
-    """Bound every number of a teacher's description that memory or time may follow from.
+    """Raise ``ValueError`` if a number of a teacher's description exceeds any real backbone's.
 
-    Raises:
-        ValueError: One is beyond any published backbone.
+    Only numbers on which memory or time depend are checked.
     """
     if set(teacher.stages) != {3, 4}:
         raise ValueError(f"the teacher has stages {sorted(teacher.stages)[:8]}, not 3 and 4")
@@ -88,7 +89,7 @@ def check_teacher(teacher: TeacherSpec) -> None:
             raise ValueError(f"stage {stage} of the teacher has {_shape(shape)}: beyond the limits")
     if teacher.num_classes is not None and not 1 <= teacher.num_classes <= _MAX_CLASSES:
         raise ValueError(
-            f"a teacher of {teacher.num_classes} classes; 1 to {_MAX_CLASSES:,} can be"
+            f"the teacher has {teacher.num_classes} classes, outside 1 to {_MAX_CLASSES:,}"
         )
     if teacher.tail_blocks > _MAX_TAIL_BLOCKS:
         raise ValueError(f"a tail of {teacher.tail_blocks} blocks is more than {_MAX_TAIL_BLOCKS}")

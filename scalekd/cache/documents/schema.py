@@ -2,8 +2,8 @@
 
     python -m scalekd.cache.documents.schema docs/schema
 
-A schema says less than the reader checks: hashes of documents over themselves, sizes that must fit
-each other. ``docs/cache-format.md`` gives those rules.
+The reader also checks what a schema cannot express, such as a digest of the document's own content
+and sizes that depend on one another; ``docs/cache-format.md`` describes these rules.
 """
 
 import json
@@ -34,8 +34,8 @@ _MODELS: dict[str, type[BaseModel]] = {
 
 
 def schemas() -> dict[str, bytes]:
-    """Content of each schema, by file name."""
-    found = {}
+    """Return the content of each schema, by file name."""
+    contents = {}
     for name, model in _MODELS.items():
         document: dict[str, Any] = {"$schema": _DIALECT, **model.model_json_schema()}
         # The models keep the teacher as plain JSON; its schema is a file of its own.
@@ -43,21 +43,15 @@ def schemas() -> dict[str, bytes]:
         if identity is not None:
             identity["properties"]["teacher"] = {"$ref": file_name("teacher")}
         text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False)
-        found[file_name(name)] = text.encode() + b"\n"
-    return found
+        contents[file_name(name)] = text.encode() + b"\n"
+    return contents
 
 
 def file_name(document: str) -> str:
-    """Name of the schema of a document such as ``manifest``."""
+    """Return the file name of the schema of a document such as ``manifest``."""
     return f"{document}.v{FORMAT_VERSION}.json"
 
 
-def write(folder: Path) -> None:
-    """Write all schemas."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in schemas().items():
-        (folder / name).write_bytes(content)
-
-
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    for path, content in schemas().items():
+        Path(sys.argv[1], path).write_bytes(content)

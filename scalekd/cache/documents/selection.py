@@ -1,8 +1,8 @@
-"""Which part of a cache is at a location, when not all of it is.
+"""The selection of a partial copy of a cache: its passes, shards and targets.
 
-A part has the whole cache's plan and manifest, unchanged, its tables, and the records and files of
-some passes, shards and targets. One document below ``selection/`` says which. Releases before this
-one wrote a document of the next number whenever a part grew; the one of the highest number counts.
+A partial copy, or *part*, has the plan and the manifest of the whole cache, its tables, and the
+records and files of some passes, shards and targets, which a document below ``selection/`` names.
+Early releases wrote a document with the next number whenever a part grew; the last one is valid.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from scalekd.storage import Storage
 from scalekd.storage.locks import lock
 
 _MAX_BYTES = 1 << 20
-_MAX_NUMBER = 4096  # a part grows a few times
+_MAX_NUMBER = 4096  # of the documents that early releases wrote
 
 Number = Annotated[int, Field(ge=0, lt=1 << 20)]
 Ranges = Annotated[tuple[tuple[Number, Number], ...], Field(max_length=1 << 14)]
@@ -48,18 +48,21 @@ class Selection(CacheDocument):
         return self.passes is None and self.shards is None and self.targets is None
 
     def has_unit(self, unit: Unit) -> bool:
-        """Whether a pass, or the samples, which every part has, belongs to it."""
+        """Return whether a pass is selected; the samples always are."""
         return unit == SAMPLES or _contains(self.passes, int(unit))
 
     def has_shard(self, shard: int) -> bool:
         return _contains(self.shards, shard)
 
     def has_target(self, group: str) -> bool:
-        """Whether a group of arrays belongs to it; groups other than targets always do."""
+        """Return whether a group of arrays is selected; groups other than targets always are."""
         return self.targets is None or group not in get_args(Target) or group in self.targets
 
     def has_file(self, relative: str) -> bool:
-        """Whether a file of a selected shard belongs to it: ``passes/0000/stage4/codes/c/0``."""
+        """Return whether a file such as ``passes/0000/stage4/codes/c/0`` is selected.
+
+        The shard of the file must be selected.
+        """
         parts = relative.split("/")
         if parts[0] != "passes" or len(parts) < 3 or not parts[1].isdecimal():
             return True
@@ -67,40 +70,40 @@ class Selection(CacheDocument):
 
     @property
     def has_tail(self) -> bool:
-        """Whether the teacher's tail belongs to it: it is of use with features alone."""
+        """Whether the teacher's tail is selected: with any features, which it is used on."""
         return self.targets is None or bool({"stage3", "stage4"} & set(self.targets))
 
     def joined(self, other: "Selection") -> "Selection":
-        """The smallest part that includes both: the product of what both have of each."""
+        """Return the smallest selection that includes both."""
         targets = None
         if self.targets is not None and other.targets is not None:
             targets = tuple(sorted({*self.targets, *other.targets}))
         return Selection(
             cache_id=self.cache_id,
-            passes=_joined(self.passes, other.passes),
-            shards=_joined(self.shards, other.shards),
+            passes=_union(self.passes, other.passes),
+            shards=_union(self.shards, other.shards),
             targets=targets,
         )
 
     def __str__(self) -> str:
         texts = [
-            f"passes {_spell(self.passes)}" if self.passes is not None else "",
-            f"shards {_spell(self.shards)}" if self.shards is not None else "",
+            f"passes {_text(self.passes)}" if self.passes is not None else "",
+            f"shards {_text(self.shards)}" if self.shards is not None else "",
             f"targets {', '.join(self.targets) or 'none'}" if self.targets is not None else "",
         ]
         return ", ".join(filter(None, texts)) or "all of it"
 
 
 def selection_path(number: int) -> str:
-    """Path of the selection of a number, from 1 on; what is written now is the first."""
+    """Return the path of a numbered selection; new parts have number 1 only."""
     return f"{SELECTION_FOLDER}/{number:06d}.json"
 
 
 def read_selection(storage: Storage) -> Selection | None:
-    """Read the selection of a part; ``None`` where a whole cache is.
+    """Read the selection of a part; ``None`` for a whole cache.
 
     Raises:
-        CacheCorrupt: It is damaged.
+        CacheCorrupt: The document is damaged.
     """
     number = _last_number(storage)
     if not number:
@@ -110,18 +113,20 @@ def read_selection(storage: Storage) -> Selection | None:
 
 
 def write_selection(storage: Storage, selection: Selection) -> None:
-    """Write or replace the selection; hold :func:`selection_lock` meanwhile."""
+    """Write or replace the selection; the caller holds :func:`selection_lock`."""
     storage.commit(selection_path(max(1, _last_number(storage))), canonical(selection))
 
 
 @contextlib.contextmanager
 def selection_lock(storage: Storage, *, create: bool = False) -> Iterator[None]:
-    """Keep other processes from changing the selection; has no effect on a remote store.
+    """Lock the selection against other processes of this machine; no effect on a remote store.
 
-    With ``create``, the location may be about to become that of a part.
+    If two processes extend a remote part at the same time, its selection may lack what the first
+    one copied; extending it again copies nothing and completes the selection.
 
-    A remote part that two processes widen at once may lack, in its selection, what the first
-    brought; widening it again brings nothing and completes the selection.
+    Args:
+        storage: Storage of the part.
+        create: Whether the location may become a part. Otherwise a whole cache is not locked.
     """
     if storage.root is None:
         yield
@@ -129,7 +134,7 @@ def selection_lock(storage: Storage, *, create: bool = False) -> Iterator[None]:
     folder = storage.root / SELECTION_FOLDER
     if create:
         folder.mkdir(parents=True, exist_ok=True)
-    elif not folder.is_dir():  # a whole cache, which stays one
+    elif not folder.is_dir():
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -148,16 +153,17 @@ def _last_number(storage: Storage) -> int:
 
 
 def refuse_part(storage: Storage, doing: str) -> None:
-    """Check that a location is not that of a part of a cache.
+    """Raise ``UsageError`` if a location contains only a part of a cache.
 
-    Raises:
-        UsageError: It is.
+    Args:
+        storage: Storage of the cache.
+        doing: The refused action as a past participle, such as ``extended``, for the message.
     """
     part = read_selection(storage)
     if part is not None and not part.is_all:
         raise UsageError(
-            f"{storage.location}: holds a part of a cache ({part}), which cannot be {doing}; fetch"
-            " the rest with `scalekd cache pull` first"
+            f"{storage.location}: contains a part of a cache ({part}), which cannot be {doing};"
+            " fetch the rest with `scalekd cache pull` first"
         )
 
 
@@ -165,39 +171,36 @@ def check_owner(storage: Storage, selection: Selection | None, cache_id: str) ->
     """Raise ``CacheMismatch`` if ``selection`` belongs to another cache than ``cache_id``."""
     if selection is not None and selection.cache_id != cache_id:
         raise CacheMismatch(
-            f"{storage.locate(SELECTION_FOLDER)}: is of cache {selection.cache_id[:12]}…, and the"
-            f" plan of {cache_id[:12]}…: files of two caches were mixed"
+            f"{storage.locate(SELECTION_FOLDER)}: belongs to cache {selection.cache_id[:12]}…, and"
+            f" the plan to cache {cache_id[:12]}…: files of two caches were mixed"
         )
 
 
 def ranges_of(numbers: Iterable[int]) -> tuple[tuple[int, int], ...]:
-    """Runs of consecutive numbers, as first and last."""
-    found: list[tuple[int, int]] = []
-    for number in sorted(set(numbers)):
-        if found and number == found[-1][1] + 1:
-            found[-1] = found[-1][0], number
-        else:
-            found.append((number, number))
-    return tuple(found)
+    """Return the first and last number of each run of consecutive numbers."""
+    return _merged((number, number) for number in numbers)
 
 
 def _contains(ranges: tuple[tuple[int, int], ...] | None, number: int) -> bool:
     return ranges is None or any(first <= number <= last for first, last in ranges)
 
 
-def _joined(
+def _union(
     one: tuple[tuple[int, int], ...] | None, other: tuple[tuple[int, int], ...] | None
 ) -> tuple[tuple[int, int], ...] | None:
-    if one is None or other is None:
-        return None
-    found: list[tuple[int, int]] = []
-    for first, last in sorted((*one, *other)):
-        if found and first <= found[-1][1] + 1:
-            found[-1] = found[-1][0], max(last, found[-1][1])
+    return None if one is None or other is None else _merged((*one, *other))
+
+
+def _merged(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Merge ranges that overlap or follow each other."""
+    merged: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = merged[-1][0], max(last, merged[-1][1])
         else:
-            found.append((first, last))
-    return tuple(found)
+            merged.append((first, last))
+    return tuple(merged)
 
 
-def _spell(ranges: tuple[tuple[int, int], ...]) -> str:
+def _text(ranges: tuple[tuple[int, int], ...]) -> str:
     return ", ".join(f"{a}-{b}" if a != b else str(a) for a, b in ranges) or "none"

@@ -1,4 +1,4 @@
-"""Reading the JSON documents of a cache from its storage, bounded and checked."""
+"""Read JSON documents of a cache from its storage, checking size and content."""
 
 from scalekd.cache.documents.base import MAX_JSON_BYTES, Model, parse_committed
 from scalekd.cache.files import read_bounded
@@ -13,12 +13,11 @@ def read_document_if_any(
     what: str,
     *,
     max_bytes: int = MAX_JSON_BYTES,
-    sha256: str | None = None,
 ) -> Model | None:
     """Read a document, or return ``None`` if it does not exist; see :func:`read_document`."""
     where = storage.locate(relative)
     try:
-        data = storage.read(relative, max_bytes=max_bytes, sha256=sha256)
+        data = storage.read(relative, max_bytes=max_bytes)
     except NotStored:
         return None
     except StoredFileError as error:

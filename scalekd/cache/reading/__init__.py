@@ -1,1 +1,1 @@
-"""Reading a cache: rows, extensions, and the choice of targets."""
+"""Reading a cache: rows, extensions, chosen targets."""

@@ -1,4 +1,4 @@
-"""The choice of the targets that a student learns from: of the cache, or of its extensions."""
+"""Targets that a student learns from, chosen from a cache and its extensions."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from scalekd.storage import Location
 
 @dataclass(frozen=True)
 class ChosenTargets:
-    """A cache with the extensions in use, and the targets that are taken from each.
+    """A cache, the extensions in use, and the targets to read from each.
 
     Attributes:
         caches: The cache, named ``base``, and the extensions in use, by name.
@@ -36,14 +36,14 @@ class ChosenTargets:
 
         Args:
             cache: Location of the cache.
-            targets: Extension with the features and tail, and the logits if it has any; the cache
-                itself if ``None``. Several names with commas, such as ``base,NAME``, are several
-                teachers; ``base`` is the cache itself.
+            targets: Extension with the features and tail, and the logits if it has any; ``base``,
+                the default, is the cache itself. Several names separated by commas, such as
+                ``base,NAME``, are several teachers.
             logits_from: Extensions with the logits; ``base`` is the cache itself.
 
         Raises:
-            UsageError: An extension does not exist or is named twice, or no pass of the cache is at
-                the location.
+            UsageError: An extension does not exist or is named twice, or the location contains no
+                pass of the cache.
             DataError, CacheError: As for :func:`~scalekd.cache.open_cache`.
         """
         base = open_cache(cache)
@@ -52,14 +52,13 @@ class ChosenTargets:
             raise UsageError(f"--targets {targets}: expected names, each once, as in base,NAME")
         if not base.passes:
             raise UsageError(
-                f"{base.location}: contains no pass of its cache (only {base.part}); fetch"
-                " one with `scalekd cache pull`"
+                f"{base.location}: contains no pass of the cache (only {base.part}); fetch one with"
+                " `scalekd cache pull`"
             )
         named = sorted({*features, *logits_from} - {BASE})
         caches = {BASE: base, **{name: open_extension(base, name) for name in named}}
-        with_logits = [n for n in features if caches[n].identity.logits is not None]
-        own = with_logits[0] if with_logits else BASE
-        return cls(caches, features, tuple(logits_from) or (own,))
+        with_logits = (name for name in features if caches[name].identity.logits is not None)
+        return cls(caches, features, tuple(logits_from) or (next(with_logits, BASE),))
 
     @property
     def base(self) -> CacheReader:
@@ -81,12 +80,12 @@ class ChosenTargets:
         compute_dtype: torch.dtype = torch.float32,
         class_token: Collection[str] = (),
     ) -> JoinedTargets:
-        """Return a module that decodes a loader's batches.
+        """Return a module that decodes the targets of a loader's batches.
 
         Args:
             features: Decode features.
             logits: Decode logits.
-            classes: Classes of the decoded logits of each cache; see `TargetDecoder`.
+            classes: Classes of the decoded logits of each cache; see ``TargetDecoder``.
             compute_dtype: Type of the products that decode features.
             class_token: Caches that return the class token beside their features.
 

@@ -1,4 +1,4 @@
-"""Arrays of committed shards, whether or not the cache is complete."""
+"""Reading committed shards of a cache that may be incomplete."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -21,17 +21,17 @@ def recorded_shards(storage: Storage, num_shards: int) -> Iterator[ShardId]:
     """
     recorded: list[ShardId] = []
     for stored in storage.list(RECORDS_FOLDER):
-        folder, _, name = stored.path.removeprefix(f"{RECORDS_FOLDER}/").partition("/")
+        unit, _, name = stored.path.removeprefix(f"{RECORDS_FOLDER}/").partition("/")
         number = name.removesuffix(".json")
-        if not number.isdecimal() or int(number) >= num_shards:
-            continue
-        if folder == SAMPLES or folder.isdecimal():
-            shard = ShardId(SAMPLES if folder == SAMPLES else int(folder), int(number))
+        if (
+            number.isdecimal()
+            and int(number) < num_shards
+            and (unit == SAMPLES or unit.isdecimal())
+        ):
+            shard = ShardId(SAMPLES if unit == SAMPLES else int(unit), int(number))
             if stored.path == shard.record_path:
                 recorded.append(shard)
-    return iter(
-        sorted(recorded, key=lambda s: (-1 if isinstance(s.unit, str) else s.unit, s.number))
-    )
+    yield from sorted(recorded, key=lambda s: (-1 if isinstance(s.unit, str) else s.unit, s.number))
 
 
 class CommittedShard:
@@ -48,7 +48,7 @@ class CommittedShard:
     def __init__(self, cache: Cache, shard: ShardId) -> None:
         self.record: ShardRecord = cache.record(shard)
         self._layout, self._shard = cache.layout, shard
-        # A cache that is not complete has no manifest; its documents follow from the plan.
+        # Without a manifest, the documents of the arrays are derived from the plan.
         documents = cache.documents(shard.unit)
         expected = {path: digest(content) for path, content in documents.items()}
         self._files = CommittedFiles(cache.storage, {**expected, **self.record.files})

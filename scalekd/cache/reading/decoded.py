@@ -1,4 +1,4 @@
-"""Decoded targets of a cache as NumPy arrays, without a training loop.
+"""Decoded targets of a cache as NumPy arrays.
 
 from scalekd.cache import open_cache, read_features, read_logits
 

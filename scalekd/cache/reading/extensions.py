@@ -15,18 +15,16 @@ from typing import Any
 import numpy as np
 
 from scalekd.cache.documents.manifest import Identity
-from scalekd.cache.forms import Embed
 from scalekd.cache.layout import EXTENSIONS_FOLDER, PLAN_FILE, SAMPLES, SEPARATOR, Layout
 from scalekd.cache.reading.reader import CacheReader, SampleTable, open_cache
 from scalekd.cache.writing.planning import differences
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.storage import Storage
-from scalekd.views import ViewPolicy
 
 Rows = np.ndarray[Any, Any]
 
 BASE = "base"
-"""How ``--logits-from`` names the targets of the cache itself."""
+"""Name that means the cache itself among the names of extensions."""
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
 _SHARED = ("data", "views", "skip_corrupt", "shard_size", "block_size")
 
@@ -35,11 +33,11 @@ def extension_path(name: str) -> str:
     """Return the folder of an extension inside the cache.
 
     Raises:
-        UsageError: ``name`` is not the name of a folder.
+        UsageError: An extension cannot have this name.
     """
     if not is_extension_name(name):
         raise UsageError(
-            f"{name!r} cannot name an extension: letters, digits, '_', '-' and '.' can, and"
+            f"{name!r} cannot name an extension; a name has letters, digits, '_', '-' and '.', and"
             f" {BASE!r} means the cache itself"
         )
     return f"{EXTENSIONS_FOLDER}/{name}"
@@ -56,7 +54,7 @@ def extension_names(storage: Storage) -> list[str]:
 
 
 def begun_extensions(storage: Storage) -> list[str]:
-    """Return the extensions that have a plan; none if the location cannot be listed."""
+    """Return the names of extensions that have a plan; none if the location cannot be listed."""
     try:
         names = extension_names(storage)
     except UsageError:
@@ -75,10 +73,10 @@ def open_extension(base: CacheReader, name: str) -> CacheReader:
     inner = storage.below(extension_path(name))
     if not inner.exists(PLAN_FILE):
         try:
-            known = f"it has {', '.join(extension_names(storage)) or 'none'}"
+            known = f"its extensions: {', '.join(extension_names(storage)) or 'none'}"
         except UsageError:
             known = "this location cannot be listed"
-        raise UsageError(f"{storage.location}: has no targets named {name!r}; {known}")
+        raise UsageError(f"{storage.location}: has no extension {name!r}; {known}")
     reader = open_cache(inner)
     check_fits(base.identity, reader.identity, where=reader.location)
     return reader
@@ -99,13 +97,13 @@ def check_fits(base: Identity, extension: Identity, *, where: str) -> None:
 
 
 class JoinedReader:
-    """Reads a cache together with its extensions: one set of views, the targets of all.
+    """Reads a cache together with extensions: the views of the cache, and the targets of all.
 
-    A loader can read it like a :class:`~scalekd.cache.CacheReader`. Arrays of an extension are
-    named ``NAME:stage4/codes``.
+    It has the interface of :class:`~scalekd.cache.CacheReader` that loaders use. Arrays of an
+    extension are named ``NAME:stage4/codes``.
 
     Args:
-        base: The cache, from which samples and views are read.
+        base: The cache.
         extensions: Opened extensions by name; see :func:`open_extension`.
 
     Raises:
@@ -116,6 +114,9 @@ class JoinedReader:
     def __init__(self, base: CacheReader, extensions: Mapping[str, CacheReader]) -> None:
         self.base = base
         self.extensions = dict(extensions)
+        self.location, self.identity = base.location, base.identity
+        self.embed, self.policy = base.embed, base.policy
+        self.is_remote = any(reader.is_remote for reader in (base, *extensions.values()))
         self._checked: set[tuple[int, int]] = set()
         views = list(base.layout.views)
         for name, reader in self.extensions.items():
@@ -132,34 +133,18 @@ class JoinedReader:
             )
         self.layout = Layout(base.identity, base.layout.samples, tuple(views), base.layout.form)
         if not self.passes:
-            raise UsageError(f"{base.location}: no pass is complete in all of the targets chosen")
-
-    @property
-    def location(self) -> str:
-        return self.base.location
-
-    @property
-    def is_remote(self) -> bool:
-        return any(reader.is_remote for reader in (self.base, *self.extensions.values()))
-
-    @property
-    def identity(self) -> Identity:
-        return self.base.identity
-
-    @property
-    def embed(self) -> Embed:
-        return self.base.embed
-
-    @property
-    def policy(self) -> ViewPolicy:
-        return self.base.policy
+            raise UsageError(
+                f"{base.location}: the cache and the chosen extensions have no pass in common"
+            )
 
     @property
     def samples(self) -> SampleTable:
+        """See :attr:`CacheReader.samples`."""
         return self.base.samples
 
     @property
     def witnesses(self) -> Rows:
+        """See :attr:`CacheReader.witnesses`."""
         return self.base.witnesses
 
     @cached_property
@@ -170,7 +155,7 @@ class JoinedReader:
         return tuple(sorted(common))
 
     def require(self, *groups: str) -> None:
-        """See :meth:`CacheReader.require`; groups of an extension begin with its name."""
+        """See :meth:`CacheReader.require`; groups of an extension are named ``NAME:stage4``."""
         for group in groups:
             owner, _, inner = group.rpartition(SEPARATOR)
             (self.extensions[owner] if owner else self.base).require(inner)
@@ -194,15 +179,15 @@ class JoinedReader:
         Raises:
             CacheMismatch: An extension contains other samples or other views than the cache.
         """
-        wanted: dict[str, list[str]] = {BASE: []}
+        by_owner: dict[str, list[str]] = {BASE: []}
         for name in names:
-            owner, separator, array = name.rpartition(SEPARATOR)
-            wanted.setdefault(owner if separator else BASE, []).append(array)
+            owner, _, array = name.rpartition(SEPARATOR)
+            by_owner.setdefault(owner or BASE, []).append(array)
         starts = self.samples.starts
         shard = int(np.searchsorted(starts, first, side="right")) - 1
         self._check_shard(pass_index, shard)
-        columns = self.base.read_rows(pass_index, first, count, wanted.pop(BASE))
-        for name, arrays in wanted.items():
+        columns = self.base.read_rows(pass_index, first, count, by_owner.pop(BASE))
+        for name, arrays in by_owner.items():
             reader = self.extensions[name]
             start = first - int(starts[shard]) + int(reader.samples.starts[shard])
             rows = reader.read_rows(pass_index, start, count, arrays)
@@ -210,7 +195,7 @@ class JoinedReader:
         return columns
 
     def _check_shard(self, pass_index: int, shard: int) -> None:
-        """Compare samples and pixel hashes with the cache's, once for every shard of a pass."""
+        """Compare samples and pixel hashes with the cache's, once for each shard of a pass."""
         if (pass_index, shard) in self._checked:
             return
         path = f"passes/{pass_index:04d}/pixel_hash"

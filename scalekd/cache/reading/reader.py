@@ -1,8 +1,8 @@
-"""Reading a cache: every byte is checked against its commit record before it is used.
+"""Reading a cache: every file is compared with its committed digest before it is used.
 
-Opening reads the manifest, the plan and the codec tables; targets are read a block at a time. A
+Opening reads the manifest, the plan and the codec tables; targets are read one block at a time. A
 reader keeps no file open, so it may be pickled or forked into the workers of a loader, and several
-threads may read blocks of one pass at once.
+threads may read blocks of one pass at the same time.
 """
 
 import copy
@@ -18,9 +18,15 @@ from scalekd.cache.cache import Cache, read_manifest_if_any
 from scalekd.cache.documents import canonical
 from scalekd.cache.documents.manifest import Identity, Manifest, ShardRecord
 from scalekd.cache.documents.records import record_hash, samples_hash
-from scalekd.cache.files import CommittedFiles, FileDigest, asking_again, digest, read_checked
+from scalekd.cache.files import (
+    CommittedFiles,
+    FileDigest,
+    digest,
+    read_again_if_corrupt,
+    read_checked,
+)
 from scalekd.cache.forms import Embed, ZarrArrays
-from scalekd.cache.layout import MANIFEST_FILE, PLAN_FILE, SAMPLES, ShardId, Unit, record_path
+from scalekd.cache.layout import MANIFEST_FILE, PLAN_FILE, SAMPLES, ShardId, Unit
 from scalekd.cache.once import Once
 from scalekd.cache.tables import check_table, load_witnesses, table_files
 from scalekd.codecs.compression import FREE_EXPANSION_BYTES
@@ -30,16 +36,12 @@ from scalekd.views import ViewPolicy
 
 Rows = np.ndarray[Any, Any]
 
-# A sample has a hash of eight bytes that does not compress, and a key of at most 4,096.
+# A sample has a hash of 8 bytes, which does not compress, and a key of at most 4,096 bytes.
 _MAX_SAMPLES_EXPANSION = 1024
 
 
 def check_folder(location: Location) -> None:
-    """Refuse a local folder that does not exist.
-
-    Raises:
-        DataError: There is no such folder.
-    """
+    """Raise ``DataError`` if ``location`` is a local folder that does not exist."""
     storage = open_storage(location)
     if storage.root is not None and not storage.root.is_dir():
         raise DataError(f"no cache at {storage.location}: there is no such folder")
@@ -49,9 +51,9 @@ def read_manifest(location: Location) -> Manifest:
     """Read the manifest of a complete cache.
 
     Raises:
-        DataError: ``location`` does not contain a cache.
+        DataError: The location does not contain a cache.
         CacheCorrupt: The cache is incomplete, or its manifest is damaged.
-        CacheMismatch: The cache was written in another version of the format.
+        CacheMismatch: Another version of the format wrote the cache.
     """
     storage = open_storage(location)
     check_folder(storage)
@@ -59,8 +61,8 @@ def read_manifest(location: Location) -> Manifest:
     if manifest is None and storage.exists(PLAN_FILE):
         raise CacheCorrupt(
             f"{storage.location}: the cache is not complete (no {MANIFEST_FILE}); run the same"
-            " `scalekd cache-teacher` again to finish it, or `scalekd cache pull` if it was"
-            " fetched"
+            " `scalekd cache-teacher` again to finish it, or the same `scalekd cache pull` if it is"
+            " a copy"
         )
     if manifest is None:
         raise DataError(
@@ -87,13 +89,13 @@ def open_cache(location: Location) -> "CacheReader":
 
 
 class SampleTable:
-    """The samples of a cache, in order of shard and row, without those skipped as corrupt.
+    """The samples of a cache in order, without those skipped as corrupt.
 
     Attributes:
-        keys: Keys as UTF-8, one fixed-width NumPy byte string a sample.
-        labels: Class of each sample; -1 without a label.
+        keys: Keys in UTF-8, as NumPy byte strings of fixed width.
+        labels: Class of each sample, or -1.
         source_hashes: xxh3-64 of each encoded image.
-        starts: Number of the first sample of each shard, and the number of samples at the end.
+        starts: Number of the first sample of each shard, and at the end the number of samples.
     """
 
     def __init__(self, keys: Rows, labels: Rows, source_hashes: Rows, starts: Rows) -> None:
@@ -106,6 +108,7 @@ class SampleTable:
         return len(self.keys)
 
     def key(self, sample: int) -> str:
+        """Return the key of a sample."""
         return bytes(self.keys[sample]).decode()
 
 
@@ -144,7 +147,7 @@ class CacheReader:
         self._open_units()
 
     def reopened(self) -> "CacheReader":
-        """Return a reader for another process, which shares only the table of samples with this."""
+        """Return a reader for another process; the two share only the table of samples."""
         _ = self.samples
         return copy.copy(self)
 
@@ -159,7 +162,7 @@ class CacheReader:
 
     @property
     def embed(self) -> Embed:
-        """Kind of images that the cache contains itself."""
+        """Kind of images that the cache embeds."""
         return self.layout.form.embed
 
     @property
@@ -178,18 +181,17 @@ class CacheReader:
         return tuple(s for s in range(self.identity.num_shards) if self.part.has_shard(s))
 
     def require(self, *groups: str) -> None:
-        """Check that this part contains groups of targets, such as ``stage4``, or the ``tail``.
+        """Check that groups of targets, such as ``stage4``, or the ``tail`` are at this location.
 
         Raises:
-            UsageError: They were not fetched.
+            UsageError: The location contains a part of the cache without them.
         """
         for group in groups:
             has = self.part.has_tail if group == "tail" else self.part.has_target(group)
             if not has:
                 raise UsageError(
-                    f"{self.location}: {group} was not fetched, only {self.part}; widen the"
-                    " part with `scalekd cache pull SOURCE "
-                    + f"{self.location}` and what is needed"
+                    f"{self.location}: contains only {self.part}, not {group}; fetch it with"
+                    f" `scalekd cache pull SOURCE {self.location}` and the options that select it"
                 )
 
     def file(self, relative: str | None, expected: FileDigest | None) -> bytes:
@@ -197,7 +199,7 @@ class CacheReader:
 
         Raises:
             UsageError: The cache was written without this file.
-            CacheCorrupt: The file changed since it was committed, or has another content.
+            CacheCorrupt: The file changed since it was committed, or is of another kind.
         """
         if relative is None or expected is None:
             raise UsageError(f"{self.location}: the cache was written without this file")
@@ -215,7 +217,7 @@ class CacheReader:
         return self._unit(unit).record(shard)
 
     def _unit(self, unit: Unit) -> "_OpenUnit":
-        """Return the opened samples or pass; one pass is kept, so that memory stays bounded."""
+        """Return the opened samples or pass; only one pass is kept in memory."""
         if unit == SAMPLES:
             return self._of_samples
         with self._lock:
@@ -225,7 +227,7 @@ class CacheReader:
 
     def read_record(self, unit: Unit, shard: int) -> ShardRecord:
         """Read the commit record of a shard again; see :meth:`record`."""
-        path = record_path(unit, shard)
+        path = ShardId(unit, shard).record_path
         sha256 = self.manifest.records.get(path)
 
         def read() -> ShardRecord:
@@ -236,18 +238,18 @@ class CacheReader:
                 )
             return record
 
-        return asking_again(self.storage, path, sha256, read)
+        return read_again_if_corrupt(self.storage, path, sha256, read)
 
     @cached_property
     def samples(self) -> SampleTable:
-        """Samples of the shards at this location; read once, a few tens of bytes each."""
+        """Samples of the shards at this location; read once."""
         parts: dict[str, list[Rows]] = {array.name: [] for array in self.layout.samples}
         counts, num_bytes, num_stored = [], 0, 0
         own = set(self.shards)
         if not own:
             raise CacheCorrupt(
-                f"{self.location}: a part ({self.part}) with no shard of its cache, which has"
-                f" {self.identity.num_shards:,}; pull it again"
+                f"{self.location}: a part ({self.part}) without a shard of the cache, which has"
+                f" {self.identity.num_shards:,}; fetch it again with `scalekd cache pull`"
             )
         for shard in range(self.identity.num_shards):
             if shard not in own:
@@ -289,13 +291,12 @@ class CacheReader:
     def witnesses(self) -> Rows:
         """Pixels of the first samples' views in pass 0, ``(view, height, width, 3)`` uint8.
 
-        They measure the drift of a machine that does not redraw views exactly. A part without the
-        first samples has no witnesses.
+        They measure the drift of a machine that does not redraw views exactly. Empty in a part
+        without the first samples.
         """
         views = self.identity.views
         content = self.file(views.witnesses, views.witnesses_digest)
         pixels = load_witnesses(self.identity, content, self.storage.locate(views.witnesses))
-        # A part may lack the first samples.
         lacking = next(
             (s for s in range(self.identity.num_shards) if not self.part.has_shard(s)), None
         )
@@ -322,15 +323,15 @@ class CacheReader:
             pass_index: Number of the pass.
             first: Number of the first sample, as in :class:`SampleTable`.
             count: Number of rows, all in one shard.
-            names: Arrays to read, such as ``stage4/codes`` or ``pixel_hash``, and
-                :data:`~scalekd.cache.forms.IMAGE` where images are embedded.
+            names: Arrays to read, such as ``stage4/codes`` or ``pixel_hash``; also
+                :data:`~scalekd.cache.forms.IMAGE` if encoded images are embedded.
 
         Returns:
             Array by name, view axis first.
 
         Raises:
             CacheCorrupt: A file is missing or is not the committed one.
-            UsageError: The rows belong to the cache, but were not fetched.
+            UsageError: The location contains a part of the cache without these rows.
         """
         names = tuple(names)
         starts = self.samples.starts
@@ -342,9 +343,7 @@ class CacheReader:
                 f"{self.location}: pass {pass_index} was requested, the cache has {self.num_passes}"
             )
         if not self.part.has_unit(pass_index):
-            raise UsageError(
-                f"{self.location}: pass {pass_index} was not fetched, only {self.part}"
-            )
+            raise UsageError(f"{self.location}: contains only {self.part}, not pass {pass_index}")
         self.require(*{name.split("/")[0] for name in names})
         record = self.record(pass_index, shard)
         if record.samples_sha256 != self.record(SAMPLES, shard).samples_sha256:
@@ -358,10 +357,13 @@ class CacheReader:
         return reader.read(pass_index, shard, record.num_rows, rows, names)
 
     def image_ranges(self, pass_index: int, shard: int) -> tuple[str, Rows]:
-        """Return the tar with the embedded images of a shard, and ``(view, 2)`` offsets and sizes.
+        """Return the path of a shard's tar, and the image of each view in it.
+
+        Returns:
+            Path, and int64 ``(view, 2)``: offset and size in bytes of each image.
 
         Raises:
-            UsageError: The cache contains no images.
+            UsageError: The cache embeds no images.
         """
         num_rows = self.record(pass_index, shard).num_rows
         ranges = self._unit(pass_index).reader.image_ranges(pass_index, shard, num_rows)
@@ -371,7 +373,7 @@ class CacheReader:
 
 
 class _OpenUnit:
-    """Records, decoded arrays and indexes of the samples or of one pass that a reader keeps."""
+    """What a reader keeps of the samples or of one pass: records, decoded arrays, indexes."""
 
     def __init__(self, reader: CacheReader, unit: Unit) -> None:
         self.unit = unit

@@ -1,4 +1,4 @@
-"""The end of a cache: its manifest, once every shard is committed."""
+"""Complete a cache: write its manifest once every shard is committed."""
 
 from scalekd.cache.cache import Cache
 from scalekd.cache.documents import canonical
@@ -13,12 +13,14 @@ from scalekd.errors import CacheCorrupt
 
 
 def finish(cache: Cache, num_passes: int) -> Manifest | None:
-    """Write the manifest if every shard of every pass is committed, else return ``None``.
+    """Write the manifest and return it, or return ``None`` if a shard is not committed yet.
 
-    Another job may have added passes meanwhile; they are kept.
+    Args:
+        cache: The cache.
+        num_passes: Number of passes; the existing manifest may have more, which are kept.
 
     Raises:
-        CacheError: A record is damaged, or a pass holds other samples than the cache's table.
+        CacheError: A record is damaged, or a pass contains other samples than the cache's table.
     """
     storage = cache.storage
     num_passes = max(num_passes, committed_passes(cache))
@@ -33,10 +35,10 @@ def finish(cache: Cache, num_passes: int) -> Manifest | None:
 
 
 def manifest_of(cache: Cache, num_passes: int) -> Manifest:
-    """The manifest that plan and commit records make; they leave no choice.
+    """Return the manifest that follows from plan and commit records.
 
     Raises:
-        CacheError: A record is missing or damaged, or a pass holds other samples than the table.
+        CacheError: A record is missing or damaged, or a pass contains other samples than the table.
     """
     plan, identity = cache.plan, cache.identity
     units: tuple[Unit, ...] = (SAMPLES, *range(num_passes))
@@ -63,7 +65,7 @@ def manifest_of(cache: Cache, num_passes: int) -> Manifest:
             computed[str(sorted(record.computed.items()))] = record.computed
         if record.samples_sha256 != samples[shard.number]:
             raise CacheCorrupt(
-                f"{cache.location}: {shard} holds other samples than the cache's table"
+                f"{cache.location}: {shard} contains other samples than the cache's table"
             )
     return Manifest(
         plan=plan,
@@ -78,23 +80,23 @@ def manifest_of(cache: Cache, num_passes: int) -> Manifest:
 
 
 def committed_passes(cache: Cache) -> int:
-    """Passes of the existing manifest; 0 before the first is written.
+    """Return the number of passes in the existing manifest; 0 if there is none.
 
     Raises:
         CacheCorrupt: The manifest is damaged.
-        CacheMismatch: It is the manifest of another cache.
+        CacheMismatch: The manifest belongs to another cache.
     """
     try:
         manifest = cache.manifest()
     except CacheCorrupt as error:
         raise CacheCorrupt(
-            f"{error}; delete it and run the same command again: it is made from the records"
+            f"{error}; delete it and run the same command again, which makes it from the records"
         ) from None
     return manifest.num_passes if manifest is not None else 0
 
 
 def _final_documents(cache: Cache) -> dict[str, bytes]:
-    """Documents of the form that are written when all shards of pass 0 are committed."""
+    """Return the form's documents that are written when all shards of pass 0 are committed."""
     return cache.layout.form.final_documents(
         lambda number: cache.record(ShardId(0, number)).num_rows, cache.identity.num_shards
     )

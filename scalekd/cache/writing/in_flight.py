@@ -1,17 +1,17 @@
-"""Work between the teacher and the disk: how much there may be, and the first error in it."""
+"""Limit the views between teacher and disk, and relay the first error of the threads there."""
 
 import threading
 
 
 class InFlight:
-    """Bounds the views whose features or planes are in memory, and relays errors of threads.
+    """Limits the views whose features or planes are in memory, and relays errors of threads.
 
-    The thread that runs the teacher enters views and waits while there are too many. Other threads
-    let them leave once they are on disk, or report what went wrong, which the first thread then
-    raises.
+    The thread that runs the teacher calls :meth:`enter`, which waits while there are too many.
+    Other threads call :meth:`leave` when views are on disk, or :meth:`fail` with an error, which
+    :meth:`enter` then raises.
 
     Args:
-        most: Views that may be in flight at once. More are let in only when none is.
+        most: Largest number of views in memory. More are admitted only if there are no others.
     """
 
     def __init__(self, most: int) -> None:
@@ -40,7 +40,7 @@ class InFlight:
             self._changed.notify_all()
 
     def fail(self, error: BaseException) -> None:
-        """Report an error; all but the first are dropped."""
+        """Report an error; only the first is kept."""
         with self._changed:
             self._failure = self._failure or error
             self._changed.notify_all()

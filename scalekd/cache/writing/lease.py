@@ -1,18 +1,19 @@
-"""Leases: the processes that are writing shards now, so that no shard is written twice.
+"""Leases: files that name the process which writes a shard, so that no other process writes it.
 
 A lease is a small file beside the commit record of its shard. Creating it is atomic and succeeds
-for one process only; a thread touches it while the owner lives. It is stale, and anybody may take
-it over, when its owner is a dead process of this machine, or when nobody touched it for
-``STALE_SECONDS`` by the clock of the file system itself, so that machines need not agree on time.
+for one process only; a thread of the owner touches it at intervals. Any process may take over a
+*stale* lease: the owner is a process of this machine that has ended, or the file was not touched for
+``STALE_SECONDS`` by the clock of the file system, so that the clocks of machines need not agree.
 
-A lease is taken over by creating a second file, named after the token in the first: of several
-processes that found the same owner dead, one creates it. (Replacing the first file, or renaming it
-away, lets a slow process remove the fresh lease of a faster one: three of eight racing threads
-held a shard.) So the owner is whoever the last file of the chain names, and giving a lease back
-removes the chain from its start.
+A process takes a lease over by creating a second file, whose name contains the token in the first;
+of several processes that do so, one succeeds. (If the first file were replaced or renamed, a slow
+process could remove the new lease of a faster one: in a test, three of eight threads owned one
+shard.) The owner is therefore named by the last file of a chain, and releasing a lease removes the
+chain from its start.
 
-Leases save work; they are not what keeps a cache sound. Should a process stand still for so long
-that its shard is taken over, the write-once commit record still lets only one of the two commit.
+Leases avoid double work; a cache is correct without them. If a process is suspended for so long
+that its shard is taken over, the commit record, which is written once, lets only one of the two
+processes commit.
 """
 
 import contextlib
@@ -21,12 +22,11 @@ import os
 import threading
 import uuid
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from scalekd.cache.layout import LEASE_SUFFIX, RECORDS_FOLDER, Unit, lease_path
+from scalekd.cache.layout import LEASE_SUFFIX, RECORDS_FOLDER, ShardId, Unit
 from scalekd.storage.files import (
     commit_file,
     explained,
@@ -47,10 +47,10 @@ class LeaseHolder(BaseModel):
 
     Attributes:
         host: Name of the owner's machine.
-        namespace: Process namespace there; containers may share a host's name.
+        namespace: Process namespace on that machine; containers may share the machine's name.
         process: Number of the owning process.
-        started: When it started, in the system's ticks: numbers are used again.
-        token: Random text that tells a lease from the one that was taken over.
+        started: Start time of the process in the system's ticks, because numbers are reused.
+        token: Random text that distinguishes leases of the same process.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +63,7 @@ class LeaseHolder(BaseModel):
 
     @classmethod
     def myself(cls) -> Self:
+        """Return a new holder that describes this process."""
         process = os.getpid()
         return cls(
             host=host_name(),
@@ -74,7 +75,7 @@ class LeaseHolder(BaseModel):
 
     @property
     def is_dead(self) -> bool:
-        """Certainly dead. A process of another machine never is; its lease goes stale instead."""
+        """Whether the process is known to have ended; always false on another machine."""
         if (self.host, self.namespace) != (host_name(), process_namespace()):
             return False
         return not is_alive(self.process) or _start_of(self.process) != self.started
@@ -84,7 +85,7 @@ class LeaseHolder(BaseModel):
 
 
 class Leases:
-    """The leases of one process in one cache; a context manager that gives all of them back.
+    """The leases of one process in one cache; a context manager that releases all of them.
 
     Args:
         root: Folder of the cache.
@@ -111,28 +112,23 @@ class Leases:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._closing.set()
         self._thread.join()
         for path in list(self._held):
-            with contextlib.suppress(OSError):  # what stopped us may also stop this; it goes stale
-                self._give_back(path)
+            with contextlib.suppress(OSError):  # a lease that stays becomes stale
+                self._release(path)
 
     def acquire(self, unit: Unit, shard: int) -> LeaseHolder | None:
         """Take the lease of a shard.
 
         Returns:
-            ``None`` when this process holds it now; otherwise whoever does.
+            ``None`` if this process now has the lease; otherwise its holder.
 
         Raises:
-            EnvironmentFault: Disk full, read-only, not permitted.
+            EnvironmentFault: The disk is full or read-only, or permission is denied.
         """
-        path = inside(self._root, lease_path(unit, shard))
+        path = inside(self._root, ShardId(unit, shard).lease_path)
         me = LeaseHolder.myself()
         while True:
             with self._lock:
@@ -143,22 +139,22 @@ class Leases:
                     return holder
                 own = end if holder is None else _successor(path, holder)
                 if not commit_file(own, me.model_dump_json().encode(), exclusive=True):
-                    continue  # somebody else was first
+                    continue  # another process was first
                 if _end_of_chain(path) == (own, me):
                     self._held[path] = own, me
                     return None
-            own.unlink(missing_ok=True)  # the chain it belonged to was given back meanwhile
+            own.unlink(missing_ok=True)  # the chain it belonged to was released meanwhile
 
     def holds(self, unit: Unit, shard: int) -> bool:
-        """Whether the lease is still this process's: it may have stood still for too long."""
-        path = inside(self._root, lease_path(unit, shard))
+        """Return whether this process still has a lease, which another may have taken over."""
+        path = inside(self._root, ShardId(unit, shard).lease_path)
         return path in self._held and _end_of_chain(path) == self._held[path]
 
     def release(self, unit: Unit, shard: int) -> None:
-        """Give a lease back; harmless when it is not held."""
-        self._give_back(inside(self._root, lease_path(unit, shard)))
+        """Release a lease; no effect if this process does not have it."""
+        self._release(inside(self._root, ShardId(unit, shard).lease_path))
 
-    def _give_back(self, path: Path) -> None:
+    def _release(self, path: Path) -> None:
         with self._lock:
             mine = self._held.pop(path, None)
             if mine is not None and _end_of_chain(path) == mine:
@@ -169,20 +165,20 @@ class Leases:
         try:
             return holder.is_dead or _silence(path) > self._stale_seconds
         except FileNotFoundError:
-            return False  # given back meanwhile; the next attempt takes it
+            return False  # released meanwhile; the next attempt takes it
 
     def _beat(self) -> None:
         while not self._closing.wait(self._beat_seconds):
             with self._lock:
                 for own, me in self._held.values():
-                    # A touch that fails is no fault by itself: the lease only ages.
+                    # If the file cannot be touched, the lease becomes stale.
                     with contextlib.suppress(OSError):
                         if _read(own) == me:
                             os.utime(own)
 
 
 def live_lease(root: Path, *, stale_seconds: float = STALE_SECONDS) -> LeaseHolder | None:
-    """Somebody who seems to be at work in the cache, or ``None``."""
+    """Return the holder of a lease that is not stale, or ``None``."""
     for path in sorted((root / RECORDS_FOLDER).glob(f"*/*{LEASE_SUFFIX}")):
         holder = _read(path)
         if holder is None or holder.is_dead:
@@ -194,7 +190,7 @@ def live_lease(root: Path, *, stale_seconds: float = STALE_SECONDS) -> LeaseHold
 
 
 def remove_settled(root: Path) -> None:
-    """Remove the leases of committed shards, whose owners died before giving them back."""
+    """Remove the leases of committed shards, whose owners ended without releasing them."""
     for path in (root / RECORDS_FOLDER).glob(f"*/*{LEASE_SUFFIX}"):
         record = path.with_name(path.name.split(".")[0] + ".json")
         if record.exists():
@@ -203,14 +199,14 @@ def remove_settled(root: Path) -> None:
 
 
 def file_system_time(folder: Path) -> float:
-    """What the file system that holds ``folder`` takes the time to be, in seconds."""
+    """Return the time in seconds by the clock of the file system that contains a folder."""
     with temporary_path(folder / "clock") as probe, explained(probe, "cannot write"):
         probe.touch(exist_ok=False)
         return probe.stat().st_mtime
 
 
 def _silence(path: Path) -> float:
-    """Seconds since a lease was touched."""
+    """Return the seconds since a lease was touched."""
     touched = path.stat().st_mtime
     return file_system_time(path.parent) - touched
 
@@ -220,7 +216,7 @@ def _successor(path: Path, holder: LeaseHolder) -> Path:
 
 
 def _end_of_chain(path: Path) -> tuple[Path, LeaseHolder | None]:
-    """The file that counts of a lease, and whom it names; nobody when there is no lease."""
+    """Return the last file of a lease and the owner it names; ``None`` if there is no lease."""
     holder = _read(path)
     if holder is None:
         return path, None
@@ -231,7 +227,7 @@ def _end_of_chain(path: Path) -> tuple[Path, LeaseHolder | None]:
 
 
 def _remove_chain(path: Path) -> None:
-    """From the start on: what is left, should this be interrupted, hangs on nothing."""
+    """Delete a lease from its first file on, so that files left by an interruption are unused."""
     holder = _read(path)
     path.unlink(missing_ok=True)
     while holder is not None:
@@ -254,9 +250,11 @@ def _read(path: Path) -> LeaseHolder | None:
 
 
 def _start_of(process: int) -> str:
-    """When a process started, where the system tells; empty elsewhere, and for one that ended."""
+    """Return the start time of a process; empty if it has ended or the system does not tell."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except (OSError, UnicodeDecodeError):
         return ""
-    return "" if fields[0] in "ZX" else fields[19]  # the command may hold blanks: cut after it
+    return (
+        "" if fields[0] in "ZX" else fields[19]
+    )  # cut after the command, which may contain spaces

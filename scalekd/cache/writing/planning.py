@@ -1,4 +1,4 @@
-"""Begin a cache (plan, form, array metadata), and remove one."""
+"""Begin a cache (form, plan, array metadata), and remove one."""
 
 import shutil
 from collections.abc import Mapping
@@ -41,17 +41,19 @@ _NAMES = _EARLY_NAMES | {
 
 
 def read_plan(location: Location) -> Plan | None:
-    """The plan of the cache at ``location``, or ``None`` when no cache was begun there.
+    """Return the plan of the cache at a location, or ``None`` if no cache was begun there.
 
     Raises:
-        UsageError: The folder contains files that are not part of a cache.
+        UsageError: The location is a file, or a folder with files that are not part of a cache.
     """
     storage = open_storage(location)
     if storage.root is not None:
         if not storage.root.exists():
             return None
         if not storage.root.is_dir():
-            raise UsageError(f"{storage.location} is a file; --output names the folder of a cache")
+            raise UsageError(
+                f"{storage.location} is a file; --output expects the folder of a cache"
+            )
     if not storage.exists(PLAN_FILE):
         if storage.root is not None:
             _refuse_unexpected(storage.root, _EARLY_NAMES)
@@ -85,7 +87,7 @@ def remove_cache(location: Location) -> None:
     The plan is deleted last, so that an interrupted removal can be repeated.
 
     Raises:
-        UsageError: The folder contains other files, or another job is writing to it; nothing was
+        UsageError: The location contains other files, or another job is writing to it; nothing was
             deleted.
     """
     storage = open_storage(location)
@@ -103,7 +105,7 @@ def remove_cache(location: Location) -> None:
     if holder is not None:
         raise UsageError(
             f"--overwrite: {root} is being written by {holder}; stop that job first (if it died"
-            " with its machine, its claim lapses three minutes later)"
+            " with its machine, its lease expires three minutes later)"
         )
     with explained(root, "cannot remove"):
         (root / MANIFEST_FILE).unlink(missing_ok=True)
@@ -142,8 +144,8 @@ def commit_plan(location: Location, plan: Plan) -> Plan:
     """Write the plan, unless another process has written one.
 
     Returns:
-        The committed plan. Machines that begin a cache at the same time may compute different
-        tables; all continue with the tables of the first, provided that its job is the same.
+        The committed plan. If processes of one job begin a cache at the same time and compute
+        different tables, all of them continue with the tables of the first.
     """
     storage = open_storage(location)
     if storage.commit(PLAN_FILE, canonical(plan), exclusive=True):
@@ -151,20 +153,20 @@ def commit_plan(location: Location, plan: Plan) -> Plan:
     committed = read_plan(storage)
     if committed is None:
         raise EnvironmentFault(
-            f"{storage.locate(PLAN_FILE)} exists but cannot be read: the file system may show"
-            " files of other machines late; run the same command again"
+            f"{storage.locate(PLAN_FILE)} exists but cannot be read: the file system may show files"
+            " of other machines with a delay; run the same command again"
         )
     return committed
 
 
 def begin(location: Location, plan: Plan, layout: Layout, num_passes: int) -> None:
-    """Write the metadata of all arrays, and remove tables that the plan does not name."""
+    """Write the metadata of all arrays, and delete tables that the plan does not name."""
     storage = open_storage(location)
     if storage.root is not None:
         wanted = set(table_files(plan.identity))
         for path in (storage.root / TABLES_FOLDER).glob("*.safetensors"):
             if f"{TABLES_FOLDER}/{path.name}" not in wanted:
-                path.unlink(missing_ok=True)  # left by a run that was killed before it wrote a plan
+                path.unlink(missing_ok=True)  # of a run that was killed before it wrote a plan
     for unit in (SAMPLES, *range(num_passes)):
         commit_documents(storage, unit_documents(layout, unit))
 
@@ -172,11 +174,11 @@ def begin(location: Location, plan: Plan, layout: Layout, num_passes: int) -> No
 def commit_documents(storage: Storage, documents: Mapping[str, bytes]) -> None:
     """Write small files, except those that exist with the same content."""
     made = storage.commit_all(documents, exclusive=True) if storage.is_remote else set()
-    changed = {}
-    for relative in documents.keys() - made:
-        content = documents[relative]
-        if not holds(storage, relative, content):
-            changed[relative] = content
+    changed = {
+        relative: content
+        for relative, content in documents.items()
+        if relative not in made and not holds(storage, relative, content)
+    }
     if changed:
         storage.commit_all(changed)
 
@@ -185,14 +187,14 @@ def differences(committed: Identity, wanted: Identity) -> str:
     """Describe the fields in which two identities differ, with both values."""
     texts: list[str] = []
 
-    def walk(name: str, old: Any, new: Any) -> None:
+    def compare(name: str, old: Any, new: Any) -> None:
         if isinstance(old, dict) and isinstance(new, dict):
             for key in sorted(old.keys() | new.keys()):
-                walk(f"{name}.{key}" if name else key, old.get(key), new.get(key))
+                compare(f"{name}.{key}" if name else key, old.get(key), new.get(key))
         elif old != new:
             texts.append(f"{name} is {_short(old)} in the cache, {_short(new)} here")
 
-    walk("", committed.model_dump(mode="json"), wanted.model_dump(mode="json"))
+    compare("", committed.model_dump(mode="json"), wanted.model_dump(mode="json"))
     return "; ".join(texts[:4]) + ("; …" if len(texts) > 4 else "")
 
 

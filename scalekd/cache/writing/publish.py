@@ -1,9 +1,9 @@
-"""Commit shards to a store without renames: first the files of a shard, then its record.
+"""Commit shards to a remote store, and delete caches there.
 
-A shard is written to a local folder and sent when it is complete. An existing file on the store
-with the same bytes is kept. One with other bytes is replaced only if no record names it and it is
-older than an hour, which happens when a killed job continues on a machine that rounds differently;
-writing a file takes minutes.
+A shard is written to a local folder and sent when it is complete: its files first, then its record.
+An existing file with the same bytes is kept. One with other bytes is replaced only if no record
+names it and it is more than an hour old: a killed job was continued on a machine that rounds
+differently. A job that is still running takes minutes for a file.
 """
 
 import time
@@ -22,7 +22,7 @@ _ABANDONED_SECONDS = 3600.0
 def send_files(
     folder: LocalStorage, storage: Storage, files: dict[str, FileDigest], shard: ShardId
 ) -> None:
-    """Send the files of a shard, checking the digest of each when it is read.
+    """Send the files of a shard; the digest of each is checked when it is read.
 
     Raises:
         CacheMismatch: Another job wrote, or is writing, the shard with other bytes.
@@ -45,7 +45,7 @@ def send_files(
 
 
 def _check_abandoned(storage: Storage, path: str, shard: ShardId) -> None:
-    """Check that no other job can be using a file with other bytes.
+    """Check that a file with other bytes was left by a job that has ended.
 
     Raises:
         CacheMismatch: Another job has committed the shard, or may be writing it.
@@ -56,14 +56,18 @@ def _check_abandoned(storage: Storage, path: str, shard: ShardId) -> None:
         return
     how = "is writing" if not committed else "has committed"
     raise CacheMismatch(
-        f"{storage.locate(path)}: has other bytes: another job {how} {shard} on a machine that"
-        " rounds differently. Give each job its own --shards"
+        f"{storage.locate(path)} has other bytes: another job {how} {shard} on a machine that rounds"
+        " differently. Give each job its own --shards"
         + ("" if committed else "; if that job was killed, run this command again in an hour")
     )
 
 
 def remove_remote(storage: Storage, names: frozenset[str]) -> None:
-    """Delete a cache from a store, and nothing but a cache; its plan goes last.
+    """Delete a cache from a remote store; its plan is deleted last.
+
+    Args:
+        storage: Storage of the cache.
+        names: Names that a cache may have at its top level.
 
     Raises:
         UsageError: The location contains other files; nothing was deleted.

@@ -1,4 +1,4 @@
-"""What is stored of samples and views beside the teacher's targets, row by row."""
+"""The values that a cache stores for samples and views, besides the teacher's targets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +11,20 @@ Rows = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class SampleRows:
-    """What is stored of a shard's samples, row by row."""
+    """The stored values of samples.
+
+    Attributes:
+        keys: Keys of the samples.
+        labels: Class numbers, or -1.
+        source_hashes: xxh3-64 of the encoded images.
+    """
 
     keys: tuple[str, ...]
     labels: Rows
     source_hashes: Rows
 
     def columns(self, max_key_bytes: int) -> dict[str, Rows]:
+        """Return the rows of the sample arrays by name; keys are zero-padded."""
         keys = np.zeros((len(self.keys), max_key_bytes), np.uint8)
         for row, key in enumerate(self.keys):
             encoded = key.encode()
@@ -31,12 +38,12 @@ class SampleRows:
 
 @dataclass(frozen=True)
 class ViewRows:
-    """What is stored of a block's views beside the teacher's targets, row by row.
+    """The stored values of views, besides the teacher's targets.
 
     Attributes:
         samples: Samples of the views.
-        columns: By array: how each view was drawn, and the hash of its pixels.
-        images: Encoded, for a cache whose tars hold images.
+        columns: View parameters and pixel hashes, by name of the array.
+        images: Encoded images, if the cache embeds them.
     """
 
     samples: SampleRows
@@ -45,17 +52,18 @@ class ViewRows:
 
     @staticmethod
     def joined(blocks: Sequence["ViewRows"]) -> "ViewRows":
-        """The rows of several blocks, without their images."""
+        """Return the rows of several blocks, without their images."""
+        if not blocks:  # every image of the shard was skipped
+            return ViewRows(SampleRows((), np.empty(0, np.int32), np.empty(0, np.uint64)), {})
         samples = [block.samples for block in blocks]
-        empty = SampleRows((), np.empty(0, np.int32), np.empty(0, np.uint64))
         return ViewRows(
             SampleRows(
-                tuple(key for found in samples for key in found.keys),
-                np.concatenate([empty.labels, *(found.labels for found in samples)]),
-                np.concatenate([empty.source_hashes, *(found.source_hashes for found in samples)]),
+                tuple(key for rows in samples for key in rows.keys),
+                np.concatenate([rows.labels for rows in samples]),
+                np.concatenate([rows.source_hashes for rows in samples]),
             ),
             {
                 name: np.concatenate([block.columns[name] for block in blocks])
-                for name in (blocks[0].columns if blocks else ())
+                for name in blocks[0].columns
             },
         )

@@ -1,4 +1,4 @@
-"""Writing one shard: blocks that are filled and written beside the teacher, then the commit."""
+"""Write one shard: blocks are collected and written while the teacher runs, then committed."""
 
 import contextlib
 import threading
@@ -28,7 +28,7 @@ class OpenBlock:
         self._index = index
         self._lock = threading.Lock()
         self._parts: dict[str, list[tuple[int, Rows]]] = {}
-        self._num_missing = 1  # the seal
+        self._num_missing = 1  # calls of `put`, and the call of `seal`
         self._rows: ViewRows | None = None
         self.written: Future[None] = Future()
 
@@ -41,8 +41,8 @@ class OpenBlock:
         """Deliver rows of some arrays.
 
         Args:
-            start: Row of the block at which they begin.
-            arrays: Rows by name of the array, with the view axis of the layout.
+            start: Index in the block of the first row.
+            arrays: Rows by name of the array, with the view axis where the layout has it.
         """
         with self._lock:
             for name, rows in arrays.items():
@@ -51,13 +51,13 @@ class OpenBlock:
             self._shard.write_when_allowed(self._write)
 
     def seal(self, rows: ViewRows) -> None:
-        """Say that no more views come, and give the rest of what is stored of them."""
+        """Declare that all parts were announced, and deliver the views' other values."""
         self._rows = rows
         if self._is_complete():
             self._shard.submit(lambda: self._shard.write_when_allowed(self._write))
 
     def fail(self, error: BaseException) -> None:
-        """Report that a part will not come."""
+        """Report an error, because of which a part will not be delivered."""
         self._shard.in_flight.fail(error)
         with self._lock:
             if not self.written.done():
@@ -84,8 +84,8 @@ class OpenBlock:
     def _joined(self, parts: dict[str, list[tuple[int, Rows]]]) -> dict[str, Rows]:
         layout = self._shard.layout
         joined = {}
-        for name, found in parts.items():
-            rows = [part for _, part in sorted(found, key=lambda item: item[0])]
+        for name, pieces in parts.items():
+            rows = [piece for _, piece in sorted(pieces, key=lambda piece: piece[0])]
             axis = layout.find(name).view_axis
             joined[name] = (
                 np.ascontiguousarray(rows[0]) if len(rows) == 1 else np.concatenate(rows, axis)
@@ -94,10 +94,10 @@ class OpenBlock:
 
 
 class ShardWriter:
-    """Takes the blocks of one shard, and commits them.
+    """Writes the blocks of one shard, and commits them.
 
-    Blocks are coded and written by a pool of threads beside the teacher. While another shard is
-    being committed, blocks that are ready wait in memory, so that a killed process leaves files of
+    A pool of threads encodes and writes blocks while the teacher runs. While the shard before is
+    being committed, complete blocks wait in memory, so that a killed process leaves files of only
     one uncommitted shard.
     """
 
@@ -121,7 +121,7 @@ class ShardWriter:
         self.files = writer.begin_files(unit, shard)
 
     def open_block(self) -> OpenBlock:
-        """Begin the next block."""
+        """Open the next block."""
         block = OpenBlock(self, len(self._opened))
         self._opened.append(block)
         self._writer.unwritten.add(block.written)
@@ -129,11 +129,11 @@ class ShardWriter:
         return block
 
     def seal_block(self, block: OpenBlock, rows: ViewRows) -> None:
-        """Say that all parts of a block are expected; blocks are sealed in the order of opening.
+        """Declare that all parts of a block were announced; seal blocks in the order of opening.
 
         Args:
             block: The block.
-            rows: What is stored of its views beside the teacher's targets.
+            rows: The values of its views besides the teacher's targets.
         """
         self._blocks.append(replace(rows, images=None))
         block.seal(rows)
@@ -142,11 +142,11 @@ class ShardWriter:
         """Queue the next block; waits while too many views are queued.
 
         Args:
-            encode: Makes the per-block arrays, by name, in one of the writer's threads.
-            rows: The rest of what is stored of the block's views.
+            encode: Function that returns the per-block arrays by name; runs in a writer's thread.
+            rows: The other values of the block's views.
 
         Raises:
-            ScaleKDError: What an earlier block met.
+            ScaleKDError: Writing an earlier block failed.
         """
         self.in_flight.enter(len(rows.samples.keys))
         block = self.open_block()
@@ -155,7 +155,7 @@ class ShardWriter:
         self.seal_block(block, rows)
 
     def run(self, work: Callable[[], None], blocks: Sequence[OpenBlock]) -> None:
-        """Run ``work`` in one of the writer's threads; its error is that of ``blocks``."""
+        """Run ``work`` in one of the writer's threads; report an error to ``blocks``."""
 
         def guarded() -> None:
             try:
@@ -167,18 +167,18 @@ class ShardWriter:
         self.submit(guarded)
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Run ``work``, which raises nothing, in one of the writer's threads."""
+        """Run ``work``, which must not raise, in one of the writer's threads."""
         self._writer.pool.submit(work)
 
     def write_when_allowed(self, write: Callable[[], None]) -> None:
-        """Write now, in this thread, or once the shard before is committed."""
+        """Call ``write`` now, in this thread, or when the shard before is committed."""
         before = self._before
         if before is None or before.done():
             write()
             return
 
         def then(commit: Future[None]) -> None:
-            # After an error, or when the writer was closed meanwhile, nothing more is written.
+            # Nothing is written after an error, or after the writer was closed.
             if not commit.cancelled() and commit.exception() is None:
                 with contextlib.suppress(RuntimeError):
                     self.submit(write)
@@ -189,8 +189,8 @@ class ShardWriter:
         """Write the per-shard arrays or the tar, and the commit record, once all blocks are done.
 
         Args:
-            skipped: Keys of corrupt images left out.
-            computed: How the targets were computed; as the writer does when ``None``.
+            skipped: Keys of corrupt images that were skipped.
+            computed: How the targets were computed; the writer's default when ``None``.
         """
         for block in self._opened:
             block.written.result()

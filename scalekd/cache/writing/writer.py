@@ -1,16 +1,15 @@
-"""Writing a cache: plan first, then shards in any order by any process, the manifest last.
+"""Write the shards of a cache, in any order, from any number of processes.
 
-A shard is written by one process, the one that holds its lease. Its files appear one by one, each
-atomically, and do not count until the shard's commit record exists. A killed writer leaves
-committed shards, whole files of at most one uncommitted shard, its leases, and temporary files; the
-next run takes over and redoes that shard.
+A shard is written by the process that has its lease. Its files appear one by one, each atomically,
+and belong to the cache only once the shard's commit record exists. A killed writer leaves committed
+shards, whole files of at most one uncommitted shard, its leases, and temporary files; the next run
+takes over the leases and writes that shard again.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import zarr
@@ -31,18 +30,18 @@ from scalekd.errors import CacheMismatch, EnvironmentFault
 from scalekd.storage import LocalStorage
 from scalekd.storage.files import TEMPORARY_SUFFIX, explained, inside
 
-_POLL_SECONDS = 0.05  # of another process that commits the samples of a shard: a moment's work
-# Views in memory when coding falls behind the teacher: blocks that are being filled or written, a
-# batch on the device and one after it, and some tasks a thread. A block is written by one thread,
-# so fewer blocks than threads leave threads idle: with a teacher of 1,800 views/s and blocks that
-# take 0.8 s, 4 blocks made a teacher wait for a fifth of the time (docs/LOG.md).
+_POLL_SECONDS = 0.05  # while another process commits the samples of a shard, which takes moments
+# Views in memory when encoding is slower than the teacher: blocks that are being filled or written,
+# one batch on the device and the next one, and some tasks per thread. A block is written by one
+# thread, so threads are idle if there are fewer blocks: a teacher of 1,800 views/s waited a fifth of
+# the time with 4 blocks that took 0.8 s each (docs/LOG.md).
 _LEAST_BLOCKS_IN_FLIGHT = 4
 _BYTES_IN_FLIGHT = 2 << 30
 _VIEWS_A_THREAD = 32
 
 
 def blocks_in_flight(layout: Layout, num_threads: int) -> int:
-    """Return how many blocks may wait or be written: one a thread, if memory allows."""
+    """Return the number of blocks in memory: one per thread, if memory allows."""
     values = sum(array.values_per_view for array in layout.views if array.per_block)
     block_bytes = 4 * values * layout.identity.block_size  # as features in float32
     affordable = _BYTES_IN_FLIGHT // max(1, block_bytes)
@@ -54,17 +53,17 @@ class CacheWriter:
 
     Attributes:
         leases: Leases of the shards that this process is writing.
-        in_flight: Bounds the views in memory, and relays errors of threads.
-        last_commit: The commit that was begun last in the background.
-        busy: Owner of each shard that :meth:`claim` could not take.
+        in_flight: Limits the views in memory, and relays errors of threads.
+        last_commit: The last commit in the background.
+        busy: Holder of each lease that :meth:`claim` could not take.
 
     Args:
         cache: The cache, already begun.
-        folder: Folder that files are written to, with the metadata of arrays (:func:`begin`), where
-            the cache is on a remote store: shards are sent there when they are whole.
-        num_threads: Threads that code and write blocks beside the teacher.
+        folder: For a cache on a remote store: local folder with the metadata of arrays, from which
+            complete shards are sent.
+        num_threads: Threads that encode and write blocks while the teacher runs.
         approve: Called with unit, shard, hash of the samples and pixel hashes before a shard is
-            committed; may refuse by an error.
+            committed; raises an error to refuse it.
         computed: How this process computes targets, for the records of its shards.
     """
 
@@ -83,7 +82,7 @@ class CacheWriter:
         if folder is None:
             folder = cache.storage.root
         if folder is None:
-            raise ValueError(f"{cache.location}: shards are written to a folder and then sent")
+            raise ValueError(f"{cache.location}: writing to a remote store needs a local folder")
         self.root = root = folder
         self.folder = LocalStorage(root)
         self.is_remote = cache.storage.is_remote
@@ -91,7 +90,7 @@ class CacheWriter:
         self.plan = plan = cache.plan
         self.layout = cache.layout
         self.store = CommittingStore(root, check=self._check_file)
-        self._claimed: dict[str, tuple[Unit, int]] = {}  # files of the shards in hand
+        self._claimed: dict[str, tuple[Unit, int]] = {}  # shard of each file that may be written
         self.leases = Leases(root)
         self.busy: dict[tuple[Unit, int], LeaseHolder] = {}
         identity = plan.identity
@@ -111,24 +110,19 @@ class CacheWriter:
         self.leases.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         try:
             self.pool.shutdown(wait=True, cancel_futures=True)
-            for block in list(self.unwritten):  # a commit that waits for them ends
+            for block in list(self.unwritten):  # ends a commit that waits for them
                 block.set_exception(CancelledError())
             self._committer.shutdown(wait=True, cancel_futures=True)
             for files in self._shard_files:
                 files.discard()
         finally:
-            self.leases.__exit__(kind, error, traceback)
+            self.leases.__exit__(*error)
 
     def missing(self, unit: int, shards: Sequence[int]) -> Iterator[int]:
-        """Those of ``shards`` that are not committed in pass ``unit``; checks those that are."""
+        """Yield the shards of a pass that are not committed; check the records of the others."""
         for shard in shards:
             if self.has_record(unit, shard):
                 self.cache.record(ShardId(unit, shard))
@@ -136,15 +130,15 @@ class CacheWriter:
                 yield shard
 
     def has_record(self, unit: Unit, shard: int) -> bool:
-        """Whether a shard is committed."""
+        """Return whether a shard is committed."""
         return self.cache.has(ShardId(unit, shard))
 
     def claim(self, unit: Unit, shard: int) -> bool:
-        """Take a shard, so that no other process writes it.
+        """Take the lease of a shard, so that no other process writes it.
 
         Returns:
-            Whether this process is to write it; not when it is committed, nor when another process
-            is writing it, which :attr:`busy` then names.
+            ``False`` if the shard is committed, or if another process is writing it, which is then
+            in :attr:`busy`.
         """
         self.busy.pop((unit, shard), None)
         if self.has_record(unit, shard):
@@ -153,7 +147,7 @@ class CacheWriter:
         if holder is not None:
             self.busy[unit, shard] = holder
             return False
-        if self.has_record(unit, shard):  # committed between the look and the claim
+        if self.has_record(unit, shard):  # committed since the first check
             self.leases.release(unit, shard)
             return False
         rows = self.layout.identity.rows_of(shard)
@@ -161,19 +155,19 @@ class CacheWriter:
         return True
 
     def check_claim(self, unit: Unit, shard: int) -> None:
-        """Check that a shard is still this process's to write.
+        """Check that this process may still write a shard.
 
-        A process may stand still for so long (a suspended machine, a file system that hangs) that
-        another one takes its shard over and commits it.
+        If it was suspended for long (with its machine, or by a file system that did not respond),
+        another process may have taken the shard over, and even committed it.
 
         Raises:
             EnvironmentFault: Another process took the shard over.
         """
-        # On a remote store the record is looked at when files are sent (publish.py).
+        # On a remote store the record is checked when files are sent (publish.py).
         committed = not self.is_remote and self.has_record(unit, shard)
         if committed or not self.leases.holds(unit, shard):
             raise EnvironmentFault(
-                f"{self.storage.location}: this process stood still for so long that another took"
+                f"{self.storage.location}: this process was suspended for so long that another took"
                 f" over {ShardId(unit, shard)}; nothing is lost, run the same command again"
             )
 
@@ -181,7 +175,7 @@ class CacheWriter:
         self.check_claim(*self._claimed[relative])
 
     def elsewhere(self) -> tuple[str, ...]:
-        """What other processes were writing when this one had no more to do."""
+        """Return the shards that other processes are writing, with their holders, as text."""
         return tuple(
             f"{ShardId(unit, shard)}: {holder}"
             for (unit, shard), holder in sorted(self.busy.items(), key=lambda item: str(item[0]))
@@ -189,16 +183,16 @@ class CacheWriter:
         )
 
     def shard(self, unit: int, shard: int) -> ShardWriter:
-        """Begin a shard; what an interrupted writer of it left is removed.
+        """Begin a shard; files that an interrupted writer left are deleted.
 
         Raises:
-            CacheMismatch: It is committed, or another process is writing it.
+            CacheMismatch: The shard is committed, or another process is writing it.
         """
         self._open(unit)
         return ShardWriter(self, unit, shard)
 
     def begin_files(self, unit: int, shard: int) -> ShardFiles:
-        """The files of the next shard; those of the one that is being committed are kept."""
+        """Return the files of the next shard; those of the one being committed are kept."""
         begun = self.layout.form.shard_files(self, unit, shard)
         self._shard_files = [*self._shard_files[-1:], begun]
         return begun
@@ -208,10 +202,10 @@ class CacheWriter:
         self.store.put(relative, data)
 
     def commit_behind(self, shard: ShardWriter, skipped: Sequence[str]) -> None:
-        """Commit a shard in the background, so that the next can begin; one at a time.
+        """Commit a shard in the background, after the commit before it.
 
         Raises:
-            ScaleKDError: What the commit before it met.
+            ScaleKDError: The commit before it failed.
         """
         self.settle()
 
@@ -228,7 +222,7 @@ class CacheWriter:
         """Wait for the commit in the background.
 
         Raises:
-            ScaleKDError: What it met.
+            ScaleKDError: The commit failed.
         """
         if self.last_commit is not None:
             self.last_commit.result()
@@ -240,13 +234,13 @@ class CacheWriter:
                 self._opened[path] = open_array(self.store, self.layout.identity, unit, array)
 
     def commit_samples(self, shard: int, samples: SampleRows, skipped: Sequence[str]) -> str:
-        """Commit the samples of a shard, or check those that a writer of another pass committed.
+        """Commit the samples of a shard, or compare them with those that are committed.
 
         Returns:
-            Their hash.
+            Hash of the samples.
 
         Raises:
-            CacheMismatch: The cache holds other samples.
+            CacheMismatch: The cache contains other samples.
         """
         samples_sha256 = samples_hash(samples.keys, samples.labels, samples.source_hashes)
         while not self.has_record(SAMPLES, shard):
@@ -265,8 +259,8 @@ class CacheWriter:
         if committed.samples_sha256 != samples_sha256:
             raise CacheMismatch(
                 f"{self.storage.location}: shard {shard} was cached with other samples, labels or"
-                " images than the data set gives now; bring back the files it was begun with, or"
-                " write a new cache"
+                " images than the data set contains now; restore the files of that time, or write a"
+                " new cache"
             )
         return samples_sha256
 
@@ -291,7 +285,7 @@ class CacheWriter:
             self.storage,
             ShardRecord(
                 cache_id=self.plan.cache_id,
-                unit=unit,  # type: ignore[arg-type]  # the one text a unit may be is checked
+                unit=unit,  # type: ignore[arg-type]  # checked by the model
                 shard=shard,
                 num_rows=num_rows,
                 samples_sha256=samples_sha256,
@@ -304,7 +298,7 @@ class CacheWriter:
             self._claimed.pop(path, None)
 
     def remove_debris(self, unit: Unit, shard: int) -> None:
-        """Delete what an interrupted writer of this shard left, temporary files included."""
+        """Delete the files, also temporary ones, that an interrupted writer of a shard left."""
         rows = self.layout.identity.rows_of(shard)
         for path in self.layout.unit_files(unit, shard, rows):
             target = inside(self.root, path)
@@ -317,7 +311,7 @@ class CacheWriter:
     def write(self, unit: Unit, array: ArraySpec, start: int, rows: Rows) -> None:
         """Write rows of one array, padded to whole chunks."""
         if not rows.shape[array.view_axis]:
-            return  # a shard that lost every image has no files
+            return  # every image was skipped: no files
         opened = self._opened[array_path(unit, array)]
         step = array.rows_per_chunk(self.layout.identity)
         end = min(start + step, self.layout.identity.data.num_samples)

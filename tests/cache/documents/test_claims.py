@@ -9,7 +9,7 @@ import pytest
 
 from scalekd.cache.cache import Cache
 from scalekd.cache.documents.manifest import ShardRecord
-from scalekd.cache.layout import lease_path, record_path
+from scalekd.cache.layout import ShardId
 from scalekd.cache.writing.lease import LeaseHolder, Leases
 from scalekd.cache.writing.writer import CacheWriter
 from scalekd.errors import CacheMismatch, EnvironmentFault, UsageError
@@ -50,7 +50,7 @@ def test_a_shard_committed_while_it_is_claimed_is_not_claimed(
 
 def test_a_shard_of_somebody_else_is_not_begun(cache_copy: Path) -> None:
     (cache_copy / LOST).unlink()
-    holder = _somebody_elses(cache_copy / lease_path(1, 2))
+    holder = _somebody_elses(cache_copy / ShardId(1, 2).lease_path)
     with _writer(cache_copy) as writer:
         assert not writer.claim(1, 2)
         assert writer.busy == {(1, 2): holder}
@@ -63,7 +63,7 @@ def test_a_shard_of_somebody_else_is_not_begun(cache_copy: Path) -> None:
 def test_a_job_that_finds_all_taken_says_by_whom(cache_copy: Path, make_cache: Any) -> None:
     (cache_copy / LOST).unlink()
     (cache_copy / "manifest.json").unlink()
-    _somebody_elses(cache_copy / lease_path(1, 2))
+    _somebody_elses(cache_copy / ShardId(1, 2).lease_path)
     result = make_cache(cache_copy)
     assert (result.complete, result.shards_written) == (False, 0)
     assert result.shards_elsewhere == ("shard 2 of pass 1: process 7 of far_away",)
@@ -76,7 +76,7 @@ def test_an_extension_that_is_being_written_is_not_overwritten(
 ) -> None:
     extension = cache_copy / "extensions/other"
     shutil.copytree(cache_copy, extension)
-    _somebody_elses(extension / lease_path(1, 2))
+    _somebody_elses(extension / ShardId(1, 2).lease_path)
     before = file_contents(cache_copy)
     with pytest.raises(UsageError, match=r"--overwrite.*being written by process 7 of far_away"):
         make_cache(cache_copy, overwrite=True)
@@ -93,7 +93,7 @@ def test_who_stood_still_commits_nothing(
     (cache_copy / LOST).unlink()
     with monkeypatch.context() as patch:
         patch.setattr(Leases, "holds", lambda *_: False)
-        with pytest.raises(EnvironmentFault, match="stood still for so long"):
+        with pytest.raises(EnvironmentFault, match="was suspended for so long"):
             make_cache(cache_copy)
     assert not (cache_copy / LOST).exists()
     make_cache(cache_copy)
@@ -122,7 +122,7 @@ def test_a_shard_taken_over_meanwhile_is_not_touched(
 ) -> None:
     """``record``: the shard was committed since; otherwise another process writes it now."""
     root = Path(shutil.copytree(whole, tmp_path / "cache"))
-    committed = root / record_path(unit, 2)
+    committed = root / ShardId(unit, 2).record_path
     content = committed.read_bytes()
     committed.unlink()
     with _writer(root) as writer:
@@ -130,12 +130,12 @@ def test_a_shard_taken_over_meanwhile_is_not_touched(
         if record:
             committed.write_bytes(content)
         else:
-            _somebody_elses(root / lease_path(unit, 2))
+            _somebody_elses(root / ShardId(unit, 2).lease_path)
         before = file_contents(root)
         for relative in ShardRecord.model_validate_json(content).files:
-            with pytest.raises(EnvironmentFault, match="stood still for so long"):
+            with pytest.raises(EnvironmentFault, match="was suspended for so long"):
                 writer.store.put(relative, b"other bytes")
-        with pytest.raises(EnvironmentFault, match="stood still for so long"):
+        with pytest.raises(EnvironmentFault, match="was suspended for so long"):
             writer.remove_debris(unit, 2)
         assert file_contents(root) == before
 
@@ -145,7 +145,7 @@ def test_a_file_that_appears_at_the_last_moment_is_kept(
 ) -> None:
     """Another process commits between the look at the claim and the move into place."""
     root = Path(shutil.copytree(whole, tmp_path / "cache"))
-    committed = root / record_path(1, 2)
+    committed = root / ShardId(1, 2).record_path
     content = committed.read_bytes()
     files = ShardRecord.model_validate_json(content).files
     relative = next(iter(files))
@@ -163,14 +163,14 @@ def test_a_file_that_appears_at_the_last_moment_is_kept(
                 committed.write_bytes(content)
 
         monkeypatch.setattr(writer, "check_claim", stand_still)
-        with pytest.raises(EnvironmentFault, match="stood still for so long"):
+        with pytest.raises(EnvironmentFault, match="was suspended for so long"):
             writer.store.put(relative, b"other bytes")
     assert (root / relative).read_bytes() == theirs
 
 
 def test_what_another_left_there_gives_way_to_the_owner(whole: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(whole, tmp_path / "cache"))
-    record = root / record_path(1, 2)
+    record = root / ShardId(1, 2).record_path
     relative = next(iter(ShardRecord.model_validate_json(record.read_bytes()).files))
     record.unlink()
     with _writer(root) as writer:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scalekd.cache.documents import canonical, parse_committed
 from scalekd.cache.documents.manifest import Identity, Manifest, Plan, Provenance
 from scalekd.cache.files import digest
-from scalekd.cache.layout import record_path
+from scalekd.cache.layout import ShardId
 from scalekd.errors import CacheCorrupt, CacheMismatch
 
 _FROZEN = Path(__file__).parents[1] / "frozen" / "format1" / "float16" / "plan.json"
@@ -94,7 +94,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
     plan, passes = draw(plans()), draw(st.integers(1, 3))
     hashes = st.binary(max_size=3).map(lambda value: digest(value).sha256)
     records = {
-        record_path(unit, shard): draw(hashes)
+        ShardId(unit, shard).record_path: draw(hashes)
         for unit in ("samples", *range(passes))
         for shard in range(plan.identity.num_shards)
     }

@@ -18,7 +18,7 @@ from scalekd.cache.documents.manifest import Identity, Manifest, Plan, ShardReco
 from scalekd.cache.documents.records import record_hash, samples_hash, write_record
 from scalekd.cache.files import digest
 from scalekd.cache.forms import ZARR
-from scalekd.cache.layout import ArraySpec, Layout, ShardId, chunk_path, record_path
+from scalekd.cache.layout import ArraySpec, Layout, ShardId, chunk_path
 from scalekd.errors import CacheCorrupt, CacheMismatch
 from scalekd.storage import LocalStorage
 
@@ -241,7 +241,7 @@ def read(cache_copy: Path, manifest: Manifest) -> Callable[..., ShardRecord]:
 
 
 def _change(root: Path, unit: str | int, shard: int, **changes: Any) -> None:
-    path = root / record_path(unit, shard)
+    path = root / ShardId(unit, shard).record_path
     record = ShardRecord.model_validate_json(path.read_bytes()).model_copy(update=changes)
     path.write_bytes(canonical(record))
 
@@ -259,7 +259,7 @@ def test_records_are_write_once(cache_copy: Path, read: Callable[..., ShardRecor
 def test_a_record_of_another_place_or_cache_is_refused(
     cache_copy: Path, read: Callable[..., ShardRecord]
 ) -> None:
-    first, second = (cache_copy / record_path(1, shard) for shard in (0, 1))
+    first, second = (cache_copy / ShardId(1, shard).record_path for shard in (0, 1))
     second.write_bytes(first.read_bytes())
     with pytest.raises(CacheCorrupt, match="files were swapped"):
         read(1, 1)

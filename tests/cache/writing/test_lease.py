@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scalekd.cache.layout import lease_path
+from scalekd.cache.layout import ShardId
 from scalekd.cache.writing import lease
 from scalekd.cache.writing.lease import LeaseHolder, Leases, file_system_time, live_lease
 
@@ -54,7 +54,7 @@ def test_the_second_is_told_who_has_the_shard_and_may_have_another(
 def test_of_many_that_try_at_once_one_gets_it(tmp_path: Path) -> None:
     """A dead owner's lease, so that all of them take over."""
     for attempt in range(10):
-        path = tmp_path / lease_path(attempt, 0)
+        path = tmp_path / ShardId(attempt, 0).lease_path
         _left_by(path, started="long ago")
         everyone = [Leases(tmp_path) for _ in range(8)]
         got: list[Leases] = []
@@ -104,7 +104,7 @@ def test_a_killed_owner_is_replaced_at_once(ours: Leases, tmp_path: Path) -> Non
 
 
 def test_a_number_that_another_process_got_is_not_the_owner(ours: Leases, tmp_path: Path) -> None:
-    _left_by(tmp_path / lease_path(0, 0), started="of an earlier process")
+    _left_by(tmp_path / ShardId(0, 0).lease_path, started="of an earlier process")
     assert ours.acquire(0, 0) is None
 
 
@@ -112,7 +112,7 @@ def test_a_number_that_another_process_got_is_not_the_owner(ours: Leases, tmp_pa
 def test_of_a_process_elsewhere_only_silence_tells(
     elsewhere: dict[str, object], ours: Leases, tmp_path: Path
 ) -> None:
-    path = tmp_path / lease_path(0, 0)
+    path = tmp_path / ShardId(0, 0).lease_path
     left = _left_by(path, process=1 << 30, **elsewhere)
     assert ours.acquire(0, 0) == left
     now = file_system_time(path.parent)
@@ -127,7 +127,7 @@ def test_time_is_the_file_systems(
     ours: Leases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine whose clock is a day ahead takes nothing from others."""
-    left = _left_by(tmp_path / lease_path(0, 0), host="far_away")
+    left = _left_by(tmp_path / ShardId(0, 0).lease_path, host="far_away")
     day_ahead = time.time() + 86_400
     monkeypatch.setattr(time, "time", lambda: day_ahead)
     assert ours.acquire(0, 0) == left
@@ -136,7 +136,7 @@ def test_time_is_the_file_systems(
 def test_a_lease_is_touched_while_its_owner_lives(tmp_path: Path) -> None:
     with Leases(tmp_path, beat_seconds=0.02) as leases:
         leases.acquire(0, 0)
-        path = tmp_path / lease_path(0, 0)
+        path = tmp_path / ShardId(0, 0).lease_path
         os.utime(path, (0, 0))
         deadline = time.monotonic() + 10
         while path.stat().st_mtime == 0:
@@ -148,7 +148,7 @@ def test_who_stood_still_learns_that_the_shard_went_to_another(
     ours: Leases, tmp_path: Path
 ) -> None:
     ours.acquire(0, 0)
-    path = tmp_path / lease_path(0, 0)
+    path = tmp_path / ShardId(0, 0).lease_path
     other = _left_by(path, host="far_away", token="0" * 32)
     assert not ours.holds(0, 0)
     ours.release(0, 0)
@@ -159,7 +159,7 @@ def test_a_takeover_that_comes_too_late_takes_nothing(
     ours: Leases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Found stale by us, given back and taken anew by another before we create our file."""
-    path = tmp_path / lease_path(0, 0)
+    path = tmp_path / ShardId(0, 0).lease_path
     _left_by(path, started="long ago")
     commit = lease.commit_file
 
@@ -179,7 +179,7 @@ def test_a_takeover_that_comes_too_late_takes_nothing(
 def test_a_shard_may_be_taken_over_again_and_again(ours: Leases, tmp_path: Path) -> None:
     """Also by one who held it before."""
     assert ours.acquire(0, 0) is None
-    path = tmp_path / lease_path(0, 0)
+    path = tmp_path / ShardId(0, 0).lease_path
     for _ in range(3):
         _, holder = lease._end_of_chain(path)
         assert holder is not None
@@ -193,7 +193,7 @@ def test_a_shard_may_be_taken_over_again_and_again(ours: Leases, tmp_path: Path)
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[" * 4000, b'{"host": 1}', b"\xff\xfe"])
 def test_a_damaged_lease_is_nobodys(content: bytes, ours: Leases, tmp_path: Path) -> None:
-    path = tmp_path / lease_path(0, 0)
+    path = tmp_path / ShardId(0, 0).lease_path
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
     assert ours.acquire(0, 0) is None
