@@ -149,8 +149,8 @@ def _copy_extensions(source: Storage, target: Storage) -> tuple[str, ...]:
         extension = SourceCache(source.below(extension_path(name)))
         transfer = Transfer(extension, target.below(extension_path(name)))
         transfer.prepare()
-        transfer.bring(Selection(cache_id=extension.plan.cache_id), lambda: None)
-        transfer.seal()
+        transfer.copy(Selection(cache_id=extension.plan.cache_id), lambda: None)
+        transfer.finish()
     return tuple(names)
 
 

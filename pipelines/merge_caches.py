@@ -100,7 +100,7 @@ def merge_caches(parts: Sequence[Path], output: Path, *, copy: bool = False) -> 
         for source in sources:
             transfer = Transfer(source, target, plan=plan, link=not copy, tally=tally)
             transfer.prepare()
-            transfer.bring(Selection(cache_id=plan.cache_id), lambda: progress.advance(1))
+            transfer.copy(Selection(cache_id=plan.cache_id), lambda: progress.advance(1))
     merged = Cache(target, plan)
     num_passes, missing = _completeness(merged)
     if num_passes:

@@ -18,18 +18,18 @@ from pydantic import BaseModel
 
 from scalekd.cache.cache import Cache
 from scalekd.cache.care.repair import (
+    DamagedCache,
     ShardDamage,
-    Standing,
-    believed,
     damaged_documents,
     damaged_form,
     damaged_shards,
-    drop_manifest,
-    proven,
+    intact_record,
+    open_damaged,
     put,
     record_from_files,
+    record_in_manifest,
+    remove_damaged_manifest,
     remove_unexpected,
-    sound_record,
 )
 from scalekd.cache.care.verify import verify
 from scalekd.cache.codecs import save_arrays
@@ -157,29 +157,29 @@ def repair_cache(config: RepairConfig) -> RepairResult:
             " pull`, repair it, and send it back with `scalekd cache push --check`"
         )
     root = Path(config.cache)
-    standing = believed(root)
-    refuse_part(LocalStorage(root), "mended")
+    damaged = open_damaged(root)
+    refuse_part(LocalStorage(root), "repaired")
     remove_abandoned(root)
-    maker = _Maker(config, standing.plan.identity)
+    maker = _Maker(config, damaged.plan.identity)
     mended, redone = [], []
-    for relative, content in damaged_form(root, standing).items():
+    for relative, content in damaged_form(damaged).items():
         put(root, relative, content)
         mended.append(relative)
     with temporary_path(root / "repair") as scratch:  # on a disk that has room for a shard
-        mended += _mend_tables(root, standing, maker, scratch)
-        for relative, content in damaged_documents(standing).items():
+        mended += _mend_tables(root, damaged, maker, scratch)
+        for relative, content in damaged_documents(damaged).items():
             put(root, relative, content)
             mended.append(relative)
         with Leases(root) as leases:
-            for damage in damaged_shards(standing):
-                written, again = _mend_shard(root, standing, maker, scratch, leases, damage)
+            for damage in damaged_shards(damaged):
+                written, again = _mend_shard(root, damaged, maker, scratch, leases, damage)
                 mended += written
                 if again:
                     redone.append((str(damage.shard.unit), damage.shard.number))
     remove_settled(root)
     before = {path: _content(root / path) for path in (INFO_FILE, MANIFEST_FILE)}
-    drop_manifest(root, standing)
-    finish(standing.cache, standing.num_passes)
+    remove_damaged_manifest(damaged)
+    finish(damaged.cache, damaged.num_passes)
     mended += [path for path, content in before.items() if content != _content(root / path)]
     removed = []
     findings = verify(root, quick=True)
@@ -203,11 +203,11 @@ def _content(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def _mend_tables(root: Path, standing: Standing, maker: _Maker, scratch: Path) -> list[str]:
+def _mend_tables(root: Path, damaged: DamagedCache, maker: _Maker, scratch: Path) -> list[str]:
     """Tail, witnesses and codec tables, which the plan names with their digests."""
-    identity = standing.plan.identity
+    identity = damaged.plan.identity
     expected = table_files(identity)
-    lost = [path for path, d in expected.items() if not standing.cache.holds(path, d)]
+    lost = [path for path, d in expected.items() if not damaged.cache.holds(path, d)]
     if not lost:
         return []
     if lost == [identity.views.witnesses]:
@@ -219,7 +219,7 @@ def _mend_tables(root: Path, standing: Standing, maker: _Maker, scratch: Path) -
         if not holds(LocalStorage(scratch), path, expected[path]):
             raise CacheMismatch(
                 f"{root / path}: made again, it is not the file that was committed;"
-                f" {_why(standing.plan, None, maker)}"
+                f" {_why(damaged.plan, None, maker)}"
             )
         put(root, path, (scratch / path).read_bytes())
     return lost
@@ -259,7 +259,7 @@ def _encoder(computed: dict[str, str]) -> EncoderName:
 
 def _mend_shard(
     root: Path,
-    standing: Standing,
+    damaged: DamagedCache,
     maker: _Maker,
     scratch: Path,
     leases: Leases,
@@ -273,13 +273,13 @@ def _mend_shard(
     path = shard.record_path
     try:
         if damage.record is None:
-            made = record_from_files(root, standing, shard)
+            made = record_from_files(damaged, shard)
             if made is not None:
                 put(root, path, canonical(made))
                 return [path], False
-        redone = _redo(standing, maker, scratch / "shards", damage)
-        redone = _committed_record(standing, damage, redone, maker)
-        files = [f for f, d in redone.files.items() if not standing.cache.holds(f, d)]
+        redone = _redo(damaged, maker, scratch / "shards", damage)
+        redone = _committed_record(damaged, damage, redone, maker)
+        files = [f for f, d in redone.files.items() if not damaged.cache.holds(f, d)]
         for relative in files:
             put(root, relative, (scratch / "shards" / relative).read_bytes())
         if damage.record is None:
@@ -291,19 +291,19 @@ def _mend_shard(
         leases.release(shard.unit, shard.number)
 
 
-def _redo(standing: Standing, maker: _Maker, folder: Path, damage: ShardDamage) -> ShardRecord:
+def _redo(damaged: DamagedCache, maker: _Maker, folder: Path, damage: ShardDamage) -> ShardRecord:
     """Make one shard again in a work folder, encoded as it was."""
-    shard, cache = damage.shard, standing.cache
+    shard, cache = damage.shard, damaged.cache
     there = _computed_there(cache.plan, damage.record)
     commit_plan(folder, cache.plan)
-    begin(folder, cache.plan, cache.layout, standing.num_passes)
+    begin(folder, cache.plan, cache.layout, damaged.num_passes)
     again = Cache(folder, cache.plan, codecs=cache.codecs, form=cache.form)
     encoder = _encoder(there)
     job = None if shard.unit == SAMPLES else maker.compiled_job(there.get("compiler"))
     computed = job.computed(encoder) if job else None
     with CacheWriter(again, computed=computed) as writer:
         if job is None:
-            rows, skipped = _samples_again(standing, maker, shard.number)
+            rows, skipped = _samples_again(damaged, maker, shard.number)
             writer.commit_samples(shard.number, rows, skipped)
         else:
             chosen = [(int(shard.unit), shard.number)]
@@ -313,28 +313,28 @@ def _redo(standing: Standing, maker: _Maker, folder: Path, damage: ShardDamage) 
 
 
 def _samples_again(
-    standing: Standing, maker: _Maker, shard: int
+    damaged: DamagedCache, maker: _Maker, shard: int
 ) -> tuple[SampleRows, tuple[str, ...]]:
     """Keys, labels and hashes of a shard's images; no teacher is asked."""
-    identity = standing.cache.identity
+    identity = damaged.cache.identity
     first = shard * identity.shard_size
     positions = range(first, first + identity.rows_of(shard))
     skipped: tuple[str, ...] | None = None if identity.skip_corrupt else ()
-    for unit in standing.units:  # every pass's record names the images that were corrupt
-        record = sound_record(standing, ShardId(unit, shard))
+    for unit in damaged.units:  # every pass's record names the images that were corrupt
+        record = intact_record(damaged, ShardId(unit, shard))
         skipped = skipped if record is None else record.skipped
     keys, labels, hashes, skipped = drawn_samples(maker.drawn, positions, skipped)
     return SampleRows(keys, labels, hashes), skipped
 
 
 def _committed_record(
-    standing: Standing, damage: ShardDamage, redone: ShardRecord, maker: _Maker
+    damaged: DamagedCache, damage: ShardDamage, redone: ShardRecord, maker: _Maker
 ) -> ShardRecord:
     """The committed record; raises unless the redone shard is its, as far as can be known."""
-    cache, shard = standing.cache, damage.shard
-    expected = standing.record_hash_of(shard)
+    cache, shard = damaged.cache, damage.shard
+    expected = damaged.record_hash_of(shard)
     what = f"{cache.location}: {shard}"
-    why = f"{_why(standing.plan, damage.record, maker)}. Nothing was replaced"
+    why = f"{_why(damaged.plan, damage.record, maker)}. Nothing was replaced"
     if damage.record is not None:
         if redone.model_copy(update={"computed": damage.record.computed}) == damage.record:
             return damage.record
@@ -345,14 +345,14 @@ def _committed_record(
             f" {(other or ['its samples'])[0]}: {why}"
         )
     if expected is not None:
-        committed_record = proven(standing, redone)
+        committed_record = record_in_manifest(damaged, redone)
         if committed_record is None:
             raise CacheMismatch(
                 f"{what}, made again, is not the one the manifest was written for: {why}"
             )
         return committed_record
-    for unit in standing.units:
-        twin = sound_record(standing, ShardId(unit, shard.number))
+    for unit in damaged.units:
+        twin = intact_record(damaged, ShardId(unit, shard.number))
         if twin is not None and twin.samples_sha256 != redone.samples_sha256:
             raise CacheCorrupt(
                 f"{what}, made again, holds other images than the record of {unit} tells;"

@@ -145,7 +145,7 @@ def _bring(
         title = f"{source_storage.location} to {target.location}"
         num_shards = len(source.selected(wanted))
         with ProgressReport(title, num_shards, "shards", aside=_speed(tally)) as progress:
-            transfer.bring(wanted, lambda: progress.advance(1))
+            transfer.copy(wanted, lambda: progress.advance(1))
 
     bring()
     with selection_lock(target):
@@ -156,7 +156,7 @@ def _bring(
             bring()
         if current is not None and current != wanted:
             write_selection(target, wanted)
-        complete = transfer.seal()
+        complete = transfer.finish()
     if target.is_repository and not optional:
         card = dataset_card(source.plan, source.at_opening, target.location)
         target.commit("README.md", card.encode(), exclusive=True)  # its owner may edit it

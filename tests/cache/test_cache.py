@@ -89,7 +89,7 @@ def test_a_part_without_passes_is_not_trained_on(cache_copy: Path) -> None:
     selection = Selection(cache_id=cache.plan.cache_id, passes=((7, 9),))
     with selection_lock(cache.storage, create=True):
         write_selection(cache.storage, selection)
-    with pytest.raises(UsageError, match=r"contains no pass of its cache \(only passes 7-9"):
+    with pytest.raises(UsageError, match=r"contains no pass of the cache \(only passes 7-9"):
         ChosenTargets.open(cache_copy)
 
 

@@ -210,7 +210,7 @@ def test_a_manifest_that_was_edited_and_sealed_again_is_noticed(
     edited = manifest.model_copy(update={**change, "digest": ""}).sealed()
     (cache_copy / "manifest.json").write_bytes(canonical(edited))
     (problem,) = verify(cache_copy).problems
-    assert f"{next(iter(change))} is not what the records make it" in problem
+    assert f"{next(iter(change))} does not follow from the records" in problem
 
 
 def test_strangers_are_named_but_not_unfinished_files(cache_copy: Path) -> None:

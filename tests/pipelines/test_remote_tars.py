@@ -86,7 +86,7 @@ def test_a_cache_of_the_other_form_is_not_mixed_with_it(
     tars: Path, sound_cache: Path, tmp_path: Path, file_contents: Contents
 ) -> None:
     target = Path(shutil.copytree(sound_cache, tmp_path / "cache"))
-    with pytest.raises(CacheMismatch, match="contains a cache in Zarr form"):
+    with pytest.raises(CacheMismatch, match="was begun in Zarr form"):
         share_cache(ShareConfig(source=str(tars), target=str(target)))
     assert file_contents(target) == file_contents(sound_cache)
 

@@ -43,7 +43,7 @@ def test_all_that_is_damaged_is_mended_to_the_byte(
         assert file_contents(root) == sound
     (root / "webdataset.json").unlink()
     (root / "manifest.json").unlink()
-    with pytest.raises(CacheCorrupt, match="nothing says what the tars embed"):
+    with pytest.raises(CacheCorrupt, match="it is not known which images the tars embed"):
         repair_cache(config)
 
 

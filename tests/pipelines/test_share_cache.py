@@ -465,7 +465,7 @@ def test_expired_credentials_are_said_at_once(
 def test_what_did_not_arrive_as_sent_is_noticed(small: Path, bucket: str, s3: Any) -> None:
     """The store keeps a byte wrong: reading back tells, and no record promises it."""
     s3.fail("flip", times=None, method="GET", path="/passes/0000/stage4/values/c/3/")
-    with pytest.raises(CacheCorrupt, match="did not arrive as it was sent"):
+    with pytest.raises(CacheCorrupt, match="was damaged in transit"):
         share(small, bucket)
     assert not open_storage(bucket).exists("records/0000/000001.json")
     assert not open_storage(bucket).exists("manifest.json")

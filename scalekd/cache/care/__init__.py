@@ -1,1 +1,1 @@
-"""Verification of a cache, and repair of what it reports."""
+"""Verification and repair of a cache."""

@@ -35,12 +35,12 @@ from scalekd.storage.files import TEMPORARY_SUFFIX
 from scalekd.views import pixel_hash, undo_differences
 
 _OF_WRITERS = frozenset({TEMPORARY_SUFFIX, LEASE_SUFFIX})
-_OF_ITS_OWN = re.compile(
+_CHECKED_ELSEWHERE = re.compile(
     rf"{EXTENSIONS_FOLDER}/[^/]+/|{SELECTION_FOLDER}/\d{{6}}\.json$"
     rf"|(?:{'|'.join(map(re.escape, COMPANIONS))})$"
 )
-"""Paths checked elsewhere: extensions as caches of their own, selections when they are read."""
-_GROWING = frozenset({RECORDS_FOLDER, SAMPLES, "passes"})
+"""Extensions, which are verified as caches, and selections, which are checked when read."""
+_FOLDERS_OF_SHARDS = frozenset({RECORDS_FOLDER, SAMPLES, "passes"})
 _LATER_PASS = re.compile(r"(?:passes|records)/(\d{4})/")
 
 
@@ -48,7 +48,7 @@ class Findings:
     """Result of a verification.
 
     Attributes:
-        problems: One sentence for each problem; empty for a sound cache.
+        problems: One sentence for each problem; empty for an intact cache.
         damaged: Shards that must be written again.
         unexpected: Files and links that no document names.
         num_files: Number of files checked.
@@ -62,12 +62,18 @@ class Findings:
         self.num_files = 0
         self.num_bytes = 0
 
+    def add(self, problem: str, shard: ShardId | None = None) -> None:
+        """Add a problem, and the shard that it damages."""
+        self.problems.append(problem)
+        if shard is not None:
+            self.damaged.add(shard)
+
 
 def verify(location: Location, *, quick: bool = False) -> Findings:
     """Check every file of a complete cache.
 
     Args:
-        location: Where the cache is; see :func:`~scalekd.cache.reading.reader.open_cache`.
+        location: Location of the cache; see :func:`~scalekd.cache.reading.reader.open_cache`.
         quick: Check records and sizes without reading data.
 
     Raises:
@@ -89,7 +95,7 @@ def verify(location: Location, *, quick: bool = False) -> Findings:
     except CacheError as error:
         if not findings.problems:
             raise
-        findings.problems.append(f"shards were not checked: {error}")
+        findings.add(f"shards were not checked: {error}")
         return findings
     for shard, record in _records(cache, manifest, findings):
         for relative, expected in record.files.items():
@@ -110,7 +116,7 @@ def verify(location: Location, *, quick: bool = False) -> Findings:
 def _check_extensions(
     storage: Storage, manifest: Manifest, quick: bool, findings: Findings
 ) -> None:
-    """Verify each complete extension as a cache, and check that its views are the cache's."""
+    """Verify each complete extension as a cache, and check that it has the views of the cache."""
     try:
         names = extension_names(storage)
     except UsageError:
@@ -125,7 +131,7 @@ def _check_extensions(
                 manifest.plan.identity, read_manifest(inner).plan.identity, where=inner.location
             )
         except CacheError as error:
-            findings.problems.append(str(error))
+            findings.add(str(error))
             continue
         findings.problems += own.problems
         findings.num_files += own.num_files
@@ -136,40 +142,39 @@ def _check_unexpected(
     root: Path, known: set[str], manifest: Manifest, part: Selection, findings: Findings
 ) -> None:
     for path in unexpected_files(root, known, manifest.num_passes):
-        if not part.is_all and path.relative_to(root).parts[0] in _GROWING:
+        if not part.is_all and path.relative_to(root).parts[0] in _FOLDERS_OF_SHARDS:
             continue  # files of an interrupted pull
         findings.unexpected.append(path)
-        findings.problems.append(
-            f"{path}: a symbolic link; a cache holds plain files only"
+        findings.add(
+            f"{path}: a symbolic link; a cache contains plain files only"
             if path.is_symlink()
             else f"{path}: no record names this file"
         )
 
 
 def _check_documents(storage: Storage, manifest: Manifest, findings: Findings) -> None:
-    """Check that manifest and plan are of the same cache; repair decides which of them is wrong."""
+    """Check that manifest and plan belong to the same cache."""
     path = storage.locate(MANIFEST_FILE)
     for relative, expected in table_files(manifest.plan.identity).items():
         if manifest.files.get(relative) != expected:
-            findings.problems.append(
-                f"{path}: its digest of {relative} differs from the one in its plan"
-            )
+            findings.add(f"{path}: its digest of {relative} differs from the one in its plan")
     try:
         plan = read_plan(storage)
     except (CacheError, UsageError):
         return  # reported with the other files
     if plan is not None and plan.cache_id != manifest.plan.cache_id:
-        findings.problems.append(
-            f"{path} is of cache {manifest.plan.cache_id[:12]}…, and {storage.locate(PLAN_FILE)} of"
-            f" {plan.cache_id[:12]}…: files of two caches were mixed"
+        findings.add(
+            f"{path} belongs to cache {manifest.plan.cache_id[:12]}…, and"
+            f" {storage.locate(PLAN_FILE)} to cache {plan.cache_id[:12]}…: files of two caches were"
+            " mixed"
         )
 
 
 def _check_age(cache: Cache, manifest: Manifest, findings: Findings) -> None:
-    """Report a stale manifest, which does not name a complete pass."""
+    """Report a stale manifest, in which a complete pass is missing."""
     later = manifest.num_passes
     if all(cache.has(ShardId(later, number)) for number in range(cache.identity.num_shards)):
-        findings.problems.append(
+        findings.add(
             f"{cache.storage.locate(MANIFEST_FILE)}: stale: pass {later} is complete and not in it;"
             " run `scalekd cache repair`"
         )
@@ -185,22 +190,16 @@ def _records(
         try:
             record = cache.record(shard)
         except CacheError as error:
-            findings.problems.append(str(error))
-            findings.damaged.add(shard)
+            findings.add(str(error), shard)
             continue
         findings.num_files += 1
         findings.num_bytes += len(canonical(record))
         if record_hash(record) != manifest.records.get(shard.record_path):
-            findings.problems.append(
-                f"{cache.storage.locate(shard.record_path)}: not the record that the manifest was"
-                " written for"
-            )
-            findings.damaged.add(shard)
+            path = cache.storage.locate(shard.record_path)
+            findings.add(f"{path}: not the record that the manifest was written for", shard)
         yield shard, record
     if {shard.record_path for shard in all_shards} != set(manifest.records):
-        findings.problems.append(
-            f"{cache.storage.locate(MANIFEST_FILE)}: names other shards than the plan has"
-        )
+        findings.add(f"{cache.storage.locate(MANIFEST_FILE)}: names other shards than the plan has")
 
 
 def _check_file(
@@ -217,26 +216,22 @@ def _check_file(
         problem = str(error)
     findings.num_files += 1
     findings.num_bytes += 0 if quick else expected.num_bytes
-    if problem is None:
-        return
-    where = ""
-    if shard is not None:
-        findings.damaged.add(shard)
-        where = f" ({shard})"
-    findings.problems.append(f"{storage.locate(relative)}{where}: {problem}")
+    if problem is not None:
+        where = "" if shard is None else f" ({shard})"
+        findings.add(f"{storage.locate(relative)}{where}: {problem}", shard)
 
 
 def unexpected_files(root: Path, known: set[str], num_passes: int) -> Iterator[Path]:
     """Yield files and links that no document names.
 
-    Temporary files of interrupted writers and repairs are ignored, and so are passes that are being
-    added: the manifest names a pass when it is complete.
+    Temporary files of interrupted writers and repairs are ignored, and also later passes than the
+    manifest's, which are being added.
     """
     for path in sorted(root.rglob("*")):
         relative = path.relative_to(root)
         if relative.parts[0].endswith(TEMPORARY_SUFFIX):
             continue
-        if _OF_ITS_OWN.match(relative.as_posix()):
+        if _CHECKED_ELSEWHERE.match(relative.as_posix()):
             continue
         if path.is_symlink():
             yield path
@@ -247,7 +242,7 @@ def unexpected_files(root: Path, known: set[str], num_passes: int) -> Iterator[P
 
 
 def _check_pixels(reader: CacheReader, findings: Findings) -> None:
-    """Compare embedded pixels with their hashes, of which a loader compares a part."""
+    """Compare all embedded pixels with their hashes; a loader compares only some of them."""
     if reader.embed != "pixels":
         return
     import torch
@@ -258,7 +253,7 @@ def _check_pixels(reader: CacheReader, findings: Findings) -> None:
             try:
                 rows = reader.read_rows(pass_index, first, count, [DIFFERENCES, "pixel_hash"])
             except CacheError as error:
-                findings.problems.append(str(error))
+                findings.add(str(error))
                 return
             planes = undo_differences(torch.from_numpy(rows[DIFFERENCES]))
             pixels = planes.permute(0, 2, 3, 1).contiguous().numpy()
@@ -266,15 +261,15 @@ def _check_pixels(reader: CacheReader, findings: Findings) -> None:
             wrong = int((hashes != rows["pixel_hash"]).sum())
             shard = ShardId(pass_index, int(np.searchsorted(starts, first, side="right")) - 1)
             if wrong:
-                findings.problems.append(
-                    f"{reader.location}: {shard} contains pixels of {wrong} views in samples"
-                    f" {first} to {first + count - 1} that do not have their pixel hash"
+                findings.add(
+                    f"{reader.location}: {shard}: the pixels of {wrong} views in samples {first} to"
+                    f" {first + count - 1} do not have their pixel hash",
+                    shard,
                 )
-                findings.damaged.add(shard)
 
 
 def _check_rows(storage: Storage, findings: Findings) -> None:
-    """Check that array metadata, keys and tables agree with the records."""
+    """Check that array metadata, keys, tables and embedded pixels agree with the records."""
     reader = open_cache(storage)
     try:
         _ = reader.samples
@@ -282,24 +277,23 @@ def _check_rows(storage: Storage, findings: Findings) -> None:
             if relative != reader.identity.tail or reader.part.has_tail:
                 reader.file(relative, expected)
     except CacheError as error:
-        findings.problems.append(str(error))
+        findings.add(str(error))
         return
     for pass_index in reader.passes:
         for number in reader.shards:
             shard = ShardId(pass_index, number)
             table = reader.record(SAMPLES, number).samples_sha256
             if reader.record(pass_index, number).samples_sha256 != table:
-                findings.problems.append(
-                    f"{storage.location}: {shard} contains other samples than the table"
+                findings.add(
+                    f"{storage.location}: {shard} contains other samples than the table", shard
                 )
-                findings.damaged.add(shard)
     _check_pixels(reader, findings)
     if findings.problems or not reader.part.is_all:
         return
     made = manifest_of(reader.cache, reader.num_passes)
     for name in Manifest.model_fields:
         if name != "digest" and getattr(made, name) != getattr(reader.manifest, name):
-            findings.problems.append(
-                f"{storage.locate(MANIFEST_FILE)}: {name} is not what the records make it; it was"
+            findings.add(
+                f"{storage.locate(MANIFEST_FILE)}: {name} does not follow from the records: it was"
                 " edited"
             )

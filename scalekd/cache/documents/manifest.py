@@ -110,8 +110,8 @@ ClassMap = (
     Literal["number"]
     | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=1 << 20)]
 )
-"""The teacher's class of each label, if the two are numbered differently; ``"number"`` if the labels
-were declared to be the numbers of the teacher's classes."""
+"""The teacher's class of each label, if the two are numbered differently. ``"number"``: the user
+declared that labels are the numbers of the teacher's classes."""
 
 
 class Request(CacheDocument):

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from scalekd.cache.documents.stored import read_document_if_any
 from scalekd.cache.forms.base import (
     HAS_IMAGES,
     IMAGE,
@@ -10,13 +11,13 @@ from scalekd.cache.forms.base import (
     PassReader,
     ShardFiles,
 )
-from scalekd.cache.forms.images import read_images_document
+from scalekd.cache.forms.images import IMAGES_FILE, ImagesForm
 from scalekd.cache.forms.tars import TarForm
-from scalekd.cache.forms.webdataset.form import read_form_document
+from scalekd.cache.forms.webdataset.form import FORM_FILE, WebDatasetForm
 from scalekd.cache.forms.zarr import ZARR, ZARR_PIXELS, ZarrArrays, ZarrForm
 from scalekd.errors import UsageError
 from scalekd.options import Embed
-from scalekd.storage import Location
+from scalekd.storage import Location, open_storage
 
 __all__ = [
     "HAS_IMAGES",
@@ -34,31 +35,40 @@ __all__ = [
     "read_form",
 ]
 
+_MAX_DOCUMENT_BYTES = 64 << 10
+_WHAT = "the form of the cache"
+
 
 def form_named(name: Literal["zarr", "webdataset"], embed: Embed) -> Form:
-    """Return the form that ``--format`` and ``--embed`` ask for.
+    """Return the form that ``--format`` and ``--embed`` specify.
 
     Raises:
-        UsageError: The form cannot contain images.
+        UsageError: The form cannot embed encoded images.
     """
     if name == "webdataset":
         return TarForm(embed)
     if embed in HAS_IMAGES:
         raise UsageError(
-            f"--embed {embed}: only tars hold encoded images; pass --format webdataset, or --embed"
-            " pixels"
+            f"--embed {embed}: only tars contain encoded images; pass --format webdataset, or"
+            " --embed pixels"
         )
     return ZARR if embed == "none" else ZARR_PIXELS
 
 
 def read_form(location: Location) -> Form:
-    """The form of a cache that is there or begun.
+    """Read the form of a cache; the Zarr form without images has no document.
 
     Raises:
-        CacheCorrupt: Its form document is damaged.
-        CacheMismatch: The document is of another version.
+        CacheCorrupt: The document of the form is damaged.
+        CacheMismatch: Another version of the format wrote the document.
     """
-    document = read_form_document(location)
-    if document is not None:
-        return TarForm(document.embed)
-    return ZARR if read_images_document(location) is None else ZARR_PIXELS
+    storage = open_storage(location)
+    tars = read_document_if_any(
+        storage, FORM_FILE, WebDatasetForm, _WHAT, max_bytes=_MAX_DOCUMENT_BYTES
+    )
+    if tars is not None:
+        return TarForm(tars.embed)
+    images = read_document_if_any(
+        storage, IMAGES_FILE, ImagesForm, _WHAT, max_bytes=_MAX_DOCUMENT_BYTES
+    )
+    return ZARR if images is None else ZARR_PIXELS

@@ -1,7 +1,7 @@
-"""What the two forms of a cache have in common: the interface that everything else speaks to.
+"""The interface of the two forms of a cache.
 
-The passes of a cache are stored as Zarr arrays or as tars; its samples are Zarr arrays in either
-form. Nothing outside this package asks which form a cache has.
+The passes of a cache are stored as Zarr arrays or as tars; its samples are Zarr arrays in both
+forms. Code outside this package does not depend on the form.
 """
 
 from abc import ABC, abstractmethod
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 Rows = np.ndarray[Any, Any]
 
 RENDERED: tuple[Embed, ...] = ("view", "pixels")
-"""Kinds that give the pixels that the teacher saw, and no other size."""
+"""Kinds with the pixels that the teacher saw, at the teacher's size."""
 
 HAS_IMAGES: tuple[Embed, ...] = ("source", "view")
 """Kinds with an encoded image for each view, in a member of a tar."""
 
 IMAGE = "image"
-"""Name under which a block's embedded images are asked for: an array of ``bytes`` objects."""
+"""Name of a block's embedded images among its arrays; an array of ``bytes`` objects."""
 
 
 class ShardTarget(Protocol):
-    """What a shard's files are written through: the cache's writer."""
+    """What :class:`ShardFiles` write to: the writer of the cache."""
 
     root: Path
     layout: "Layout"
@@ -44,29 +44,28 @@ class ShardTarget(Protocol):
 
 
 class ShardFiles(ABC):
-    """The files of one shard of a pass while they are written; blocks may come in any order."""
+    """The files of one shard of a pass while they are written; blocks may arrive in any order."""
 
     @abstractmethod
     def append(self, index: int, arrays: Mapping[str, Rows], rows: "ViewRows") -> None:
-        """Write block number ``index``; from any thread.
+        """Write a block; may be called from any thread.
 
         Args:
-            index: Number of the block within the shard.
-            arrays: Per-block arrays by name, the view axis where the layout has it.
-            rows: The rest of what is stored of the block's views.
+            index: Number of the block in the shard.
+            arrays: Per-block arrays by name, with the view axis where the layout has it.
+            rows: The other values of the block's views.
         """
 
     @abstractmethod
     def finish(self, rows: "ViewRows") -> None:
-        """Write what is stored once a shard; ``rows`` are those of all its blocks."""
+        """Write the per-shard values; ``rows`` are those of all blocks."""
 
-    @abstractmethod
-    def discard(self) -> None:
-        """Forget a shard that will not be finished; harmless after :meth:`finish`."""
+    def discard(self) -> None:  # noqa: B027 (nothing to do by default)
+        """Release the resources of a shard that will not be finished."""
 
 
 class PassReader(ABC):
-    """Reads the passes of a cache, each file against its commit record."""
+    """Reads the passes of a cache; compares each file with its commit record."""
 
     @abstractmethod
     def read(
@@ -77,29 +76,33 @@ class PassReader(ABC):
         Args:
             pass_index: Number of the pass.
             shard: Number of the shard.
-            num_rows: Views in the shard.
-            rows: Rows of the shard.
-            names: Arrays wanted; :data:`IMAGE` where the cache embeds images.
+            num_rows: Number of views in the shard.
+            rows: Rows of the shard to read.
+            names: Arrays to read; also :data:`IMAGE` if the cache embeds encoded images.
 
         Returns:
-            Array by name, view axis first, in memory of its own.
+            New arrays by name, view axis first.
 
         Raises:
             CacheCorrupt: A file is missing or is not the one committed.
         """
 
-    @abstractmethod
     def image_ranges(self, pass_index: int, shard: int, num_rows: int) -> tuple[str, Rows] | None:
-        """The file with a shard's images, and ``(view, 2)`` offsets and sizes in it, if any."""
+        """Return the path of a shard's tar, and the offset and size of each image in it.
+
+        ``None`` by default. See :meth:`scalekd.cache.CacheReader.image_ranges`.
+        """
+        del pass_index, shard, num_rows
+        return None
 
 
 class Form(ABC):
-    """One of the two ways to store the passes of a cache. Frozen and comparable.
+    """One of the two ways to store the passes of a cache. Immutable and comparable.
 
     Attributes:
         name: Name of the form, as in ``--format``.
-        embed: What images the cache holds.
-        separates_targets: Whether one target can be read or fetched without the others.
+        embed: Kind of images that the cache embeds.
+        separates_targets: Whether a target can be read or fetched without the others.
     """
 
     name: ClassVar[Literal["zarr", "webdataset"]]
@@ -108,46 +111,47 @@ class Form(ABC):
 
     @property
     def overhead_bytes(self) -> int:
-        """Approximate bytes that a view takes besides its compressed arrays and its image."""
+        """Approximate size of a view in addition to its compressed arrays and its image."""
         return 0
 
     @property
     def summary(self) -> str | None:
-        """What the form stores, for ``scalekd cache info``; None for the usual form."""
+        """Description for ``scalekd cache info``; ``None`` for the default form."""
         return None
 
     @abstractmethod
     def documents(self) -> dict[str, bytes]:
-        """Files that are written before the plan and say which form the cache has."""
+        """Return the documents that identify the form, by path; written before the plan."""
 
     @abstractmethod
     def pass_documents(self, layout: "Layout", pass_index: int) -> dict[str, bytes]:
-        """Documents that say how the arrays of a pass are stored, by path."""
+        """Return the documents that describe how the arrays of a pass are stored, by path."""
 
-    @abstractmethod
     def final_documents(self, rows_of: Callable[[int], int], num_shards: int) -> dict[str, bytes]:
-        """Documents that are written before the manifest.
+        """Return the documents that are written before the manifest, by path; none by default.
 
         Args:
-            rows_of: Views of a shard of pass 0.
-            num_shards: Shards of the cache.
+            rows_of: Function that returns the number of views in a shard of pass 0.
+            num_shards: Number of shards of the cache.
         """
+        del rows_of, num_shards
+        return {}
 
     @abstractmethod
     def pass_files(self, layout: "Layout", pass_index: int, shard: int, num_rows: int) -> list[str]:
-        """Paths of all files of a shard with ``num_rows`` views."""
+        """Return the paths of all files of a shard with ``num_rows`` views."""
 
     @abstractmethod
     def zarr_arrays(self, layout: "Layout") -> tuple["ArraySpec", ...]:
-        """Arrays of a pass that are stored as Zarr arrays."""
+        """Return the arrays of a pass that are stored as Zarr arrays."""
 
     @abstractmethod
     def part_of(self, relative: str, unit: object) -> str:
-        """What a file of a shard counts towards in a table of sizes, such as ``stage4/values``."""
+        """Return the row of a file in a table of sizes, such as ``stage4/values``."""
 
     @abstractmethod
     def reader(self, files: CommittedFiles, layout: "Layout") -> PassReader:
-        """A reader of the passes."""
+        """Return a reader of the passes."""
 
     @abstractmethod
     def shard_files(self, target: ShardTarget, pass_index: int, shard: int) -> ShardFiles:
@@ -155,4 +159,4 @@ class Form(ABC):
 
     @abstractmethod
     def __str__(self) -> str:
-        """The form, for messages."""
+        """Name of the form for messages."""

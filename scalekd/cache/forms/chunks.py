@@ -1,8 +1,8 @@
-"""From a file of a cache to an array: what the bytes claim is checked before memory is taken.
+"""Decode Zarr chunks of a cache whose metadata were compared with the plan.
 
-Writing goes through zarr-python. Reading does not, because zarr builds whatever codecs a metadata
-document names. Format 1 has three codings, and each is decoded into an array whose shape and type
-come from the plan (:mod:`scalekd.codecs.compression`).
+Arrays are written with zarr-python, but not read with it, because it instantiates any codec that a
+metadata document names. Format 1 has three compressions; each is decoded into an array whose shape
+and type come from the plan (:mod:`scalekd.codecs.compression`).
 """
 
 import json
@@ -21,9 +21,9 @@ from scalekd.errors import CacheCorrupt
 Rows = np.ndarray[Any, Any]
 
 MAX_METADATA_BYTES = 64 << 10
-"""Bound of a ``zarr.json``; real ones have less than one kilobyte."""
+"""Largest size of a ``zarr.json``; real ones have less than one kilobyte."""
 
-_ROWS_AT_ONCE = 64  # of int16: two cache lines of every view; 32 to 128 are within a quarter
+_ROWS_AT_ONCE = 64  # int16: two cache lines of every view; the times of 32 and 128 are similar
 
 _ZARR_CODECS: dict[Compression, tuple[str, ...]] = {
     "blosc": ("bytes", "blosc"),
@@ -50,9 +50,9 @@ def check_metadata(content: bytes, identity: Identity, array: ArraySpec, path: s
         metadata = json.loads(content)
         check_depth(metadata)
         codecs, keys = metadata["codecs"], metadata["chunk_key_encoding"]
-        names = tuple(codec["name"] for codec in codecs)
         byte_order = (codecs[0].get("configuration") or {}).get("endian", "little")
         described = {
+            "codecs": tuple(codec["name"] for codec in codecs),
             "zarr_format": metadata["zarr_format"],
             "node_type": metadata["node_type"],
             "shape": metadata["shape"],
@@ -66,13 +66,8 @@ def check_metadata(content: bytes, identity: Identity, array: ArraySpec, path: s
         }
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise CacheCorrupt(f"{path}: not the metadata of an array ({error!r})") from None
-    coding = _ZARR_CODECS[array.compression]
-    if names != coding:
-        raise CacheCorrupt(
-            f"{path}: coded with {str(names)[:200]}, and the plan of the cache gives this array"
-            f" {coding}"
-        )
     expected = {
+        "codecs": _ZARR_CODECS[array.compression],
         "zarr_format": 3,
         "node_type": "array",
         "shape": list(array.shape(identity)),
@@ -87,8 +82,8 @@ def check_metadata(content: bytes, identity: Identity, array: ArraySpec, path: s
     for name, value in expected.items():
         if described[name] != value:
             raise CacheCorrupt(
-                f"{path}: {name} is {str(described[name])[:200]}, and the plan of the cache gives"
-                f" {value}"
+                f"{path}: {name} is {str(described[name])[:200]}, and the plan of the cache"
+                f" requires {value}"
             )
 
 
@@ -122,8 +117,8 @@ def decode_chunk(
 def views_first(rows: Rows, view_axis: int) -> Rows:
     """Move the view axis to the front, in contiguous memory.
 
-    A few rows at a time, whose cache lines are then used whole: NumPy's own copy of 256 views of
-    16,643 coefficients took three times as long, as long as decoding them (docs/LOG.md).
+    Rows are copied a few at a time, so that each cache line is read once: NumPy's copy of 256 views
+    with 16,643 coefficients took three times as long, as long as decoding them (docs/LOG.md).
     """
     if view_axis == 0:
         return rows
@@ -139,8 +134,8 @@ def views_first(rows: Rows, view_axis: int) -> Rows:
 def _check_crc32c(data: bytes) -> None:
     """Compare a chunk with the crc32c at its end: four bytes, little-endian.
 
-    Part by part, each within a processor's cache: the library takes only ``bytes``, and one copy of
-    a whole chunk cost more than its checksum (docs/LOG.md).
+    The library accepts only ``bytes``, and a copy of the whole chunk costs more time than its
+    checksum (docs/LOG.md), so it is copied in parts that fit a processor's cache.
     """
     end = len(data) - _CRC_BYTES
     crc = 0

@@ -1,6 +1,6 @@
-"""Writing through zarr-python: its documents and chunks, committed file by file.
+"""Write arrays with zarr-python; every file is committed atomically.
 
-zarr does the coding of what is written; :mod:`scalekd.cache.forms.chunks` decodes what is read.
+:mod:`scalekd.cache.forms.chunks` reads them.
 """
 
 import asyncio
@@ -49,8 +49,8 @@ class CommittingStore(LocalStore):
             commit_file(path, data)
         else:
             check = partial(self._check, relative)
-            # A file that another process put there while this one stood still is kept, unless
-            # this process has the claim again and no record names the file.
+            # Another process may have written the file while this one was suspended. `check` allows
+            # replacing it if this process has the lease again and no record exists.
             made = commit_file(path, data, exclusive=True, check=check)
             if not made and digest_on_disk(path) != content:
                 commit_file(path, data, check=check)
@@ -61,7 +61,7 @@ class CommittingStore(LocalStore):
 def metadata_documents(
     identity: Identity, unit: Unit, arrays: tuple[ArraySpec, ...]
 ) -> dict[str, bytes]:
-    """The ``zarr.json`` documents of a unit, by path inside the cache."""
+    """Return the ``zarr.json`` documents of the samples or of a pass, by path."""
     memory: dict[str, Buffer] = {}
     store = MemoryStore(memory)
     for array in arrays:
@@ -84,7 +84,7 @@ def metadata_documents(
 
 
 def unit_documents(layout: Layout, unit: Unit) -> dict[str, bytes]:
-    """Return the documents that describe how a unit's arrays are stored, by path."""
+    """Return the documents that describe the arrays of the samples or of a pass, by path."""
     if isinstance(unit, int):
         return layout.form.pass_documents(layout, unit)
     return metadata_documents(layout.identity, unit, layout.samples)
@@ -93,10 +93,10 @@ def unit_documents(layout: Layout, unit: Unit) -> dict[str, bytes]:
 def open_array(
     store: LocalStore, identity: Identity, unit: Unit, array: ArraySpec
 ) -> zarr.Array[Any]:
-    """Open an array of a cache that is being written, and check that it is the plan's.
+    """Open an array for writing, after comparing its metadata with the plan.
 
     Raises:
-        CacheCorrupt: Its metadata are not those of the plan.
+        CacheCorrupt: The metadata differ from the plan.
     """
     path = f"{array_path(unit, array)}/zarr.json"
     folder = LocalStorage(store.root)
@@ -106,15 +106,15 @@ def open_array(
     check_metadata(content, identity, array, folder.locate(path))
     with quiet_zarr():
         opened = zarr.open_array(store, path=array_path(unit, array), mode="r+", zarr_format=3)
-    # zarr leaves a chunk of zeros unwritten, and open_array ignores the setting that forbids it:
-    # a shard of class 0 alone would have no file of labels.
+    # By default zarr writes no chunk of zeros, and open_array has no option for it: a shard with
+    # only class 0 would have no file of labels.
     return opened.with_config({"write_empty_chunks": True})
 
 
 def write_rows(
     opened: zarr.Array[Any], array: ArraySpec, start: int, rows: np.ndarray[Any, Any], span: int
 ) -> None:
-    """Write rows from ``start`` on, padded with zeros to ``span`` rows: whole chunks, once each."""
+    """Write rows from ``start`` on, padded with zeros to ``span`` rows, which are whole chunks."""
     axis = array.view_axis
     missing = span - rows.shape[axis]
     if missing:

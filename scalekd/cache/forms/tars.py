@@ -1,14 +1,12 @@
-"""Passes as tars that stream by themselves: one tar and its index a shard, a view's parts together.
+"""Passes as WebDataset tars: one tar and its index per shard, all values of a view together.
 
-The parts live in :mod:`scalekd.cache.forms.webdataset`; this is how the cache uses them.
+:mod:`scalekd.cache.forms.webdataset` has the format of the tars.
 """
 
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
-
-import numpy as np
 
 from scalekd.cache.documents import canonical
 from scalekd.cache.files import CommittedFiles
@@ -25,8 +23,8 @@ from scalekd.cache.forms.webdataset.form import (
     FIELDS_FILE,
     FORM_FILE,
     INFO_FILE,
+    PackedFields,
     WebDatasetForm,
-    fields_document,
     index_path,
     info_document,
     tar_path,
@@ -48,12 +46,12 @@ _IMAGE_BYTES = 512 + 256
 
 
 class _TarShard(ShardFiles):
-    """Appends blocks to a tar in their order; those that come early wait."""
+    """Appends blocks to a tar in their order; blocks that arrive early wait in memory."""
 
     def __init__(self, target: ShardTarget, pass_index: int, shard: int) -> None:
         self._target, self._pass, self._shard = target, pass_index, shard
         self._packing = ViewPacking(target.layout.views)
-        self._tar = TarShardFile(target.root)  # in the cache's folder, where there is room for it
+        self._tar = TarShardFile(target.root)  # on the disk of the cache, which has room for it
         self._lock = threading.Lock()
         self._waiting: dict[int, TarBlock] = {}
         self._next = 0
@@ -79,10 +77,7 @@ class _TarShard(ShardFiles):
 
     def _block(self, arrays: Mapping[str, Rows], rows: "ViewRows") -> TarBlock:
         layout, samples = self._target.layout, rows.samples
-        planes = {
-            name: np.moveaxis(stored, layout.find(name).view_axis, 0)
-            for name, stored in arrays.items()
-        }
+        planes = {name: layout.find(name).views_first(stored) for name, stored in arrays.items()}
         packed = self._packing.pack({**planes, **rows.columns, SOURCE_HASH: samples.source_hashes})
         return make_block(samples.keys, samples.labels, packed, rows.images)
 
@@ -113,7 +108,7 @@ class TarForm(Form):
         return {FORM_FILE: canonical(WebDatasetForm.of(self.embed))}
 
     def pass_documents(self, layout: Layout, pass_index: int) -> dict[str, bytes]:
-        return {FIELDS_FILE: fields_document(ViewPacking(layout.views).fields)}
+        return {FIELDS_FILE: canonical(PackedFields(fields=ViewPacking(layout.views).fields))}
 
     def final_documents(self, rows_of: Callable[[int], int], num_shards: int) -> dict[str, bytes]:
         if self.embed not in HAS_IMAGES:

@@ -1,9 +1,9 @@
-"""Passes as Zarr arrays: one file a block of each target, one a shard of each small array.
+"""Passes as Zarr arrays: one file per block of each target, and per shard of each small array.
 
-The samples of every cache are Zarr arrays too, so :class:`ZarrArrays` reads those of both forms.
+The samples of both forms are Zarr arrays, which :class:`ZarrArrays` reads.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -32,15 +32,15 @@ from scalekd.errors import CacheCorrupt
 if TYPE_CHECKING:
     from scalekd.cache.writing.rows import ViewRows
 
-# A few tens of kilobytes each; a loader is in some 32 shards at a time, each of some 8 arrays.
+# Each has a few tens of kilobytes. A loader reads about 32 shards at a time, of about 8 arrays.
 _KEPT_CHUNKS = 512
 
 
 class ZarrArrays:
-    """Reads rows of Zarr arrays, each chunk against its commit record; from several threads.
+    """Reads rows of Zarr arrays; compares each chunk with its commit record; safe in threads.
 
     Args:
-        files: The files of the cache; those of the shards that are read must be expected.
+        files: Committed files of the cache, which include those of the shards that are read.
         layout: Layout of the cache.
     """
 
@@ -50,7 +50,7 @@ class ZarrArrays:
         self._kept: Once[str, Rows] = Once(_KEPT_CHUNKS)
 
     def rows(self, unit: Unit, array: ArraySpec, start: int, count: int) -> Rows:
-        """Rows of one array, view axis first, in memory of their own.
+        """Return rows of one array, view axis first, as a new array.
 
         Raises:
             CacheCorrupt: A file is missing or is not the one committed.
@@ -66,7 +66,7 @@ class ZarrArrays:
         return np.concatenate(parts)
 
     def _chunk(self, unit: Unit, array: ArraySpec, index: int) -> Rows:
-        """A chunk. Those of a whole shard are kept: every block of the shard needs a part."""
+        """Return a chunk. Chunks of a whole shard are kept, because all of its blocks need them."""
         if array.per_block or unit == SAMPLES:
             return self._decoded(unit, array, index)
 
@@ -78,7 +78,7 @@ class ZarrArrays:
         return self._kept.get(chunk_path(unit, array, index), make)
 
     def _decoded(self, unit: Unit, array: ArraySpec, index: int) -> Rows:
-        """One chunk, view axis first."""
+        """Read and decode a chunk; return it with the view axis first."""
         identity, storage = self._layout.identity, self._files.storage
         metadata = f"{array_path(unit, array)}/zarr.json"
 
@@ -98,6 +98,8 @@ class ZarrArrays:
 
 
 class _ZarrPasses(PassReader):
+    """Reads the passes of a cache in Zarr form."""
+
     def __init__(self, files: CommittedFiles, layout: Layout) -> None:
         self._arrays, self._layout = ZarrArrays(files, layout), layout
 
@@ -110,12 +112,9 @@ class _ZarrPasses(PassReader):
             for name in names
         }
 
-    def image_ranges(self, pass_index: int, shard: int, num_rows: int) -> None:
-        return None
-
 
 class _ZarrShard(ShardFiles):
-    """Writes blocks of targets as they come, and the small arrays at the end."""
+    """Writes blocks of targets when they arrive, and the small arrays at the end."""
 
     def __init__(self, target: ShardTarget, pass_index: int, shard: int) -> None:
         self._target, self._pass = target, pass_index
@@ -126,9 +125,6 @@ class _ZarrShard(ShardFiles):
 
     def finish(self, rows: "ViewRows") -> None:
         self._write(rows.columns, self._start)
-
-    def discard(self) -> None:
-        pass
 
     def _write(self, arrays: Mapping[str, Rows], start: int) -> None:
         for name, rows in arrays.items():
@@ -152,9 +148,6 @@ class ZarrForm(Form):
 
     def pass_documents(self, layout: Layout, pass_index: int) -> dict[str, bytes]:
         return metadata_documents(layout.identity, pass_index, layout.views)
-
-    def final_documents(self, rows_of: Callable[[int], int], num_shards: int) -> dict[str, bytes]:
-        return {}
 
     def pass_files(self, layout: Layout, pass_index: int, shard: int, num_rows: int) -> list[str]:
         return layout.chunk_files(pass_index, shard, num_rows)

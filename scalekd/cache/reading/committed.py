@@ -23,15 +23,14 @@ def recorded_shards(storage: Storage, num_shards: int) -> Iterator[ShardId]:
     for stored in storage.list(RECORDS_FOLDER):
         unit, _, name = stored.path.removeprefix(f"{RECORDS_FOLDER}/").partition("/")
         number = name.removesuffix(".json")
-        if (
-            number.isdecimal()
-            and int(number) < num_shards
-            and (unit == SAMPLES or unit.isdecimal())
-        ):
+        if not number.isdecimal() or int(number) >= num_shards:
+            continue
+        if unit == SAMPLES or unit.isdecimal():
             shard = ShardId(SAMPLES if unit == SAMPLES else int(unit), int(number))
             if stored.path == shard.record_path:
                 recorded.append(shard)
-    yield from sorted(recorded, key=lambda s: (-1 if isinstance(s.unit, str) else s.unit, s.number))
+    order = sorted(recorded, key=lambda s: (-1 if isinstance(s.unit, str) else s.unit, s.number))
+    return iter(order)
 
 
 class CommittedShard:

@@ -1,1 +1,1 @@
-"""Copying a cache, or a part of it, between locations; and the card of a shared cache."""
+"""Copies of caches, or of parts of caches, between locations; the card of a shared cache."""

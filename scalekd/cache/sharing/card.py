@@ -1,8 +1,8 @@
-"""The dataset card of a cache on the Hugging Face Hub, and whether the Hub takes its files.
+"""The dataset card of a cache on the Hugging Face Hub, and the Hub's limits on files.
 
-The Hub takes at most 10,000 files in a folder and recommends fewer than 100,000 in a repository
-(https://huggingface.co/docs/hub/storage-limits, read in November 2026); a file of a cache is far
-below the largest it takes.
+The Hub accepts at most 10,000 files in a folder and recommends fewer than 100,000 in a repository
+(https://huggingface.co/docs/hub/storage-limits, read in November 2026). Files of a cache are far
+smaller than its limit on the size of a file.
 """
 
 import shlex
@@ -17,7 +17,7 @@ from scalekd.text import MAX_CELL, markdown, markdown_code, markdown_fence, one_
 
 MAX_FILES_PER_FOLDER = 10_000
 MAX_FILES = 100_000
-# Of https://huggingface.co/docs/hub/repositories-licenses, those that model weights commonly have.
+# Those of https://huggingface.co/docs/hub/repositories-licenses that model weights commonly have.
 _KNOWN_LICENCES = frozenset(
     {
         *("afl-3.0", "agpl-3.0", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "gpl-3.0"),
@@ -42,14 +42,20 @@ def check_hub_limits(paths: Iterable[str], location: str) -> None:
     ):
         if count > limit:
             raise UsageError(
-                f"{location}: the cache has {count:,} {what}, and the Hub takes {limit:,};"
-                " send some passes or shards only, or the webdataset form (`scalekd cache"
-                " convert`), which has one file a shard"
+                f"{location}: the cache has {count:,} {what}, and the Hub accepts {limit:,};"
+                " send only some passes or shards, or convert it to the webdataset form (`scalekd"
+                " cache convert`), which has two files per shard"
             )
 
 
-def dataset_card(plan: Plan, manifest: Manifest | None, place: str) -> str:
-    """README.md of the repository: what the cache is, under which licence, and how to use it."""
+def dataset_card(plan: Plan, manifest: Manifest | None, location: str) -> str:
+    """Return the README.md of a repository: description, licence and use of the cache.
+
+    Args:
+        plan: Plan of the cache.
+        manifest: Manifest of the cache; ``None`` if it is not complete.
+        location: URL of the repository.
+    """
     identity, provenance = plan.identity, plan.provenance
     teacher, licence = str(identity.teacher["model"]), one_line(provenance.licence or "")
     known = licence.lower() in _KNOWN_LICENCES
@@ -87,8 +93,8 @@ def dataset_card(plan: Plan, manifest: Manifest | None, place: str) -> str:
         ("size", f"{manifest.total_bytes:,} bytes" if manifest else "not complete yet"),
         ("cache", f"{markdown_code(plan.cache_id)}, format {identity.format_version}"),
     ]
-    location = shlex.quote(printable(place))
-    fence = markdown_fence(location)
+    source = shlex.quote(printable(location))
+    fence = markdown_fence(source)
     lines = [
         "---",
         metadata.to_yaml(),
@@ -106,7 +112,7 @@ def dataset_card(plan: Plan, manifest: Manifest | None, place: str) -> str:
         *(f"| {name} | {value} |" for name, value in rows),
         "",
         f"{fence}sh",
-        f"scalekd cache pull {location} ./cache                # or --passes 0-3, --logits-only, …",
+        f"scalekd cache pull {source} ./cache                # or --passes 0-3, --logits-only, …",
         "scalekd cache verify ./cache",
         "scalekd train-student --cache ./cache --data-dir IMAGES --model resnet50 --output ./run",
         fence,
@@ -116,7 +122,7 @@ def dataset_card(plan: Plan, manifest: Manifest | None, place: str) -> str:
 
 
 def _stage(plan: Plan, stage: str, codec: str) -> str:
-    info = plan.identity.stages[stage]  # type: ignore[index]  # a stage of this very plan
+    info = plan.identity.stages[stage]  # type: ignore[index]  # a key of this dictionary
     error = plan.provenance.measured.get(stage, {}).get("spatial", {}).get("mean")
     grid = " x ".join(map(str, info.grid))
     text = f"{grid} tokens, {info.num_channels} channels, {markdown_code(codec, limit=MAX_CELL)}"

@@ -1,4 +1,4 @@
-"""A cache that is fetched from: what of it is committed, and the files of a selection."""
+"""A cache that is copied from: its committed shards, and the files of a selection."""
 
 from collections.abc import Iterator
 
@@ -14,18 +14,17 @@ from scalekd.storage import Storage
 
 
 class SourceCache(Cache):
-    """A cache to be fetched from, complete or still growing.
+    """A cache to copy from, complete or still growing.
 
     Attributes:
-        at_opening: Its manifest when this was opened, if there was one.
+        at_opening: Manifest at the time of opening, if there was one; its shards are copied.
 
     Args:
-        storage: Where it is.
-        committed: Take every shard that is committed, also of passes that are being added; not
-            only those that the manifest names.
+        storage: Storage of the cache.
+        committed: Ignore the manifest and copy all committed shards, also of incomplete passes.
 
     Raises:
-        DataError: There is no cache.
+        DataError: The location does not contain a cache.
         CacheError: Plan or manifest are damaged.
     """
 
@@ -39,26 +38,26 @@ class SourceCache(Cache):
         if self.at_opening is not None and self.at_opening.plan != plan:
             raise CacheMismatch(f"{storage.location}: its plan is not the plan in its manifest")
         super().__init__(storage, plan)
-        _ = self.selection  # a damaged one is reported before anything is brought
+        _ = self.selection  # a damaged one is reported before anything is copied
 
     def selected(self, selection: Selection) -> list[ShardId]:
-        """What is committed of a selection: samples first, then pass by pass.
+        """Return the committed shards of a selection: samples first, then pass by pass.
 
         Raises:
             UsageError: The cache is not complete, and the location cannot be listed.
         """
         if self.at_opening is not None:
-            there = self.shards(self.at_opening.num_passes)
+            shards = self.shards(self.at_opening.num_passes)
         else:
-            there = recorded_shards(self.storage, self.identity.num_shards)
+            shards = recorded_shards(self.storage, self.identity.num_shards)
         return [
             shard
-            for shard in there
+            for shard in shards
             if selection.has_unit(shard.unit) and selection.has_shard(shard.number)
         ]
 
     def selected_files(self, selection: Selection) -> Iterator[str]:
-        """Every file of a selection, by the layout; a few more where images were skipped."""
+        """Yield the paths of a selection's files, as if no image had been skipped."""
         yield from (PLAN_FILE, MANIFEST_FILE, *table_files(self.identity))
         if self.at_opening is not None:
             self.check_names(self.at_opening)

@@ -27,7 +27,6 @@ from scalekd.cache.files import (
     holds,
     read_checked,
 )
-from scalekd.cache.forms import read_form
 from scalekd.cache.forms.images import IMAGES_FILE
 from scalekd.cache.forms.webdataset.form import FORM_FILE
 from scalekd.cache.layout import (
@@ -39,16 +38,16 @@ from scalekd.cache.layout import (
 )
 from scalekd.cache.sharing.source import SourceCache
 from scalekd.cache.tables import check_table, table_files
-from scalekd.cache.writing.planning import differences
+from scalekd.cache.writing.planning import begin_form, differences
 from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
 from scalekd.storage import NotStored, Storage
 from scalekd.storage.files import inside
 
-_MAY_PRECEDE = re.compile(
+_BEFORE_THE_PLAN = re.compile(
     rf"{SELECTION_FOLDER}/|\.|(?:"
     rf"{'|'.join(map(re.escape, (*COMPANIONS, FORM_FILE, IMAGES_FILE)))})$"
 )
-"""Paths that may exist before a cache is begun: selection, dataset card, form, hidden files."""
+"""Paths that may exist before the plan is written: selection, card, form, hidden files."""
 
 
 @dataclass
@@ -56,10 +55,10 @@ class Tally:
     """Counts of a transfer.
 
     Attributes:
-        num_files: Number of files copied.
+        num_files: Number of copied files.
         num_bytes: Total size of the copied files.
-        num_shards: Number of shards examined, of samples and passes.
-        num_found: Number of examined shards that the target already had.
+        num_shards: Number of examined shards, of samples and passes.
+        num_found: Number of examined shards that were already at the target.
     """
 
     num_files: int = 0
@@ -75,7 +74,7 @@ class Transfer:
         source: Cache to copy from.
         target: Storage to copy to.
         plan: Plan to write at the target, of the same cache; the source's when ``None``.
-        jobs: Number of files copied at the same time, each held in memory.
+        jobs: Number of files to copy at the same time; all of them are in memory.
         check: Read the existing files of the target, and replace those that differ.
         read_back: Read every file back from a remote target, and check its digest.
         link: Between folders, make hard links where the file system supports them.
@@ -112,47 +111,37 @@ class Transfer:
         """
         target, plan = self._target, self._plan
         self._existing = {stored.path: stored.size for stored in target.list()}
-        unexpected = [path for path in sorted(self._existing) if not _MAY_PRECEDE.match(path)]
+        unexpected = [path for path in sorted(self._existing) if not _BEFORE_THE_PLAN.match(path)]
         if unexpected and PLAN_FILE not in self._existing:
             raise UsageError(
                 f"{target.location} contains files that are not part of a cache ({unexpected[0]});"
                 " choose an empty or new location"
             )
-        form = self._source.form
-        for relative, content in form.documents().items():
-            if PLAN_FILE not in self._existing:
-                target.commit(relative, content, exclusive=True)
-        begun = target.commit(PLAN_FILE, canonical(plan), exclusive=True)
-        existing_form = read_form(target)
-        if existing_form != form:
-            raise CacheMismatch(
-                f"{target.location} contains a cache in {existing_form}, and"
-                f" {self._source.storage.location} is in {form}; choose another location"
-            )
-        if begun:
+        begin_form(target, self._source.form, advice="choose another location")
+        if target.commit(PLAN_FILE, canonical(plan), exclusive=True):
             return
         existing = read_document(target, PLAN_FILE, Plan, "the plan")
         if existing.cache_id != plan.cache_id:
             raise CacheMismatch(
-                f"{target.location}: contains another cache than {self._source.storage.location}:"
+                f"{target.location} contains another cache than {self._source.storage.location}:"
                 f" {differences(existing.identity, plan.identity)}"
             )
         if existing != plan:
             raise CacheMismatch(
-                f"{target.locate(PLAN_FILE)}: the same job, begun separately: licence, note,"
+                f"{target.locate(PLAN_FILE)}: the same job was begun separately: licence, note,"
                 f" software or measured errors differ from those at"
-                f" {self._source.storage.location}; join the two with `scalekd cache merge`"
+                f" {self._source.storage.location}; join the two caches with `scalekd cache merge`"
             )
 
-    def bring(self, selection: Selection, advanced: Callable[[], None]) -> None:
-        """Copy the committed shards of a selection; :meth:`seal` writes the manifest.
+    def copy(self, selection: Selection, advanced: Callable[[], None]) -> None:
+        """Copy the committed shards of a selection; :meth:`finish` writes the manifest.
 
         Args:
             selection: Part of the cache to copy.
             advanced: Called after each shard.
 
         Raises:
-            CacheCorrupt: A file of the source is damaged, or was changed on the way.
+            CacheCorrupt: A file of the source is damaged, or was damaged in transit.
             CacheMismatch: A shard was committed at the target with other bytes.
         """
         source = self._source
@@ -163,12 +152,12 @@ class Transfer:
             ThreadPoolExecutor(self._jobs, thread_name_prefix="transfer-file") as files,
             ThreadPoolExecutor(num_shards, thread_name_prefix="transfer-shard") as work,
         ):
-            self._bring_files(self._common_files(selection), files)
+            self._copy_files(self._common_files(selection), files)
 
-            def bring_shard(shard: ShardId) -> None:
-                self._bring_shard(source.record(shard), shard, selection, files)
+            def copy_shard(shard: ShardId) -> None:
+                self._copy_shard(source.record(shard), shard, selection, files)
 
-            pending = [work.submit(bring_shard, shard) for shard in shards]
+            pending = [work.submit(copy_shard, shard) for shard in shards]
             try:
                 for done in as_completed(pending):
                     done.result()
@@ -178,7 +167,7 @@ class Transfer:
                     future.cancel()
                 raise
 
-    def seal(self) -> bool:
+    def finish(self) -> bool:
         """Write the manifest, unless the target's manifest has as many passes or more.
 
         Returns:
@@ -217,7 +206,7 @@ class Transfer:
         common.pop(PLAN_FILE, None)
         return {path: content for path, content in common.items() if selection.has_file(path)}
 
-    def _bring_shard(
+    def _copy_shard(
         self,
         record: ShardRecord,
         shard: ShardId,
@@ -231,34 +220,34 @@ class Transfer:
                 f"{source.storage.locate(path)}: not the record that the manifest was written for"
             )
         content = canonical(record)
-        is_committed = path in self._existing and self._holds_record(path, content)
+        is_committed = path in self._existing and self._has_record(path, content)
         wanted = {file: d for file, d in record.files.items() if selection.has_file(file)}
         if self._target.commits_together and not is_committed:
-            num_brought = self._bring_files({**wanted, path: content}, files)
+            num_copied = self._copy_files({**wanted, path: content}, files)
         else:
-            num_brought = self._bring_files(wanted, files, is_ours=is_committed)
+            num_copied = self._copy_files(wanted, files, is_ours=is_committed)
         if not is_committed and not self._target.commit(path, content, exclusive=True):
-            self._holds_record(path, content)
+            self._has_record(path, content)
         with self._lock:
             self._existing[path] = len(content)
             self.tally.num_shards += 1
-            self.tally.num_found += is_committed and not num_brought
+            self.tally.num_found += is_committed and not num_copied
 
-    def _holds_record(self, path: str, content: bytes) -> bool:
-        """Whether the target has this record; raises ``CacheMismatch`` if it has another one."""
+    def _has_record(self, path: str, content: bytes) -> bool:
+        """Return whether the target has a record; raise ``CacheMismatch`` if it has another one."""
         try:
             existing = self._target.read(path, max_bytes=MAX_JSON_BYTES)
         except NotStored:
             return False  # the listing was out of date
         if existing != content:
             raise CacheMismatch(
-                f"{self._target.locate(path)}: this shard was committed there with other bytes than"
-                f" at {self._source.storage.location}: two jobs wrote this cache on machines"
-                " that round differently; choose another location"
+                f"{self._target.locate(path)}: this shard has other bytes than at"
+                f" {self._source.storage.location}: two jobs wrote this cache on machines that"
+                " round differently; choose another location"
             )
         return True
 
-    def _bring_files(
+    def _copy_files(
         self,
         wanted: Mapping[str, FileDigest | bytes],
         files: ThreadPoolExecutor,
@@ -267,9 +256,9 @@ class Transfer:
     ) -> int:
         """Copy files in parallel; return the number copied, or raise the first error."""
         if self._target.commits_together:
-            return self._bring_together(wanted, files, replace=is_ours or self._check)
+            return self._copy_together(wanted, files, replace=is_ours or self._check)
         pending = [
-            files.submit(self._bring_file, path, content, is_ours=is_ours)
+            files.submit(self._copy_file, path, content, is_ours=is_ours)
             for path, content in wanted.items()
         ]
         try:
@@ -279,7 +268,7 @@ class Transfer:
                 future.cancel()
             raise
 
-    def _bring_together(
+    def _copy_together(
         self, wanted: Mapping[str, FileDigest | bytes], files: ThreadPoolExecutor, *, replace: bool
     ) -> int:
         """Copy files in commits of many files, in order; all files are held in memory."""
@@ -296,46 +285,46 @@ class Transfer:
         differing = files.map(lambda path: not holds(self._target, path, expected[path]), unsure)
         for path, differs in zip(unsure, differing, strict=True):
             if differs:
-                self._refuse(path, made=path in made)
+                self._raise_difference(path, made=path in made)
         for path in missing:
-            self._arrived(path, expected[path].num_bytes)
+            self._count(path, expected[path].num_bytes)
         return len(missing)
 
-    def _bring_file(self, path: str, wanted: FileDigest | bytes, *, is_ours: bool) -> bool:
-        """Copy one file unless it is present.
+    def _copy_file(self, path: str, wanted: FileDigest | bytes, *, is_ours: bool) -> bool:
+        """Copy one file unless it is present; return whether it was copied.
 
-        ``is_ours`` says that the target's record names these bytes, so that others are replaced.
+        ``is_ours``: The target's record names these bytes, so a file with other bytes is replaced.
         """
         expected = digest(wanted) if isinstance(wanted, bytes) else wanted
         if self._is_present(path, expected):
             return False
         made = self._put(path, wanted, expected, replace=is_ours or self._check)
         if (self._read_back or not made) and not holds(self._target, path, expected):
-            self._refuse(path, made=made)
-        self._arrived(path, expected.num_bytes)
+            self._raise_difference(path, made=made)
+        self._count(path, expected.num_bytes)
         return True
 
     def _is_present(self, path: str, expected: FileDigest) -> bool:
-        """Whether the target has a file, by its size, or by its digest with ``check``."""
+        """Return whether the target has a file: of this size, or with ``check`` of this digest."""
         if self._existing.get(path) != expected.num_bytes:
             return False
         return not self._check or holds(self._target, path, expected)
 
-    def _arrived(self, path: str, num_bytes: int) -> None:
+    def _count(self, path: str, num_bytes: int) -> None:
         with self._lock:
             self._existing[path] = num_bytes
             self.tally.num_files += 1
             self.tally.num_bytes += num_bytes
 
-    def _refuse(self, path: str, *, made: bool) -> NoReturn:
+    def _raise_difference(self, path: str, *, made: bool) -> NoReturn:
         where = self._target.locate(path)
         if made:
             raise CacheCorrupt(
-                f"{where}: did not arrive as it was sent; run the same command again with --check"
+                f"{where}: was damaged in transit; run the same command again with --check"
             )
         raise CacheMismatch(
-            f"{where}: its bytes differ from the source, and no commit record at the target says"
-            " which are right (an interrupted copy, or another job); pass --check to replace it"
+            f"{where}: its bytes differ from the source's, and no commit record at the target names"
+            " either (of an interrupted copy, or another job); pass --check to replace it"
         )
 
     def _put(

@@ -2,7 +2,7 @@
 
 A lease is a small file beside the commit record of its shard. Creating it is atomic and succeeds
 for one process only; a thread of the owner touches it at intervals. Any process may take over a
-*stale* lease: the owner is a process of this machine that has ended, or the file was not touched for
+*stale* lease: its owner is a process of this machine that has ended, or it was not touched for
 ``STALE_SECONDS`` by the clock of the file system, so that the clocks of machines need not agree.
 
 A process takes a lease over by creating a second file, whose name contains the token in the first;
@@ -251,10 +251,8 @@ def _read(path: Path) -> LeaseHolder | None:
 
 def _start_of(process: int) -> str:
     """Return the start time of a process; empty if it has ended or the system does not tell."""
-    try:
+    try:  # fields are separated by spaces, which the command in parentheses may contain as well
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except (OSError, UnicodeDecodeError):
         return ""
-    return (
-        "" if fields[0] in "ZX" else fields[19]
-    )  # cut after the command, which may contain spaces
+    return "" if fields[0] in "ZX" else fields[19]

@@ -39,6 +39,10 @@ _NAMES = _EARLY_NAMES | {
     *(SAMPLES, "passes", RECORDS_FOLDER, EXTENSIONS_FOLDER, SELECTION_FOLDER),
 }
 
+_FORM_ADVICE = (
+    "give the same --format and --embed to finish it, choose another --output, or --overwrite"
+)
+
 
 def read_plan(location: Location) -> Plan | None:
     """Return the plan of the cache at a location, or ``None`` if no cache was begun there.
@@ -116,8 +120,13 @@ def remove_cache(location: Location) -> None:
                 entry.unlink(missing_ok=True)
 
 
-def begin_form(location: Location, form: Form) -> None:
+def begin_form(location: Location, form: Form, *, advice: str = _FORM_ADVICE) -> None:
     """Write the form of a new cache, before its plan, or check the form of an existing one.
+
+    Args:
+        location: Location of the cache.
+        form: Form of the cache.
+        advice: What the user can do about another form, for the message.
 
     Raises:
         CacheMismatch: The cache was begun in another form.
@@ -126,18 +135,15 @@ def begin_form(location: Location, form: Form) -> None:
     if not storage.exists(PLAN_FILE):
         for relative, content in form.documents().items():
             storage.commit(relative, content, exclusive=True)
-    check_form(storage, form)
+    check_form(storage, form, advice=advice)
 
 
-def check_form(location: Location, form: Form) -> None:
-    """Raise ``CacheMismatch`` if the cache was begun in another form."""
+def check_form(location: Location, form: Form, *, advice: str = _FORM_ADVICE) -> None:
+    """Raise ``CacheMismatch`` if the cache was begun in another form; see :func:`begin_form`."""
     storage = open_storage(location)
     existing = read_form(storage)
     if existing != form:
-        raise CacheMismatch(
-            f"{storage.location} was begun in {existing}, not in {form}; give"
-            " the same --format and --embed to finish it, choose another --output, or --overwrite"
-        )
+        raise CacheMismatch(f"{storage.location} was begun in {existing}, not in {form}; {advice}")
 
 
 def commit_plan(location: Location, plan: Plan) -> Plan:

@@ -56,8 +56,8 @@ def _check_abandoned(storage: Storage, path: str, shard: ShardId) -> None:
         return
     how = "is writing" if not committed else "has committed"
     raise CacheMismatch(
-        f"{storage.locate(path)} has other bytes: another job {how} {shard} on a machine that rounds"
-        " differently. Give each job its own --shards"
+        f"{storage.locate(path)} has other bytes: another job {how} {shard} on a machine that"
+        " rounds differently. Give each job its own --shards"
         + ("" if committed else "; if that job was killed, run this command again in an hour")
     )
 

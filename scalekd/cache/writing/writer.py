@@ -33,8 +33,8 @@ from scalekd.storage.files import TEMPORARY_SUFFIX, explained, inside
 _POLL_SECONDS = 0.05  # while another process commits the samples of a shard, which takes moments
 # Views in memory when encoding is slower than the teacher: blocks that are being filled or written,
 # one batch on the device and the next one, and some tasks per thread. A block is written by one
-# thread, so threads are idle if there are fewer blocks: a teacher of 1,800 views/s waited a fifth of
-# the time with 4 blocks that took 0.8 s each (docs/LOG.md).
+# thread, so threads are idle if there are fewer blocks: with 4 blocks that took 0.8 s each, a
+# teacher of 1,800 views/s waited a fifth of the time (docs/LOG.md).
 _LEAST_BLOCKS_IN_FLIGHT = 4
 _BYTES_IN_FLIGHT = 2 << 30
 _VIEWS_A_THREAD = 32

@@ -18,8 +18,8 @@ class TarBlock:
     """The members of one block's views.
 
     Attributes:
-        data: Bytes of the tar.
-        views: int64 ``(view, 4)``, as in an index, counted from the block's start.
+        data: Bytes of the block in the tar.
+        views: int64 ``(view, 4)`` as in :class:`ShardIndex`, with offsets from the block's start.
         sha256: SHA-256 of ``data``.
     """
 
@@ -34,12 +34,16 @@ def make_block(
     packed: Sequence[bytes],
     images: Sequence[bytes] | None,
 ) -> TarBlock:
-    """Lay out the members of a block.
+    """Return the members of a block; those of a view are adjacent: image, label, packed view.
 
-    A view's members are adjacent: image, label (where there is one), packed view.
+    Args:
+        keys: Keys of the views.
+        labels: Class numbers; views with -1 have no label.
+        packed: Packed views.
+        images: Encoded images, if they are embedded.
     """
     parts: list[bytes] = []
-    places = np.zeros((len(keys), 4), np.int64)
+    ranges = np.zeros((len(keys), 4), np.int64)
     size = 0
 
     def add(name: str, content: bytes) -> tuple[int, int]:
@@ -53,9 +57,9 @@ def make_block(
     for row, (key, label) in enumerate(zip(keys, labels.tolist(), strict=True)):
         stem = member_stem(key)
         if images is not None:
-            places[row, :2] = add(f"{stem}.{image_extension(images[row])}", images[row])
+            ranges[row, :2] = add(f"{stem}.{image_extension(images[row])}", images[row])
         if label >= 0:
             add(f"{stem}.cls", str(label).encode())
-        places[row, 2:] = add(f"{stem}.{PACKED_EXTENSION}", packed[row])
+        ranges[row, 2:] = add(f"{stem}.{PACKED_EXTENSION}", packed[row])
     data = b"".join(parts)
-    return TarBlock(data, places, hashlib.sha256(data).digest())
+    return TarBlock(data, ranges, hashlib.sha256(data).digest())

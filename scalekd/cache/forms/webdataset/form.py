@@ -1,7 +1,7 @@
-"""``webdataset.json``: that a cache has the WebDataset form, and what its tars hold.
+"""The documents and paths of the WebDataset form.
 
-It is written before the plan and never changes, so that every process that joins a job, and
-every reader, knows the form before it looks at a shard.
+``webdataset.json`` is written before the plan and never changes, so that every process and every
+reader knows the form before it opens a shard.
 """
 
 import json
@@ -9,25 +9,22 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from scalekd.cache.documents import CacheDocument, canonical
-from scalekd.cache.documents.stored import read_document_if_any
+from scalekd.cache.documents import CacheDocument
 from scalekd.options import Embed
-from scalekd.storage import Location, open_storage
 
 FORM_FILE = "webdataset.json"
 INFO_FILE = "_info.json"
-"""What timm's reader of WebDataset shards looks for: names and lengths of a split's shards."""
+"""Document for timm's reader of WebDataset shards: names and lengths of a split's shards."""
 FIELDS_FILE = "passes/fields.json"
 PACKED_EXTENSION = "skd"
-_MAX_FORM_BYTES = 64 << 10
 
 
 class WebDatasetForm(CacheDocument):
     """Content of ``webdataset.json``.
 
     Attributes:
-        format_version: 2 for ``pixels``, which readers of version 1 do not know.
-        embed: Which images the tars contain.
+        format_version: 2 for ``pixels``, which version 1 does not have.
+        embed: Kind of images that the tars contain.
     """
 
     format: Literal["scalekd-webdataset"] = "scalekd-webdataset"
@@ -36,7 +33,7 @@ class WebDatasetForm(CacheDocument):
 
     @classmethod
     def of(cls, embed: Embed) -> Self:
-        """Return the document of a cache with these images."""
+        """Return the document of a cache with images of this kind."""
         return cls(format_version=2 if embed == "pixels" else 1, embed=embed)
 
     @model_validator(mode="after")
@@ -75,39 +72,21 @@ class PackedFields(CacheDocument):
     fields: tuple[PackedField, ...]
 
 
-def fields_document(fields: tuple[PackedField, ...]) -> bytes:
-    return canonical(PackedFields(fields=fields))
-
-
-def read_form_document(location: Location) -> WebDatasetForm | None:
-    """The form document of a cache; ``None`` for a cache in Zarr form.
-
-    Raises:
-        CacheCorrupt: It is damaged.
-        CacheMismatch: It is of another version.
-    """
-    return read_document_if_any(
-        open_storage(location),
-        FORM_FILE,
-        WebDatasetForm,
-        "the form of the cache",
-        max_bytes=_MAX_FORM_BYTES,
-    )
-
-
 def tar_path(pass_index: int, shard: int) -> str:
+    """Return the path of a shard's tar."""
     return f"passes/{pass_index:04d}/{shard:06d}.tar"
 
 
 def index_path(pass_index: int, shard: int) -> str:
+    """Return the path of the index of a shard's tar."""
     return f"passes/{pass_index:04d}/{shard:06d}.index.safetensors"
 
 
 def info_document(lengths: dict[int, int]) -> bytes:
-    """``_info.json`` for timm: the split ``train`` is pass 0, one view of every sample.
+    """Return ``_info.json`` for timm: the split ``train`` is pass 0, one view of every sample.
 
     Args:
-        lengths: Views by number of the shard. A shard without views has no tar.
+        lengths: Number of views of each shard; a shard without views has no tar.
     """
     kept = {shard: length for shard, length in sorted(lengths.items()) if length}
     split: dict[str, Any] = {

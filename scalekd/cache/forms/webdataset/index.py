@@ -1,7 +1,7 @@
 """The index of a tar: the offset of each block and view, and the digest of each block.
 
-With it a block is one request, checked against a digest of its own, and a single view or image
-can be had without reading the tar's headers.
+With the index, a reader fetches a block with one request and checks its digest, and finds single
+views and images without reading the headers of the tar.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from scalekd.errors import CacheCorrupt
 Rows = np.ndarray[Any, Any]
 
 MAX_BYTES_PER_VIEW = 128
-"""Bound on the bytes of an index per view: 32 of offsets, 48 of a block of one view, and room."""
+"""Limit of an index per view: 32 bytes of offsets, 48 of a block of one view, and some margin."""
 MAX_HEADER_BYTES = 4096
 
 
@@ -26,10 +26,10 @@ class ShardIndex:
     """Content of an index file.
 
     Attributes:
-        blocks: int64 ``(block, 2)``: offset and bytes of each block.
-        block_sha256: uint8 ``(block, 32)``.
-        views: int64 ``(view, 4)``: offset and bytes of the image, both 0 without one, then of the
-            packed view.
+        blocks: int64 ``(block, 2)``: offset and size of each block.
+        block_sha256: uint8 ``(block, 32)``: SHA-256 of each block.
+        views: int64 ``(view, 4)``: offset and size of the image, 0 if there is none; then offset
+            and size of the packed view.
     """
 
     blocks: Rows
@@ -43,6 +43,7 @@ class ShardIndex:
         return offset, FileDigest(num_bytes=num_bytes, sha256=sha256)
 
     def to_bytes(self) -> bytes:
+        """Return the content of the index file."""
         arrays: dict[str, Rows] = {
             "blocks": np.ascontiguousarray(self.blocks, np.int64),
             "block_sha256": np.ascontiguousarray(self.block_sha256, np.uint8),
@@ -73,20 +74,22 @@ class ShardIndex:
             "views": ((num_rows, 4), np.int64),
         }
         try:
-            found = safetensors.numpy.load(data)
+            arrays = safetensors.numpy.load(data)
         except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
             raise CacheCorrupt(f"{path}: not a safetensors file ({error})") from None
-        if {name: (rows.shape, rows.dtype.type) for name, rows in found.items()} != shapes:
-            raise CacheCorrupt(f"{path}: no index of {num_rows:,} views in blocks of {block_size}")
-        index = cls(**found)
-        index._check_places(path, block_size, tar_bytes)
+        if {name: (rows.shape, rows.dtype.type) for name, rows in arrays.items()} != shapes:
+            raise CacheCorrupt(
+                f"{path}: not an index of {num_rows:,} views in blocks of {block_size}"
+            )
+        index = cls(**arrays)
+        index._check_ranges(path, block_size, tar_bytes)
         return index
 
-    def _check_places(self, path: str, block_size: int, tar_bytes: int) -> None:
-        """Blocks follow one another from the start of the tar; members lie in their block."""
+    def _check_ranges(self, path: str, block_size: int, tar_bytes: int) -> None:
+        """Check that blocks follow one another from the tar's start, and contain their members."""
         starts, sizes = self.blocks[:, 0], self.blocks[:, 1]
         ends = starts + sizes
-        # Bounded one by one first, so that no sum overflows.
+        # Each number is checked first, so that no sum overflows.
         bounded = ((self.blocks >= 0) & (self.blocks <= tar_bytes)).all() and (sizes > 0).all()
         follow = starts[0] == 0 and (starts[1:] == ends[:-1]).all() and ends[-1] <= tar_bytes
         if not (bounded and follow):

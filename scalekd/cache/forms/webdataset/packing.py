@@ -1,8 +1,9 @@
-"""One view as one member of a tar: small arrays as they are, planes of codecs coded one by one.
+"""Packed views: all arrays of one view as one member of a tar.
 
-A member of a tar costs a reader far more than the arrays inside it, so everything that belongs to
-a view is in one member. A view can be read alone, as a stream requires; the price is that the
-entropy coder sees one view at a time. docs/cache-format.md states the layout.
+Reading a member of a tar takes more time than decoding the arrays in it, so all arrays of a view
+are in one member: small arrays uncompressed, planes of codecs compressed one by one. A view can be
+read alone, as streaming requires, but compresses less well than a block. docs/cache-format.md
+describes the layout.
 """
 
 import struct
@@ -42,7 +43,7 @@ class ViewPacking:
 
     @property
     def fields(self) -> tuple[PackedField, ...]:
-        """Description of a packed view, as ``passes/fields.json`` has it."""
+        """Fields of a packed view, for ``passes/fields.json``."""
         return tuple(
             PackedField(
                 name=array.name,
@@ -57,7 +58,7 @@ class ViewPacking:
         """Pack views.
 
         Args:
-            rows: Every array of the pass and ``source_hash``, view axis first.
+            rows: All arrays of the pass and ``source_hash`` by name, view axis first.
         """
         raw = [_little_endian(rows[array.name]) for array in self._raw]
         return [
@@ -82,13 +83,13 @@ class ViewPacking:
 
         Args:
             views: Packed views.
-            names: Arrays wanted, ``source_hash`` among them if it is.
+            names: Arrays to unpack, such as ``stage4/codes`` or ``source_hash``.
 
         Returns:
             New arrays by name, view axis first.
 
         Raises:
-            CacheCorrupt: The bytes are not those of a packed view of this cache.
+            CacheCorrupt: The bytes are not a packed view of this cache.
         """
         wanted = set(names)
         raw = [array for array in self._raw if array.name in wanted]
@@ -134,14 +135,14 @@ class ViewPacking:
 
 
 def _code(array: ArraySpec, row: Rows) -> bytes:
-    """One array of one view: compressed, or as it is where that is no larger."""
+    """Return the bytes of one array of one view: compressed, if that is smaller."""
     plain = _little_endian(np.asarray(row))
     coded = array.pack(plain.reshape(array.stored_shape(1)))
     return coded if len(coded) < plain.nbytes else plain.tobytes()
 
 
 def _decode(array: ArraySpec, data: bytes) -> Rows:
-    """Invert :func:`_code`; one-dimensional."""
+    """Return the values of :func:`_code`, one-dimensional."""
     if len(data) == array.bytes_per_view:
         return np.frombuffer(data, array.dtype.newbyteorder("<"))
     try:

@@ -1,4 +1,4 @@
-"""Reading blocks of tars: one request a block, whose digest is checked before it is used."""
+"""Read blocks of tars: one request per block, whose digest is checked before it is used."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -20,7 +20,7 @@ class TarReader(PassReader):
     """Reads the passes of a cache in WebDataset form.
 
     Args:
-        files: The files of the cache, those of the shards that are read among them.
+        files: Committed files of the cache, which include those of the shards that are read.
         layout: Layout of the cache.
     """
 
@@ -38,7 +38,7 @@ class TarReader(PassReader):
         rows: range,
         names: Iterable[str],
     ) -> dict[str, Rows]:
-        """See :meth:`PassReader.read`; whole blocks are read for the rows."""
+        """See :meth:`PassReader.read`; whole blocks are read."""
         names = list(names)
         index = self.index(pass_index, shard, num_rows)
         size = self._block_size
@@ -61,28 +61,28 @@ class TarReader(PassReader):
     ) -> dict[str, Rows]:
         offset, expected = index.block(number)
         content = memoryview(self._files.read_range(tar, offset, expected))
-        places = index.views[rows.start : rows.stop].tolist()
-        packed = [content[at - offset : at - offset + size] for _, _, at, size in places]
+        ranges = index.views[rows.start : rows.stop].tolist()
+        packed = [content[at - offset : at - offset + size] for _, _, at, size in ranges]
         try:
-            found = self._packing.unpack(packed, names)
+            arrays = self._packing.unpack(packed, names)
         except CacheCorrupt as error:
             # The bytes are the committed ones, so the writer committed an invalid view.
             raise CacheCorrupt(
                 f"{self._files.storage.locate(tar)}, block {number}: {error}"
             ) from None
         if IMAGE in names:
-            found[IMAGE] = np.empty(len(places), object)
-            found[IMAGE][:] = [
-                bytes(content[at - offset : at - offset + size]) for at, size, _, _ in places
+            arrays[IMAGE] = np.empty(len(ranges), object)
+            arrays[IMAGE][:] = [
+                bytes(content[at - offset : at - offset + size]) for at, size, _, _ in ranges
             ]
-        return found
+        return arrays
 
     def image_ranges(self, pass_index: int, shard: int, num_rows: int) -> tuple[str, Rows]:
         index = self.index(pass_index, shard, num_rows)
         return tar_path(pass_index, shard), index.views[:, :2]
 
     def index(self, pass_index: int, shard: int, num_rows: int) -> ShardIndex:
-        """The index of a tar; kept while this reader lives."""
+        """Return the index of a tar, which is read once."""
         index = self._indexes.get((pass_index, shard))
         if index is None:
             path = index_path(pass_index, shard)

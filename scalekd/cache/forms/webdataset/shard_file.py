@@ -1,4 +1,4 @@
-"""One tar while it is being written: blocks in order, nothing in the cache until it is whole."""
+"""A tar while it is being written, in a temporary file until it is complete."""
 
 import mmap
 import tempfile
@@ -17,13 +17,13 @@ _MAX_TAR_BYTES = MAX_FILE_BYTES - len(END_OF_ARCHIVE)
 
 
 class TarShardFile:
-    """A tar in a nameless file, which vanishes with its process, and its index.
+    """A tar in an unnamed temporary file, which disappears with its process, and its index.
 
     Attributes:
-        num_bytes: Of the blocks so far.
+        num_bytes: Size of the appended blocks.
 
     Args:
-        folder: Where there is room for the tar; the machine's temporary folder when ``None``.
+        folder: Folder on a disk with room for the tar; the system's temporary folder if ``None``.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -38,8 +38,8 @@ class TarShardFile:
         start = self.num_bytes
         if start + len(block.data) > _MAX_TAR_BYTES:
             raise UsageError(
-                f"the tar of one shard would be larger than {_MAX_TAR_BYTES:,} bytes; embed no"
-                " images, or cache with a smaller --shard-size"
+                f"the tar of one shard would be larger than {_MAX_TAR_BYTES:,} bytes; pass a"
+                " smaller --shard-size, or embed no images"
             )
         self._file.write(block.data)
         self.num_bytes += len(block.data)
@@ -51,7 +51,7 @@ class TarShardFile:
         self._views.append(views)
 
     def close(self) -> tuple[memoryview, ShardIndex]:
-        """End the tar; returns its content, which is not in memory, and its index."""
+        """Complete the tar; return its content, a memory map, and its index."""
         self._file.write(END_OF_ARCHIVE)
         self._file.flush()
         index = ShardIndex(
@@ -64,5 +64,5 @@ class TarShardFile:
         return content, index
 
     def discard(self) -> None:
-        """Forget a tar that will not be finished; nothing happens to one that is."""
+        """Delete a tar that will not be completed."""
         self._file.close()
