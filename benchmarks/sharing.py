@@ -122,7 +122,7 @@ def block_epochs(reader: CacheReader) -> Callable[[int], int]:
         for number, samples in enumerate(batches):
             seen = 0 if number == 0 else number + BATCHES_AHEAD - 1
             for coming in batches[seen : number + BATCHES_AHEAD]:
-                blocks.want(0, coming)
+                blocks.prefetch(0, coming)
             for sample in samples:
                 block, row = blocks.find(0, int(sample))
                 count += len(block["pixel_hash"][row : row + 1])

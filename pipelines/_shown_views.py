@@ -206,7 +206,7 @@ class ViewSource:
             self._contract.check_source(sample, int(reader.samples.source_hashes[view.row]))
             view.image = decode_image(encoded, key=view.key)
             if view.pixels is None:
-                view.pixels = replay_view(sample, view.params, reader.policy, view_size=size)
+                view.pixels = replay_view(sample, view.params, view_size=size)
         if view.pixels is None and self.pass_index == 0 and view.row < len(reader.witnesses):
             view.pixels = reader.witnesses[view.row]
         if view.pixels is not None and pixel_hash(view.pixels) != int(arrays["pixel_hash"][0]):

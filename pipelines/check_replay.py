@@ -19,7 +19,7 @@ from scalekd.codecs.measure import view_errors
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.images.samples import ImageDataset, Sample
 from scalekd.loading.embedded import EmbeddedImages
-from scalekd.loading.views import DrawnView, draw_view, replay_view
+from scalekd.loading.views import DrawnView, draw_view, replay_view, stored_params
 from scalekd.pipelines._arithmetic import strict_float32
 from scalekd.pipelines._job import Job, views_of
 from scalekd.pipelines._source_options import CacheSources
@@ -29,7 +29,7 @@ from scalekd.pipelines._write_shards import run_teacher
 from scalekd.pipelines.inspect_cache import DeepFindings
 from scalekd.signals import terminable
 from scalekd.teachers import Teacher, load_tail_bytes
-from scalekd.views import pixel_hash, unpack_view
+from scalekd.views import pixel_hash
 
 # The stated error of a codec is the maximum over at most 128 held-out views; others may exceed it.
 _SLACK = 4.0
@@ -98,15 +98,8 @@ def drawing_problem(reader: CacheReader, view: StoredView) -> tuple[DrawnView, s
         pass_index=view.pass_index,
         view_size=views.view_size,
     )
-    columns = {
-        name.removeprefix("view/"): rows
-        for name, rows in view.arrays.items()
-        if name.startswith("view/")
-    }
-    params = unpack_view(columns, 0, reader.policy)
-    replayed = pixel_hash(
-        replay_view(view.sample, params, reader.policy, view_size=views.view_size)
-    )
+    params = stored_params(view.arrays, 0, reader.policy)
+    replayed = pixel_hash(replay_view(view.sample, params, view_size=views.view_size))
     if view.sample.source_hash != source_hash:
         return drawn, "is another image than the one the teacher saw"
     if int(reader.samples.labels[view.row]) != view.sample.label:

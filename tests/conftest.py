@@ -165,6 +165,27 @@ def sound_cache(make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPat
     return root
 
 
+@pytest.fixture(scope="session")
+def tars(
+    sound_cache: Path, tiny_images: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Returns ``sound_cache`` as tars that embed a kind of images. Read only."""
+    from scalekd.pipelines.convert_cache import ConvertConfig, convert_cache
+
+    folder = tmp_path_factory.mktemp("tars")
+
+    def convert(embed: str) -> Path:
+        root = folder / embed
+        if not root.exists():
+            images = None if embed == "none" else str(tiny_images)
+            options: dict[str, Any] = {"format": "webdataset", "embed": embed, "data_dir": images}
+            config = ConvertConfig(source=str(sound_cache), output=str(root), workers=0, **options)
+            assert convert_cache(config).complete
+        return root
+
+    return convert
+
+
 @pytest.fixture
 def cache_copy(sound_cache: Path, tmp_path: Path) -> Path:
     """A copy of ``sound_cache`` to do harm to."""

@@ -101,7 +101,7 @@ def _decode_and_crop(reader: CacheReader, images: ImageDataset, num_views: int) 
         for row in range(min(count, num_views - done)):
             sample = images[int(positions[first + row])]
             params = unpack_view(columns, row, reader.policy)
-            replay_view(sample, params, reader.policy, view_size=size)
+            replay_view(sample, params, view_size=size)
         done += min(count, num_views - done)
 
 

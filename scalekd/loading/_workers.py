@@ -28,13 +28,13 @@ _MEMORY = (
     "a worker process was killed, as happens when memory runs out: use fewer workers (-j) or"
     " smaller batches (-b)"
 )
-_FILES = "too many open files: raise `ulimit -n`, or use fewer workers (-j)"
+_FILES = "too many open files: raise the limit (`ulimit -n`), or use fewer workers (-j)"
 _WORKER_FAULTS = {
     "unable to allocate shared memory": (
         "shared memory is used up: enlarge /dev/shm (docker: --shm-size), or use fewer workers (-j)"
     ),
     "Too many open files": _FILES,
-    "items of ancdata": _FILES,  # how a lack of files shows when a tensor is received
+    "items of ancdata": _FILES,  # too few files while a tensor is received
     f"exit code {errno.EMFILE}.": _FILES,
     "exited unexpectedly": (
         "a worker process ended: memory, or the number of open files (`ulimit -n`), may have run"
@@ -42,16 +42,16 @@ _WORKER_FAULTS = {
     ),
     "DataLoader worker": _MEMORY,
 }
-"""Part of torch's message, and what to do about it; the first match is used."""
+"""Part of a message of torch, and advice for the user; the first match is used."""
 
 
 def as_is(batch: Any) -> Any:
-    """Collate function of datasets that already make whole batches."""
+    """Return a batch unchanged: the collate function of data sets that return whole batches."""
     return batch
 
 
 def error_as_value(work: Callable[[], T]) -> T | ScaleKDError:
-    """Do ``work``; in a worker process return its error, which :func:`relayed` raises unchanged."""
+    """Return the result of ``work``, or in a worker its error, which :func:`relayed` raises."""
     try:
         return work()
     except ScaleKDError as error:
@@ -75,7 +75,7 @@ def relayed(loader: DataLoader[Any]) -> Iterator[Any]:
             with worker_faults():
                 batch = next(batches, _END)
         except (EOFError, ConnectionError) as error:
-            # The batch was announced, and its sender died before the memory was handed over.
+            # The worker that announced the batch ended before it sent the memory.
             raise EnvironmentFault(f"{_MEMORY}, and run the same command again") from error
         if batch is _END:
             return
@@ -88,7 +88,7 @@ def relayed(loader: DataLoader[Any]) -> Iterator[Any]:
 def _end_workers() -> None:
     """End the workers of loaders that are still open when the program ends.
 
-    torch leaves them to multiprocessing, which sends one SIGTERM and waits; see `prepare_worker`.
+    Otherwise multiprocessing sends them one SIGTERM and waits; see :func:`prepare_worker`.
     """
     for batches in list(_open):
         batches._shutdown_workers()
@@ -116,10 +116,10 @@ def in_workers(
 
 @contextmanager
 def worker_faults() -> Iterator[None]:
-    """Explain the death of a loader's worker while the block runs.
+    """Convert errors about a worker of a loader that ended to errors with advice.
 
     torch raises the error from a signal handler at any point of the main process, even while it
-    cleans up after another error. So whole commands run in this block, not only loops over batches.
+    handles another error, so whole commands run in this context, not only loops over batches.
 
     Raises:
         EnvironmentFault: A worker was killed, or ran out of files or shared memory.
@@ -138,16 +138,15 @@ def prepare_worker(worker: int) -> None:
     """Limit a worker to one thread, since each core has a worker, and set its signal handlers.
 
     A cluster's scheduler sends SIGTERM to every process of a job, and the main process may need
-    more batches before it stops. So a worker ignores the first SIGTERM and exits silently at the
-    second. If only the main process sends SIGTERM, as torch does to a worker that hangs, the second
-    one comes from multiprocessing when the main process ends (`_end_workers` makes sure that the
-    first was sent, or that the worker has already ended). Workers that outlive the main process
-    are ended by torch.
+    more batches before it stops. A worker therefore ignores the first SIGTERM and exits silently at
+    the second. If only the main process sends SIGTERM, as torch does to a worker that hangs, the
+    second comes from multiprocessing when the main process ends (`_end_workers` ensures that the
+    first was sent, or that the worker has ended). torch ends workers that outlive the main process.
     """
     del worker
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the main process as well
-    signal.signal(signal.SIGTERM, _obey_the_next)
+    signal.signal(signal.SIGTERM, _exit_at_next)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # _terminations_held
     # By default a batch that cannot be sent is dropped with a traceback, and the main process waits
@@ -155,7 +154,8 @@ def prepare_worker(worker: int) -> None:
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_send)  # type: ignore[attr-defined]
 
 
-def _obey_the_next(number: int, frame: FrameType | None) -> None:
+def _exit_at_next(number: int, frame: FrameType | None) -> None:
+    """Ignore a signal, and exit silently at the next one."""
     del frame
     signal.signal(number, lambda number, frame: os._exit(0))
 
@@ -164,8 +164,8 @@ def _obey_the_next(number: int, frame: FrameType | None) -> None:
 def _terminations_held() -> Iterator[None]:
     """Block SIGTERM while workers start; `prepare_worker` unblocks it.
 
-    The fork server also starts with SIGTERM blocked and never unblocks it, because its end would
-    end its workers. It ends with the main process.
+    The fork server also starts with SIGTERM blocked and never unblocks it: if it ended, its workers
+    would end too. It ends with the main process.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -178,9 +178,10 @@ def _terminations_held() -> Iterator[None]:
 
 
 def _cannot_send(error: Exception, batch: Any) -> None:
+    """End a worker that cannot send a batch, with the number of the error as exit code."""
     del batch
     number = error.errno if isinstance(error, OSError) else None
-    if number is None and "Too many open files" in str(error):  # as torch puts it
+    if number is None and "Too many open files" in str(error):  # torch's own error
         number = errno.EMFILE
     os._exit(number or 1)
 
@@ -198,7 +199,7 @@ def start_method(*, is_remote: bool) -> str | None:
 
 
 def empty_batch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return an empty tensor, in shared memory in a worker, so that sending it copies nothing."""
+    """Return an uninitialised tensor; in a worker in shared memory, so that sending is fast."""
     tensor = torch.empty(shape, dtype=dtype)
     if get_worker_info() is not None:
         tensor.share_memory_()  # type: ignore[no-untyped-call]

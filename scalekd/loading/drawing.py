@@ -1,4 +1,4 @@
-"""Loader of cache-teacher: samples of whole shards in order, with a newly drawn view of each."""
+"""Batches of newly drawn views for the teacher, in the order in which they are cached."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from scalekd.views import ViewParams, ViewPolicy, encode_view
 
 @dataclass(frozen=True)
 class DrawRequest:
-    """Samples of one batch, all of one shard.
+    """Request for the views of one batch, all of one shard.
 
     Attributes:
-        pass_index: Pass to draw for.
+        pass_index: Pass of the views.
         shard: Shard of the samples.
-        samples: Positions in the image set.
+        samples: Positions of the samples in the image set.
         last: Whether the shard ends with this batch.
     """
 
@@ -46,7 +46,7 @@ class DrawnBatch:
         params: Parameters that redraw each view.
         pixel_hashes: xxh3-64 of each view's pixels.
         pixels: uint8 ``(view, 3, height, width)``.
-        skipped: Keys of corrupt images left out.
+        skipped: Keys of corrupt images that were skipped.
         images: Encoded images to embed, if images are embedded.
     """
 
@@ -69,10 +69,10 @@ class DrawnViews(Dataset[DrawnBatch]):
         images: The image set.
         policy: Policy that draws views.
         seed: Seed of the cache's views.
-        view_size: Height and width for the teacher.
-        skip_corrupt: Leave out images that cannot be decoded, instead of stopping.
-        embed: Also return the original encoded images, or the views losslessly encoded. For
-            ``pixels`` the pixels of the batch are all that is needed.
+        view_size: Height and width of the views.
+        skip_corrupt: Skip images that cannot be decoded, instead of raising an error.
+        embed: Kind of images to embed: batches contain the original encoded images for ``source``,
+            and losslessly encoded views for ``view``.
     """
 
     images: ImageDataset
@@ -83,7 +83,7 @@ class DrawnViews(Dataset[DrawnBatch]):
     embed: Embed = "none"
 
     def __getitems__(self, request: DrawRequest) -> DrawnBatch | ScaleKDError:
-        """Return one batch. A worker returns an error, so that it reaches the user unchanged."""
+        """Return one batch; a worker returns errors, which reach the user unchanged."""
         return error_as_value(lambda: self.draw(request))
 
     def draw(self, request: DrawRequest) -> DrawnBatch:
@@ -137,7 +137,7 @@ def drawn_samples(
     """Return keys, labels and hashes of intact samples, and the keys of corrupt ones.
 
     Args:
-        views: The image set, and whether corrupt images may be left out.
+        views: The image set, and whether corrupt images may be skipped.
         positions: Positions of the samples in the image set.
         skipped: Keys of the corrupt samples; if ``None``, images are decoded to find them.
     """
@@ -162,16 +162,16 @@ def drawn_samples(
 def shard_requests(
     shards: Iterable[tuple[int, int]], *, num_samples: int, shard_size: int, batch_size: int
 ) -> Iterator[DrawRequest]:
-    """Batches of whole shards, in order; a batch never spans two shards.
+    """Yield the batches of shards in order; a batch never spans two shards.
 
-    The other samples of a sample's batch, and with them the teacher's rounding, therefore depend
-    only on the batch size, not on how shards are distributed over processes.
+    The samples that share a batch, and therefore the teacher's rounding, depend only on the batch
+    size, not on the distribution of shards over processes.
 
     Args:
         shards: ``(pass, shard)`` pairs.
-        num_samples: Samples in the cache.
-        shard_size: Views per shard.
-        batch_size: Views per batch.
+        num_samples: Number of samples in the cache.
+        shard_size: Number of views per shard.
+        batch_size: Number of views per batch.
     """
     for pass_index, shard in shards:
         first = shard * shard_size
@@ -184,10 +184,10 @@ def shard_requests(
 def drawing_loader(
     views: DrawnViews, requests: Iterable[DrawRequest], *, num_workers: int
 ) -> Iterator[DrawnBatch]:
-    """Draw requests in order, in worker processes.
+    """Yield the batches of requests in order, drawn in worker processes.
 
-    Requests are taken from ``requests`` when a worker is free, a few ahead of the yielded batch, so
-    that an iterator may decide late which request comes next.
+    A request is taken from ``requests`` when a worker is free, so that the iterator may decide late
+    which request comes next.
 
     Raises:
         DataError: An image is corrupt and may not be skipped.

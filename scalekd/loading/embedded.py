@@ -1,4 +1,4 @@
-"""The images that a cache embeds, as an image set."""
+"""The image set that a cache embeds."""
 
 import numpy as np
 
@@ -14,13 +14,13 @@ from scalekd.storage import LocalCache, open_storage
 class EmbeddedImages(StoredImages):
     """Images of pass 0 of a cache whose tars embed the encoded images.
 
-    They are read without checking the tar's digest. Code that draws views from them compares each
-    image with its hash in the cache.
+    The digests of the tars are not checked. Code that draws views compares each image with its hash
+    in the cache.
     """
 
     @classmethod
     def of(cls, reader: CacheReader) -> "EmbeddedImages":
-        """Open the image set of a cache.
+        """Return the image set of a cache.
 
         Raises:
             UsageError: The cache embeds no images.
@@ -66,11 +66,11 @@ def open_images(
     """Index an image set, or the images that a cache embeds.
 
     Args:
-        data_dir: An image set (see :func:`scalekd.images.open_dataset`) or a cache, whose only
-            split is ``train``.
+        data_dir: Location of an image set (see :func:`scalekd.images.open_dataset`), or of a cache,
+            which has only the split ``train``.
         split: Split of the image set.
-        local_cache: Keeps copies of remote files.
-        options: How images, labels and keys of an image set are chosen; ignored for a cache.
+        local_cache: Local cache that keeps copies of remote files.
+        options: Choice of images, labels and keys of an image set; ignored for a cache.
 
     Raises:
         DataError, UsageError: See :func:`scalekd.images.open_dataset`.

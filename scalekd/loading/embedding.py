@@ -1,10 +1,8 @@
-"""Images for the tars of a cache: the encoded files of its samples, or its redrawn views."""
+"""Make the images that a converted cache embeds: encoded images, redrawn views, or pixels."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -15,33 +13,32 @@ from scalekd.cache.layout import DIFFERENCES
 from scalekd.errors import ScaleKDError, UsageError, rewording
 from scalekd.images.samples import ImageDataset, Sample
 from scalekd.loading._workers import empty_batch, error_as_value, in_workers
+from scalekd.loading.blocks import Block
 from scalekd.loading.views import (
     PIXEL_ADVICE,
     Pixels,
     ReplayContract,
     check_stored_pixels,
-    found_samples,
     replay_view,
+    sample_positions,
+    stored_params,
 )
 from scalekd.views import (
     decode_view,
     encode_view,
     pixel_differences,
     undo_differences,
-    unpack_view,
 )
 
-Block = dict[str, np.ndarray[Any, Any]]
-
 _EMBED_ADVICE = (
-    "Install the versions of the cache, or embed the encoded files with --embed source, which need"
-    " no pixels"
+    "Install the versions of the cache, or embed the encoded images with --embed source, which need"
+    " not be redrawn"
 )
 
 
 @dataclass(frozen=True)
 class BlockRequest:
-    """One block of a pass.
+    """Request for the images of one block.
 
     Attributes:
         pass_index: Pass of the block.
@@ -59,7 +56,14 @@ class BlockRequest:
 
 @dataclass(frozen=True)
 class BlockImages:
-    """Images of a block in order, or differences of its pixels; ``None`` if not embedded."""
+    """The images of a block in order.
+
+    Attributes:
+        request: Request of this block.
+        images: Encoded images or views; ``None`` if they are not embedded.
+        differences: Differences of pixels, uint8 ``(view, 3, height, width)``; ``None`` if they are
+            not embedded or are copied with the other arrays.
+    """
 
     request: BlockRequest
     images: tuple[bytes, ...] | None = None
@@ -72,28 +76,27 @@ class ImagesToEmbed(Dataset[BlockImages]):
     Args:
         reader: The cache that is converted.
         embed: Kind of images to make.
-        images: The image set; not needed if the cache already contains images of this kind, or
-            the encoded images or pixels to make them from.
+        images: The image set; not needed if the cache embeds images of this kind, or images from
+            which they can be made.
 
     Raises:
-        UsageError: The image set is needed.
+        UsageError: An image set is needed.
         CacheMismatch: The image set lacks samples of the cache.
     """
 
     def __init__(self, reader: CacheReader, embed: Embed, images: ImageDataset | None) -> None:
-        held = reader.embed
         self._reader = reader
         self._embed = embed
-        self._copies = embed == held
-        self._restores = embed in RENDERED and held in RENDERED
-        is_source = held == "source" or self._restores
-        self._images = None if is_source or self._copies else images
-        if embed != "none" and not self._copies and not is_source and images is None:
+        self._copies = embed == reader.embed
+        self._restores = embed in RENDERED and reader.embed in RENDERED
+        from_cache = self._copies or self._restores or reader.embed == "source"
+        self._images = None if from_cache else images
+        if embed != "none" and not from_cache and images is None:
             raise UsageError(
                 f"--embed {embed}: {reader.location} contains no images to make them from; pass"
                 " --data-dir, the images the cache was made from"
             )
-        self._positions = found_samples(self._images, reader) if self._images else None
+        self._positions = sample_positions(self._images, reader) if self._images else None
         self._contract = ReplayContract.of(reader)
         self._columns = [a.name for a in reader.layout.views if a.name.startswith("view/")]
 
@@ -103,17 +106,17 @@ class ImagesToEmbed(Dataset[BlockImages]):
         return self._reader.is_remote or bool(self._images and self._images.is_remote)
 
     @property
-    def is_work(self) -> bool:
-        """Whether images are made here, rather than copied or left out."""
+    def makes_images(self) -> bool:
+        """Whether images are made, and not copied or omitted."""
         return self._embed != "none" and not self._copies
 
     def __getitems__(self, request: BlockRequest) -> BlockImages | ScaleKDError:
-        """Return one block. A worker returns an error, so that it reaches the user unchanged."""
+        """Return one block; a worker returns errors, which reach the user unchanged."""
         return error_as_value(lambda: self._block(request))
 
     def _block(self, request: BlockRequest) -> BlockImages:
         if self._embed == "none" or (self._copies and self._embed == "pixels"):
-            return BlockImages(request)  # stored differences are read with the other arrays
+            return BlockImages(request)  # embedded pixels are copied with the other arrays
         names = [*self._columns, "pixel_hash"]
         if not self._images:
             names.append(DIFFERENCES if self._reader.embed == "pixels" else IMAGE)
@@ -147,7 +150,7 @@ class ImagesToEmbed(Dataset[BlockImages]):
         return sample
 
     def _pixels(self, index: int, rows: Block, row: int) -> Pixels:
-        """Return the pixels that the teacher saw, stored or drawn, after comparing their hash."""
+        """Return the pixels that the teacher saw, stored or redrawn, after checking their hash."""
         contract, expected = self._contract, int(rows["pixel_hash"][row])
         if self._restores:
             key = self._reader.samples.key(index)
@@ -160,9 +163,8 @@ class ImagesToEmbed(Dataset[BlockImages]):
             check_stored_pixels(key, pixels, expected)
             return pixels
         sample = self._sample(index, rows, row)
-        columns = {name.removeprefix("view/"): rows[name] for name in self._columns}
-        params = unpack_view(columns, row, contract.policy)
-        pixels = replay_view(sample, params, contract.policy, view_size=contract.view_size)
+        params = stored_params(rows, row, contract.policy)
+        pixels = replay_view(sample, params, view_size=contract.view_size)
         with rewording({PIXEL_ADVICE: _EMBED_ADVICE}):
             contract.check_pixels(sample.key, pixels, expected)
         return pixels
@@ -176,7 +178,7 @@ def images_of_blocks(
     Raises:
         ScaleKDError: An image is missing, corrupt, or not the one the teacher saw.
     """
-    if not source.is_work:
+    if not source.makes_images:
         for request in requests:
             block = source.__getitems__(request)
             if isinstance(block, BlockImages):

@@ -1,7 +1,7 @@
-"""Views of an image set without a cache: a new view of every sample in every epoch.
+"""Batches of an image set without a cache: a new view of every sample in every epoch.
 
-A view depends only on seed, key and epoch, so a resumed run sees the views of an uninterrupted one,
-whatever the number of workers and processes.
+A view depends only on seed, key and epoch, so a resumed run has the same views as an uninterrupted
+one, for any number of workers and processes.
 """
 
 import numpy as np
@@ -10,51 +10,34 @@ from torch.utils.data import Dataset
 
 from scalekd.errors import ScaleKDError, UsageError
 from scalekd.images import ImageDataset
-from scalekd.loading._workers import empty_batch, error_as_value
+from scalekd.loading._workers import error_as_value
 from scalekd.loading.cached_views import Batch, BatchRequest
+from scalekd.loading.drawing import DrawnViews, DrawRequest
 from scalekd.loading.loader import ViewLoader
 from scalekd.loading.order import EpochOrder
-from scalekd.loading.views import draw_view
 from scalekd.views import ViewPolicy
 
-_BLOCK_SIZE = 256  # samples that follow one another in the image set are read together
+_BLOCK_SIZE = 256  # neighbouring samples of the image set are read together
 
 
 class ImageViews(Dataset[Batch]):
-    """Draws views of an image set, a batch at a time.
+    """Draws batches of views of an image set.
 
     Args:
-        images: The image set.
-        policy: Distribution of the views.
-        seed: Seed of the views.
-        view_size: Height and width in pixels.
+        views: Draws the views.
     """
 
-    def __init__(
-        self, images: ImageDataset, policy: ViewPolicy, *, seed: int, view_size: tuple[int, int]
-    ) -> None:
-        self._images, self._policy = images, policy
-        self._seed, self._view_size = seed, view_size
+    def __init__(self, views: DrawnViews) -> None:
+        self._views = views
 
     def __getitems__(self, request: BatchRequest) -> Batch | ScaleKDError:
-        """Return one batch. A worker returns an error, so that it reaches the user unchanged."""
+        """Return one batch; a worker returns errors, which reach the user unchanged."""
         return error_as_value(lambda: self._batch(request))
 
     def _batch(self, request: BatchRequest) -> Batch:
-        positions = [int(position) for position in request.samples]
-        pixels = empty_batch((len(positions), *self._view_size, 3), torch.uint8)
-        filled = pixels.numpy()
-        for row, sample in enumerate(self._images.read_many(positions)):
-            view = draw_view(
-                sample,
-                self._policy,
-                seed=self._seed,
-                pass_index=request.pass_index,
-                view_size=self._view_size,
-            )
-            filled[row] = view.pixels
-        labels = torch.from_numpy(self._images.labels[positions].astype(np.int64))
-        return {"pixels": pixels.permute(0, 3, 1, 2), "label": labels}
+        samples = tuple(request.samples.tolist())
+        drawn = self._views.draw(DrawRequest(request.pass_index, 0, samples))
+        return {"pixels": drawn.pixels, "label": torch.from_numpy(drawn.labels.astype(np.int64))}
 
 
 class ImageLoader(ViewLoader):
@@ -68,7 +51,7 @@ class ImageLoader(ViewLoader):
         policy: Distribution of the views.
         view_size: Height and width in pixels.
         batch_size: Views per batch on this rank.
-        num_workers: Processes that decode images; 0 decodes in this process.
+        num_workers: Number of worker processes; with 0, this process draws the views.
         seed: Seed of the order and of the views, the same on every rank.
         rank, world_size: Rank of this process, and number of processes.
 
@@ -99,7 +82,7 @@ class ImageLoader(ViewLoader):
                 f" {batch_size} on {world_size} processes; use a smaller -b"
             )
         super().__init__(
-            ImageViews(images, policy, seed=seed, view_size=view_size),
+            ImageViews(DrawnViews(images, policy, seed, view_size)),
             order,
             passes=None,
             num_workers=num_workers,

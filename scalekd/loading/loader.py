@@ -1,4 +1,4 @@
-"""Epochs of batches of replayed views with the teacher's targets."""
+"""Loaders of batches of replayed views with the teacher's targets."""
 
 import itertools
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from scalekd.loading.cached_views import Batch, BatchRequest, CachedViews
 from scalekd.loading.order import BUFFER_BLOCKS, LANES_PER_RANK, EpochOrder, even_workers
 
 _BATCHES_AHEAD = 2
-"""Number of a worker's next batches whose targets and images are fetched from remote stores."""
+"""Number of a worker's next batches whose remote targets and images are prefetched."""
 
 
 class _Requests(Sampler[BatchRequest]):
-    """Sampler that yields the requests of the epoch in :attr:`epoch`."""
+    """Yields the requests of epoch :attr:`epoch`, from batch :attr:`start` on."""
 
     def __init__(self, order: EpochOrder, passes: tuple[int, ...] | None, num_workers: int) -> None:
         self.order = order
@@ -30,7 +30,7 @@ class _Requests(Sampler[BatchRequest]):
         self.start = 0
 
     def __iter__(self) -> Iterator[BatchRequest]:
-        # Workers take batches in turn: a worker's next batch is `num_workers` batches later.
+        # Workers take batches in turn, so a worker's next batch is `num_workers` batches later.
         epoch, start, step = self.epoch, self.start, max(1, self.num_workers)
         pass_index = epoch if self.passes is None else self.passes[epoch % len(self.passes)]
         batches = self.order.batches(epoch, start=start)
@@ -47,17 +47,17 @@ class _Requests(Sampler[BatchRequest]):
 
 
 class ViewLoader:
-    """Epochs of batches for one rank; every rank gets the same number.
+    """Yields the batches of one rank, epoch by epoch; all ranks have the same number of batches.
 
-    Each iteration yields one epoch, starting with the one set by :meth:`set_epoch`;
+    Each iteration over the loader yields one epoch, from the one of :meth:`set_epoch` on;
     :meth:`epoch` yields a given epoch, and can start in the middle of it.
 
     Args:
-        views: Returns the batch of a `BatchRequest`.
+        views: Data set that returns the batch of a ``BatchRequest``.
         order: Order of the samples.
-        passes: Passes of which each epoch gets the next one; ``None`` for the number of the epoch.
-        num_workers: Processes that decode images; 0 decodes in this process.
-        is_remote: Whether the views are read over a network.
+        passes: Passes that epochs use in turn; if ``None``, the pass is the number of the epoch.
+        num_workers: Number of worker processes; with 0, this process makes the batches.
+        is_remote: Whether views are read over a network.
     """
 
     def __init__(
@@ -85,14 +85,14 @@ class ViewLoader:
 
     @property
     def num_batches(self) -> int:
-        """Number of batches per epoch."""
+        """Number of batches of this rank per epoch."""
         return self._requests.order.num_batches
 
     def __len__(self) -> int:
         return self.num_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        # Counted when the first batch is requested: frameworks create unused iterators.
+        # The epoch is counted at the first batch, because frameworks create unused iterators.
         epoch = self._next_epoch
         self._next_epoch += 1
         yield from self.epoch(epoch)
@@ -109,7 +109,7 @@ class ViewLoader:
             start_batch: Number of batches to skip at the start, without reading them.
 
         Raises:
-            CacheMismatch: An image or view is not the one the teacher saw.
+            CacheMismatch: An image or view is not the one that the teacher saw.
             CacheCorrupt: The cache is damaged.
             DataError: An image cannot be read.
         """
@@ -118,21 +118,23 @@ class ViewLoader:
 
 
 class CachedViewLoader(ViewLoader):
-    """Epochs of replayed views with targets: pass ``epoch`` modulo the number of cached passes.
+    """Yields replayed views with the teacher's targets.
 
-    With ``fresh_views``, epochs beyond those passes draw new views.
+    Epochs use the cached passes in turn. With ``fresh_views``, epochs after the last pass draw new
+    views instead.
 
-    A batch is a dictionary: ``pixels`` uint8 ``(batch, 3, height, width)``, or ``differences`` of
-    them; on request, and if the teacher's size differs, ``teacher_pixels``; ``label`` int64
-    ``(batch,)``, -1 for samples without a label; and a tensor for every plane of the
-    target groups, such as ``stage4.codes``, view axis first.
+    A batch is a dictionary with ``pixels``, uint8 ``(batch, 3, height, width)``, or their
+    ``differences``; ``label``, int64 ``(batch,)``, -1 for samples without a label; a tensor for
+    every plane of the target groups, such as ``stage4.codes``, view axis first; and on request, if
+    the sizes differ, ``teacher_pixels``: the views at the teacher's size.
 
     Args:
         reader: The cache.
         images: The image set the cache was made from; see :class:`CachedViews`.
         batch_size: Views per batch on this rank.
-        num_workers: Processes that decode images; 0 decodes in this process. Embedded pixels are
-            read by 1, 2, 4 or a multiple of 8 of them, as :func:`.order.even_workers` says.
+        num_workers: Number of worker processes; with 0, this process makes the batches. For
+            embedded pixels it is reduced to 1, 2, 4 or a multiple of 8; see
+            :func:`.order.even_workers`.
         seed: Seed of the order, the same on every rank.
         view_size, groups, allowed_drift, teacher_pixels, fresh_views, differences: See
             :class:`CachedViews`.

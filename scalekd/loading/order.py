@@ -1,10 +1,10 @@
-"""The order in which an epoch visits the views of a cache.
+"""The order of the views of a cache in an epoch.
 
-A block is the unit of reading, so the order shuffles blocks, then views inside a buffer of a
-few blocks. Batches are dealt to *lanes*: lane ``g`` owns every ``g``-th block of the shuffled
-list and makes batches ``g``, ``g + lanes``, …. Loader workers take batches in turn, so while
-the number of workers divides the number of lanes, each worker decodes only the blocks of its
-own lanes; and the order is the same for every number of workers.
+A block is the unit of reading, so blocks are shuffled, and then views within a buffer of a few
+blocks. Blocks and batches are divided among *lanes*: of ``n`` lanes, lane ``g`` has the blocks
+``g``, ``g + n``, … of the shuffled list, and makes the batches of the same numbers. Workers of a
+loader take batches in turn. If their number divides the number of lanes, each worker reads only the
+blocks of its own lanes. The order does not depend on the number of workers.
 """
 
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 LANES_PER_RANK = 8
-"""Divisible by 1, 2, 4 and 8 workers; with other numbers some blocks are decoded twice."""
+"""Lanes of one process, divisible by 1, 2, 4 and 8 workers; others read some blocks twice."""
 
 
 def even_workers(num_workers: int) -> int:
-    """Return the most workers, at most as many as given, that share lanes evenly.
+    """Return the largest number of workers, up to the given one, that divides the lanes evenly.
 
-    With others every worker visits several lanes in turn, and reads each block anew for each batch:
-    14 workers would decode embedded pixels four times, and 8 are faster.
+    With other numbers each worker makes batches of several lanes in turn, and reads blocks again
+    for each batch: 14 workers would decode embedded pixels four times, and are slower than 8.
     """
     if num_workers >= LANES_PER_RANK:
         return num_workers - num_workers % LANES_PER_RANK
@@ -31,7 +31,7 @@ def even_workers(num_workers: int) -> int:
 
 
 BUFFER_BLOCKS = 4
-"""Blocks that a lane shuffles together: 1,024 views at the default block size."""
+"""Number of blocks that a lane shuffles together: 1,024 views with the default block size."""
 
 Indices = npt.NDArray[np.int64]
 
@@ -42,11 +42,11 @@ class EpochOrder:
 
     Attributes:
         blocks: ``(first sample, number of samples)`` of each block.
-        batch_size: Views per batch on one rank.
+        batch_size: Number of views in a batch of one rank.
         seed: Seed of the run.
         rank: Rank of this process.
-        world_size: Number of processes. Every rank gets the same number of full batches; the
-            views left over are different ones every epoch.
+        world_size: Number of processes. All ranks have the same number of full batches; the
+            remaining views are not used, and are others in each epoch.
         shuffle: Whether to shuffle; ``False`` keeps the stored order of blocks and views.
     """
 
@@ -63,7 +63,7 @@ class EpochOrder:
         return sum(count for _, count in self.blocks) // (self.batch_size * self.world_size)
 
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[Indices]:
-        """Sample numbers of each batch of this rank, from batch ``start`` on."""
+        """Yield the samples of each batch of this rank, from batch ``start`` on."""
         for number, batch in enumerate(self._global_batches(epoch)):
             step, rank = divmod(number, self.world_size)
             if step >= self.num_batches:
@@ -72,7 +72,7 @@ class EpochOrder:
                 yield batch
 
     def _global_batches(self, epoch: int) -> Iterator[Indices]:
-        """Batches of all ranks in turn: rank 0's first, rank 1's first, …"""
+        """Yield the batches of all ranks in turn: the first of rank 0, the first of rank 1, …"""
         random = np.random.default_rng([self.seed, epoch])
         blocks = np.asarray(self.blocks, dtype=np.int64)
         if self.shuffle:
@@ -97,7 +97,7 @@ class EpochOrder:
                 else:
                     batch, waiting[lane] = np.split(waiting[lane], [self.batch_size])
                     yield batch
-        # Views left over in the lanes are pooled, so that small caches lose no full batch.
+        # The remaining views of all lanes are joined, so that small caches lose no full batch.
         rest = np.concatenate(leftover)
         if self.shuffle:
             rest = random.permutation(rest)
@@ -106,7 +106,7 @@ class EpochOrder:
 
 
 def _lane(blocks: npt.NDArray[np.int64], random: np.random.Generator | None) -> Iterator[Indices]:
-    """Views of a lane's blocks, a shuffled buffer at a time."""
+    """Yield the views of a lane's blocks, one shuffled buffer at a time."""
     for first in range(0, len(blocks), BUFFER_BLOCKS):
         views = np.concatenate(
             [

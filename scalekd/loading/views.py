@@ -1,11 +1,10 @@
-"""Draws and replays views: from a sample to the pixels of one view.
+"""Draw and replay views: from an encoded image to the pixels of one view.
 
-Stage one calls :func:`draw_view`, which also gives the parameters; stage two calls
-:func:`replay_view` with the parameters that the cache contains. Both decode and render in the
-same way.
+Caching calls :func:`draw_view`, which also returns the view's parameters; training calls
+:func:`replay_view` with the parameters in the cache. Both decode and render in the same way.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +22,7 @@ from scalekd.views import (
     pixel_environment,
     pixel_hash,
     render,
+    unpack_view,
 )
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -73,16 +73,28 @@ def draw_view(
     return DrawnView(params, pixels, pixel_hash(pixels))
 
 
-def replay_view(
-    sample: Sample, params: ViewParams, policy: ViewPolicy, *, view_size: tuple[int, int]
-) -> Pixels:
+def replay_view(sample: Sample, params: ViewParams, *, view_size: tuple[int, int]) -> Pixels:
     """Redraw a stored view at the teacher's size or another size."""
     image = decode_image(sample.image, key=sample.key)
     return render(image, params, view_size=view_size)
 
 
-def found_samples(images: ImageDataset, reader: CacheReader | JoinedReader) -> np.ndarray[Any, Any]:
-    """Return the positions in the image set of all samples of a cache.
+def stored_params(
+    arrays: Mapping[str, np.ndarray[Any, Any]], row: int, policy: ViewPolicy
+) -> ViewParams:
+    """Return the parameters of a view from rows of a cache's arrays, by name."""
+    columns = {
+        name.removeprefix("view/"): rows
+        for name, rows in arrays.items()
+        if name.startswith("view/")
+    }
+    return unpack_view(columns, row, policy)
+
+
+def sample_positions(
+    images: ImageDataset, reader: CacheReader | JoinedReader
+) -> np.ndarray[Any, Any]:
+    """Return the position of each sample of a cache in an image set.
 
     Raises:
         CacheMismatch: The image set lacks samples of the cache.
@@ -100,26 +112,26 @@ def found_samples(images: ImageDataset, reader: CacheReader | JoinedReader) -> n
 
 
 def check_stored_pixels(key: str, pixels: Pixels, expected_hash: int) -> None:
-    """Raise ``CacheCorrupt`` unless pixels that a cache contains have their view's hash."""
+    """Raise ``CacheCorrupt`` if embedded pixels do not have the hash of their view."""
     stored_hash = pixel_hash(pixels)
     if stored_hash != expected_hash:
         raise CacheCorrupt(
             f"the embedded pixels of a view of sample {key} are not those that the teacher saw"
-            f" (hash {stored_hash:016x}, {expected_hash:016x} in the cache): the cache was written"
-            " wrongly or changed; draw the views from the images instead (`scalekd cache convert"
-            " --embed none`), or write it again"
+            f" (their hash is {stored_hash:016x}, and the cache has {expected_hash:016x}): the"
+            " cache was written wrongly or changed; draw the views from the images instead"
+            " (`scalekd cache convert --embed none`), or write it again"
         )
 
 
 @dataclass(frozen=True)
 class ReplayContract:
-    """Compares replayed pixels with the hash of the pixels that the teacher saw.
+    """Draws views like those of a cache, and compares pixels with what the teacher saw.
 
     Attributes:
-        policy: Policy that drew the cache's views.
-        view_size: Height and width the teacher saw.
+        policy: Policy of the cache's views.
+        view_size: Height and width of the views that the teacher saw.
         seed: Seed of the cache's views.
-        environment: Versions that drew the cache's views.
+        environment: Versions of the libraries that drew the cache's views.
         allowed_drift: Mean difference, in levels of 255, that the user accepts.
     """
 
@@ -133,7 +145,7 @@ class ReplayContract:
     def of(
         cls, reader: CacheReader | JoinedReader, *, allowed_drift: float = 0.0
     ) -> "ReplayContract":
-        """Build the contract of a cache."""
+        """Return the contract of a cache."""
         views = reader.identity.views
         return cls(
             policy=reader.policy,
@@ -143,20 +155,31 @@ class ReplayContract:
             allowed_drift=allowed_drift,
         )
 
+    def draw(self, sample: Sample, pass_index: int) -> DrawnView:
+        """Draw a sample's view of a pass, as :func:`draw_view` does."""
+        return draw_view(
+            sample, self.policy, seed=self.seed, pass_index=pass_index, view_size=self.view_size
+        )
+
     def check_source(self, sample: Sample, expected_hash: int) -> None:
         """Raise ``CacheMismatch`` unless this is the image file that the teacher saw."""
         if sample.source_hash != expected_hash:
             raise CacheMismatch(
                 f"sample {sample.key} is another image than the one the teacher saw (hash of its"
-                f" encoded bytes {sample.source_hash:016x} here, {expected_hash:016x} there)."
-                " Point --data-dir at the data set the cache was made from"
+                f" encoded bytes {sample.source_hash:016x} here, {expected_hash:016x} in the"
+                " cache). Pass the data set that the cache was made from as --data-dir"
             )
 
     def check_pixels(self, key: str, pixels: Pixels, expected_hash: int) -> None:
-        """Raise ``CacheMismatch`` unless ``pixels``, at :attr:`view_size`, hash as stored.
+        """Raise ``CacheMismatch`` if redrawn pixels do not have the hash in the cache.
 
-        A difference is accepted if :attr:`allowed_drift` is positive, because the drift of this
-        machine was already measured on the witnesses.
+        With a positive :attr:`allowed_drift` any difference is accepted, because the drift of this
+        machine was measured on the witnesses.
+
+        Args:
+            key: Key of the sample, for the message.
+            pixels: Pixels of the view at :attr:`view_size`.
+            expected_hash: Pixel hash in the cache.
         """
         redrawn_hash = pixel_hash(pixels)
         if redrawn_hash == expected_hash or self.allowed_drift > 0:
@@ -168,11 +191,11 @@ class ReplayContract:
         )
 
     def check_witnesses(self, samples: Sequence[Sample], pixels: Sequence[Pixels]) -> float:
-        """Redraw the witnesses, views whose pixels are stored in the cache.
+        """Redraw the witnesses, the views whose pixels the cache stores, and measure the drift.
 
         Args:
-            samples: The witnesses' samples.
-            pixels: Pixels of the witnesses in pass 0, as the teacher saw them.
+            samples: Samples of the witnesses.
+            pixels: Stored pixels of the witnesses, which are views of pass 0.
 
         Returns:
             Mean absolute difference in levels of 255; zero means that every pixel is the same.
@@ -187,10 +210,7 @@ class ReplayContract:
             )
         drift = 0.0
         for sample, seen in zip(samples, pixels, strict=True):
-            drawn = draw_view(
-                sample, self.policy, seed=self.seed, pass_index=0, view_size=self.view_size
-            )
-            drift = max(drift, mean_difference(drawn.pixels, seen))
+            drift = max(drift, mean_difference(self.draw(sample, 0).pixels, seen))
         if drift > self.allowed_drift:
             raise CacheMismatch(
                 f"this machine redraws the cache's {len(samples)} witness views with a mean"
@@ -199,6 +219,7 @@ class ReplayContract:
         return drift
 
     def _versions(self) -> str:
+        """Describe how the versions that draw views differ from those of the cache."""
         here = pixel_environment()
         names = sorted(here.keys() | self.environment.keys())
         changed = [

@@ -44,8 +44,8 @@ def open_storage(location: Location, *, local_cache: LocalCache | None = None) -
     """Open the storage at a location. Nothing is read yet.
 
     Args:
-        location: A folder, ``file://``, ``s3://``, ``gs://``, ``az://``, ``https://``, ``hf://``; a
-            storage is returned unchanged.
+        location: A folder, or a URL with ``file://``, ``s3://``, ``gs://``, ``az://``,
+            ``https://`` or ``hf://``; a storage is returned unchanged.
         local_cache: Local cache that keeps copies of the files read from a remote location.
 
     Raises:

@@ -1,8 +1,8 @@
 """The interface of all storages: a folder, a bucket or a web server.
 
-Names are relative POSIX paths below the *location* that was opened. A read returns all the bytes
-requested or raises an error, never fewer; after a commit readers get the whole new content or the
-whole previous content. A storage does not interpret the files: callers check digests.
+Files are named by POSIX paths relative to the *location* that was opened. A read returns all the
+requested bytes or raises an error. During a commit, readers get either the whole previous content
+or the whole new one. A storage does not interpret files: callers check digests.
 """
 
 import io
@@ -77,8 +77,8 @@ def check_relative(location: str, relative: str) -> str:
         CacheCorrupt: The path is absolute, empty, or contains ``..``, a backslash or a NUL.
     """
     parts = PurePosixPath(relative)
-    strange = ".." in parts.parts or "\\" in relative or "\0" in relative
-    if parts.is_absolute() or not parts.parts or strange:
+    is_unsafe = ".." in parts.parts or "\\" in relative or "\0" in relative
+    if parts.is_absolute() or not parts.parts or is_unsafe:
         raise CacheCorrupt(f"{location}: {relative!r} is not a path inside the cache")
     return str(parts)
 
@@ -88,11 +88,11 @@ class Storage(ABC):
 
     Attributes:
         location: Folder or URL that was opened, without credentials, for messages.
-        root: Folder on this machine's file system that holds the files; None for a remote storage.
+        root: Local folder of the files; ``None`` for a remote storage.
         is_remote: Whether files are read over a network.
         commits_together: Whether :meth:`commit_all` is much cheaper than writing files one by one.
-        is_repository: Whether the location is a Hub repository: it shows a README.md, and takes a
-            limited number of files.
+        is_repository: Whether the location is a Hub repository, which shows a README.md and accepts
+            a limited number of files.
     """
 
     location: str
@@ -116,8 +116,8 @@ class Storage(ABC):
         Args:
             relative: Path relative to the location of the storage.
             max_bytes: Largest size accepted.
-            sha256: Expected hash of the content, where known. A local cache stores the content
-                under it; the hash is not checked here.
+            sha256: Expected hash of the content, if known. A local cache keeps its copy under this
+                name; the hash is not checked here.
 
         Raises:
             NotStored: The file does not exist.
@@ -136,8 +136,8 @@ class Storage(ABC):
             relative: Path relative to the location of the storage.
             start: Offset of the first byte.
             length: Number of bytes.
-            version: Version of the file (:attr:`StoredFile.version`), where known. A local cache
-                then fetches the whole file once and reads its parts from the copy.
+            version: Version of the file (:attr:`StoredFile.version`), if known. A local cache then
+                fetches the whole file once and reads parts from its copy.
 
         Raises:
             StoredFileError: The file is missing or ends before ``start + length``; other errors
@@ -149,15 +149,15 @@ class Storage(ABC):
         """Yield the whole content in pieces of a few megabytes, so that memory use is bounded.
 
         Raises:
-            StoredFileError: The file is missing, or ended before the size that was announced.
+            StoredFileError: The file is missing, or ended before its announced size.
         """
 
     def open(self, relative: str, *, version: str | None = None) -> BinaryIO:
-        """Open a file for reading from its start; the result may not be able to seek.
+        """Open a file for reading from its start; the returned stream may not be seekable.
 
         Args:
             relative: Path relative to the location of the storage.
-            version: Version of the file, where known; see :meth:`read_range`.
+            version: Version of the file, if known; see :meth:`read_range`.
         """
         del version
         return io.BufferedReader(_Pieces(self.stream(relative)), io.DEFAULT_BUFFER_SIZE)
@@ -253,7 +253,7 @@ class Storage(ABC):
             version: Version under which a copy was kept, if it was read with one.
 
         Returns:
-            Whether reading the file again may give another content.
+            Whether reading the file again may return another content.
         """
         del relative, sha256, version
         return self.is_remote

@@ -26,7 +26,7 @@ _OWNER = re.compile(
 
 @contextlib.contextmanager
 def explained(path: Path, doing: str) -> Iterator[None]:
-    """Turn errors of the operating system into errors that say what to do next."""
+    """Convert errors of the operating system to an :class:`EnvironmentFault` with advice."""
     try:
         yield
     except OSError as error:
@@ -81,9 +81,9 @@ def commit_file(
 
 @contextlib.contextmanager
 def temporary_path(path: Path) -> Iterator[Path]:
-    """Yield a new path beside ``path``; delete the file or folder that is left there afterwards.
+    """Yield a new path beside ``path``; at the end, delete the file or folder at this path, if any.
 
-    What a killed process leaves is deleted by :func:`remove_abandoned`.
+    :func:`remove_abandoned` deletes those of killed processes.
     """
     temporary = temporary_beside(path)
     try:
@@ -97,7 +97,7 @@ def temporary_path(path: Path) -> Iterator[Path]:
 
 
 def temporary_beside(path: Path) -> Path:
-    """Return a new path in the folder of ``path`` that names its machine and process."""
+    """Return a new path in the folder of ``path`` whose name contains machine and process."""
     owner = f"{host_name()}-{_namespace_number()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     return path.with_name(f".{path.name}.{owner}{TEMPORARY_SUFFIX}")
 
@@ -124,7 +124,7 @@ def remove_abandoned(root: Path) -> None:
             elif abandoned:
                 path.unlink()
         except FileNotFoundError:
-            continue  # its writer finished or another process deleted it meanwhile
+            continue  # renamed by its writer, or deleted by another process
 
 
 def host_name() -> str:

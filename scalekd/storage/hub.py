@@ -1,10 +1,9 @@
 """Dataset repositories of the Hugging Face Hub, through huggingface_hub.
 
-A repository is a git history: every write is a commit, commits are made one after another, and
-the Hub refuses many small ones. Files are therefore written together
-(:meth:`HubStorage.commit_all`), in commits of at most 50: the Hub recommends fewer than 100 files a
-commit (https://huggingface.co/docs/hub/storage-limits). A commit names its parent, so that an
-exclusive write never replaces a file, even with several writers.
+Every write to a repository is a git commit. Commits are made one after another, and the Hub limits
+their rate, so files are written together (:meth:`HubStorage.commit_all`), at most 50 per commit;
+the Hub recommends fewer than 100 (https://huggingface.co/docs/hub/storage-limits). A commit names
+its parent, so that an exclusive write never replaces a file, even with several writers.
 """
 
 import functools
@@ -21,7 +20,7 @@ from scalekd.storage.base import NotStored, Storage, StoredFile, StoredFileError
 _URL = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/@]+))?(/(?P<inner>.+))?")
 _FILES_PER_COMMIT = 50
 _PIECE_BYTES = 8 << 20
-_ATTEMPTS = 20  # at a commit while others commit to the same repository
+_ATTEMPTS = 20  # to commit, while other processes commit to the same repository
 
 
 class HubStorage(Storage):
@@ -34,7 +33,7 @@ class HubStorage(Storage):
         url: A URL ``hf://datasets/owner/name``, ``hf://datasets/owner/name@revision/folder``.
 
     Raises:
-        UsageError: The URL has another form, or huggingface_hub is not installed.
+        UsageError: The URL has another form.
     """
 
     commits_together = True
@@ -47,7 +46,6 @@ class HubStorage(Storage):
         self.location = url.rstrip("/")
         self.repo, self.revision = match["repo"], match["revision"] or "main"
         self._inner = f"{check_relative(url, match['inner'])}/" if match["inner"] else ""
-        _hub()
 
     def below(self, folder: str) -> "HubStorage":
         return HubStorage(self.locate(check_relative(self.location, folder)))
@@ -98,9 +96,7 @@ class HubStorage(Storage):
                 entries = _api().get_paths_info(
                     self.repo, [path], revision=self.revision, repo_type="dataset"
                 )
-            except _errors().RepositoryNotFoundError:
-                return None
-            except _errors().RevisionNotFoundError:
+            except (_errors().RepositoryNotFoundError, _errors().RevisionNotFoundError):
                 return None
         for entry in entries:
             if entry.path == path and hasattr(entry, "size"):
@@ -147,7 +143,7 @@ class HubStorage(Storage):
                 return
 
     def _commit_some(self, files: dict[str, bytes], exclusive: bool) -> set[str]:
-        """Make one commit; with ``exclusive`` only of the files that its parent does not have."""
+        """Make one commit, with ``exclusive`` only of new files; return the paths of its files."""
         errors, api = _errors(), _api()
         first = next(iter(files))
         with self._explained("write", first):
@@ -174,7 +170,7 @@ class HubStorage(Storage):
                     )
                 except errors.HfHubHTTPError as error:
                     if error.response.status_code in (409, 412):
-                        continue  # another commit came in between
+                        continue  # another process has committed since
                     raise
                 return set(new)
         raise EnvironmentFault(
@@ -183,12 +179,14 @@ class HubStorage(Storage):
         )
 
     def _missing(self, files: dict[str, bytes], head: str) -> dict[str, bytes]:
+        """Return the files that do not exist in a commit."""
         paths = {self._path(path): path for path in files}
         entries = _api().get_paths_info(self.repo, [*paths], revision=head, repo_type="dataset")
         existing = {paths[entry.path] for entry in entries if entry.path in paths}
         return {path: data for path, data in files.items() if path not in existing}
 
     def _tree(self, prefix: str, *, recursive: bool) -> Iterator[Any]:
+        """Yield the files and folders below a folder; none if it does not exist."""
         errors, below = _errors(), self._path(prefix) if prefix else self._inner.rstrip("/")
         with self._explained("list", prefix):
             try:
@@ -231,7 +229,7 @@ class HubStorage(Storage):
 
     @contextmanager
     def _explained(self, doing: str, relative: str) -> Iterator[None]:
-        """Turn errors of the Hub into one line that says what to do."""
+        """Convert errors of the Hub to errors with advice."""
         errors, where = _errors(), self.locate(relative) if relative else self.location
         try:
             yield
@@ -261,14 +259,11 @@ class HubStorage(Storage):
 
 @functools.cache
 def _hub() -> Any:
-    try:
-        import huggingface_hub
-        import huggingface_hub.errors
-        import huggingface_hub.utils
-    except ImportError:
-        raise UsageError(
-            "hf:// needs the package huggingface_hub: pip install 'scalekd[remote]'"
-        ) from None
+    """Import huggingface_hub when it is first used, because the import takes time."""
+    import huggingface_hub
+    import huggingface_hub.errors
+    import huggingface_hub.utils
+
     return huggingface_hub
 
 

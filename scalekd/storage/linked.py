@@ -1,4 +1,4 @@
-"""Folders read through symbolic links, as folders of images are."""
+"""Folders in which symbolic links are followed, for folders of images."""
 
 import contextlib
 import os
@@ -10,14 +10,14 @@ from scalekd.errors import DataError, EnvironmentFault, advice_on
 from scalekd.storage.base import Listing, NotStored, StoredFile, StoredFileError
 from scalekd.storage.local import LocalStorage, described
 
-_MAX_LINKED_FOLDERS = 1 << 16  # followed in one listing: links can multiply folders without end
+_MAX_LINKED_FOLDERS = 1 << 16  # in one listing: links can multiply folders without limit
 
 
 class LinkedStorage(LocalStorage):
-    """Files below a folder, read through symbolic links as timm and torchvision read them.
+    """Files below a folder; symbolic links are followed, as in timm and torchvision.
 
     A link to a folder that contains the link is not followed, so that a listing ends. Paths come
-    from :meth:`listing` or from the user; they may lead out of the folder.
+    from :meth:`listing` or from the user, and may lead out of the folder.
     """
 
     def path(self, relative: str) -> Path:
@@ -46,7 +46,7 @@ class LinkedStorage(LocalStorage):
         with _readable(self.path(prefix)):
             names = sorted(entry.name for entry in os.scandir(self.path(prefix)))
         paths = [f"{prefix}/{name}" if prefix else name for name in names]
-        # A broken link is listed as well, so that reading it fails instead of leaving it out.
+        # A broken link is listed as well: reading it must fail.
         return [
             self.describe(path) or StoredFile(path, 0, 0.0, "missing")
             for path in paths
@@ -117,7 +117,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _readable(folder: str | Path) -> Iterator[None]:
-    """Turn a folder that cannot be listed into an error that names it."""
+    """Convert errors of listing a folder to an :class:`EnvironmentFault`."""
     try:
         yield
     except OSError as error:

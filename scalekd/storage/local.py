@@ -34,7 +34,7 @@ class LocalStorage(Storage):
         return LocalStorage(self.path(folder))
 
     def path(self, relative: str) -> Path:
-        """Return the path of a file; refuse a name that leads out of the folder."""
+        """Return the path of a file; refuse one that leads out of the folder."""
         return inside(self.root, relative)
 
     def read(self, relative: str, *, max_bytes: int, sha256: str | None = None) -> bytes:

@@ -1,21 +1,21 @@
 """Copies of remote files on a local disk, so that a file is fetched only once.
 
-Contents with a known digest are kept under it; parts of a larger file (an image of a tar shard) are
-read from a copy of the whole file, kept under its location, name and version. Nothing else is kept:
-a file that could change under the same name is fetched again.
+A file with a known digest is kept under this digest. To read parts of a larger file (an image of a
+tar shard), the whole file is kept, under its location, name and version. Other files are not kept,
+because they may change.
 
-Any number of processes can share one folder. A complete copy appears by a rename; of several
-processes that need the same file one fetches it and the others wait; the least recently used copies
-are evicted first.
+Any number of processes can share one folder. A complete copy appears by a rename. If several
+processes need the same file, one fetches it and the others wait. The least recently used copies are
+evicted first.
 
-Copies are not trusted more than the network: callers that have a digest check it, and call
-:meth:`~CachedStorage.forget` when it does not match.
+Copies are not trusted: callers check the digest, and call :meth:`~CachedStorage.forget` if it does
+not match.
 """
 
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from scalekd.storage.base import Storage, StoredFile, StoredFileError
 from scalekd.storage.files import explained, remove_abandoned, temporary_path
 from scalekd.storage.locks import lock
 
-_KEPT_AFTER_EVICTION = 0.9  # fraction of the limit, so that not every new file causes an eviction
+_KEPT_AFTER_EVICTION = 0.9  # of the limit, so that not every new file causes an eviction
 _LOCK_SUFFIX = ".lock"
 _USAGE_FILE = "usage"
 
@@ -77,7 +77,7 @@ class LocalCache:
                     with self._counting():
                         self._make_room(size)
                         with temporary.open("xb") as file:
-                            file.truncate(size)  # from here on the file counts with its full size
+                            file.truncate(size)  # an eviction counts the file with its full size
                     with temporary.open("r+b") as file:
                         fill(file)
                         unused = size - file.tell()
@@ -234,7 +234,7 @@ class CachedStorage(Storage):
             return None
 
         def fill(file: BinaryIO) -> None:
-            num_bytes = _write(file, self.origin.stream(relative))
+            num_bytes = sum(file.write(piece) for piece in self.origin.stream(relative))
             if num_bytes != size:
                 raise StoredFileError(
                     self.locate(relative),
@@ -244,10 +244,6 @@ class CachedStorage(Storage):
             os.fsync(file.fileno())  # there is no digest to detect an incomplete copy
 
         return self.cache.fetch(key, size, fill)
-
-
-def _write(file: BinaryIO, pieces: Iterable[bytes]) -> int:
-    return sum(file.write(piece) for piece in pieces)
 
 
 @contextmanager
@@ -279,6 +275,7 @@ def _locked(path: Path, *, once: bool = False) -> Iterator[None]:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
+    """Return whether an open file is the one at a path."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Locks of files and folders between processes, which need a POSIX system."""
+"""Locks of files and folders between processes; they need a POSIX system."""
 
 from scalekd.errors import EnvironmentFault
 
@@ -9,15 +9,11 @@ except ImportError:  # Windows
 
 
 def require_locks() -> None:
-    """Check that this system has file locks, before other work.
-
-    Raises:
-        EnvironmentFault: It has none.
-    """
+    """Raise ``EnvironmentFault`` if this system has no file locks."""
     if fcntl is None:
         raise EnvironmentFault(
-            "this command agrees with other processes by POSIX file locks, which Windows does not"
-            " have; use Linux, macOS or WSL"
+            "this command needs POSIX file locks, which Windows does not have; use Linux, macOS or"
+            " WSL"
         )
 
 
@@ -25,8 +21,8 @@ def lock(descriptor: int) -> None:
     """Take the exclusive lock of an open file or folder; wait until it is free.
 
     Raises:
-        EnvironmentFault: The system has no such locks.
-        OSError: The file system has none.
+        EnvironmentFault: The system has no file locks.
+        OSError: The file system has no file locks.
     """
     require_locks()
     fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -36,7 +32,7 @@ def lock_record(descriptor: int) -> None:
     """Take the exclusive record lock of an open file, which child processes do not hold.
 
     Raises:
-        EnvironmentFault: The system has no such locks.
+        EnvironmentFault: The system has no file locks.
         OSError: Another process holds the lock.
     """
     require_locks()

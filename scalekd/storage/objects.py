@@ -1,13 +1,12 @@
 """Object stores and web servers, through obstore (the Rust crate ``object_store``).
 
 obstore repeats requests after throttling (429, 503), server errors, timeouts and dropped
-connections, with exponential backoff up to a limit; it resumes in the middle of a body. Errors that
-a repetition cannot fix (missing or expired credentials, no permission, no such bucket) are raised
-at once.
+connections, with exponential backoff up to a limit, and resumes in the middle of a body. Other
+errors (missing or expired credentials, no permission, no such bucket) are raised at once.
 
-Its runtime does not survive a fork: a forked process would wait permanently for threads that it
-does not have. A store is opened when it is first used, and raises an error in a forked process;
-loaders do not fork their workers if a store is remote.
+The runtime of obstore does not survive a fork: a forked process would wait permanently for threads
+that it does not have. A store is opened when it is first used, and raises an error in a forked
+process; loaders do not fork their workers if a store is remote.
 """
 
 import functools
@@ -31,7 +30,7 @@ from scalekd.storage.base import (
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-SCHEMES = ("s3", "gs", "az", "http", "https", "memory")
+_SCHEMES = ("s3", "gs", "az", "http", "https", "memory")
 _RETRIES = {
     "max_retries": 8,
     "retry_timeout": timedelta(seconds=120),
@@ -61,7 +60,7 @@ _REFUSED = re.compile(
 )
 _STATUS = re.compile(r"status code: (\d{3}[^:<\n]*)")
 _CODE = re.compile(r"<Code>([A-Za-z]{1,64})</Code>")
-_used_by: int | None = None  # number of the process that started the runtime of obstore
+_used_by: int | None = None  # process that started the runtime of obstore
 
 
 class ObjectStorage(Storage):
@@ -71,8 +70,8 @@ class ObjectStorage(Storage):
     ``AWS_ACCESS_KEY_ID``, ``GOOGLE_APPLICATION_CREDENTIALS``, ``AZURE_STORAGE_ACCOUNT_KEY``, …).
 
     Args:
-        url: URL of the form ``s3://bucket/prefix``, ``gs://…``, ``az://container/prefix``, ``https://host/path``,
-            or ``memory://`` for tests.
+        url: ``s3://bucket/prefix``, ``gs://bucket/prefix``, ``az://container/prefix``,
+            ``https://host/path``, or ``memory://`` for tests.
 
     Raises:
         UsageError: The URL is of another kind or contains a password, or obstore is not installed.
@@ -82,9 +81,10 @@ class ObjectStorage(Storage):
         parts = urllib.parse.urlsplit(url)
         self.scheme = parts.scheme
         self.read_only = self.scheme in ("http", "https")
-        if self.scheme not in SCHEMES:
+        if self.scheme not in _SCHEMES:
             raise UsageError(
-                f"{url}: {self.scheme}:// is not one of s3://, gs://, az://, hf://, https://, http://"
+                f"{url}: {self.scheme}:// is not one of s3://, gs://, az://, hf://, https:// and"
+                " http://"
             )
         if parts.username or parts.password:
             raise UsageError(
@@ -164,7 +164,7 @@ class ObjectStorage(Storage):
             return None
 
     def list(self, prefix: str = "") -> Iterator[StoredFile]:
-        self._check_lists()
+        self._check_can_list()
         below = self._path(prefix) if prefix else None
         with self._explained("list", prefix):
             for batch in _obstore().list(self._store, below, chunk_size=1000):
@@ -181,14 +181,13 @@ class ObjectStorage(Storage):
 
     def _below(self, prefix: str) -> Any:
         """List the objects and common prefixes directly below a folder."""
-        self._check_lists()
+        self._check_can_list()
         below = self._path(prefix) if prefix else None
         with self._explained("list", prefix):
             return _obstore().list_with_delimiter(self._store, below)
 
     def commit(self, relative: str, data: bytes | memoryview, *, exclusive: bool = False) -> bool:
-        if self.read_only:
-            raise UsageError(f"{self.location}: a web server is read-only")
+        self._check_can_write()
         path, obstore = self._path(relative), _obstore()
         try:
             with self._explained("write", relative):
@@ -205,8 +204,7 @@ class ObjectStorage(Storage):
         return True
 
     def delete(self, relative: str) -> None:
-        if self.read_only:
-            raise UsageError(f"{self.location}: a web server is read-only")
+        self._check_can_write()
         try:
             with self._explained("delete", relative):
                 _obstore().delete(self._store, self._path(relative))
@@ -232,13 +230,17 @@ class ObjectStorage(Storage):
     def _path(self, relative: str) -> str:
         return check_relative(self.location, relative)
 
-    def _check_lists(self) -> None:
+    def _check_can_list(self) -> None:
         if self.read_only:
             raise UsageError(f"{self.location}: a web server cannot list its files")
 
+    def _check_can_write(self) -> None:
+        if self.read_only:
+            raise UsageError(f"{self.location}: a web server is read-only")
+
     @contextmanager
     def _explained(self, doing: str, relative: str) -> Iterator[None]:
-        """Turn errors of a store into one line that says what to do."""
+        """Convert errors of a store to errors with advice."""
         errors = _obstore().exceptions
         where = self.locate(relative) if relative else self.location
         try:
@@ -286,7 +288,7 @@ def _open(scheme: str, url: str) -> "ObjectStore":
     from obstore import store
 
     options: Any = {"client_options": dict(_CLIENT), "retry_config": _RETRIES}
-    options["client_options"]["allow_http"] = _may_be_plain(scheme, url)
+    options["client_options"]["allow_http"] = _allows_plain_http(url)
     if scheme == "memory":
         return store.MemoryStore()
     if scheme in ("http", "https"):
@@ -297,11 +299,11 @@ def _open(scheme: str, url: str) -> "ObjectStore":
     return store.from_url(url, **options)
 
 
-def _may_be_plain(scheme: str, url: str) -> bool:
-    """Return whether the URL or the environment asks for a connection without TLS."""
-    endpoints = [url, os.environ.get("AWS_ENDPOINT_URL_S3"), os.environ.get("AWS_ENDPOINT_URL")]
-    endpoints.append(os.environ.get("AWS_ENDPOINT"))
-    return any(endpoint is not None and endpoint.startswith("http://") for endpoint in endpoints)
+def _allows_plain_http(url: str) -> bool:
+    """Return whether the URL or an endpoint in the environment is one without TLS."""
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+    endpoints = [url, *(os.environ.get(name, "") for name in names)]
+    return any(endpoint.startswith("http://") for endpoint in endpoints)
 
 
 @functools.cache

@@ -147,7 +147,7 @@ def test_views_are_redrawn_to_the_pixels_the_teacher_saw(
             for row in range(count):
                 sample = samples[reader.samples.key(first + row)]
                 view = unpack_view(stored, row, reader.policy)
-                pixels = replay_view(sample, view, reader.policy, view_size=size)
+                pixels = replay_view(sample, view, view_size=size)
                 seen.append(f"{pixel_hash(pixels):016x}")
                 if index == 0 and first + row < len(reader.witnesses):
                     np.testing.assert_array_equal(pixels, reader.witnesses[first + row])

@@ -12,7 +12,7 @@ from scalekd.cache import open_cache
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.images import open_dataset
 from scalekd.loading import CachedViewLoader
-from scalekd.loading.fresh import fresh_pass
+from scalekd.loading.cached_views import fresh_pass
 
 AUGMENTATION = "crop+flip+rand-m9-n2-mstd0.5-inc1+erase:0.5"
 Make = Callable[..., Any]

@@ -58,23 +58,6 @@ def timm_samples(root: Path) -> list[Any]:
     )
 
 
-@pytest.fixture(scope="module")
-def tars(
-    sound_cache: Path, tiny_images: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
-    """The sound cache as tars, by what they embed. Read only."""
-    folder = tmp_path_factory.mktemp("tars")
-
-    def made(embed: str) -> Path:
-        root = folder / embed
-        if not root.exists():
-            images = None if embed == "none" else str(tiny_images)
-            assert convert(sound_cache, root, embed=embed, data_dir=images).complete
-        return root
-
-    return made
-
-
 @pytest.mark.parametrize("embed", ["none", "source", "view", "pixels"])
 def test_every_value_is_read_alike_and_converting_back_gives_every_file(
     sound_cache: Path, tars: Callable[[str], Path], tmp_path: Path, file_contents: Files, embed: str
