@@ -56,8 +56,8 @@ class TransformDecoder(FeatureDecoder):
         # Rows are sorted by band: frequencies first, prefix tokens last.
         order, matrices = grid_matrices(shape, bands)
         self.dense = len(matrices) == 1
-        for index, matrix in enumerate(matrices):
-            inverse = torch.from_numpy(np.ascontiguousarray(matrix.T)).to(compute_dtype)
+        for index, forward in enumerate(matrices):
+            inverse = torch.from_numpy(np.ascontiguousarray(forward.T)).to(compute_dtype)
             self.register_buffer(f"spatial_{index}", inverse, persistent=False)
         unsort = torch.from_numpy(np.argsort(order, kind="stable"))
         self.register_buffer("unsort", unsort, persistent=False)

@@ -98,7 +98,7 @@ def test_a_part_without_shards_has_no_samples(cache_copy: Path) -> None:
     selection = Selection(cache_id=cache.plan.cache_id, shards=((900, 901),))
     with selection_lock(cache.storage, create=True):
         write_selection(cache.storage, selection)
-    with pytest.raises(CacheCorrupt, match=r"part \(shards 900-901\) with no shard of its cache"):
+    with pytest.raises(CacheCorrupt, match=r"part \(shards 900-901\) without a shard of the cache"):
         _ = open_cache(cache_copy).samples
 
 

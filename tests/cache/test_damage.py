@@ -168,7 +168,7 @@ def test_whole_shards_of_another_cache_are_noticed(cache_copy: Path, other_cache
         shutil.rmtree(cache_copy / relative)
         shutil.copytree(other_cache / relative, cache_copy / relative)
     assert {ShardId(1, shard) for shard in range(3)} <= verify(cache_copy).damaged
-    with pytest.raises(CacheMismatch, match="this shard belongs to cache"):
+    with pytest.raises(CacheMismatch, match="the shard belongs to cache"):
         _read_everything(cache_copy)
 
 

@@ -345,7 +345,7 @@ def test_no_number_of_classes_overflows_a_size(num_classes: int, manifest: Manif
     document = json.loads(canonical(manifest.plan))["identity"]
     document["logits"]["config"]["num_classes"] = num_classes
     document["teacher"]["num_classes"] = num_classes
-    with pytest.raises(ValidationError, match=f"a teacher of {num_classes} classes"):
+    with pytest.raises(ValidationError, match=f"the teacher has {num_classes} classes"):
         _plan_of(document)
 
 

@@ -283,7 +283,7 @@ def test_impossible_conversions(
         convert(sound_cache, tmp_path / "copy", format="zarr")
     with pytest.raises(UsageError, match="WebDataset form with --embed none already"):
         convert(tars("none"), tmp_path / "copy")
-    with pytest.raises(UsageError, match="only tars hold encoded images"):
+    with pytest.raises(UsageError, match="only tars contain encoded images"):
         convert(tars("none"), tmp_path / "copy", format="zarr", embed="view")
     with pytest.raises(UsageError, match=r"--embed view: .*pass --data-dir"):
         convert(sound_cache, tmp_path / "copy", embed="view")

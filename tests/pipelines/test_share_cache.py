@@ -369,7 +369,7 @@ def test_other_bytes_of_the_same_cache_are_refused(
     record.write_text(record.read_text().replace(was, now))
     (cache_copy / "manifest.json").unlink()
     share(cache_copy, target)
-    with pytest.raises(CacheMismatch, match="committed there with other bytes"):
+    with pytest.raises(CacheMismatch, match="this shard has other bytes"):
         share(sound_cache, target)
     assert not (target / "manifest.json").exists()
 
@@ -582,7 +582,9 @@ def test_files_that_no_cache_has_are_not_taken(name: str, cache_copy: Path, tmp_
     edited = manifest.model_copy(update={"files": {**manifest.files, name: digest(content)}})
     (cache_copy / "manifest.json").write_bytes(canonical(edited.sealed()))
     for target, part in (("whole", {}), ("part", {"logits_only": True})):
-        with pytest.raises(CacheCorrupt, match=rf"{name}'? is not (the path|a file that its plan)"):
+        with pytest.raises(
+            CacheCorrupt, match=rf"{name}'? is not (the path|a file of the cache that its plan)"
+        ):
             share(cache_copy, tmp_path / target, **part)
         assert not (tmp_path / target / name).exists()
     try:

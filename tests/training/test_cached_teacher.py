@@ -127,7 +127,7 @@ def test_a_class_folder_that_came_before_the_others_is_refused(cache: Path, fold
     with pytest.raises(CacheMismatch) as caught:
         open_loader(CachedTeacher(cache, data_dir=folders))
     assert "32 of the 48 samples" in str(caught.value)  # green and red come after it
-    assert "class folders are numbered in order of name" in str(caught.value)
+    assert "class folders with images are numbered in order of name" in str(caught.value)
 
 
 def test_an_extension_trains_on_no_other_labels_either(

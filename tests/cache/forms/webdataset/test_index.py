@@ -37,7 +37,7 @@ def test_every_member_is_where_the_index_says(
 
 @pytest.mark.parametrize("changes", [{"num_rows": 21}, {"num_rows": 24}, {"block_size": 4}])
 def test_an_index_of_another_shard(content: bytes, changes: dict[str, int]) -> None:
-    with pytest.raises(CacheCorrupt, match="no index of"):
+    with pytest.raises(CacheCorrupt, match="not an index of"):
         read(content, **changes)
 
 
