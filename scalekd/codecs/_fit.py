@@ -19,7 +19,6 @@ from scalekd.codecs._statistics import Statistics, accumulate
 from scalekd.codecs._tables import TransformTables, coefficient_groups
 from scalekd.codecs.measure import view_errors
 from scalekd.codecs.options import TransformOptions
-from scalekd.errors import UsageError
 from scalekd.shapes import FeatureShape
 
 # Weight of the covariance of all bands in that of one band: tokens per channel.
