@@ -1,6 +1,12 @@
-"""The shape of one view's features at one stage."""
+"""The shape of one view's features at one stage, and the type of arrays."""
 
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Rows = np.ndarray[Any, Any]
+"""A NumPy array of any element type, whose rows are samples or views."""
 
 
 @dataclass(frozen=True)

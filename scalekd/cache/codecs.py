@@ -4,6 +4,7 @@ Nothing here loads torch; :mod:`scalekd.distillation.decoding` has the modules t
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import safetensors.numpy
@@ -66,17 +67,17 @@ def save_arrays(location: Location, name: str, arrays: Tables) -> tuple[str, Fil
     return save_table(location, name, safetensors.numpy.save(contiguous))
 
 
+@dataclass(frozen=True, eq=False)
 class CacheCodecs:
-    """The feature codecs by stage number, and the logit codec, of one cache.
+    """The codecs of a cache.
 
-    Args:
-        stages: Feature codec of each stage number.
+    Attributes:
+        stages: Feature codec of each stage, by its number.
         logits: Logit codec; ``None`` for a cache without logits.
     """
 
-    def __init__(self, stages: dict[int, FeatureCodec], logits: LogitCodec | None) -> None:
-        self.stages = stages
-        self.logits = logits
+    stages: dict[int, FeatureCodec]
+    logits: LogitCodec | None
 
     @classmethod
     def load(cls, location: Location, identity: Identity) -> "CacheCodecs":

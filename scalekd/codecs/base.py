@@ -27,12 +27,12 @@ decoded values of a version never change, which is tested with frozen bytes of e
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from scalekd.codecs.planes import PlaneSpec
-from scalekd.errors import CacheCorrupt, DataError, UsageError
+from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
 from scalekd.shapes import FeatureShape
 
 if TYPE_CHECKING:
@@ -57,9 +57,38 @@ class Codec(ABC):
     def planes(self) -> tuple[PlaneSpec, ...]:
         """Specifications of the arrays that :meth:`encode` returns, in a fixed order."""
 
-    @abstractmethod
     def to_config(self) -> JsonDict:
         """Return the configuration as JSON types; with :meth:`tables` it describes the codec."""
+        return {"codec": self.name, "version": self.version}
+
+    @classmethod
+    def check_config(cls, config: JsonDict, *, keys: frozenset[str] = frozenset()) -> None:
+        """Check name, version and keys of a configuration, which may be damaged or malicious.
+
+        Args:
+            config: Configuration as read from JSON.
+            keys: Expected keys besides ``codec`` and ``version``.
+
+        Raises:
+            CacheMismatch: The codec is another one, or its version is unknown to this release.
+            CacheCorrupt: Keys are missing or unknown.
+        """
+        if config.get("codec") != cls.name:
+            raise CacheMismatch(
+                f"the configuration describes codec {config.get('codec')!r}, not {cls.name!r}"
+            )
+        if config.get("version") != cls.version:
+            raise CacheMismatch(
+                f"codec {cls.name!r} is stored in version {config.get('version')!r} and this"
+                f" release reads version {cls.version}; install the release that wrote the cache,"
+                " or newer"
+            )
+        stored = frozenset(config) - {"codec", "version"}
+        if stored != keys:
+            raise CacheCorrupt(
+                f"configuration of codec {cls.name!r} has keys {sorted(stored)}, expected"
+                f" {sorted(keys)}"
+            )
 
     def tables(self) -> dict[str, np.ndarray]:
         """Return the arrays fitted on calibration views; empty for a codec without tables."""
@@ -147,19 +176,27 @@ class FeatureCodec(Codec):
         """
 
     @classmethod
-    @abstractmethod
     def from_config(
         cls, config: JsonDict, tables: Mapping[str, np.ndarray], shape: FeatureShape
-    ) -> "FeatureCodec":
+    ) -> Self:
         """Rebuild a codec from :meth:`to_config` and :meth:`tables`.
 
+        A codec with options or tables overrides this method.
+
         Raises:
+            CacheMismatch: The codec is another one, or its version is unknown to this release.
             CacheCorrupt: The configuration or tables are invalid for features of this shape.
         """
+        cls.check_config(config)
+        if tables:
+            raise CacheCorrupt(
+                f"codec {cls.name!r} has no tables, but the cache contains {sorted(tables)}"
+            )
+        return cls(shape)
 
     @classmethod
     def outline(cls, config: JsonDict, shape: FeatureShape) -> tuple[PlaneSpec, ...]:
-        """Return the planes that a configuration gives; a size that tables decide is 1.
+        """Return the planes of a configuration; sizes that depend on tables are 1.
 
         Raises:
             CacheCorrupt, CacheMismatch: As for :meth:`from_config`.
@@ -207,6 +244,11 @@ class LogitCodec(Codec):
         if num_classes < 1:
             raise UsageError(f"a logit codec needs at least one class, got {num_classes}")
         self.num_classes = num_classes
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: JsonDict) -> Self:
+        """Rebuild a codec from :meth:`to_config`; see :meth:`FeatureCodec.from_config`."""
 
     @abstractmethod
     def encode(self, logits: np.ndarray) -> dict[str, np.ndarray]:

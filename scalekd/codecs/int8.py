@@ -5,15 +5,12 @@ one scale for the whole view would spend every level on the largest token. It is
 precision: half precision would lose the scale of tokens below 1e-5 altogether.
 """
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scalekd.codecs._checks import check_config
-from scalekd.codecs.base import FeatureCodec, JsonDict
+from scalekd.codecs.base import FeatureCodec
 from scalekd.codecs.planes import PlaneSpec
-from scalekd.shapes import FeatureShape
 
 if TYPE_CHECKING:
     import torch
@@ -56,13 +53,3 @@ class Int8Codec(FeatureCodec):
         from scalekd.codecs.decoders import Int8Decoder
 
         return Int8Decoder()
-
-    def to_config(self) -> JsonDict:
-        return {"codec": self.name, "version": self.version}
-
-    @classmethod
-    def from_config(
-        cls, config: JsonDict, tables: Mapping[str, np.ndarray], shape: FeatureShape
-    ) -> "Int8Codec":
-        check_config(cls, config, tables)
-        return cls(shape)

@@ -5,12 +5,10 @@ largest score: half precision is finest near zero, where the likely classes are.
 probability mass of the other classes, spread evenly, the distribution follows at any temperature.
 """
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from scalekd.codecs._checks import check_config
 from scalekd.codecs.base import JsonDict, LogitCodec
 from scalekd.codecs.planes import PlaneSpec
 from scalekd.errors import CacheCorrupt, DataError, UsageError
@@ -48,13 +46,11 @@ class FullLogitCodec(LogitCodec):
         return FullDecoder()
 
     def to_config(self) -> JsonDict:
-        return {"codec": self.name, "version": self.version, "num_classes": self.num_classes}
+        return {**super().to_config(), "num_classes": self.num_classes}
 
     @classmethod
-    def from_config(
-        cls, config: JsonDict, tables: Mapping[str, np.ndarray] | None = None
-    ) -> "FullLogitCodec":
-        check_config(cls, config, tables, keys=frozenset({"num_classes"}))
+    def from_config(cls, config: JsonDict) -> Self:
+        cls.check_config(config, keys=frozenset({"num_classes"}))
         return cls(_positive(config, "num_classes"))
 
 
@@ -118,17 +114,14 @@ class TopKLogitCodec(LogitCodec):
 
     def to_config(self) -> JsonDict:
         return {
-            "codec": self.name,
-            "version": self.version,
+            **super().to_config(),
             "num_classes": self.num_classes,
             "num_kept": self.num_kept,
         }
 
     @classmethod
-    def from_config(
-        cls, config: JsonDict, tables: Mapping[str, np.ndarray] | None = None
-    ) -> "TopKLogitCodec":
-        check_config(cls, config, tables, keys=frozenset({"num_classes", "num_kept"}))
+    def from_config(cls, config: JsonDict) -> Self:
+        cls.check_config(config, keys=frozenset({"num_classes", "num_kept"}))
         num_classes, num_kept = _positive(config, "num_classes"), _positive(config, "num_kept")
         if num_kept > num_classes:
             raise CacheCorrupt(

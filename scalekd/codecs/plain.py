@@ -1,15 +1,12 @@
 """Half-precision features: the codec with the smallest error, and the baseline of the others."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scalekd.codecs._checks import check_config
-from scalekd.codecs.base import FeatureCodec, JsonDict
+from scalekd.codecs.base import FeatureCodec
 from scalekd.codecs.planes import PlaneSpec
 from scalekd.errors import DataError
-from scalekd.shapes import FeatureShape
 
 if TYPE_CHECKING:
     import torch
@@ -48,13 +45,3 @@ class Float16Codec(FeatureCodec):
         from scalekd.codecs.decoders import Float16Decoder
 
         return Float16Decoder()
-
-    def to_config(self) -> JsonDict:
-        return {"codec": self.name, "version": self.version}
-
-    @classmethod
-    def from_config(
-        cls, config: JsonDict, tables: Mapping[str, np.ndarray], shape: FeatureShape
-    ) -> "Float16Codec":
-        check_config(cls, config, tables)
-        return cls(shape)

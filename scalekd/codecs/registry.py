@@ -1,7 +1,7 @@
-"""Construction of codecs by name, from the command line or from a manifest.
+"""Construct codecs by name, from options or from a plan.
 
-The command line's form is ``name`` or ``name:key=value,key=value`` (``transform:error=0.01``), for
-logits ``full`` or ``topk:K``. The manifest's form is the codec's own configuration and tables.
+Options have the form ``name`` or ``name:key=value,key=value`` (``transform:error=0.01``), for
+logits ``full`` or ``topk:K``. A plan contains the codec's configuration; its tables are files.
 """
 
 import difflib
@@ -24,7 +24,7 @@ from scalekd.shapes import FeatureShape
 _FEATURE_CODECS: dict[str, type[FeatureCodec]] = {
     codec.name: codec for codec in (Float16Codec, Int8Codec, TransformCodec)
 }
-_LOGIT_CODECS: dict[str, type[FullLogitCodec] | type[TopKLogitCodec]] = {
+_LOGIT_CODECS: dict[str, type[LogitCodec]] = {
     codec.name: codec for codec in (FullLogitCodec, TopKLogitCodec)
 }
 
@@ -82,9 +82,7 @@ def fit_codec(
     """
     parsed = parse_codec(request) if isinstance(request, str) else request
     if parsed.options is None:
-        return _FEATURE_CODECS[parsed.name].from_config(
-            {"codec": parsed.name, "version": _FEATURE_CODECS[parsed.name].version}, {}, shape
-        )
+        return _FEATURE_CODECS[parsed.name](shape)
     if calibration is None:
         raise UsageError(f"codec {parsed} is fitted on features of the data set, and got none")
     return TransformCodec.fit(shape, calibration, options=parsed.options, num_threads=num_threads)

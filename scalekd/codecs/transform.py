@@ -12,12 +12,11 @@ training device.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from scalekd.codecs import _analysis, _fit, _quantiser
-from scalekd.codecs._checks import check_config
 from scalekd.codecs._spatial import radial_bands
 from scalekd.codecs._tables import TransformTables, tables_from
 from scalekd.codecs.base import FeatureCodec, JsonDict
@@ -77,7 +76,7 @@ class TransformCodec(FeatureCodec):
 
     @classmethod
     def outline(cls, config: JsonDict, shape: FeatureShape) -> tuple[PlaneSpec, ...]:
-        check_config(cls, config, keys=_CONFIG_KEYS)
+        cls.check_config(config, keys=_CONFIG_KEYS)
         return _planes(1, 1)
 
     @property
@@ -131,11 +130,7 @@ class TransformCodec(FeatureCodec):
         return TransformDecoder(self.shape, self.transform_tables, compute_dtype)
 
     def to_config(self) -> JsonDict:
-        return {
-            "codec": self.name,
-            "version": self.version,
-            **self.transform_tables.to_config(),
-        }
+        return super().to_config() | self.transform_tables.to_config()
 
     def tables(self) -> dict[str, np.ndarray]:
         return self.transform_tables.to_arrays()
@@ -143,8 +138,8 @@ class TransformCodec(FeatureCodec):
     @classmethod
     def from_config(
         cls, config: JsonDict, tables: Mapping[str, np.ndarray], shape: FeatureShape
-    ) -> "TransformCodec":
-        check_config(cls, config, keys=_CONFIG_KEYS)
+    ) -> Self:
+        cls.check_config(config, keys=_CONFIG_KEYS)
         return cls(shape, tables_from(config, tables, shape))
 
     @classmethod

@@ -3,15 +3,14 @@
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
 from scalekd.cache import CacheReader, JoinedReader
 from scalekd.loading.order import BUFFER_BLOCKS, LANES_PER_RANK
+from scalekd.shapes import Rows
 from scalekd.storage.in_flight import Prefetcher
 
-Rows = np.ndarray[Any, Any]
 Block = dict[str, Rows]
 _BlockId = tuple[int, int]  # pass and number of a block
 

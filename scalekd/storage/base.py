@@ -28,6 +28,16 @@ class StoredFileError(DataError):
         self.where = where
         self.problem = problem
 
+    @classmethod
+    def too_large(cls, where: str, size: int, max_bytes: int) -> "StoredFileError":
+        """Return the error of a file with more bytes than the caller accepts."""
+        return cls(where, f"has {size:,} bytes, more than the {max_bytes:,} allowed")
+
+    @classmethod
+    def too_short(cls, where: str, end: int, start: int, length: int) -> "StoredFileError":
+        """Return the error of a file that ends at byte ``end``, before the requested range does."""
+        return cls(where, f"ends at byte {end:,}, and {start:,} to {start + length:,} are needed")
+
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
         return type(self), (self.where, self.problem)
 

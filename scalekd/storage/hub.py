@@ -55,16 +55,12 @@ class HubStorage(Storage):
         with self._response(relative) as response:
             size = int(response.headers.get("Content-Length", -1))
             if size > max_bytes:
-                raise StoredFileError(
-                    self.locate(relative), f"has {size:,} bytes, more than {max_bytes:,} allowed"
-                )
+                raise StoredFileError.too_large(self.locate(relative), size, max_bytes)
             data = bytearray()
             for piece in response.iter_bytes(_PIECE_BYTES):
                 data += piece
                 if len(data) > max_bytes:
-                    raise StoredFileError(
-                        self.locate(relative), f"has more than the {max_bytes:,} bytes allowed"
-                    )
+                    raise StoredFileError.too_large(self.locate(relative), len(data), max_bytes)
         if size not in (-1, len(data)):
             raise StoredFileError(
                 self.locate(relative), f"gave {len(data):,} bytes of the {size:,} it announced"

@@ -42,9 +42,7 @@ class LocalStorage(Storage):
         path = self.path(relative)
         size = self._status(path).st_size
         if size > max_bytes:
-            raise StoredFileError(
-                str(path), f"has {size:,} bytes, more than the {max_bytes:,} allowed"
-            )
+            raise StoredFileError.too_large(str(path), size, max_bytes)
         with explained(path, "cannot read"):
             return path.read_bytes()
 
@@ -55,9 +53,7 @@ class LocalStorage(Storage):
         path = self.path(relative)
         size = self._status(path).st_size
         if start + length > size:
-            raise StoredFileError(
-                str(path), f"ends at byte {size:,}, and {start:,} to {start + length:,} are needed"
-            )
+            raise StoredFileError.too_short(str(path), size, start, length)
         with explained(path, "cannot read"), path.open("rb") as file:
             file.seek(start)
             data = file.read(length)

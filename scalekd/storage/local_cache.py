@@ -175,10 +175,8 @@ class CachedStorage(Storage):
             kept.seek(start)
             data = kept.read(length)
         if len(data) != length:
-            raise StoredFileError(
-                self.locate(relative),
-                f"ends at byte {start + len(data):,}, {start:,} to {start + length:,} are needed",
-            )
+            end = start + len(data)
+            raise StoredFileError.too_short(self.locate(relative), end, start, length)
         return data
 
     def stream(self, relative: str) -> Iterator[bytes]:

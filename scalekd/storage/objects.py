@@ -117,9 +117,7 @@ class ObjectStorage(Storage):
             response = _obstore().get(self._store, path)
             size = response.meta["size"]
             if size > max_bytes:
-                raise StoredFileError(
-                    self.locate(path), f"has {size:,} bytes, more than the {max_bytes:,} allowed"
-                )
+                raise StoredFileError.too_large(self.locate(path), size, max_bytes)
             data = bytes(response.bytes())
         if len(data) != size:
             raise StoredFileError(
@@ -137,10 +135,7 @@ class ObjectStorage(Storage):
         with self._explained("read", relative):
             data = bytes(_obstore().get_range(self._store, path, start=start, length=length))
         if len(data) != length:
-            raise StoredFileError(
-                self.locate(path),
-                f"ends at byte {start + len(data):,}, {start:,} to {start + length:,} are needed",
-            )
+            raise StoredFileError.too_short(self.locate(path), start + len(data), start, length)
         return data
 
     def stream(self, relative: str) -> Iterator[bytes]:

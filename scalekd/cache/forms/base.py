@@ -7,18 +7,15 @@ forms. Code outside this package does not depend on the form.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from scalekd.cache.files import CommittedFiles
 from scalekd.options import Embed
+from scalekd.shapes import Rows
 
 if TYPE_CHECKING:
     from scalekd.cache.layout import ArraySpec, Layout, Unit
     from scalekd.cache.writing.rows import ViewRows
-
-Rows = np.ndarray[Any, Any]
 
 RENDERED: tuple[Embed, ...] = ("view", "pixels")
 """Kinds with the pixels that the teacher saw, at the teacher's size."""

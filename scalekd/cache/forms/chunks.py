@@ -17,8 +17,7 @@ from scalekd.cache.documents.manifest import Identity
 from scalekd.cache.layout import ArraySpec
 from scalekd.codecs.compression import Compression, check_expansion, decompress
 from scalekd.errors import CacheCorrupt
-
-Rows = np.ndarray[Any, Any]
+from scalekd.shapes import Rows
 
 MAX_METADATA_BYTES = 64 << 10
 """Largest size of a ``zarr.json``; real ones have less than one kilobyte."""

@@ -14,7 +14,6 @@ from scalekd.cache.forms.base import (
     HAS_IMAGES,
     Form,
     PassReader,
-    Rows,
     ShardFiles,
     ShardTarget,
 )
@@ -34,6 +33,7 @@ from scalekd.cache.forms.webdataset.reader import TarReader
 from scalekd.cache.forms.webdataset.shard_file import TarShardFile
 from scalekd.cache.layout import ArraySpec, Layout
 from scalekd.options import Embed
+from scalekd.shapes import Rows
 
 if TYPE_CHECKING:
     from scalekd.cache.writing.rows import ViewRows

@@ -13,7 +13,6 @@ from scalekd.cache.files import CommittedFiles
 from scalekd.cache.forms.base import (
     Form,
     PassReader,
-    Rows,
     ShardFiles,
     ShardTarget,
 )
@@ -28,6 +27,7 @@ from scalekd.cache.forms.store import metadata_documents
 from scalekd.cache.layout import SAMPLES, ArraySpec, Layout, Unit, array_path, chunk_path
 from scalekd.cache.once import Once
 from scalekd.errors import CacheCorrupt
+from scalekd.shapes import Rows
 
 if TYPE_CHECKING:
     from scalekd.cache.writing.rows import ViewRows

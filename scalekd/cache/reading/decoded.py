@@ -16,8 +16,7 @@ import numpy as np
 from scalekd.cache.reading.reader import CacheReader
 from scalekd.codecs import FeatureCodec, LogitCodec
 from scalekd.errors import UsageError
-
-Rows = np.ndarray[Any, Any]
+from scalekd.shapes import Rows
 
 _decoders: WeakKeyDictionary[FeatureCodec | LogitCodec, Any] = WeakKeyDictionary()
 

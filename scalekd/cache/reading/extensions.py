@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -19,9 +18,8 @@ from scalekd.cache.layout import EXTENSIONS_FOLDER, PLAN_FILE, SAMPLES, SEPARATO
 from scalekd.cache.reading.reader import CacheReader, SampleTable, open_cache
 from scalekd.cache.writing.planning import differences
 from scalekd.errors import CacheMismatch, UsageError
+from scalekd.shapes import Rows
 from scalekd.storage import Storage
-
-Rows = np.ndarray[Any, Any]
 
 BASE = "base"
 """Name that means the cache itself among the names of extensions."""

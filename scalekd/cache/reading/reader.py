@@ -8,6 +8,7 @@ threads may read blocks of one pass at the same time.
 import copy
 import threading
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -31,10 +32,9 @@ from scalekd.cache.once import Once
 from scalekd.cache.tables import check_table, load_witnesses, table_files
 from scalekd.codecs.compression import FREE_EXPANSION_BYTES
 from scalekd.errors import CacheCorrupt, CacheMismatch, DataError, UsageError
+from scalekd.shapes import Rows
 from scalekd.storage import Location, open_storage
 from scalekd.views import ViewPolicy
-
-Rows = np.ndarray[Any, Any]
 
 # A sample has a hash of 8 bytes, which does not compress, and a key of at most 4,096 bytes.
 _MAX_SAMPLES_EXPANSION = 1024
@@ -88,6 +88,7 @@ def open_cache(location: Location) -> "CacheReader":
     return reader
 
 
+@dataclass(frozen=True, eq=False)
 class SampleTable:
     """The samples of a cache in order, without those skipped as corrupt.
 
@@ -98,11 +99,10 @@ class SampleTable:
         starts: Number of the first sample of each shard, and at the end the number of samples.
     """
 
-    def __init__(self, keys: Rows, labels: Rows, source_hashes: Rows, starts: Rows) -> None:
-        self.keys = keys
-        self.labels = labels
-        self.source_hashes = source_hashes
-        self.starts = starts
+    keys: Rows
+    labels: Rows
+    source_hashes: Rows
+    starts: Rows
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-Rows = np.ndarray[Any, Any]
+from scalekd.shapes import Rows
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scalekd.cache.layout import ShardId
-from scalekd.cache.writing.rows import Rows, ViewRows
+from scalekd.cache.writing.rows import ViewRows
 from scalekd.errors import CacheMismatch
+from scalekd.shapes import Rows
 
 if TYPE_CHECKING:
     from scalekd.cache.writing.writer import CacheWriter

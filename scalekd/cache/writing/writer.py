@@ -24,9 +24,10 @@ from scalekd.cache.layout import SAMPLES, ArraySpec, Layout, ShardId, Unit, arra
 from scalekd.cache.writing.in_flight import InFlight
 from scalekd.cache.writing.lease import LeaseHolder, Leases
 from scalekd.cache.writing.publish import send_files
-from scalekd.cache.writing.rows import Rows, SampleRows
+from scalekd.cache.writing.rows import SampleRows
 from scalekd.cache.writing.shard_writer import ShardWriter
 from scalekd.errors import CacheMismatch, EnvironmentFault
+from scalekd.shapes import Rows
 from scalekd.storage import LocalStorage
 from scalekd.storage.files import TEMPORARY_SUFFIX, explained, inside
 

@@ -3,14 +3,12 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from scalekd.cache.forms.webdataset.form import PACKED_EXTENSION
 from scalekd.cache.forms.webdataset.tar import image_extension, member, member_stem
-
-Rows = np.ndarray[Any, Any]
+from scalekd.shapes import Rows
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ views and images without reading the headers of the tar.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import safetensors
@@ -13,8 +12,7 @@ import safetensors.numpy
 
 from scalekd.cache.files import FileDigest
 from scalekd.errors import CacheCorrupt
-
-Rows = np.ndarray[Any, Any]
+from scalekd.shapes import Rows
 
 MAX_BYTES_PER_VIEW = 128
 """Limit of an index per view: 32 bytes of offsets, 48 of a block of one view, and some margin."""

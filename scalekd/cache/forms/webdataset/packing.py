@@ -8,7 +8,6 @@ describes the layout.
 
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -17,8 +16,7 @@ from scalekd.cache.forms.webdataset.form import PackedField
 from scalekd.cache.layout import ArraySpec
 from scalekd.codecs.compression import check_expansion, decompress
 from scalekd.errors import CacheCorrupt
-
-Rows = np.ndarray[Any, Any]
+from scalekd.shapes import Rows
 
 SOURCE_HASH = "source_hash"
 _MAGIC = b"SKDV"

@@ -1,7 +1,6 @@
 """Read blocks of tars: one request per block, whose digest is checked before it is used."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
@@ -12,8 +11,7 @@ from scalekd.cache.forms.webdataset.index import MAX_BYTES_PER_VIEW, MAX_HEADER_
 from scalekd.cache.forms.webdataset.packing import ViewPacking
 from scalekd.cache.layout import Layout
 from scalekd.errors import CacheCorrupt
-
-Rows = np.ndarray[Any, Any]
+from scalekd.shapes import Rows
 
 
 class TarReader(PassReader):
