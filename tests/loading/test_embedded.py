@@ -128,7 +128,7 @@ def test_embedded_views_that_are_none(
     caches: dict[str, Path], monkeypatch: pytest.MonkeyPatch, image: bytes, message: str
 ) -> None:
     found = loader(caches["view"], None)
-    monkeypatch.setattr(found.views, "_of", _given(image))
+    monkeypatch.setattr(found.views, "_embedded_sample", _given(image))
     with pytest.raises(CacheCorrupt, match=message):
         list(found.epoch(0))
 

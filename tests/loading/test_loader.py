@@ -169,7 +169,7 @@ def test_memory_does_not_grow_with_passes(recorded: Any) -> None:
         for first, count in reader.blocks():
             reader.read_rows(pass_index, first, count, ["pixel_hash"])
         unit = reader._of_pass
-        kept.append((len(unit._records), len(unit._files._expected)))
+        kept.append((len(unit._records._values), len(unit._files._expected)))
     assert len(set(kept)) == 1
 
 
