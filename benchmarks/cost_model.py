@@ -1,30 +1,39 @@
 """Time, disk, bandwidth and memory of both stages, from one GPU to 64: tables of ``docs/scale.md``.
 
     python -m benchmarks.cost_model                          # prints the tables
-    python -m benchmarks.cost_model --gpu-tflops 300         # for another GPU
+    python -m benchmarks.cost_model --gpu-speed 0.3          # for a slower GPU than that measured
     python -m benchmarks.cost_model --write                  # puts them into the document
     python -m benchmarks.cost_model --measure --images DIR   # takes the measured inputs again
 
-Rates and sizes are measured here or read from other results in ``benchmarks/results``; what no
-machine here can tell (a GPU's throughput, above all) is assumed, and an option.
+Rates and sizes are measured here or read from other results in ``benchmarks/results``; the rest is
+assumed, and an option. Time is that of ``scalekd cache-teacher --dry-run``: the slowest of GPU,
+cores (which drawing and coding share) and disk, with calibration before and the last block after.
 """
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from benchmarks import _cost_inputs
+from benchmarks._cost_inputs import AUGMENTATION, CALIBRATION_VIEWS, STUDENT, TEACHER
+from scalekd.pipelines._probe import Disk, Probe
+from scalekd.pipelines.estimate import Host
+from scalekd.views import ViewPolicy, view_columns
 
 _RESULTS = Path(__file__).parent / "results"
 _MEASURED = _RESULTS / "cost_model.json"
 _DOCUMENT = Path(__file__).parents[1] / "docs" / "scale.md"
 _START, _END = "<!-- cost model -->\n", "<!-- end of cost model -->"
-TEACHER, STUDENT = "swin_l", "resnet50"
 DATA_SETS = {"ImageNet-1K": 1_281_167, "ImageNet-22K": 14_197_122}
 GPUS = (1, 8, 16, 64)
-_AUGMENTATION = "crop+flip+rand-m9-n2-mstd0.5-inc1+erase:0.25"
+_BLOCK_SIZE, _SHARD_SIZE = 256, 4096
+_FINAL = (4,)
+_BOTH = (3, 4)
+_LOGITS_FILES = 1
+_STAGE_FILES = 2  # coefficients and gains
 
 
 @dataclass(frozen=True)
@@ -32,16 +41,20 @@ class Assumed:
     """What was not measured.
 
     Attributes:
-        gpu_tflops: That a GPU sustains in training and inference, in 10^12 FLOP a second.
-        cores_per_gpu: Host cores beside each GPU.
+        gpu_speed: Speed of a GPU, relative to the measured one.
+        cores_per_gpu: Host cores per GPU.
+        disk_gigabytes_per_second: What all processes together write.
+        file_seconds: Seconds to create, sync and rename a file.
         image_bytes: Mean size of an encoded image.
-        passes: Of the cache.
-        epochs: Of a student.
-        batch_size: Views a GPU.
+        passes: Number of passes of the cache.
+        epochs: Number of epochs of a student.
+        batch_size: Views per GPU.
     """
 
-    gpu_tflops: float = 100.0
+    gpu_speed: float = 1.0
     cores_per_gpu: int = 16
+    disk_gigabytes_per_second: float = 2.0
+    file_seconds: float = 0.005
     image_bytes: int = 110_000
     passes: int = 8
     epochs: int = 100
@@ -54,23 +67,28 @@ class Measured:
 
     Attributes:
         stage_bytes: Bytes of stage 3 and 4 at 1 % error.
-        encode_seconds: Core seconds to encode each stage.
-        rest_bytes: Logits (float16), view parameters and pixel hash.
+        coding_seconds: Core seconds to compress and write each stage, which the GPU encodes.
+        fit_seconds: Core seconds to fit the codec of each stage, once per cache.
+        rest_bytes: Logits (float16) and view parameters.
         view_seconds: Core seconds to decode, crop and augment an image.
-        teacher_gflop: Of one forward.
-        step_gflop: Of one training step, forward and backward.
+        encoded_seconds: GPU seconds of the teacher's forward and the encoding of the final stage,
+            and of both stages.
+        teacher_seconds: GPU seconds of the teacher's forward.
+        step_seconds: GPU seconds of a training step with the published objective.
         activation_bytes: Kept for the backward pass, float32.
         state_bytes: Parameters, gradients and AdamW's averages, and the frozen tail.
         block_bytes: One view's targets as a loader keeps them: final stage and logits.
-        sample_bytes: Of the indices of image set and cache, a sample.
+        sample_bytes: Bytes per sample in the indices of image set and cache.
     """
 
     stage_bytes: tuple[float, float]
-    encode_seconds: tuple[float, float]
+    coding_seconds: tuple[float, float]
+    fit_seconds: tuple[float, float]
     rest_bytes: float
     view_seconds: float
-    teacher_gflop: float
-    step_gflop: float
+    encoded_seconds: tuple[float, float]
+    teacher_seconds: float
+    step_seconds: float
     activation_bytes: float
     state_bytes: float
     block_bytes: float
@@ -83,34 +101,64 @@ class Measured:
         row = next(
             row for row in table["rows"] if (row["teacher"], row["student"]) == (TEACHER, STUDENT)
         )
-        codec = [_codec(name) for name in ("mid", "final")]
         values = own["stage_values"]
         trained = row["parameters"]["student"] + row["parameters"]["projectors"]
+        host = json.loads((_RESULTS / "speed-quick.json").read_text())["encoding"]["host"]
+        before, after = _lines("gpu-h200-before"), _lines("gpu-h200-after")
+        step = _line(before, section="step", student=STUDENT, objective="scalekd")["cached"]
+        teacher = _line(after, part="teacher", precision="bf16")
         return cls(
             stage_bytes=tuple(
-                n * c["bits_per_value"] / 8 for n, c in zip(values, codec, strict=True)
+                n * _bits_per_value(name) / 8
+                for n, name in zip(values, ("mid", "final"), strict=True)
             ),
-            encode_seconds=tuple(
-                n / c["values"] / c["encode_views_per_second"]
-                for n, c in zip(values, codec, strict=True)
-            ),
-            rest_bytes=2.0 * own["num_classes"] + own["view_parameter_bytes"] + 8,
+            coding_seconds=tuple(host[f"stage {stage}"]["cpu_us"] / 1e6 for stage in _BOTH),
+            fit_seconds=tuple(own["fit_seconds"]),
+            rest_bytes=2.0 * own["num_classes"] + own["view_parameter_bytes"],
             view_seconds=own["view_cpu_seconds"],
-            teacher_gflop=table["teacher_forward_gflop_per_image"][TEACHER],
-            step_gflop=row["step_gflop_per_image"]["total"],
+            encoded_seconds=tuple(
+                1 / _line(after, part="stream", stages=list(stages))["views_per_second"]
+                for stages in (_FINAL, _BOTH)
+            ),
+            teacher_seconds=1 / teacher["views_per_second"],
+            step_seconds=1 / step["images_s"],
             activation_bytes=own["activation_bytes_per_image"],
             state_bytes=16.0 * trained + 4.0 * own["tail_parameters"],
             block_bytes=2.0 * values[1] + 2.0 * own["num_classes"],
             sample_bytes=own["index_bytes_per_sample"],
         )
 
+    def probe(self, assumed: Assumed, stages: tuple[int, ...]) -> Probe:
+        """Cost of a view of a cache with these stages, as ``--dry-run`` would measure it."""
+        chosen = [index for index, stage in enumerate(_BOTH) if stage in stages]
+        columns = len(view_columns(ViewPolicy.parse(AUGMENTATION))) + 1
+        return Probe(
+            teacher_seconds=self.encoded_seconds[len(chosen) - 1] / assumed.gpu_speed,
+            draw_seconds=self.view_seconds,
+            coding_seconds=sum(self.coding_seconds[index] for index in chosen),
+            target_bytes=sum(self.stage_bytes[index] for index in chosen) + self.rest_bytes,
+            student_seconds=self.step_seconds / assumed.gpu_speed,
+            block_size=_BLOCK_SIZE,
+            block_files=len(chosen) * _STAGE_FILES + _LOGITS_FILES,
+            shard_size=_SHARD_SIZE,
+            shard_files=1 + columns,
+        )
 
-def _codec(name: str) -> dict[str, float]:
-    result = json.loads((_RESULTS / f"codecs-{name}.json").read_text())
-    row = next(r for r in result["rows"] if (r["codec"], r["target"]) == ("transform", 0.01))
-    shape = result["shape"]
-    tokens = shape["grid"][0] * shape["grid"][1]
-    return {**row, "values": tokens * shape["num_channels"]}
+
+def _lines(name: str) -> list[dict[str, Any]]:
+    text = (_RESULTS / f"{name}.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _line(lines: list[dict[str, Any]], **values: Any) -> dict[str, Any]:
+    """Return the first line that has these values."""
+    return next(line for line in lines if all(line.get(n) == v for n, v in values.items()))
+
+
+def _bits_per_value(name: str) -> float:
+    rows = json.loads((_RESULTS / f"codecs-{name}.json").read_text())["rows"]
+    row = next(r for r in rows if (r["codec"], r["target"]) == ("transform", 0.01))
+    return float(row["bits_per_value"])
 
 
 def tables(measured: Measured, assumed: Assumed) -> str:
@@ -121,15 +169,15 @@ def tables(measured: Measured, assumed: Assumed) -> str:
 
 
 def _disk(m: Measured, a: Assumed) -> list[str]:
-    whole, lean = sum(m.stage_bytes) + m.rest_bytes, m.stage_bytes[1] + m.rest_bytes
+    whole, lean = m.probe(a, _BOTH), m.probe(a, _FINAL)
     columns = [column for s in DATA_SETS for column in (f"{s}, one pass", f"{a.passes} passes")]
     lines = [
         f"| disk | per view | {' | '.join(columns)} |",
         "| --- |" + " ---: |" * (1 + 2 * len(DATA_SETS)),
     ]
     for name, size in (
-        ("`--stages 3,4`, the default", whole),
-        ("`--stages final`", lean),
+        ("`--stages 3,4`, the default", whole.bytes_per_view),
+        ("`--stages final`", lean.bytes_per_view),
         ("the images themselves (assumed)", a.image_bytes),
     ):
         passes = 1 if size == a.image_bytes else a.passes
@@ -139,54 +187,97 @@ def _disk(m: Measured, a: Assumed) -> list[str]:
             for cell in (_size(n * size), "" if passes == 1 else _size(n * size * passes))
         ]
         lines.append(f"| {name} | {_size(size)} | {' | '.join(cells)} |")
-    return lines
+    cells = [
+        f"{probe.num_files(n, passes):,}"
+        for n in DATA_SETS.values()
+        for probe, passes in ((whole, 1), (whole, a.passes))
+    ]
+    return [*lines, f"| files, `--stages 3,4` | | {' | '.join(cells)} |"]
+
+
+def _host(a: Assumed) -> Host:
+    """The host of one GPU, with the product's numbers of workers and threads."""
+    return Host(
+        num_cores=a.cores_per_gpu,
+        num_workers=min(max(2, a.cores_per_gpu - 2), 16),
+        num_coding_threads=min(max(2, a.cores_per_gpu - 1), 16),
+        teacher_threads=0,
+    )
+
+
+@dataclass(frozen=True)
+class _Seconds:
+    """Seconds of both stages on a number of GPUs, for one data set."""
+
+    cache: float
+    student: float
+    live: float
+
+    @classmethod
+    def of(
+        cls, m: Measured, a: Assumed, stages: tuple[int, ...], samples: int, gpus: int
+    ) -> "_Seconds":
+        probe, host = m.probe(a, stages), _host(a)
+        disk = Disk(a.disk_gigabytes_per_second * 1e9 / gpus, a.file_seconds)
+        fits = [m.fit_seconds[_BOTH.index(stage)] for stage in stages]
+        calibration = host.calibration_seconds(probe, CALIBRATION_VIEWS) / gpus + (
+            sum(fits) if gpus == 1 else max(fits)
+        )
+        views = samples / gpus
+        bare = replace(probe, teacher_seconds=m.teacher_seconds / a.gpu_speed)
+        return cls(
+            cache=calibration
+            + a.passes * views * host.seconds_per_view(probe, disk)
+            + host.drain_seconds(probe, disk),
+            student=a.epochs * views * host.training_seconds(bare, live=False),
+            live=a.epochs * views * host.training_seconds(bare, live=True),
+        )
+
+    def break_even(self, epochs: int) -> str:
+        """Return the epochs after which the cache has cost less time than the live teacher."""
+        saved = (self.live - self.student) / epochs
+        return f"{_number(self.cache / saved)} epochs" if saved > 0 else "never"
 
 
 def _time(m: Measured, a: Assumed) -> list[str]:
-    cores, flops = a.cores_per_gpu, a.gpu_tflops * 1e12
-    forward, step = m.teacher_gflop * 1e9 / flops, m.step_gflop * 1e9 / flops
-    drawing = m.view_seconds / cores
-    whole = drawing + sum(m.encode_seconds) / cores
-    lean = drawing + m.encode_seconds[1] / cores
-    written = sum(m.stage_bytes) + m.rest_bytes
-    read = m.stage_bytes[1] + m.rest_bytes + a.image_bytes
-    kinds = (
-        (f"cache, {a.passes} passes", a.passes, max(forward, whole), written),
-        (
-            f"cache, {a.passes} passes, final stage",
-            a.passes,
-            max(forward, lean),
-            m.stage_bytes[1] + m.rest_bytes,
-        ),
-        (f"student, {a.epochs} epochs", a.epochs, max(step, drawing), read),
-        (
-            f"the same with the live teacher, {a.epochs} epochs",
-            a.epochs,
-            max(step + forward, drawing),
-            float(a.image_bytes),
-        ),
-    )
     lines = [
         "| hours, and GB/s over the network | "
         + " | ".join(f"{g} GPU{'s' * (g > 1)}" for g in GPUS)
         + " |",
         "| --- |" + " ---: |" * len(GPUS),
     ]
+    whole, lean = m.probe(a, _BOTH).bytes_per_view, m.probe(a, _FINAL).bytes_per_view
     for data_set, samples in DATA_SETS.items():
-        for name, times, seconds, num_bytes in kinds:
+        both = [_Seconds.of(m, a, _BOTH, samples, gpus) for gpus in GPUS]
+        final = [_Seconds.of(m, a, _FINAL, samples, gpus) for gpus in GPUS]
+        for name, seconds, num_bytes in (
+            (f"cache, {a.passes} passes", [h.cache for h in both], a.passes * whole),
+            (f"cache, {a.passes} passes, final stage", [h.cache for h in final], a.passes * lean),
+            (
+                f"student, {a.epochs} epochs",
+                [h.student for h in both],
+                a.epochs * (lean + a.image_bytes),
+            ),
+            (
+                f"the same with the live teacher, {a.epochs} epochs",
+                [h.live for h in both],
+                a.epochs * a.image_bytes,
+            ),
+        ):
             cells = [
-                f"{_number(samples * times * seconds / g / 3600)} h, "
-                f"{_number(g * num_bytes / seconds / 1e9)}"
-                for g in GPUS
+                f"{_number(s / 3600)} h, {_number(samples * num_bytes / s / 1e9)}" for s in seconds
             ]
             lines.append(f"| {data_set}: {name} | {' | '.join(cells)} |")
-    busy = sum(m.encode_seconds) + m.view_seconds
+        cells = [seconds.break_even(a.epochs) for seconds in both]
+        lines.append(f"| {data_set}: the cache has paid for itself after | {' | '.join(cells)} |")
+    probe, small = m.probe(a, _BOTH), m.probe(a, _FINAL)
     lines += [
         "",
-        f"Cores that keep one GPU busy while caching: {busy / forward:.0f} with both stages, "
-        f"{(m.view_seconds + m.encode_seconds[1]) / forward:.0f} with the final one; while "
-        f"training: {m.view_seconds / step:.0f}. With fewer cores, the cores determine the hours "
-        "above.",
+        "Cores that keep one GPU busy while caching: "
+        f"{(probe.coding_seconds + probe.draw_seconds) / probe.teacher_seconds:.0f} with both"
+        f" stages, {(small.coding_seconds + small.draw_seconds) / small.teacher_seconds:.0f} with"
+        f" the final one; while training: {probe.draw_seconds / probe.student_seconds:.0f}. With"
+        " fewer cores, the cores determine the hours above.",
     ]
     return lines
 
@@ -220,68 +311,6 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
-def measure(photographs: Sequence[Path]) -> dict[str, Any]:
-    """The inputs that no other benchmark takes."""
-    import torch
-
-    from scalekd.distillation import FullLogits, ScaleKDObjective, Targets
-    from scalekd.images.samples import Sample
-    from scalekd.loading.views import draw_view
-    from scalekd.students import create_student
-    from scalekd.teachers import TeacherConfig, load_teacher
-    from scalekd.training import DistillationModule
-    from scalekd.views import ViewPolicy
-
-    torch.set_num_threads(1)
-    policy = ViewPolicy.parse(_AUGMENTATION)
-    samples = [Sample(path.stem, path.read_bytes(), 0) for path in photographs]
-    started = time.process_time()
-    for sample in samples:
-        draw_view(sample, policy, seed=0, pass_index=0, view_size=(224, 224))
-    seconds = (time.process_time() - started) / len(samples)
-
-    teacher = load_teacher(TeacherConfig(model=TEACHER, pretrained=False))
-    stages, tail = teacher.spec.stages, teacher.tail()
-    student = create_student(STUDENT, num_classes=1000, img_size=224)
-    objective = ScaleKDObjective(
-        student_levels=student.spec.levels, teacher_stages=stages, tail=tail
-    )
-    module = DistillationModule(student, objective, mean=(0.5,) * 3, std=(0.5,) * 3).to("meta")
-    saved: dict[int, Any] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage._cdata] = storage
-        return tensor
-
-    batch = 2
-    frozen = [*module.parameters(), *module.buffers(), *tail.parameters(), *tail.buffers()]
-    own = {tensor.untyped_storage()._cdata for tensor in frozen}
-    targets = Targets(
-        torch.zeros((batch, stages[4].num_patch_tokens, stages[4].num_channels), device="meta"),
-        FullLogits(torch.zeros((batch, 1000), device="meta")),
-    )
-    pixels = torch.zeros((batch, 3, 224, 224), dtype=torch.uint8, device="meta")
-    labels = torch.zeros(batch, dtype=torch.int64, device="meta")
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        module(pixels, labels, targets)
-    kept = sum(storage.nbytes() for key, storage in saved.items() if key not in own)
-    return {
-        "teacher": TEACHER,
-        "student": STUDENT,
-        "photographs": len(samples),
-        "augmentation": _AUGMENTATION,
-        "view_cpu_seconds": round(seconds, 6),
-        "view_parameter_bytes": 11.7,  # docs/LOG.md, 2026-11-22: after Blosc, with RandAugment
-        "num_classes": 1000,
-        "stage_values": [stages[s].num_patch_tokens * stages[s].num_channels for s in (3, 4)],
-        "tail_parameters": sum(p.numel() for p in tail.parameters()),
-        "activation_bytes_per_image": kept // batch,
-        # Image set: key (24), label, file, offset, size; cache: key, label, hash.
-        "index_bytes_per_sample": 24 + 4 + 4 + 8 + 8 + 24 + 4 + 8,
-    }
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--measure", action="store_true")
@@ -292,7 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(option, type=type(value), default=value)
     options = vars(parser.parse_args(arguments))
     if options["measure"]:
-        measured = measure(sorted(options["images"].glob("*.JPEG")))
+        measured = _cost_inputs.measure(sorted(options["images"].glob("*.JPEG")))
         _MEASURED.write_text(json.dumps(measured, indent=1) + "\n")
     text = tables(Measured.read(), Assumed(**{name: options[name] for name in vars(Assumed())}))
     print(text)

@@ -80,7 +80,7 @@ class SleepingCodec(Float16Codec):
         return super().encode(features)
 
 
-class _Views:
+class FixedViews:
     """Replaces drawn views with fixed arrays, so that nothing is decoded."""
 
     class images:
@@ -199,7 +199,7 @@ def measure(
         batch_size=batch_size,
         shard_size=shard_size,
     )
-    job: Any = SimpleNamespace(teacher=teacher, drawn=_Views(), precision="fp32", workers=0)
+    job: Any = SimpleNamespace(teacher=teacher, drawn=FixedViews(), precision="fp32", workers=0)
     if not isinstance(logits, FullLogitCodec):
         raise TypeError(f"{type(logits)} is no full logit codec")
     shards = [(0, shard) for shard in range(num_views // shard_size)]

@@ -1,11 +1,12 @@
 """The speed half of ``docs/benchmarks.md``, made from the results alone."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-Result = dict[str, Any]
+from benchmarks.speed import compare
+from benchmarks.speed._cells import Result, goal, micro, percent, table
+from benchmarks.speed._storage_tables import draw_forms, embedded, formats, growth, profiles
 
 
 def speed_section(results: Path, images: Path) -> str:
@@ -21,8 +22,23 @@ def speed_section(results: Path, images: Path) -> str:
     if not found:
         return ""
     if "formats" in found:
-        _draw_forms(found["formats"], images / "speed-forms.png")
-    return markdown(found)
+        draw_forms(found["formats"], images / "speed-forms.png")
+    path = results / "speed-compared.json"
+    return markdown(found) + (_compared(json.loads(path.read_text())) if path.exists() else "")
+
+
+def _compared(result: Result) -> str:
+    before, after = result["releases"]
+    least, most = result["load_average"]
+    return (
+        "\n### Before and after the work for accelerators\n\nThe quick forms of caching, steps and"
+        f" loader on a CPU, at the commits {before} and {after}, in turn: median and extremes of"
+        f" {len(result['rows'][0]['before'])} runs of each. Ratios of processor time within a run;"
+        " smaller is better, but for the loader.\n\n"
+        + table(["", "before", "after"], compare.rows(result))
+        + f"\n\n*{result['date']}, {result['processor']}, {result['cores']} cores, load {least}"
+        f" to {most}; `python -m benchmarks.speed.compare`.*\n"
+    )
 
 
 def markdown(results: dict[str, Result]) -> str:
@@ -50,23 +66,6 @@ def _origin(result: Result) -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _micro(cost: dict[str, float], clock: str = "cpu") -> str:
-    return f"{cost[f'{clock}_us']:,.0f}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _goal(is_reached: bool) -> str:
-    return "reached" if is_reached else "**missed**"
-
-
 def _cache_teacher(result: Result) -> str:
     names = {
         "forward": "bare teacher forward",
@@ -80,9 +79,9 @@ def _cache_teacher(result: Result) -> str:
         rows.append(
             [
                 label,
-                *(_micro(cost, clock) for clock in ("wall", "cpu", "thread")),
+                *(micro(cost, clock) for clock in ("wall", "cpu", "thread")),
                 *(f"{over[clock]:.3f}" for clock in ("wall", "cpu", "thread")),
-                "" if name == "forward" else _goal(over["wall"] <= 1.05),
+                "" if name == "forward" else goal(over["wall"] <= 1.05),
             ]
         )
     parts = ", ".join(f"{name} {value:,.0f} µs" for name, value in result["parts_us"].items())
@@ -92,7 +91,7 @@ def _cache_teacher(result: Result) -> str:
         f" {' and '.join(map(str, result['stages']))}, the default codec. The theoretical limit of"
         " the ratios is 1, and the goal is 1.05. If the coders have their own cores, a run waits"
         " only for the teacher's thread.\n\n"
-        + _table(
+        + table(
             [
                 "µs per view, and ratio to the forward pass",
                 "clock",
@@ -116,7 +115,7 @@ def _scheduling(result: Result) -> str:
             f"{row['bare_seconds']:.1f}",
             f"{row['seconds']:.1f}",
             f"{row['over_bare']:.3f}",
-            _goal(row["over_bare"] <= 1.05),
+            goal(row["over_bare"] <= 1.05),
         ]
         for row in result["rows"]
     ]
@@ -131,7 +130,7 @@ def _scheduling(result: Result) -> str:
         f" {result['stretch']:.0f}. The theoretical limit of the ratio is 1, and the goal is 1.05."
         " Before coding was divided into small tasks and commits moved to the background, the"
         " ratios were 2.24 and 4.26.\n\n"
-        + _table(
+        + table(
             ["teacher's batch", "bare teacher, s", "cached, s", "cached/bare", "goal"],
             rows,
         )
@@ -144,7 +143,7 @@ def _device_scheduling(device: Result) -> str:
         f"{device['seconds']:.1f}",
         f"{device['over_bare']:.3f}",
         f"{device['steady_over_bare']:.3f}",
-        _goal(device["steady_over_bare"] <= 1.05),
+        goal(device["steady_over_bare"] <= 1.05),
     ]
     return (
         "\n\nThe second simulation is that of a device that encodes, with the figures of the H200"
@@ -152,7 +151,7 @@ def _device_scheduling(device: Result) -> str:
         f" and {device['writing_ms_per_view']:.1f} ms per view to compress and write a block. The"
         " steady ratio leaves out the first quarter and the end of the last block, as the GPU"
         " benchmark does. With at most four blocks in memory it was 1.38; the H200 had 1.31.\n\n"
-        + _table(["cached, s", "cached/bare", "steady", "goal"], [row])
+        + table(["cached, s", "cached/bare", "steady", "goal"], [row])
     )
 
 
@@ -165,43 +164,39 @@ def _encoding(result: Result) -> str:
     return (
         f"Features of {rows} × {columns} × {channels}, {result['views']} views per call, one"
         f" thread. The two encoders differ in {different}.\n\n"
-        + _table(
+        + table(
             ["encoder", "processor ms per view"],
             [[name, f"{cost[name]['cpu_us'] / 1e3:.2f}"] for name in ("numpy", "torch")],
         )
         + f"\n\ntorch/NumPy: {result['torch_over_numpy']:.2f}."
+        + _host_of_encoding(result)
     )
 
 
-def _embedded(result: Result) -> str:
+def _host_of_encoding(result: Result) -> str:
+    if "host" not in result:
+        return ""
+    host = result["host"]
+    stages = {name: cost for name, cost in host.items() if name.startswith("stage")}
+    total = sum(cost["cpu_us"] for cost in stages.values()) / 1e3
     rows = [
-        [
-            name,
-            f"{cost['cpu_us'] / 1e3:.2f}",
-            f"{result['over_view'][name]:.2f}",
-            f"{sizes / 1e3:.1f}" if (sizes := result["bytes_per_view"].get(name)) else "",
-            _goal(cost["cpu_us"] <= 1e3 * result["goal_ms"]) if name in _PIXELS else "",
-        ]
-        for name, cost in result["per_view"].items()
+        [name, f"{cost['cpu_us'] / 1e3:.2f}", f"{cost['bytes'] / 1e3:.1f}", ""]
+        for name, cost in stages.items()
     ]
-    height, width = result["view_size"]
+    rows.append(["both", f"{total:.2f}", "", goal(total <= host["goal_ms"])])
     return (
-        f"The table shows processor time of the loader on the host, without targets, for views of"
-        f" {height} × {width} of photographs, by what the cache embeds: the images themselves (read"
-        " from files here), `--embed view` and `--embed pixels`. Restoring pixels from differences"
-        f" takes {result['undo_on_cpu_us'] / 1e3:.2f} ms on this processor; in training a GPU does"
-        f" it. The goal is {result['goal_ms']} ms.\n\n"
-        + _table(["embedded", "host ms per view", "of `view`", "kB per view", "goal"], rows)
+        "\n\nIf a GPU encodes, the host compresses and writes the integers. The table shows its"
+        " processor time for views of Swin-L's stages, without drawing, in batches of"
+        " 128; each row includes logits of 1,000 classes, and the features are synthetic. The"
+        f" goal for both is {host['goal_ms']:.0f} ms.\n\n"
+        + table(["host, by stage", "processor ms per view", "kB per view", "goal"], rows)
     )
-
-
-_PIXELS = ("pixels, tars", "pixels, Zarr")
 
 
 def _updates(result: Result) -> str:
     rows = [
-        [what, f"{result[name]:.3f}", f"{goal:g}", _goal(result[name] <= goal)]
-        for what, name, goal in (
+        [what, f"{result[name]:.3f}", f"{limit:g}", goal(result[name] <= limit)]
+        for what, name, limit in (
             ("device reads", "reads_per_update", 0),
             ("agreements between processes", "agreements_per_update", 0.1),
         )
@@ -209,7 +204,7 @@ def _updates(result: Result) -> str:
     return (
         f"Counted over {result['updates']} updates of {result['processes']} processes within an"
         f" epoch, with a line of the log every {result['log_interval']}; before, 1 and 3.\n\n"
-        + _table(["an update", "number", "goal", ""], rows)
+        + table(["an update", "number", "goal", ""], rows)
     )
 
 
@@ -217,23 +212,23 @@ def _step(result: Result) -> str:
     rows = [
         [
             f"{model} at {result['img_size']} px",
-            *(_micro(found["per_view"][arm]) for arm in ("online", "teacher", "cached", "decode")),
+            *(micro(found["per_view"][arm]) for arm in ("online", "teacher", "cached", "decode")),
             f"{found['cached_over_online']:.3f}",
             f"{found['limit_over_online']:.3f}",
             f"{found['cached_over_limit']:.3f}",
-            _goal(found["cached_over_limit"] <= 1.05),
+            goal(found["cached_over_limit"] <= 1.05),
         ]
         for model, found in result["students"].items()
     ]
     waits = ", ".join(
-        f"{model} {_percent(found['data_wait_share'])} at {found['images_per_second']:.0f} images/s"
+        f"{model} {percent(found['data_wait_share'])} at {found['images_per_second']:.0f} images/s"
         for model, found in result["training"].items()
     )
     return (
         f"The table shows processor µs per view of ScaleKD steps with {result['batch_size']} views"
         f" and the teacher at {result['teacher_size'][0]} px. The limit is the online step without"
         " the teacher's forward pass, and the goal is to be within 5 % of it.\n\n"
-        + _table(
+        + table(
             [
                 "student",
                 "online",
@@ -268,7 +263,7 @@ def _pairs(result: Result) -> str:
         f"The pairs use the published objective, random weights and batches of"
         f" {result['batch_size']}. GFLOP include forward and backward passes; seconds also include"
         " AdamW's update.\n\n"
-        + _table(
+        + table(
             [
                 "pair, 224 px",
                 "teacher GFLOP",
@@ -294,20 +289,20 @@ def _loader(result: Result) -> str:
         rows.append(
             [
                 name,
-                *(_micro(cost[arm]) for arm in ("decode_and_crop", "without", "with")),
+                *(micro(cost[arm]) for arm in ("decode_and_crop", "without", "with")),
                 f"{found['rate_with_over_without']:.3f}",
                 f"{two['rate_with_over_without']:.3f}",
-                _percent(found["target_reading_over_decode_and_crop"]),
+                percent(found["target_reading_over_decode_and_crop"]),
                 f"{found['target_bytes_per_view'] / 1e3:.1f} kB",
-                f"{_goal(found['rate_with_over_without'] >= 0.9)},"
-                f" {_goal(found['target_reading_over_decode_and_crop'] <= 0.1)}",
+                f"{goal(found['rate_with_over_without'] >= 0.9)},"
+                f" {goal(found['target_reading_over_decode_and_crop'] <= 0.1)}",
             ]
         )
     return (
         "The table shows processor µs per view. The goals are a rate with targets of at least 0.9"
         " of the rate without targets, and a time for reading targets of at most 10 % of the time"
         " for decoding and cropping.\n\n"
-        + _table(
+        + table(
             [
                 "images, targets",
                 "decode and crop",
@@ -324,120 +319,6 @@ def _loader(result: Result) -> str:
     )
 
 
-def _formats(result: Result) -> str:
-    rows = []
-    for row in result["forms"]:
-        rates = [
-            f"{1e6 / row[order]['cpu_us']:,.0f}" if order in row else "–"
-            for order in ("shuffled", "sequential", "random")
-        ]
-        rows.append(
-            [
-                row["form"],
-                f"{row['bytes_per_view'] / 1e3:.1f}",
-                str(row["files"]),
-                f"{1e6 / row['write']['cpu_us']:,.0f}",
-                *rates,
-                f"{1e3 * row['open_seconds']:.0f}",
-            ]
-        )
-    left_out = "".join(f" {name} was left out: {why}." for name, why in result["left_out"].items())
-    return (
-        "![views per second and bytes per view](img/speed-forms.png)\n\nAll forms contain the same"
-        " features and logits (65 × 384 and 10, float16 except with a codec), read in batches of 64"
-        " in one process. Rates are views per second of processor time. scalekd checks SHA-256 and"
-        " crc32c of every file that it reads, and syncs every file that it writes; the others do"
-        " neither. Bytes include the codec's tables, 2 to 3 MB per cache, divided by these few"
-        " views. The integers of the transform codec are converted to features on the training"
-        " device; on this processor the conversion takes"
-        f" {result['transform_to_features_cpu_us']:.0f} µs per view.{left_out}\n\n"
-        + _table(
-            [
-                "form",
-                "kB per view",
-                "files",
-                "written/s",
-                "shuffled/s",
-                "sequential/s",
-                "random, one by one/s",
-                "open, ms",
-            ],
-            rows,
-        )
-    )
-
-
-def _growth(result: Result) -> str:
-    rows = [
-        [
-            f"{row['views']:,}",
-            f"{1e3 * row['open_seconds']:.1f}",
-            f"{1e3 * row['sample_table_seconds']:.0f}",
-            f"{1e3 * row['first_batch_order_seconds']:.1f}",
-            f"{row['read_us_per_view']:.1f}",
-            f"{row['write_us_per_view']:.0f}",
-            f"{row['resident_bytes_more'] / 1e6:.1f}",
-            f"{row['bytes_per_view']:.0f}",
-        ]
-        for row in result["rows"]
-    ]
-    return (
-        f"The caches contain tiny synthetic targets, read in {result['batches']} shuffled batches"
-        f" of {result['batch_size']}; times are processor times. Only the table of samples (keys,"
-        " labels, hashes) is read completely.\n\n"
-        + _table(
-            [
-                "views",
-                "open, ms",
-                "table of samples, ms",
-                "order until the first batch, ms",
-                "read, µs per view",
-                "write, µs per view",
-                "memory, MB",
-                "bytes per view",
-            ],
-            rows,
-        )
-    )
-
-
-def _profiles(result: Result) -> str:
-    if "stages" not in result:
-        return str(result["left_out"])
-    parts = []
-    for stage, found in result["stages"].items():
-        if "shares" not in found:
-            parts.append(f"`{stage}`: {found['left_out']}")
-            continue
-        shares = [*found["shares"].items(), ("everything else", found["other_share"])]
-        parts.append(
-            f"`{stage}`, {result['views'][stage]:,} views, {found['samples']:,} samples of the"
-            f" profiler. Start-up took {found['start_up_seconds']:.0f} s and calibration"
-            f" {found['calibration_seconds']:.0f} s, once per run (py-spy slows both).\n\n"
-            + _table(["activity", "share"], [[n, _percent(s)] for n, s in shares if s >= 0.005])
-        )
-    return "\n\n".join(parts)
-
-
-def _draw_forms(result: Result, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    rows = result["forms"][::-1]
-    colours = ["tab:blue" if row["form"].startswith("scalekd") else "tab:gray" for row in rows]
-    figure, (rates, sizes) = pyplot.subplots(1, 2, figsize=(10, 3.2), sharey=True)
-    names = [row["form"] for row in rows]
-    rates.barh(names, [1e6 / row["shuffled"]["cpu_us"] for row in rows], color=colours)
-    rates.set_xlabel("views read shuffled, a processor second")
-    sizes.barh(names, [row["bytes_per_view"] / 1e3 for row in rows], color=colours)
-    sizes.set_xlabel("kB a view")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-
-
 _PARTS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "cache_teacher": ("Caching compared with the bare teacher", _cache_teacher),
     "scheduling": ("Scheduling of caching on an accelerator, simulated", _scheduling),
@@ -446,8 +327,8 @@ _PARTS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "pairs": ("The published pairs", _pairs),
     "loader": ("Loader with and without targets", _loader),
     "encoding": ("Encoding by torch operations on a CPU", _encoding),
-    "embedded": ("Views in the cache", _embedded),
-    "formats": ("Other formats for the same targets", _formats),
-    "growth": ("Growth", _growth),
-    "profiles": ("Where the time goes", _profiles),
+    "embedded": ("Views in the cache", embedded),
+    "formats": ("Other formats for the same targets", formats),
+    "growth": ("Growth", growth),
+    "profiles": ("Where the time goes", profiles),
 }

@@ -169,8 +169,11 @@ class CrossAttentionProjector(nn.Module):
         keys = (self.stem(x) + self.pos_embed).flatten(2).transpose(1, 2)
         batch = x.shape[0]
         attended = F.scaled_dot_product_attention(
-            # Learned queries are the same for the whole batch: projected once, then expanded.
-            self._split_heads(self.q(F.relu(self.query_proj(self._queries(query)))), batch),
+            # Learned queries are the same for the whole batch: projected once, then repeated;
+            # not every fused kernel takes a stride of 0.
+            self._split_heads(
+                self.q(F.relu(self.query_proj(self._queries(query)))), batch
+            ).contiguous(),
             self._split_heads(self.k(keys), batch),
             self._split_heads(self.v(keys), batch),
             scale=self.scale,

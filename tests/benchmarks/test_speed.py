@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from benchmarks.speed import (
     _formats_child,
     _measure,
     _training,
+    compare,
+    encoding,
     growth,
     profiles,
     scheduling,
@@ -20,6 +23,7 @@ from benchmarks.speed import (
 from scalekd.cache import TargetDecoder
 from scalekd.cache.codecs import CacheCodecs
 from scalekd.codecs import create_logit_codec, fit_codec
+from scalekd.shapes import FeatureShape
 from scalekd.teachers import TeacherConfig, load_teacher
 
 
@@ -89,6 +93,46 @@ def test_scheduling_is_measured_with_the_shipped_pipeline(tmp_path: Path) -> Non
     assert found["seconds"] > found["bare_seconds"] > 0
     assert found["over_bare"] == found["seconds"] / found["bare_seconds"]
     assert found["steady_over_bare"] > 0
+
+
+def test_the_host_of_a_gpu_writes_what_was_encoded_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    codec = fit_codec("float16", FeatureShape((2, 2), 8))
+    encode = type(codec).encode
+
+    def counted(self: Any, features: np.ndarray) -> dict[str, np.ndarray]:
+        encoded.append(len(features))
+        return encode(self, features)
+
+    monkeypatch.setattr(type(codec), "encode", counted)
+    features = np.random.default_rng(0).standard_normal((128, 4, 8), dtype=np.float32)
+    settings = _measure.Settings(quick=True, data=tmp_path, work=tmp_path)
+    cost = encoding.host_cost(settings, "test", codec, features)
+    assert encoded == [128]  # beforehand, and not while it is measured
+    assert cost["cpu_us"] > 0
+    assert 64 < cost["bytes"] < 64 + 2000 + 1000  # float16, at most; logits; the rest of a view
+
+
+def test_two_releases_are_compared_figure_by_figure() -> None:
+    def run(value: float) -> dict[str, Any]:
+        both = {"write": {"cpu": value}, "draw_and_write": {"cpu": 2 * value}}
+        step = {"cached_over_online": value}
+        loader = {"rate_with_over_without": value}
+        return {
+            "cache_teacher": {"over_forward": both},
+            "step": {"students": {"resnet18": step, "vit_tiny_patch16_224": step}},
+            "loader": {"sets": {compare.CIFAR: loader, compare.PHOTOGRAPHS: loader}},
+        }
+
+    rows = compare.rows({"rows": compare.compared([run(1.0)], [run(1.5), run(1.1), run(9.0)])})
+    assert rows[0] == [
+        "caching decoded views / forward",
+        "1.000 (1.000 to 1.000)",
+        "1.500 (1.100 to 9.000)",
+    ]
+    assert rows[1][1] == "2.000 (2.000 to 2.000)"
 
 
 def test_arms_take_turns() -> None:

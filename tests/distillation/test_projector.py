@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from scalekd.distillation import ConvProjector, CrossAttentionProjector, default_num_heads
 from scalekd.errors import UsageError
@@ -55,6 +56,21 @@ def test_attention_by_loops() -> None:
     tokens = projector.norm(projector.out(torch.cat(heads, dim=-1)))
     expected = tokens + projector.fc2(projector.fc1(tokens).relu())
     torch.testing.assert_close(projector(x), expected)
+
+
+def test_fused_attention_gets_queries_of_every_view_in_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    strides: list[int] = []
+    attention = functional.scaled_dot_product_attention
+
+    def noted(query: torch.Tensor, *arguments: torch.Tensor, **named: float) -> torch.Tensor:
+        strides.append(query.stride(0))
+        return attention(query, *arguments, **named)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", noted)
+    _projector()(torch.randn(3, 6, 5, 3))
+    assert strides == [8 * 8]  # tokens x channels
 
 
 def test_no_parameter_is_left_without_use() -> None:
