@@ -73,7 +73,8 @@ class ExtendConfig(CacheSources):
     name: str | None = None
     """Add targets under this name, in extensions/NAME/, in place of passes to the cache."""
     stages: tuple[Literal[3, 4], ...] | None = None
-    """Stages whose features --name keeps: 3,4, final or none."""
+    """Stages whose features --name keeps: 3,4, final or none; none if not given, or final where no
+    logits are kept."""
     logits: str | None = None
     """Logits that --name keeps: full, topk:K or none."""
     codec: str | None = None

@@ -97,8 +97,15 @@ def _job(config: ExtendConfig, base: CacheReader, order: CacheOrder) -> Job:
         teacher = _teacher(config, identity)
         job = Job.of(identity, form, config, drawn=drawn, teacher=teacher)
         logits, note = choose_logits(config.logits or (None if config.model else "none"), teacher)
+        # Features are all that a teacher without a classifier gives.
+        stages = (4,) if config.stages is None and logits == "none" else config.stages or ()
+        if not stages and logits == "none":
+            raise UsageError(
+                f"--name {config.name}: --stages none and --logits none keep nothing; give one of"
+                " them"
+            )
         request = Request(
-            stages=list(config.stages or ()),
+            stages=list(stages),
             logits=logits,
             codec=str(parse_codec(config.codec or DEFAULT_FEATURE_CODEC)),
         )

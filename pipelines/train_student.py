@@ -12,12 +12,12 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from scalekd.cache import JoinedTargets
 from scalekd.distillation import Objective
 from scalekd.distributed import process_faults
-from scalekd.errors import CacheMismatch, UsageError, rewording
+from scalekd.errors import UsageError
 from scalekd.loading import worker_faults
 from scalekd.pipelines._initial import initial_weights
+from scalekd.pipelines._live_teachers import live_targets
 from scalekd.pipelines._notes import note
 from scalekd.pipelines._progress import doing
 from scalekd.pipelines._run_facts import Source, run_facts
@@ -25,20 +25,11 @@ from scalekd.pipelines._validation import decode_dtype, local_cache_of, make_val
 from scalekd.pipelines.configure import departures_from_recipe
 from scalekd.storage.locks import require_locks
 from scalekd.students import Student, create_student
-from scalekd.teachers import (
-    LIVE_TEACHER_ADVICE,
-    Teacher,
-    TeacherConfig,
-    has_class_token,
-    load_teacher,
-    teacher_named_by_cache,
-)
 from scalekd.training import (
     CachedTeacher,
     EpochLoader,
     LabelledImages,
     NoTargets,
-    OnlineTargets,
     TrainConfig,
     Trainer,
     TrainResult,
@@ -48,7 +39,7 @@ from scalekd.training import (
     synchronise_batch_norm,
 )
 from scalekd.training.accelerator import make_accelerator
-from scalekd.training.precision import AUTOCAST_DTYPES, choose_precision
+from scalekd.training.cached_teacher import TargetSource
 from scalekd.training.trackers import check_trackers
 
 _NEED_A_CACHE = (
@@ -143,7 +134,7 @@ def _make_loader(
     config: TrainConfig,
     source: Source,
     student: Student,
-    targets: JoinedTargets | NoTargets | OnlineTargets,
+    targets: TargetSource,
     accelerator: Accelerator,
 ) -> EpochLoader:
     common: dict[str, Any] = {
@@ -185,8 +176,6 @@ def _open_source(config: TrainConfig) -> Source:
             "--aug: is for training without a cache; the views of --cache are trained on, and"
             " cache-teacher --aug determines them"
         )
-    if config.online and "," in (config.targets or ""):
-        raise UsageError("--online runs one teacher; give one name by --targets")
     if config.online and config.logits_from:
         raise UsageError("--online asks the live teacher for its logits; leave out --logits-from")
     for option in () if config.online else ("teacher", "teacher_checkpoint"):
@@ -205,6 +194,7 @@ def _open_source(config: TrainConfig) -> Source:
         targets=config.targets,
         logits_from=config.logits_from,
         class_map=config.class_map,
+        live=config.online,
     )
 
 
@@ -276,45 +266,9 @@ def _make_student(config: TrainConfig, source: Source, notes: list[str]) -> Stud
 
 def _make_targets(
     config: TrainConfig, source: Source, objective: Objective, accelerator: Accelerator
-) -> JoinedTargets | NoTargets | OnlineTargets:
+) -> TargetSource:
     if isinstance(source, LabelledImages):
         return NoTargets()
     if config.online and (objective.needs_features or objective.needs_logits):
-        return OnlineTargets(
-            _live_teacher(config, source),
-            amp_dtype=AUTOCAST_DTYPES[choose_precision(config.amp)],
-            classes=_class_of_live_teacher(source) if objective.needs_logits else None,
-            class_token=objective.needs_pooled and has_class_token(source.spec),
-        )
+        return live_targets(config, source, objective)
     return source.targets(objective, compute_dtype=decode_dtype(accelerator))
-
-
-def _class_of_live_teacher(source: CachedTeacher) -> tuple[int, ...] | None:
-    """Its class of each class of the student; it is the teacher whose features count."""
-    return source.class_indices().get(source.chosen.features[0])
-
-
-def _live_teacher(config: TrainConfig, source: CachedTeacher) -> Teacher:
-    spec = source.spec
-    asked = TeacherConfig(
-        model=config.teacher or teacher_named_by_cache(spec.model, option="--teacher"),
-        checkpoint=config.teacher_checkpoint,
-        pretrained=spec.weights_source != "random",
-        model_kwargs={**spec.model_kwargs, "num_classes": spec.num_classes or 0},
-        img_size=spec.img_size,
-        mean=spec.mean,
-        std=spec.std,
-        tail_blocks=spec.tail_blocks,
-        class_names=spec.class_names,
-        keep_head=True,
-    )
-    with rewording(LIVE_TEACHER_ADVICE):
-        teacher = load_teacher(asked)
-    if teacher.spec.weights_sha256 != spec.weights_sha256:
-        raise CacheMismatch(
-            f"{source.reader.location}: was made by {spec.model} with weights "
-            f"{spec.weights_sha256[:12]}…, and the live teacher has "
-            f"{teacher.spec.weights_sha256[:12]}…; give --teacher or "
-            "--teacher-checkpoint for the same weights"
-        )
-    return teacher

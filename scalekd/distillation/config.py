@@ -146,7 +146,8 @@ class ScaleKDConfig(_Frozen):
             except ValidationError as error:
                 first = error.errors()[0]
                 setting = ".".join(map(str, first["loc"]))
-                near = difflib.get_close_matches(setting, type(self).model_fields, n=1)
+                known = type(self).model_fields
+                near = [] if setting in known else difflib.get_close_matches(setting, known, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ValueError(f"{name}.{setting}: {first['msg']}{hint}") from None
         return self

@@ -66,6 +66,7 @@ class TargetDecoder(nn.Module):
         classes: The teacher's class of each class of the decoded logits; all of the teacher's
             in its own order when ``None``.
         class_token: Return the class token, which must be the first prefix token.
+        where: Location of the cache, for messages.
 
     Raises:
         UsageError: The cache does not contain the requested targets.
@@ -83,6 +84,7 @@ class TargetDecoder(nn.Module):
         compute_dtype: torch.dtype = torch.float32,
         classes: Sequence[int] | None = None,
         class_token: bool = False,
+        where: str = "this cache",
     ) -> None:
         super().__init__()
         self._class_token = class_token
@@ -92,8 +94,9 @@ class TargetDecoder(nn.Module):
         if features and 4 not in codecs.stages:
             instead = ", or train with --objective kd" if codecs.logits is not None else ""
             raise UsageError(
-                "this cache holds no final-stage features, which the objective compares;"
-                f" write one by cache-teacher --stages final or 3,4{instead}"
+                f"{where} holds no final-stage features, which the objective compares; write"
+                " them by cache-teacher or cache extend --name with --stages final or 3,4"
+                f"{instead}"
             )
         if logits and codecs.logits is None:
             raise UsageError(NO_LOGITS)

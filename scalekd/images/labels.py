@@ -28,7 +28,7 @@ class ShardLabels:
     Attributes:
         stated: Labels from the member that contains them.
         in_json, in_text: Numbers that may be labels, from ``json`` and ``txt`` members, if no
-            member was named; ``None`` if the member contains something else.
+            member was named; -1 for a ``json`` label of null, ``None`` for anything else.
         problems: Why the ``json`` member of a sample does not give its label.
     """
 
@@ -79,8 +79,8 @@ class LabelReader:
                 labels.stated[key] = _class_number(data, where)
             elif extension == "json":
                 value = _parsed(data)
-                label = value.get(_JSON_LABEL) if isinstance(value, dict) else None
-                labels.in_json[key] = _as_number(label)
+                label = value.get(_JSON_LABEL, "") if isinstance(value, dict) else ""
+                labels.in_json[key] = NO_LABEL if label is None else _as_number(label)
             else:
                 labels.in_text[key] = _as_number(_decoded(data))
         elif extension == self.target_key and extension != "json":
@@ -192,7 +192,8 @@ def joined(
         ):
             values = [getattr(labels, column).get(key) for keys, labels in shards for key in keys]
             rest = [value for value, known in zip(values, stated, strict=True) if not known]
-            if rest and all(value is not None for value in rest):
+            # At least one: a note about labels that were read would be wrong without any.
+            if None not in rest and max(rest, default=NO_LABEL) > NO_LABEL:
                 merged = [f if s else v for f, v, s in zip(merged, values, stated, strict=True)]
                 notes.append(
                     f"{location}: the labels of {len(rest):,} samples are the numbers in their"

@@ -32,15 +32,18 @@ class LeftOut:
     def __len__(self) -> int:
         return self._counts.total()
 
-    def lines(self, location: str) -> tuple[str, ...]:
-        """Return one line, or no line if nothing was left out."""
-        if not self._counts:
-            return ()
+    @property
+    def summary(self) -> str:
+        """Number and first name of each reason, without the location."""
         kinds = (
             f"{count:,} {reason} (first: {shown(self._first[reason])})"
             for reason, count in self._counts.items()
         )
-        return (f"{printable(location)}: left out {'; '.join(kinds)}",)
+        return f"left out {'; '.join(kinds)}"
+
+    def lines(self, location: str) -> tuple[str, ...]:
+        """Return one line, or no line if nothing was left out."""
+        return (f"{printable(location)}: {self.summary}",) if self._counts else ()
 
 
 def shown(name: str) -> str:

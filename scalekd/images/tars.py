@@ -220,7 +220,7 @@ def _index(
         if key not in shard.images and key not in dotted:
             shard.left_out.add("samples without an image", name_of_first)
     if shard.num_members and not shard.images:
-        left_out = "".join(f"; {line}" for line in shard.left_out.lines("it"))
+        left_out = f"; {shard.left_out.summary}" if len(shard.left_out) else ""
         raise DataError(f"{name}: no image in it ({', '.join(extensions)}){left_out}")
     return shard
 

@@ -1,6 +1,7 @@
 """A cached teacher and its images, for the trainer and for any other training loop."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -67,6 +68,8 @@ class CachedTeacher:
         logits_from: Extensions that give logits, or ``base``; several teachers are averaged.
         class_map: The teacher's class of each label: ``auto``, as the cache says, or by name;
             ``none``, by number; or a file, see `scalekd.models.classes.read_class_map`.
+        live: The teachers of the features run beside the student; logits are those of the first
+            that has a classifier, whether or not its cache contains any.
 
     Attributes:
         chosen: The opened cache and extensions.
@@ -97,9 +100,15 @@ class CachedTeacher:
         targets: str | None = None,
         logits_from: Sequence[str] = (),
         class_map: str = "auto",
+        live: bool = False,
     ) -> None:
         storage = open_storage(cache, local_cache=local_cache)
         self.chosen = ChosenTargets.open(storage, targets=targets, logits_from=logits_from)
+        self._live = live
+        if live:
+            specs = self.feature_teachers
+            owner = next((n for n, spec in specs.items() if spec.num_classes), next(iter(specs)))
+            self.chosen = replace(self.chosen, logits=(owner,))
         self.reader = self.chosen.reader
         self._data_dir, self._split, self._local_cache = data_dir, split, local_cache
         self._image_options = image_options
@@ -135,7 +144,7 @@ class CachedTeacher:
         return classes_of_data(owner, names, labels)
 
     def _match(self, data: Classes, cache: CacheReader, request: str) -> ClassMatch | ScaleKDError:
-        spec, holds_logits = _spec(cache), cache.identity.logits is not None
+        spec, holds_logits = _spec(cache), self._live or cache.identity.logits is not None
         alone = ClassMatch(None, data.count, data.names)
         if spec.num_classes is None:
             return alone
@@ -268,13 +277,7 @@ class CachedTeacher:
                 " (num_classes=0); leave out --num-classes, or give --objective features"
             )
         if built.needs_logits:
-            try:
-                self._check_classes(student)
-            except (DataError, UsageError):
-                # A live teacher gives logits that the cache lacks, if its classes fit.
-                if any(self.chosen.caches[n].identity.logits is None for n in self.chosen.logits):
-                    raise UsageError(NO_LOGITS) from None
-                raise
+            self._check_classes(student)
         if not built.trains_classifier:
             freeze_unread(student, pooled=built.needs_pooled)
         return DistillationModule(
@@ -303,6 +306,15 @@ class CachedTeacher:
         )
 
     def _check_classes(self, student: Student) -> None:
+        caches = [self.chosen.caches[name] for name in self.chosen.logits]
+        if self._live and not self.logit_teachers[0].num_classes:
+            names = ", ".join(spec.model for spec in self.feature_teachers.values())
+            raise UsageError(
+                f"{self.reader.location}: the live teacher ({names}) has no classifier, and the KD"
+                " loss needs logits; train with --distillation kd=false or --objective features"
+            )
+        if not self._live and any(cache.identity.logits is None for cache in caches):
+            raise UsageError(NO_LOGITS)
         self.class_indices()
         for name, match in self.matches.items():
             if isinstance(match, ClassMatch) and match.count != student.spec.num_classes:

@@ -147,11 +147,14 @@ class TrainConfig(ImageOptions):
     """Extension of the cache to take logits from, or base; repeat the option for the mean of
     several teachers."""
     online: bool = False
-    """Run the teacher during training, for views that the cache does not contain."""
+    """Run the teacher, or those of --targets, during training, for views that the cache does not
+    contain."""
     teacher: str | None = None
-    """Name of the online teacher, where the name in the cache is unknown here."""
+    """Name of the online teacher, where the name in the cache is unknown here; with several
+    --targets one for each, with commas between them, empty where the cache's name is right."""
     teacher_checkpoint: str | None = None
-    """Weights of the online teacher on disk."""
+    """Weights of the online teacher on disk; with several --targets one file for each, as for
+    --teacher."""
     aug: str | None = None
     """View policy of training without a cache, as for cache-teacher, with new views in every epoch;
     crop-flip if not given."""

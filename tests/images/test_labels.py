@@ -42,6 +42,18 @@ def test_numbers_in_json_or_txt_are_labels_where_every_sample_has_one(
     assert "the labels of 1 samples are the numbers in their json members" in images.notes[0]
 
 
+def test_a_json_label_of_null_is_no_label(opened: Callable[..., ImageDataset]) -> None:
+    images = opened({"json": b'{"label": null}'}, {"json": b'{"label": 2}'}, {"cls": b"0"})
+    assert images.labels.tolist() == [-1, 2, 0]
+    assert "1 of the 3 samples have no label, such as 'a'" in images.notes[1]
+    images = opened({"json": b'{"label": null}'}, {"json": b'{"label": null}'})
+    assert images.labels.tolist() == [-1, -1]
+    (note,) = images.notes
+    assert "none of the 2 samples has a label" in note
+    images = opened({"json": b"{}"}, {"json": b'{"label": 2}'})  # a label is not always meant
+    assert images.labels.tolist() == [-1, -1]
+
+
 @pytest.mark.parametrize("text", [b"a photo of a cat", b"2 cats", b"1.5", b"\xff", b"1" * 12])
 def test_captions_are_no_labels(opened: Callable[..., ImageDataset], text: bytes) -> None:
     images = opened({"txt": b"7"}, {"txt": text})

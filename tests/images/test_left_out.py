@@ -196,7 +196,7 @@ def test_names_with_a_second_dot_are_counted_or_chosen(tmp_path: Path, write_tar
     chosen = open_dataset(str(tmp_path), options=ImageOptions(input_key="v2.jpg;jpg"))
     assert keys(chosen) == ["a", "img", "v1.2/b"]
     write_tar(tmp_path / "train-0.tar", {"22.05.jpg": b"b", "22.06.jpg": b"b"})
-    with pytest.raises(DataError, match=r"no image in it .*second dot.*'22\.05\.jpg'"):
+    with pytest.raises(DataError, match=r"in it .*; left out .*second dot.*'22\.05\.jpg'"):
         open_dataset(str(tmp_path))
 
 

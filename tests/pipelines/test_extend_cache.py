@@ -87,6 +87,14 @@ def test_stages_of_the_same_teacher(
     assert added.identity.logits is None
 
 
+def test_a_teacher_without_a_classifier_gives_its_features(
+    extend: Extend, cache_copy: Path
+) -> None:
+    assert extend(**OTHER | {"model_kwargs": {"num_classes": 0}}).complete
+    other = open_cache(cache_copy / "extensions/other").identity
+    assert (other.logits, set(other.stages)) == (None, {"4"})
+
+
 def test_an_extension_goes_on_where_it_stopped(extend: Extend, cache_copy: Path) -> None:
     first = extend(**OTHER, passes=1, shards=(0, 1))
     assert not first.complete
@@ -104,6 +112,7 @@ def test_an_extension_goes_on_where_it_stopped(extend: Extend, cache_copy: Path)
         ({"passes": 1}, "has 2 already"),
         ({"stages": (4,)}, "give --name"),
         ({"name": "x"}, "nothing to keep"),
+        ({**OTHER, "stages": (), "logits": "none"}, "--stages none and --logits none keep nothing"),
         ({"name": "../x", "logits": "full"}, "cannot name an extension"),
         ({"name": "base", "logits": "full"}, "the cache itself"),
         ({"name": "x", "logits": "full", "passes": 3}, "an extension has views of the cache only"),

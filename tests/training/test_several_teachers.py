@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scalekd.errors import CacheMismatch, UsageError
+from scalekd.errors import CacheMismatch, DataError, UsageError
 from scalekd.pipelines._source_options import ExtendConfig
 from scalekd.pipelines.configure import train_config
 from scalekd.pipelines.extend_cache import extend_cache
@@ -142,6 +142,60 @@ def test_a_run_with_several_teachers_resumes_to_the_bit(
         train(targets="base,vit.2", epochs=3, output=str(tmp_path / "halves"), resume="auto")
 
 
+def test_several_live_teachers_give_what_their_caches_give(train: Train) -> None:
+    # float16 features against the teachers' own float32, of teachers in an order of their own.
+    options: dict[str, Any] = {"targets": "values,base,vit.2", "objective": "scalekd-light"}
+    cached = train(("summary_weight", 1), **options)
+    online = train(("summary_weight", 1), **options, online=True)
+    assert {"kd_loss", "values_stage3_spatial_loss", "vit.2_summary_loss"} <= cached.keys()
+    assert online.keys() == cached.keys()
+    for name in cached:
+        assert online[name] == pytest.approx(cached[name], rel=1e-2), name
+    named = train(**options, online=True, teacher=" test_resnet,,")
+    assert named["kd_loss"] == pytest.approx(cached["kd_loss"], rel=1e-2)
+    with pytest.raises(CacheMismatch, match=r"values: was made by test_resnet.*--teacher"):
+        train(**options, online=True, teacher="test_vit,,")
+
+
+def test_a_live_teacher_whose_logits_do_not_fit_is_refused(
+    train: Train, extended: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    """The first with a classifier gives the logits, also where its cache keeps none."""
+    root = Path(shutil.copytree(extended, tmp_path / "cache"))
+    classes = tmp_path / "classes.txt"
+    classes.write_text("one\ntwo\n")
+    for name, num_classes, names in (
+        ("headless", 0, None),
+        ("two", 2, classes),
+        ("three", 3, None),
+    ):
+        config = ExtendConfig(
+            cache=root,
+            data_dir=str(image_folder),
+            name=name,
+            model="test_vit",
+            pretrained=False,
+            model_kwargs={"num_classes": num_classes},
+            teacher_classes=names,
+            stages=(4,),
+            logits="none",
+            workers=0,
+        )
+        assert extend_cache(config).complete
+    options: dict[str, Any] = {"cache": str(root), "online": True, "objective": "scalekd-light"}
+    for targets, error, message in (
+        ("headless", UsageError, r"live teacher \(test_vit\.\w+\) has no classifier.*kd=false"),
+        ("two", DataError, "is not a class of the teacher"),
+        ("headless,two", DataError, "is not a class of the teacher"),
+    ):
+        with pytest.raises(error, match=message) as raised:
+            train(**options, targets=targets)
+        assert "\n" not in str(raised.value)
+    losses = train(**options, targets="headless,three")
+    assert losses["kd_loss"] > 0
+    train(("kd", False), **options, targets="headless")
+
+
 def test_their_feature_losses_are_validated_together(
     train: Train, extended: Path, image_folder: Path, tmp_path: Path
 ) -> None:
@@ -161,11 +215,20 @@ def test_their_feature_losses_are_validated_together(
         ((), {"targets": "base,nobody"}, "no targets named 'nobody'"),
         ((), {"targets": "base,base"}, "names, each once"),
         ((), {"targets": "base,"}, "names, each once"),
-        ((), {"targets": "base,values", "online": True}, "--online runs one teacher"),
+        (
+            (),
+            {"targets": "base,values", "online": True, "teacher": "test_vit,test_resnet,x"},
+            "--teacher test_vit,test_resnet,x: names 3 teachers, and --targets 2",
+        ),
+        (
+            (),
+            {"targets": "base,values", "online": True, "teacher_checkpoint": "teacher.pt"},
+            "--teacher-checkpoint teacher.pt: names 1 teachers",
+        ),
         ((("dinov3.weight", 1),), {"targets": "base,values"}, "dinov3: is neither a setting nor a"),
         ((("values.wieght", 1),), {"targets": "base,values"}, "values.wieght: .*'weight'"),
         ((("values.kd_alpha", 1),), {"targets": "base,values"}, "is no setting of one teacher"),
-        ((("values.weight", -1),), {"targets": "base,values"}, "values.weight: .*greater than or"),
+        ((("values.weight", -1),), {"targets": "base,values"}, r"values.weight: .*equal to 0(?!;)"),
         ((("values.tpp", True),), {"targets": "base,values"}, "has no tail"),
         ((("weight", 0),), {"targets": "base,values"}, "every feature loss"),
     ],

@@ -104,6 +104,7 @@ class ChosenTargets:
                     compute_dtype=compute_dtype,
                     classes=(classes or {}).get(owner),
                     class_token=owner in class_token,
+                    where=str(self.caches[owner].location),
                 )
                 for owner in sorted(owners)
             },
