@@ -14,10 +14,10 @@ from scalekd.teachers import (
 from scalekd.training import CachedTeacher, OnlineTargets, SeveralOnlineTargets, TrainConfig
 from scalekd.training.precision import AUTOCAST_DTYPES, choose_precision
 
+LiveTargets = OnlineTargets | SeveralOnlineTargets
 
-def live_targets(
-    config: TrainConfig, source: CachedTeacher, objective: Objective
-) -> OnlineTargets | SeveralOnlineTargets:
+
+def live_targets(config: TrainConfig, source: CachedTeacher, objective: Objective) -> LiveTargets:
     """Build the target source of ``--online``: the teachers of ``--targets``, loaded.
 
     Args:

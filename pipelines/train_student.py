@@ -12,12 +12,13 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from scalekd.cache import JoinedTargets
 from scalekd.distillation import Objective
 from scalekd.distributed import process_faults
 from scalekd.errors import UsageError
 from scalekd.loading import worker_faults
 from scalekd.pipelines._initial import initial_weights
-from scalekd.pipelines._live_teachers import live_targets
+from scalekd.pipelines._live_teachers import LiveTargets, live_targets
 from scalekd.pipelines._notes import note
 from scalekd.pipelines._progress import doing
 from scalekd.pipelines._run_facts import Source, run_facts
@@ -39,7 +40,6 @@ from scalekd.training import (
     synchronise_batch_norm,
 )
 from scalekd.training.accelerator import make_accelerator
-from scalekd.training.cached_teacher import TargetSource
 from scalekd.training.trackers import check_trackers
 
 _NEED_A_CACHE = (
@@ -134,7 +134,7 @@ def _make_loader(
     config: TrainConfig,
     source: Source,
     student: Student,
-    targets: TargetSource,
+    targets: JoinedTargets | NoTargets | LiveTargets,
     accelerator: Accelerator,
 ) -> EpochLoader:
     common: dict[str, Any] = {
@@ -266,7 +266,7 @@ def _make_student(config: TrainConfig, source: Source, notes: list[str]) -> Stud
 
 def _make_targets(
     config: TrainConfig, source: Source, objective: Objective, accelerator: Accelerator
-) -> TargetSource:
+) -> JoinedTargets | NoTargets | LiveTargets:
     if isinstance(source, LabelledImages):
         return NoTargets()
     if config.online and (objective.needs_features or objective.needs_logits):
