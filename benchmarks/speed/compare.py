@@ -19,25 +19,53 @@ Result = dict[str, Any]
 
 CIFAR = "cifar10, ViT-S/14 at 112 px"
 PHOTOGRAPHS = "photographs, Swin-L's shape at 224 px"
+
+
+def _micro(*path: str) -> Callable[[Result], float]:
+    """Return a function that reads the processor time of a view."""
+
+    def read(run: Result) -> float:
+        found = run
+        for name in (*path, "cpu_us"):
+            found = found[name]
+        return float(found)  # type: ignore[arg-type]
+
+    return read
+
+
+def _step(student: str) -> dict[str, Callable[[Result], float]]:
+    path = ("step", "students", student)
+    return {
+        f"cached step / online, {student}": lambda r: r["step"]["students"][student][
+            "cached_over_online"
+        ],
+        f"cached step, {student}, µs per view": _micro(*path, "per_view", "cached"),
+        f"online step, {student}, µs per view": _micro(*path, "per_view", "online"),
+    }
+
+
 FIGURES: dict[str, Callable[[Result], float]] = {
     "caching decoded views / forward": lambda r: r["cache_teacher"]["over_forward"]["write"]["cpu"],
     "caching from files / forward": lambda r: r["cache_teacher"]["over_forward"]["draw_and_write"][
         "cpu"
     ],
-    "cached step / online, resnet18": lambda r: r["step"]["students"]["resnet18"][
-        "cached_over_online"
-    ],
-    "cached step / online, ViT-Ti": lambda r: r["step"]["students"]["vit_tiny_patch16_224"][
-        "cached_over_online"
-    ],
+    "caching decoded views, µs per view": _micro("cache_teacher", "per_view", "write"),
+    **_step("resnet18"),
+    **_step("vit_tiny_patch16_224"),
     "loader with / without targets, CIFAR-10": lambda r: r["loader"]["sets"][CIFAR][
         "rate_with_over_without"
     ],
+    "loader with targets, CIFAR-10, µs per view": _micro(
+        "loader", "sets", CIFAR, "per_view", "with"
+    ),
     "loader with / without targets, photographs": lambda r: r["loader"]["sets"][PHOTOGRAPHS][
         "rate_with_over_without"
     ],
+    "loader with targets, photographs, µs per view": _micro(
+        "loader", "sets", PHOTOGRAPHS, "per_view", "with"
+    ),
 }
-"""Ratios within one run, by name; all but the loader's are better if smaller."""
+"""Ratios within one run, and processor times, by name."""
 
 
 def compared(before: Sequence[Result], after: Sequence[Result]) -> list[dict[str, Any]]:
@@ -61,7 +89,11 @@ def rows(result: Result) -> list[list[str]]:
 
 
 def _median_and_range(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+    form = ",.0f" if min(values) > 10 else ".3f"
+    middle, least, most = (
+        format(value, form) for value in (statistics.median(values), min(values), max(values))
+    )
+    return f"{middle} ({least} to {most})"
 
 
 def main() -> None:

@@ -33,8 +33,9 @@ def _compared(result: Result) -> str:
     return (
         "\n### Before and after the work for accelerators\n\nThe quick forms of caching, steps and"
         f" loader on a CPU, at the commits {before} and {after}, in turn: median and extremes of"
-        f" {len(result['rows'][0]['before'])} runs of each. Ratios of processor time within a run;"
-        " smaller is better, but for the loader.\n\n"
+        f" {len(result['rows'][0]['before'])} runs of each. Ratios are of processor times within a"
+        " run, for the loader of rates. The machine was shared: a change within the extremes of"
+        " the other commit's runs shows nothing.\n\n"
         + table(["", "before", "after"], compare.rows(result))
         + f"\n\n*{result['date']}, {result['processor']}, {result['cores']} cores, load {least}"
         f" to {most}; `python -m benchmarks.speed.compare`.*\n"

@@ -118,10 +118,11 @@ def test_the_host_of_a_gpu_writes_what_was_encoded_before(
 def test_two_releases_are_compared_figure_by_figure() -> None:
     def run(value: float) -> dict[str, Any]:
         both = {"write": {"cpu": value}, "draw_and_write": {"cpu": 2 * value}}
-        step = {"cached_over_online": value}
-        loader = {"rate_with_over_without": value}
+        times = {name: {"cpu_us": 1e3 * value} for name in ("write", "cached", "online", "with")}
+        step = {"cached_over_online": value, "per_view": times}
+        loader = {"rate_with_over_without": value, "per_view": times}
         return {
-            "cache_teacher": {"over_forward": both},
+            "cache_teacher": {"over_forward": both, "per_view": times},
             "step": {"students": {"resnet18": step, "vit_tiny_patch16_224": step}},
             "loader": {"sets": {compare.CIFAR: loader, compare.PHOTOGRAPHS: loader}},
         }
@@ -133,6 +134,11 @@ def test_two_releases_are_compared_figure_by_figure() -> None:
         "1.500 (1.100 to 9.000)",
     ]
     assert rows[1][1] == "2.000 (2.000 to 2.000)"
+    assert rows[2] == [
+        "caching decoded views, µs per view",
+        "1,000 (1,000 to 1,000)",
+        "1,500 (1,100 to 9,000)",
+    ]
 
 
 def test_arms_take_turns() -> None:
