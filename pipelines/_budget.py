@@ -194,7 +194,7 @@ def choose(job: Job, config: CacheTeacherConfig) -> Choice:
     text = config.budget or ""
     budget = Budget.parse(text)
     passes = config.passes if "passes" in config.model_fields_set else None
-    plan = None if config.overwrite else read_plan(config.output)
+    plan = None if config.overwrite else read_plan(job.output)
     codecs = {job.request.codec: 0.0}
     if plan is not None:
         codecs = {Request.model_validate(plan.identity.request).codec: 0.0}
@@ -203,7 +203,7 @@ def choose(job: Job, config: CacheTeacherConfig) -> Choice:
             return Choice(budget=text, codec=next(iter(codecs)), passes=passes)
     elif "codec" not in config.model_fields_set and job.request.stages and budget.num_bytes:
         codecs = {f"transform:error={error:g}": error for error in ERRORS}
-    estimates = estimate_job(job, config, list(codecs))
+    estimates = estimate_job(job, config.passes, list(codecs))
     prices = [
         Price.of(codec, error, estimate)
         for (codec, error), estimate in zip(codecs.items(), estimates, strict=True)
@@ -245,8 +245,7 @@ def estimate_budget(config: CacheTeacherConfig) -> tuple[Choice, CacheEstimate]:
     """
     job = Job.asked(config, Processes().device)
     choice = choose(job, config)
-    chosen = config.model_copy(update={"passes": choice.passes})
-    (estimate,) = estimate_job(job, chosen, [choice.codec], with_student=True)
+    (estimate,) = estimate_job(job, choice.passes, [choice.codec], with_student=True)
     return choice, estimate
 
 

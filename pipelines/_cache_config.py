@@ -2,7 +2,6 @@
 
 from pydantic import Field
 
-from scalekd.cache.forms import Form, form_named
 from scalekd.pipelines._arithmetic import default_num_workers
 from scalekd.pipelines._cache_options import CacheOptions
 from scalekd.teachers import TeacherConfig
@@ -17,8 +16,3 @@ class CacheTeacherConfig(CacheOptions):
     """Number of processes that draw views."""
     block_size: int | None = Field(default=None, ge=1, le=1 << 16)
     """Views a block; at most 256, and a divisor of the shard size, if not given."""
-
-    @property
-    def form(self) -> Form:
-        """The form of the cache."""
-        return form_named(self.format, self.embed)

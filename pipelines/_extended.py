@@ -1,4 +1,4 @@
-"""The cache that an extension is written beside, and what of the extension must agree with it."""
+"""Check that an extension that is being written has the samples and views of its cache."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ class ExtendedCache:
     """Compares an extension that is being written with the cache that it extends.
 
     Args:
-        base: That cache, opened.
+        base: Reader of the cache that is extended.
     """
 
     def __init__(self, base: CacheReader) -> None:
@@ -29,10 +29,10 @@ class ExtendedCache:
         return self._base.identity
 
     def check(self, job: Job) -> None:
-        """Check, before the teacher runs, that a job's targets belong to the views of the cache.
+        """Check, before the teacher runs, that a job draws the views of the cache.
 
         Raises:
-            CacheMismatch: The teacher takes pixels of another size, or this machine draws other
+            CacheMismatch: The teacher takes views of another size, or this machine draws other
                 pixels.
         """
         spec, views = job.teacher.spec, self.identity.views
@@ -41,8 +41,7 @@ class ExtendedCache:
                 f"{self._base.location}: its views have {views.view_size} pixels, and {spec.model}"
                 f" takes {spec.img_size}"
             )
-        base = self._base
-        check_pixels(base.cache, job.drawn)
+        check_pixels(self._base.cache, job.drawn)
 
     def check_identity(self, identity: Identity) -> None:
         """Raise ``CacheMismatch`` unless samples, views and shards are those of the cache."""

@@ -1,10 +1,11 @@
-"""A job of stage one: which views of which images, through which teacher, kept in which form."""
+"""``Job``: everything that decides the bytes of a cache, made from options or from a cache."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 import torch
 
+from scalekd.cache.cache import Cache
 from scalekd.cache.documents.manifest import (
     ClassMap,
     CodecInfo,
@@ -16,14 +17,13 @@ from scalekd.cache.documents.manifest import (
     ViewsInfo,
 )
 from scalekd.cache.files import FileDigest
-from scalekd.cache.forms import Form
+from scalekd.cache.forms import Form, form_named
 from scalekd.cache.writing.planning import differences
 from scalekd.codecs import parse_codec
 from scalekd.errors import CacheMismatch
 from scalekd.images import ImageDataset
-from scalekd.loading import open_images
 from scalekd.loading.drawing import DrawnViews
-from scalekd.models.classes import Classes, ClassMatch, classes_of_data
+from scalekd.models.classes import ClassMatch, classes_of_data
 from scalekd.pipelines._arithmetic import (
     auto_precision,
     compute_environment,
@@ -35,9 +35,14 @@ from scalekd.pipelines._preflight import check_options, check_output, check_shar
 from scalekd.pipelines._progress import doing
 from scalekd.pipelines._sizes import default_block_size, default_shard_size
 from scalekd.pipelines._source_options import CacheSources
-from scalekd.pipelines._sources import load_cached_teacher, open_source, select_images
+from scalekd.pipelines._sources import (
+    index_images,
+    load_cached_teacher,
+    open_source,
+    select_images,
+)
 from scalekd.pipelines._teacher_stream import EncoderName, default_encoder
-from scalekd.storage import make_local_cache
+from scalekd.storage import Storage, open_storage
 from scalekd.teachers import (
     ABOUT_ORIGIN,
     Teacher,
@@ -49,15 +54,16 @@ from scalekd.views import ViewPolicy, pixel_environment
 
 @dataclass(frozen=True)
 class Tables:
-    """The files that calibration makes, as the plan of a cache names them.
+    """Files that calibration writes, as the plan of a cache names them.
 
     Attributes:
-        stages: Codec of each stage that is kept.
+        stages: Codec of each stage whose features are kept.
         logits: Codec of the logits; ``None`` if they are not kept.
-        tail: Path and digest of the teacher's tail; ``None`` twice if it is not kept.
+        tail: Path and digest of the teacher's tail; ``(None, None)`` if it is not kept.
         witnesses: Path and digest of the witness views' pixels.
-        environment: Versions that drew the first views.
-        measured: Errors of each stage's codec on views held out of its fit; decides no byte.
+        environment: Versions of the libraries that drew the first views.
+        measured: Errors of each stage's codec on views held out of its fit; not part of the
+            identity of the cache.
     """
 
     stages: dict[Literal["3", "4"], StageInfo]
@@ -69,7 +75,7 @@ class Tables:
 
     @classmethod
     def of(cls, identity: Identity) -> Self:
-        """Those of an existing cache."""
+        """Return the tables that an existing cache names."""
         tail: tuple[str, FileDigest] | tuple[None, None] = (None, None)
         if identity.tail is not None and identity.tail_digest is not None:
             tail = (identity.tail, identity.tail_digest)
@@ -84,25 +90,28 @@ class Tables:
 
 @dataclass(frozen=True)
 class Job:
-    """What stage one is to do.
+    """A cache to write: its views, its teacher, the targets it keeps, its form and its location.
 
     Attributes:
-        drawn: The views: images, policy, seed, size, and what of the images is embedded.
-        teacher: The teacher.
-        request: The targets to keep.
-        precision: Precision of the teacher's arithmetic.
-        batch_size: Views a forward; it decides rounding.
-        shard_size: Views a shard.
-        block_size: Views a block.
+        output: Storage at the location of the cache.
         form: Form of the cache.
-        workers: Processes that draw views.
-        compiler: Backend of ``torch.compile`` by which the teacher is compiled, if it is.
-        match: The teacher's class of each label; ``None`` where labels are not compared.
-        class_map: What a new plan keeps of ``match``.
-        class_names: Names that were given for the teacher's classes, if any were.
-        notes: What to tell the user before the job begins.
+        drawn: Draws the views: images, policy, seed, size, and which images the cache embeds.
+        teacher: Teacher that computes the targets.
+        request: Targets to keep.
+        precision: Precision of the teacher's arithmetic.
+        batch_size: Number of views in a forward pass; it decides rounding.
+        shard_size: Number of views in a shard.
+        block_size: Number of views in a block.
+        workers: Number of processes that draw views.
+        compiler: Backend of ``torch.compile``, if the teacher is compiled.
+        match: The teacher's class of each label; ``None`` if labels are not compared.
+        class_map: Form of ``match`` that the plan of a new cache keeps.
+        class_names: Names of the teacher's classes, if the options give them.
+        notes: Lines to print before the job begins.
     """
 
+    output: Storage
+    form: Form
     drawn: DrawnViews
     teacher: Teacher
     request: Request
@@ -110,7 +119,6 @@ class Job:
     batch_size: int
     shard_size: int
     block_size: int
-    form: Form
     workers: int
     compiler: str | None = None
     match: ClassMatch | None = None
@@ -122,48 +130,43 @@ class Job:
     def asked(
         cls, config: CacheTeacherConfig, device: torch.device, *, teacher: Teacher | None = None
     ) -> Self:
-        """Make the job that a configuration asks for.
+        """Make the job that a configuration describes.
 
         Args:
-            config: What is asked for.
-            device: Device of the teacher; it decides what ``--precision auto`` is.
-            teacher: The teacher itself, instead of the one that ``config.teacher`` names.
+            config: Options of ``scalekd cache-teacher``.
+            device: Device of the teacher; it decides what ``--precision auto`` means.
+            teacher: Teacher to use instead of the one that ``config.teacher`` names.
 
         Raises:
-            ScaleKDError: Whatever can be found wrong before the teacher runs.
+            ScaleKDError: Any fault that can be detected before the teacher runs.
         """
         check_options(config, named=teacher is None)
-        plan = check_output(config.output, config.form, overwrite=config.overwrite)
-        copies = make_local_cache(config.local_cache, config.local_cache_size)
-        with doing(f"indexing the images of {config.data_dir}") as step:
-            opened = open_images(
-                config.data_dir, config.split, local_cache=copies, options=config.image_options
-            )
-            step.result = f"{len(opened):,} images, {opened.num_classes:,} classes"
+        policy = ViewPolicy.parse(config.aug, interpolation=config.interpolation)
+        codec = parse_codec(config.codec)
+        form = form_named(config.format, config.embed)
+        output = open_storage(config.output)
+        plan = check_output(output, form, overwrite=config.overwrite)
+        opened = index_images(config.data_dir, config)
         images = None
-        if plan is not None:  # in the order of the cache
+        if plan is not None:  # in the order of the existing cache
             images = opened.with_fingerprint(plan.identity.data.fingerprint, config.limit)
         images = images or opened.limited(config.limit)
         shard_size = config.shard_size or default_shard_size(len(images))
         check_shards(config.shards, -(-len(images) // shard_size))
-        policy = ViewPolicy.parse(config.aug, interpolation=config.interpolation)
         precision = config.precision
         if precision == "auto":
             precision = plan.identity.precision if plan else auto_precision(device)
         with doing("loading the teacher"):
             teacher = (teacher or load_teacher(config.teacher)).to(device)
+        if config.torchcompile:
+            teacher.compile(backend=config.torchcompile)
         no_tail = ""
         if config.stages and not teacher.has_tail:
             no_tail = f"{teacher.spec.model} has no tail: students learn from it with tpp=false"
-        if config.torchcompile:
-            teacher.compile(backend=config.torchcompile)
-        logits, note = choose_logits(config.logits, teacher)
-        classes = classes_of_data(opened.location, opened.class_names, opened.labels)
-        match, unmatched = None, ""
-        if logits != "none":
-            match, unmatched = match_labels(classes, teacher, config.class_map, config.output, plan)
-        notes = (*images.notes, no_tail, note, unmatched)
-        return cls(
+        logits, no_logits = choose_logits(config.logits, teacher)
+        job = cls(
+            output=output,
+            form=form,
             drawn=DrawnViews(
                 images,
                 policy,
@@ -173,76 +176,72 @@ class Job:
                 embed=config.embed,
             ),
             teacher=teacher,
-            request=Request(
-                stages=list(config.stages), logits=logits, codec=str(parse_codec(config.codec))
-            ),
+            request=Request(stages=list(config.stages), logits=logits, codec=str(codec)),
             precision=precision,
             batch_size=config.batch_size,
             shard_size=shard_size,
             block_size=config.block_size or default_block_size(shard_size),
-            form=config.form,
             workers=config.workers,
             compiler=config.torchcompile,
-            match=match,
-            class_map=stored_map(config.class_map, match),
             class_names=config.teacher.class_names,
-            notes=tuple(filter(None, notes)),
+            notes=tuple(filter(None, (*images.notes, no_tail, no_logits))),
         )
+        return job.matched(opened, config.class_map, plan)
 
     @classmethod
     def of(
         cls,
-        identity: Identity,
-        form: Form,
+        cache: Cache,
         sources: CacheSources,
         *,
         drawn: DrawnViews | None = None,
         teacher: Teacher | None = None,
     ) -> Self:
-        """Make the job that wrote a cache, the teacher on the CPU.
+        """Make the job that wrote a cache, with the teacher on the CPU.
 
         Args:
-            identity: Identity of the cache.
-            form: Form of the cache.
+            cache: The cache.
             sources: Where its images and its teacher are.
-            drawn: Its views, when they were opened before.
-            teacher: Its teacher, when it was loaded before; or another, for other targets.
+            drawn: Its views, if they were opened before.
+            teacher: Its teacher, if it was loaded before; or another one, for other targets.
 
         Raises:
-            ScaleKDError: Images or teacher cannot be opened, or are others than those of the cache.
+            ScaleKDError: Images or teacher cannot be opened, or are not those of the cache.
         """
+        identity = cache.identity
         if drawn is None:
-            images = select_images(sources, open_source(sources), identity.data)
-            drawn = views_of(identity, form, images)
+            drawn = views_of(cache, select_images(sources, open_source(sources), identity.data))
+        if teacher is None:
+            teacher = load_cached_teacher(sources, TeacherSpec.model_validate(identity.teacher))
         return cls(
+            output=cache.storage,
+            form=cache.form,
             drawn=drawn,
-            teacher=teacher
-            or load_cached_teacher(sources, TeacherSpec.model_validate(identity.teacher)),
+            teacher=teacher,
             request=Request.model_validate(identity.request),
             precision=identity.precision,
             batch_size=identity.batch_size,
             shard_size=identity.shard_size,
             block_size=identity.block_size,
-            form=form,
             workers=default_num_workers() if sources.workers is None else sources.workers,
             class_map=identity.class_map,
         )
 
-    def matched(self, classes: Classes, class_map: str, plan: Plan | None, output: object) -> Self:
+    def matched(self, opened: ImageDataset, class_map: str, plan: Plan | None) -> Self:
         """Make the same job with the labels matched to the teacher's classes.
 
         Args:
-            classes: Classes of the whole image set.
-            class_map: As for ``cache-teacher``.
-            plan: Plan of the cache to go on with; ``None`` for a new one.
-            output: Where that is, for messages.
+            opened: The whole image set, whose classes the labels are.
+            class_map: Value of ``--class-map``.
+            plan: Plan of the existing cache; ``None`` for a new one.
 
         Raises:
-            DataError, UsageError, CacheMismatch: As for :func:`match_labels`.
+            DataError, UsageError, CacheMismatch: See :func:`match_labels`.
         """
         if self.request.logits == "none":
             return replace(self, match=None, class_map=None)
-        match, note = match_labels(classes, self.teacher, class_map, output, plan)
+        classes = classes_of_data(opened.location, opened.class_names, opened.labels)
+        match, note = match_labels(classes, self.teacher, class_map, self.output.location, plan)
         notes = (*self.notes, note) if note else self.notes
         return replace(self, match=match, class_map=stored_map(class_map, match), notes=notes)
 
@@ -253,18 +252,19 @@ class Job:
 
     @property
     def images(self) -> ImageDataset:
+        """Images of the cache, in its order."""
         return self.drawn.images
 
     @property
     def keeps_targets(self) -> bool:
-        """Whether anything of the teacher's output is kept."""
+        """Whether the cache keeps features or logits of the teacher."""
         return bool(self.request.stages) or self.request.logits != "none"
 
     def computed(self, encoder: EncoderName | None = None) -> dict[str, str] | None:
-        """How this machine computes the targets; ``None`` where only views are kept.
+        """Describe how this machine computes the targets; ``None`` if the cache keeps none.
 
         Args:
-            encoder: Who encodes features; what suits the teacher's device when ``None``.
+            encoder: Implementation that encodes features; the default of the device when ``None``.
         """
         if not self.keeps_targets:
             return None
@@ -272,7 +272,7 @@ class Job:
         return compute_environment(device, encoder or default_encoder(device), self.compiler)
 
     def identity(self, tables: Tables) -> Identity:
-        """The identity of the cache that this job writes with ``tables``."""
+        """Return the identity of the cache that this job writes with ``tables``."""
         drawn, images = self.drawn, self.images
         return Identity(
             teacher=self.teacher.spec.model_dump(mode="json"),
@@ -303,11 +303,15 @@ class Job:
             class_map=self.class_map,
         )
 
-    def check(self, plan: Plan, output: object) -> None:
-        """Raise ``CacheMismatch`` unless this job goes on with the cache at ``output``.
+    def check(self, plan: Plan) -> None:
+        """Check that this job continues the cache at ``output``, whose plan is ``plan``.
 
-        Versions of libraries are not compared (:func:`check_pixels` draws views instead), nor the
-        name by which the teacher's weights were found, nor the classes (:func:`match_labels`).
+        Three things are not compared: versions of libraries (:func:`check_pixels` draws views
+        again), the name under which the teacher's weights were read, and the classes of the labels
+        (:func:`match_labels`).
+
+        Raises:
+            CacheMismatch: The cache was begun with other options, images or weights.
         """
         committed = plan.identity.model_copy(update={"class_map": None})
         own = replace(self, class_map=None).identity(Tables.of(committed))
@@ -317,25 +321,27 @@ class Job:
             own = own.model_copy(update={"teacher": teacher | origin})
         if own != committed:
             raise CacheMismatch(
-                f"{output} was begun for something else: {differences(committed, own)}."
-                " Give the same options to finish it, choose another --output, or pass --overwrite"
+                f"{self.output.location} was begun for something else:"
+                f" {differences(committed, own)}. Give the same options to finish it, choose"
+                " another --output, or pass --overwrite"
             )
         names = self.class_names
         if names is not None and list(names) != committed.teacher.get("class_names"):
             raise CacheMismatch(
-                f"--teacher-classes: {output} was begun with other names of the teacher's"
-                " classes; leave the option out, choose another --output, or pass --overwrite"
+                f"--teacher-classes: {self.output.location} was begun with other names of the"
+                " teacher's classes; leave the option out, choose another --output, or pass"
+                " --overwrite"
             )
 
 
-def views_of(identity: Identity, form: Form, images: ImageDataset) -> DrawnViews:
-    """The views of a cache, drawn from ``images``, and what of the images it embeds."""
-    views = identity.views
+def views_of(cache: Cache, images: ImageDataset) -> DrawnViews:
+    """Describe how the views of a cache are drawn from ``images``, and which images it embeds."""
+    identity = cache.identity
     return DrawnViews(
         images,
-        ViewPolicy.from_config(views.policy),
-        views.seed,
-        views.view_size,
+        ViewPolicy.from_config(identity.views.policy),
+        identity.views.seed,
+        identity.views.view_size,
         skip_corrupt=identity.skip_corrupt,
-        embed=form.embed,
+        embed=cache.form.embed,
     )

@@ -8,34 +8,30 @@ from pathlib import Path
 
 from scalekd.cache.documents.manifest import Plan
 from scalekd.cache.documents.selection import refuse_part
-from scalekd.cache.forms import Form, form_named
+from scalekd.cache.forms import Form
 from scalekd.cache.layout import MANIFEST_FILE, RECORDS_FOLDER, Layout
 from scalekd.cache.writing.planning import check_form, read_plan
-from scalekd.codecs import check_logit_codec, parse_codec
+from scalekd.codecs import check_logit_codec
 from scalekd.errors import EnvironmentFault, UsageError
 from scalekd.pipelines._cache_config import CacheTeacherConfig
-from scalekd.storage import Location, Storage, open_storage
+from scalekd.storage import Storage
 from scalekd.storage.files import TEMPORARY_SUFFIX, remove_abandoned
 from scalekd.teachers import resolve_model_name
-from scalekd.views import ViewPolicy
 
 _LEAST_COMPRESSED = {"float16": 0.8, "int8": 0.7, "int16": 0.05}  # of a plane's bytes, by type
 
 
 def check_options(config: CacheTeacherConfig, *, named: bool = True) -> None:
-    """Check the options as far as possible without reading a file.
+    """Check teacher, logits and shards as far as possible without reading a file.
 
     Args:
         config: Options of the job.
-        named: Whether to check the name of the teacher.
+        named: Whether the teacher is loaded by its name, which is then checked.
     """
     if named:
         resolve_model_name(config.teacher.model)
-    ViewPolicy.parse(config.aug, interpolation=config.interpolation)
-    parse_codec(config.codec)
     if config.logits is not None and config.logits != "none":
         check_logit_codec(config.logits)
-    form_named(config.format, config.embed)
     if config.overwrite and config.shards is not None:
         raise UsageError(
             "--overwrite --shards: would delete the shards that other machines have done; delete"
@@ -43,25 +39,24 @@ def check_options(config: CacheTeacherConfig, *, named: bool = True) -> None:
         )
 
 
-def check_output(output: Location, form: Form, *, overwrite: bool) -> Plan | None:
+def check_output(output: Storage, form: Form, *, overwrite: bool) -> Plan | None:
     """Check that a cache in ``form`` can be written at ``output``.
 
     Returns:
-        The plan of the existing cache at ``output``; ``None`` for a new cache.
+        The plan of the cache to continue; ``None`` for a new cache, or one to overwrite.
 
     Raises:
         UsageError: ``output`` contains other files, or a partial copy of a cache.
         CacheMismatch: The existing cache is in another form.
         EnvironmentFault: ``output`` is not writable.
     """
-    storage = open_storage(output)
     plan = None
     if not overwrite:
-        plan = read_plan(storage)
+        plan = read_plan(output)
         if plan is not None:
-            check_form(storage, form)
-        refuse_part(storage, "added to")
-    _check_writable(storage)
+            check_form(output, form)
+        refuse_part(output, "added to")
+    _check_writable(output)
     return plan
 
 

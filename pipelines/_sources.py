@@ -1,9 +1,11 @@
-"""The images and the teacher that a cache was made from, compared with its plan."""
+"""Open the images and the teacher that a cache was made from, and compare them with its plan."""
 
 from scalekd.cache.documents.manifest import DataInfo
 from scalekd.errors import CacheMismatch, UsageError, rewording
 from scalekd.images import ImageDataset
 from scalekd.loading import open_images
+from scalekd.pipelines._cache_config import CacheTeacherConfig
+from scalekd.pipelines._progress import doing
 from scalekd.pipelines._source_options import CacheSources
 from scalekd.storage import make_local_cache
 from scalekd.teachers import (
@@ -16,8 +18,19 @@ from scalekd.teachers import (
 )
 
 
+def index_images(data_dir: str, options: CacheSources | CacheTeacherConfig) -> ImageDataset:
+    """Open an image set whole; report the step if it takes long."""
+    copies = make_local_cache(options.local_cache, options.local_cache_size)
+    with doing(f"indexing the images of {data_dir}") as step:
+        opened = open_images(
+            data_dir, options.split, local_cache=copies, options=options.image_options
+        )
+        step.result = f"{len(opened):,} images, {opened.num_classes:,} classes"
+    return opened
+
+
 def open_source(options: CacheSources) -> ImageDataset:
-    """Open the whole image set.
+    """Open the image set that a cache was made from, whole.
 
     Raises:
         UsageError: ``data_dir`` is not given.
@@ -27,22 +40,19 @@ def open_source(options: CacheSources) -> ImageDataset:
             f"{options.cache}: views must be drawn again; pass --data-dir, the images the"
             " cache was made from"
         )
-    copies = make_local_cache(options.local_cache, options.local_cache_size)
-    return open_images(
-        options.data_dir, options.split, local_cache=copies, options=options.image_options
-    )
+    return index_images(options.data_dir, options)
 
 
 def select_images(options: CacheSources, opened: ImageDataset, data: DataInfo) -> ImageDataset:
-    """Take the images of the cache, in its order.
+    """Select the images of the cache from its image set, in the order of the cache.
 
     Args:
-        options: Where the images of the cache are.
+        options: Location of the cache, for messages.
         opened: The whole image set.
         data: The plan's description of the images of the cache.
 
     Raises:
-        CacheMismatch: It is another image set.
+        CacheMismatch: ``opened`` is another image set.
     """
     images = opened.with_fingerprint(data.fingerprint, data.num_samples)
     if images is None:
@@ -55,15 +65,15 @@ def select_images(options: CacheSources, opened: ImageDataset, data: DataInfo) -
 
 
 def teacher_config(options: CacheSources, cached: TeacherSpec) -> TeacherConfig:
-    """Say how to load the teacher of the cache.
+    """Return the configuration that loads the teacher of the cache.
 
     Args:
-        options: Its name and weights on this machine.
-        cached: The plan's description of it.
+        options: Name and weights of the teacher on this machine.
+        cached: The plan's description of the teacher.
 
     Raises:
-        UsageError: Its name is not to be trusted, or its weights were read from a file that
-            is not given.
+        UsageError: The name in the cache is not trusted, or the weights were read from a file
+            that is not given.
     """
     if cached.weights_source == "checkpoint" and options.checkpoint is None:
         raise UsageError(
@@ -89,8 +99,8 @@ def load_cached_teacher(options: CacheSources, cached: TeacherSpec) -> Teacher:
     """Load the teacher of the cache, on the CPU.
 
     Raises:
-        UsageError, EnvironmentFault: It cannot be built or its weights cannot be read.
-        CacheMismatch: It is another one.
+        UsageError, EnvironmentFault: The model cannot be built or its weights cannot be read.
+        CacheMismatch: The model is not the teacher of the cache.
     """
     with rewording({", or --no-pretrained for random ones": "", " and --img-size": ""}):
         teacher = load_teacher(teacher_config(options, cached))

@@ -1,9 +1,9 @@
-"""Stage one: run the teacher once over drawn views and keep its features and logits.
+"""Run the teacher once over drawn views and store its features and logits.
 
     scalekd cache-teacher --model swin_l --data-dir /imagenet --output ./swin_l-cache
 
-Every process (``torchrun``, ``accelerate launch``, or several commands with ``--shards``) takes
-shards of its own. Running the same command again finishes what is missing.
+Several processes (``torchrun``, ``accelerate launch``, or commands with ``--shards``) divide the
+shards among them. The same command, run again, writes the missing shards.
 """
 
 import importlib.metadata
@@ -12,25 +12,18 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from scalekd.cache.cache import Cache
 from scalekd.cache.codecs import CacheCodecs
-from scalekd.cache.documents.manifest import Identity, Plan, Provenance
+from scalekd.cache.documents.manifest import Plan, Provenance
 from scalekd.cache.files import read_checked
 from scalekd.cache.tables import table_files
 from scalekd.cache.writing.finishing import committed_passes, finish
-from scalekd.cache.writing.planning import (
-    begin,
-    begin_form,
-    check_form,
-    commit_plan,
-    read_plan,
-    remove_cache,
-)
+from scalekd.cache.writing.planning import begin, check_form, read_plan, remove_cache
 from scalekd.cache.writing.writer import CacheWriter
 from scalekd.distributed import process_faults
 from scalekd.errors import CacheMismatch, EnvironmentFault
@@ -48,7 +41,7 @@ from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._same_pixels import check_pixels
 from scalekd.pipelines._write_shards import num_coding_threads, write_claimed
 from scalekd.signals import terminable
-from scalekd.storage import LocalStorage, Storage, open_storage
+from scalekd.storage import LocalStorage, Storage
 from scalekd.teachers import Teacher
 from scalekd.text import format_cache_size
 from scalekd.training.compilation import check_backend, compile_faults
@@ -59,10 +52,29 @@ _SOFTWARE = ("scalekd", "torch", "timm", "zarr", "numcodecs", "pcodec", "numpy")
 
 
 class CacheTeacherResult(BaseModel):
-    """What a run did: counts, bytes, seconds. Shards and views are those of all processes.
+    """Result of a run; shards and views are those of all its processes.
 
-    ``shards_elsewhere`` names the shards that other jobs were still writing, and those jobs.
-    ``teacher_top1`` is in percent of the labelled views that were written now.
+    Attributes:
+        output: Location of the cache.
+        cache_id: Identifier of the cache.
+        complete: Whether every shard of every pass is committed.
+        num_samples: Number of samples of the cache.
+        num_passes: Number of passes of the cache.
+        num_shards: Number of shards of a pass.
+        shards_written: Number of shards that this run wrote.
+        shards_found: Number of shards that were committed before.
+        shards_elsewhere: Shards that other jobs were still writing, each with the job.
+        views_written: Number of views that this run wrote.
+        skipped: Number of corrupt images that were left out.
+        seconds: Duration of the writing.
+        views_per_second: Views that were written per second.
+        data_wait_share: Fraction of the time that was spent waiting for data.
+        total_bytes: Size of the complete cache.
+        fixed_bytes: Part of the size that does not depend on the number of views.
+        bytes_per_view: Size per view of the rest.
+        teacher_top1: Percent of the labelled views that this run wrote whose likeliest class is the
+            label; ``None`` if they are not compared.
+        num_labelled_views: Number of these views.
     """
 
     output: str
@@ -116,30 +128,23 @@ class CacheTeacherResult(BaseModel):
 
 @dataclass(frozen=True)
 class CacheOrder:
-    """Where a job writes its cache, and how much of it.
+    """How much of a job's cache to write, and what a new plan records beside the job.
 
     Attributes:
-        output: Folder or URL of the cache.
-        passes: Passes to have in the end.
-        shards: First and last shard that this command may do; all when ``None``.
-        licence: Licence of the teacher's weights; what timm says of published ones when ``None``.
-        note: Free text for the manifest.
-        base: The cache that is extended, where this is an extension of one.
+        passes: Number of passes to have in the end.
+        shards: First and last shard that this command may write; ``None`` for all.
+        licence: Licence of the teacher's weights; as timm records it if ``None``.
+        note: Text for the manifest.
+        base: The cache that is extended, if the job writes an extension.
         chosen: Whether a budget chose the number of passes.
     """
 
-    output: str | Path
     passes: int
     shards: tuple[int, int] | None = None
     licence: str | None = None
     note: str | None = None
     base: ExtendedCache | None = None
     chosen: bool = False
-
-    @cached_property
-    def storage(self) -> Storage:
-        """Where the cache is."""
-        return open_storage(self.output)
 
 
 @terminable()
@@ -148,58 +153,55 @@ class CacheOrder:
 def cache_teacher(
     config: CacheTeacherConfig, *, teacher: Teacher | None = None
 ) -> CacheTeacherResult:
-    """Write a cache, or finish one.
+    """Write a cache, or continue one.
 
     Args:
-        config: What to write.
-        teacher: The teacher itself, such as one from `scalekd.teachers.teacher_from_module`,
-            instead of the one that ``config.teacher`` names.
+        config: Options of ``scalekd cache-teacher``.
+        teacher: Teacher to use instead of the one that ``config.teacher`` names, such as one from
+            `scalekd.teachers.teacher_from_module`.
 
     Raises:
-        ScaleKDError: Anything a user can mend; what was committed is kept.
+        ScaleKDError: Any fault that a user can correct; committed shards are kept.
     """
     if config.torchcompile:
         check_backend(config.torchcompile)
     processes = Processes()
     job = processes.together(lambda: Job.asked(config, processes.device, teacher=teacher))
-    order = CacheOrder(config.output, config.passes, config.shards, config.licence, config.note)
+    order = CacheOrder(config.passes, config.shards, config.licence, config.note)
     if config.budget is not None:
         job, passes = _within_budget(job, config, processes)
         order = replace(order, passes=passes, chosen=True)
     if config.overwrite:
-        processes.on_main(lambda: remove_cache(config.output))
+        processes.on_main(lambda: remove_cache(job.output))
     with compile_faults(config.torchcompile):
         return write_cache(job, order, processes)
 
 
 def _within_budget(job: Job, config: CacheTeacherConfig, processes: Processes) -> tuple[Job, int]:
-    """The job with the codec, and the number of passes, that the main process chooses."""
+    """Return the job with the codec, and the number of passes, that the main process chooses."""
     choice = processes.on_main(lambda: choose(job, config))
     for line in choice.lines() if choice else ():
         processes.note(line)
-    chosen = processes.collect((choice.codec, choice.passes) if choice else ("", 0))
-    codec, passes = max(chosen, key=lambda pair: pair[1])  # the main process's
+    codec, passes = processes.collect((choice.codec, choice.passes) if choice else ("", 0))[0]
     return with_codec(job, codec), passes
 
 
 @strict_float32()
 def write_cache(job: Job, order: CacheOrder, processes: Processes) -> CacheTeacherResult:
-    """Do what is missing of a job's cache; all processes call this together.
+    """Write the missing shards of a job's cache; all processes call this together.
 
     Raises:
-        ScaleKDError: Anything a user can mend; what was committed is kept.
+        ScaleKDError: Any fault that a user can correct; committed shards are kept.
     """
     for line in job.notes:
         processes.note(line)
-    storage = order.storage
-    with _folder_to_write_in(storage) as folder:
-        begun = _begin(job, order, folder, processes)
-        cache = processes.together(lambda: _join(job, order, begun))
-        plan = cache.plan
+    with _folder_to_write_in(job.output) as folder:
+        committed = _committed_plan(job, order, folder, processes)
+        cache = processes.together(lambda: _join(job, order, committed))
         num_passes = max(order.passes, committed_passes(cache))
         processes.on_main(lambda: _prepare(cache, num_passes))
-        if storage.is_remote:
-            begin(folder, plan, cache.layout, num_passes)
+        if cache.storage.is_remote:
+            begin(folder, cache.plan, cache.layout, num_passes)
         answers = TeacherAnswers(job.match)
         with CacheWriter(
             cache,
@@ -211,26 +213,26 @@ def write_cache(job: Job, order: CacheOrder, processes: Processes) -> CacheTeach
             work = processes.together(lambda: _divide(writer, order.shards, num_passes, processes))
             with ProgressReport("caching", work.num_views, enabled=processes.is_main) as progress:
                 num_written = processes.together(
-                    lambda: _write_shards(
-                        job, writer, cache.codecs, [*work.shards, *work.others], progress, answers
-                    )
+                    lambda: _write_shards(job, writer, cache.codecs, work.shards, progress, answers)
                 )
-            elsewhere = writer.elsewhere()
-    counts = processes.collect((num_written, work.num_found, progress.done, elsewhere))
-    answers = sum(processes.collect(answers), TeacherAnswers(job.match))
+            done = _Done(
+                num_written, work.num_committed, progress.done, writer.elsewhere(), answers
+            )
+    all_done = processes.collect(done)
+    answers = sum((done.answers for done in all_done), TeacherAnswers(job.match))
     processes.note(_warning(job, answers))
     manifest = processes.on_main(lambda: finish(cache, num_passes))
-    num_views = sum(views for _, _, views, _ in counts)
+    num_views = sum(done.num_views for done in all_done)
     return CacheTeacherResult(
-        output=str(order.output),
-        cache_id=plan.cache_id,
+        output=cache.location,
+        cache_id=cache.plan.cache_id,
         complete=manifest is not None,
-        num_samples=plan.identity.data.num_samples,
+        num_samples=cache.identity.data.num_samples,
         num_passes=num_passes,
-        num_shards=plan.identity.num_shards,
-        shards_written=sum(written for written, _, _, _ in counts),
-        shards_found=sum(present for _, present, _, _ in counts),
-        shards_elsewhere=tuple(line for _, _, _, lines in counts for line in lines),
+        num_shards=cache.identity.num_shards,
+        shards_written=sum(done.num_written for done in all_done),
+        shards_found=sum(done.num_committed for done in all_done),
+        shards_elsewhere=tuple(shard for done in all_done for shard in done.elsewhere),
         views_written=num_views,
         skipped=len(manifest.skipped) if manifest else 0,
         seconds=progress.seconds,
@@ -245,18 +247,25 @@ def write_cache(job: Job, order: CacheOrder, processes: Processes) -> CacheTeach
 
 
 @contextmanager
-def _folder_to_write_in(storage: Storage) -> Iterator[Path]:
-    """The folder of the cache; for a URL a temporary one, whose files are sent."""
-    if storage.root is not None:
-        yield storage.root
+def _folder_to_write_in(output: Storage) -> Iterator[Path]:
+    """Yield the folder of the cache; for a URL a temporary one, from which files are sent."""
+    if output.root is not None:
+        yield output.root
         return
     with tempfile.TemporaryDirectory(prefix="scalekd-") as folder:
         yield Path(folder)
 
 
-def _begin(job: Job, order: CacheOrder, folder: Path, processes: Processes) -> Plan | None:
-    """Read the plan, or calibrate and commit one, in all processes; the main one returns it."""
-    plan = processes.on_main(lambda: read_plan(order.storage))
+def _committed_plan(
+    job: Job, order: CacheOrder, folder: Path, processes: Processes
+) -> Plan | None:
+    """Read the plan of the cache; if there is none, calibrate in all processes and commit one.
+
+    Returns:
+        The plan in the main process; ``None`` in the others.
+    """
+    # Another job may have begun the cache since the options were checked.
+    plan = processes.on_main(lambda: read_plan(job.output))
     if any(processes.collect(plan is not None)):
         return plan
     base = order.base
@@ -270,8 +279,9 @@ def _begin(job: Job, order: CacheOrder, folder: Path, processes: Processes) -> P
 
 
 def _commit_plan(job: Job, order: CacheOrder, folder: Path, tables: Tables) -> Plan:
-    storage, base = order.storage, order.base
-    if base is not None:  # its views are those of the cache, whatever draws them here
+    """Commit the plan of a new cache, unless another job was first; return the plan in force."""
+    base = order.base
+    if base is not None:  # its views are those of the cache, whichever versions draw them here
         tables = replace(tables, environment=base.identity.views.environment)
     identity = job.identity(tables)
     if base is not None:
@@ -284,83 +294,95 @@ def _commit_plan(job: Job, order: CacheOrder, folder: Path, tables: Tables) -> P
         num_passes=order.passes if order.chosen else None,
         measured=tables.measured,
     )
-    begin_form(storage, job.form)
-    if storage.is_remote:
-        _send_tables(folder, storage, identity)
-    return commit_plan(storage, Plan.of(identity, provenance))
+    if job.output.is_remote:
+        files = table_files(identity).items()
+        calibrated = LocalStorage(folder)
+        job.output.commit_all({path: read_checked(calibrated, path, d) for path, d in files})
+    return Cache.begin(job.output, Plan.of(identity, provenance), job.form).plan
 
 
-def _send_tables(folder: Path, storage: Storage, identity: Identity) -> None:
-    """Send the tables; their names are made from their content, so none is replaced by another."""
-    tables = table_files(identity).items()
-    storage.commit_all({path: read_checked(LocalStorage(folder), path, d) for path, d in tables})
-
-
-def _join(job: Job, order: CacheOrder, begun: Plan | None) -> Cache:
-    """Check, in every process, that the plan in force is that of the job and can be met here.
+def _join(job: Job, order: CacheOrder, committed: Plan | None) -> Cache:
+    """Open the cache in every process, and check that this job and this machine can continue it.
 
     Args:
         job: The job.
-        order: Where its cache is.
-        begun: The plan, in the process that began the cache.
+        order: Licence and note, which must be those of the plan.
+        committed: The plan, in the process that read or committed it.
     """
-    storage = order.storage
-    plan = begun or read_plan(storage)
+    plan = committed or read_plan(job.output)
     if plan is None:
         raise EnvironmentFault(
-            f"{order.output} shows no plan, though another process wrote it: is it one folder,"
-            " shared by all machines?"
+            f"{job.output.location} shows no plan, though another process wrote it: is it one"
+            " folder, shared by all machines?"
         )
-    job.check(plan, order.output)
+    job.check(plan)
     for option in ("licence", "note"):
-        asked, committed = getattr(order, option), getattr(plan.provenance, option)
-        if asked is not None and asked != committed:
+        asked, recorded = getattr(order, option), getattr(plan.provenance, option)
+        if asked is not None and asked != recorded:
             raise CacheMismatch(
-                f"--{option}: {order.output} was begun with {committed!r}, and {asked!r} is asked"
-                " for; a plan does not change: leave the option out, or pass --overwrite"
+                f"--{option}: {job.output.location} was begun with {recorded!r}, and {asked!r} is"
+                " asked for; a plan does not change: leave the option out, or pass --overwrite"
             )
-    check_form(storage, job.form)
-    cache = Cache(storage, plan)
+    check_form(job.output, job.form)
+    cache = Cache(job.output, plan, form=job.form)
     check_pixels(cache, job.drawn)
     return cache
 
 
 def _prepare(cache: Cache, num_passes: int) -> None:
-    """Write the metadata of all arrays, and look for room on the disk."""
-    storage, plan, layout = cache.storage, cache.plan, cache.layout
-    begin(storage, plan, layout, num_passes)
-    if storage.root is not None:
-        tidy_and_check_space(storage.root, plan, layout, num_passes)
+    """Write the metadata of all arrays, and check that the disk has room."""
+    begin(cache.storage, cache.plan, cache.layout, num_passes)
+    if cache.storage.root is not None:
+        tidy_and_check_space(cache.storage.root, cache.plan, cache.layout, num_passes)
 
 
 def _warning(job: Job, answers: TeacherAnswers) -> str:
-    """What the teacher's answers say about its classes; random weights know none."""
+    """Return a warning if the teacher does not recognise the labels; random weights never do."""
     return "" if job.teacher.spec.weights_source == "random" else answers.warning()
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What this process is to do.
+    """Shards for this process.
 
     Attributes:
-        shards: Of its own share, those that were missing when it looked.
-        others: Shards of the other processes, to take over when its own are done.
-        num_views: Views of ``shards``.
-        num_found: Shards of its own share that were committed before.
+        shards: Missing shards of its own share, then shards of the other processes, to take over
+            those that are left.
+        num_views: Number of views of its own share that are missing.
+        num_committed: Number of shards of its own share that are committed.
     """
 
     shards: list[tuple[int, int]]
-    others: list[tuple[int, int]]
     num_views: int
-    num_found: int
+    num_committed: int
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What one process did.
+
+    Attributes:
+        num_written: Number of shards that it wrote.
+        num_committed: Number of shards of its share that were committed before.
+        num_views: Number of views that it wrote.
+        elsewhere: Shards that other jobs were still writing, each with the job.
+        answers: The teacher's answers about these views.
+    """
+
+    num_written: int
+    num_committed: int
+    num_views: int
+    elsewhere: tuple[str, ...]
+    answers: TeacherAnswers
 
 
 def _divide(
     writer: CacheWriter, shards: tuple[int, int] | None, num_passes: int, processes: Processes
 ) -> _Work:
-    """Give every process a share of the shards, by number, and then what is left of the others'.
+    """Divide the shards among the processes by number.
 
-    Leases see to it that each is written once; there are none where files are sent to a URL.
+    On a shared folder, where leases ensure that each shard is written once, a process then takes
+    over shards of the others.
     """
     identity = writer.plan.identity
     first, last = shards or (0, identity.num_shards - 1)
@@ -374,11 +396,11 @@ def _divide(
         for shard in writer.missing(pass_index, [shard for _, shard in group])
     ]
     others = []
-    if not writer.is_remote:  # from the end, which their owners come to last
+    if not writer.is_remote:  # from the end, which their owners reach last
         mine = set(own)
         others = [pair for pair in reversed(every) if pair not in mine]
     num_views = sum(identity.rows_of(shard) for _, shard in missing)
-    return _Work(missing, others, num_views, len(own) - len(missing))
+    return _Work([*missing, *others], num_views, len(own) - len(missing))
 
 
 def _write_shards(
@@ -389,8 +411,8 @@ def _write_shards(
     progress: ProgressReport,
     answers: TeacherAnswers,
 ) -> int:
-    """Write those shards that no other command writes; returns how many these were.
+    """Write the shards that no other command is writing; return how many this process committed.
 
-    A second round takes over what another command held during the first and died with.
+    A second round takes over shards claimed by a command that died during the first.
     """
     return sum(write_claimed(job, writer, codecs, shards, progress, answers) for _ in range(2))

@@ -163,8 +163,7 @@ def deep_verify(config: CacheSources, num_views: int) -> DeepFindings:
         images: ImageDataset = EmbeddedImages.of(reader)
     else:
         images = select_images(config, open_source(config), identity.data)
-    form = reader.layout.form
-    job = Job.of(identity, form, config, drawn=views_of(identity, form, images))
+    job = Job.of(reader.cache, config, drawn=views_of(reader.cache, images))
     device = torch.accelerator.current_accelerator(check_available=True)
     teacher = job.to(device or torch.device("cpu")).teacher
     groups = tuple(f"stage{stage}" for stage in reader.codecs.stages)

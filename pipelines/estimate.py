@@ -20,7 +20,7 @@ from scalekd.pipelines._job import Job
 from scalekd.pipelines._probe import STUDENT, Disk, Probe, probe_disk, probe_job
 from scalekd.pipelines._processes import Processes
 from scalekd.pipelines._write_shards import num_coding_threads
-from scalekd.storage import open_storage
+from scalekd.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -196,23 +196,25 @@ def estimate_cache(config: CacheTeacherConfig) -> CacheEstimate:
     job = Job.asked(config, processes.device)
     for line in job.notes:
         processes.note(line)
-    (estimate,) = estimate_job(job, config, [job.request.codec], with_student=True)
+    (estimate,) = estimate_job(job, config.passes, [job.request.codec], with_student=True)
     return estimate
 
 
 @strict_float32()
 def estimate_job(
-    job: Job, config: CacheTeacherConfig, codecs: Sequence[str], *, with_student: bool = False
+    job: Job, num_passes: int, codecs: Sequence[str], *, with_student: bool = False
 ) -> list[CacheEstimate]:
     """Estimate the cost of a job with each of several codecs, from one batch of the teacher.
 
     Args:
         job: The job.
-        config: Its configuration, for the number of passes and the output.
-        codecs: Codecs of the features, as ``--codec``.
-        with_student: Measure a student's step as well, for the break-even.
+        num_passes: Number of passes to write.
+        codecs: Codecs of the features, as values of ``--codec``.
+        with_student: Whether to measure a training step of a student too, for the break-even.
     """
-    disk = _disk(config.output)
+    folder = _existing_folder(job.output)
+    is_writable = folder is not None and os.access(folder, os.W_OK)
+    disk = probe_disk(folder) if folder is not None and is_writable else None
     host = Host(
         num_cores=num_cores(),
         num_workers=job.workers,
@@ -224,9 +226,9 @@ def estimate_job(
             probe,
             host,
             num_samples=len(job.images),
-            num_passes=config.passes,
+            num_passes=num_passes,
             num_calibration_views=num_calibration_views(job),
-            free_bytes=_free_bytes(config.output),
+            free_bytes=None if folder is None else shutil.disk_usage(folder).free,
             peak_memory_bytes=_peak_memory_bytes(),
             disk=disk,
         )
@@ -234,26 +236,11 @@ def estimate_job(
     ]
 
 
-def _free_bytes(output: str | Path) -> int | None:
-    """Free bytes of the disk that a folder is or will be on; ``None`` for a URL."""
-    folder = _existing_folder(output)
-    return None if folder is None else shutil.disk_usage(folder).free
-
-
-def _disk(output: str | Path) -> Disk | None:
-    """Measure the disk that a folder is or will be on; ``None`` for a URL or without permission."""
-    folder = _existing_folder(output)
-    if folder is None or not os.access(folder, os.W_OK):
-        return None
-    return probe_disk(folder)
-
-
-def _existing_folder(output: str | Path) -> Path | None:
+def _existing_folder(output: Storage) -> Path | None:
     """Return the folder, or the nearest one above it that exists; ``None`` for a URL."""
-    storage = open_storage(output)
-    if storage.is_remote:
+    if output.root is None:
         return None
-    folder = Path(storage.location).absolute()
+    folder = output.root.absolute()
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 

@@ -11,6 +11,7 @@ shard are compared with those of the cache before the shard is committed.
 from dataclasses import replace
 
 from scalekd.cache import CacheReader, open_cache
+from scalekd.cache.cache import Cache
 from scalekd.cache.documents.manifest import Identity, Request
 from scalekd.cache.forms import form_named
 from scalekd.cache.reading.extensions import extension_path
@@ -18,7 +19,7 @@ from scalekd.codecs import check_logit_codec, parse_codec
 from scalekd.distributed import process_faults
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.loading import worker_faults
-from scalekd.models.classes import classes_of_data, read_class_names
+from scalekd.models.classes import read_class_names
 from scalekd.options import DEFAULT_FEATURE_CODEC
 from scalekd.pipelines._classes import choose_logits
 from scalekd.pipelines._extended import ExtendedCache
@@ -48,7 +49,7 @@ def extend_cache(config: ExtendConfig) -> CacheTeacherResult:
     processes = Processes()
     base = processes.together(lambda: open_cache(config.cache))
     order = processes.together(lambda: _order(config, base))
-    job = processes.together(lambda: _job(config, base, order).to(processes.device))
+    job = processes.together(lambda: _job(config, base).to(processes.device))
     return write_cache(job, order, processes)
 
 
@@ -68,34 +69,34 @@ def _order(config: ExtendConfig, base: CacheReader) -> CacheOrder:
             raise UsageError(
                 f"--passes {config.passes}: {config.cache} has {base.num_passes} already"
             )
-        return CacheOrder(config.cache, config.passes, config.shards)
+        return CacheOrder(config.passes, config.shards)
     passes = config.passes or base.num_passes
     if passes > base.num_passes:
         raise UsageError(
             f"--passes {passes}: {config.cache} has {base.num_passes}, and an extension has views"
             f" of the cache only; first `scalekd cache extend {config.cache} --passes {passes}`"
         )
-    folder = config.cache / extension_path(config.name)
-    extended = ExtendedCache(base)
-    return CacheOrder(folder, passes, config.shards, config.licence, config.note, extended)
+    return CacheOrder(passes, config.shards, config.licence, config.note, ExtendedCache(base))
 
 
-def _job(config: ExtendConfig, base: CacheReader, order: CacheOrder) -> Job:
-    """The job that wrote the cache or the extension, or that begins an extension."""
-    form = base.layout.form
-    if order.base is not None:  # the cache around it holds the images
-        form = form_named(form.name, "none")
-    plan = check_output(order.output, form, overwrite=False)
+def _job(config: ExtendConfig, base: CacheReader) -> Job:
+    """Make the job that adds passes to the cache, or that begins or continues an extension."""
+    output, form = base.storage, base.layout.form
+    if config.name is not None:  # the cache around an extension has the images
+        output, form = output.below(extension_path(config.name)), form_named(form.name, "none")
+    plan = check_output(output, form, overwrite=False)
     if plan is None:
         _check_new_targets(config)
     else:
         _refuse_changes(config, plan.identity)
+    cache = base.cache if plan is None else Cache(output, plan, form=form)
     opened = open_source(config)
-    identity = base.identity if plan is None else plan.identity
-    drawn = views_of(identity, form, select_images(config, opened, identity.data))
-    if plan is None:
-        teacher = _teacher(config, identity)
-        job = Job.of(identity, form, config, drawn=drawn, teacher=teacher)
+    drawn = views_of(cache, select_images(config, opened, cache.identity.data))
+    drawn = replace(drawn, embed=form.embed)
+    if plan is not None:
+        job = Job.of(cache, config, drawn=drawn)
+    else:
+        teacher = _teacher(config, cache.identity)
         logits, note = choose_logits(config.logits or (None if config.model else "none"), teacher)
         # Features are all that a teacher without a classifier gives.
         stages = (4,) if config.stages is None and logits == "none" else config.stages or ()
@@ -109,12 +110,10 @@ def _job(config: ExtendConfig, base: CacheReader, order: CacheOrder) -> Job:
             logits=logits,
             codec=str(parse_codec(config.codec or DEFAULT_FEATURE_CODEC)),
         )
-        job = replace(job, request=request, notes=(note,) if note else ())
-    else:
-        job = Job.of(identity, form, config, drawn=drawn)
+        job = Job.of(cache, config, drawn=drawn, teacher=teacher)
+        job = replace(job, output=output, form=form, request=request, notes=(note,) if note else ())
     job = replace(job, class_names=read_class_names(config.teacher_classes))
-    classes = classes_of_data(opened.location, opened.class_names, opened.labels)
-    return job.matched(classes, config.class_map or "auto", plan, order.output)
+    return job.matched(opened, config.class_map or "auto", plan)
 
 
 def _check_new_targets(config: ExtendConfig) -> None:

@@ -34,10 +34,9 @@ from scalekd.cache.care.repair import (
 from scalekd.cache.care.verify import verify
 from scalekd.cache.codecs import save_arrays
 from scalekd.cache.documents import canonical
-from scalekd.cache.documents.manifest import Identity, Plan, ShardRecord
+from scalekd.cache.documents.manifest import Plan, ShardRecord
 from scalekd.cache.documents.selection import refuse_part
 from scalekd.cache.files import holds
-from scalekd.cache.forms import Form, read_form
 from scalekd.cache.forms.webdataset.form import INFO_FILE
 from scalekd.cache.layout import MANIFEST_FILE, SAMPLES, ShardId, unit_path
 from scalekd.cache.tables import table_files
@@ -107,18 +106,14 @@ class RepairResult(BaseModel):
 class _Maker:
     """Draws the views of the cache and runs its teacher; both are opened when first needed."""
 
-    def __init__(self, sources: CacheSources, identity: Identity) -> None:
-        self._sources, self._identity = sources, identity
-
-    @cached_property
-    def form(self) -> Form:
-        return read_form(self._sources.cache)
+    def __init__(self, sources: CacheSources, cache: Cache) -> None:
+        self._sources, self._cache = sources, cache
 
     @cached_property
     def drawn(self) -> DrawnViews:
         opened = open_source(self._sources)
-        images = select_images(self._sources, opened, self._identity.data)
-        return views_of(self._identity, self.form, images)
+        images = select_images(self._sources, opened, self._cache.identity.data)
+        return views_of(self._cache, images)
 
     @property
     def device(self) -> torch.device:
@@ -127,8 +122,7 @@ class _Maker:
 
     @cached_property
     def job(self) -> Job:
-        job = Job.of(self._identity, self.form, self._sources, drawn=self.drawn)
-        return job.to(self.device)
+        return Job.of(self._cache, self._sources, drawn=self.drawn).to(self.device)
 
     def compiled_job(self, compiler: str | None) -> Job:
         """Return the job, its teacher compiled with a ``torch.compile`` backend if one is given."""
@@ -160,7 +154,7 @@ def repair_cache(config: RepairConfig) -> RepairResult:
     damaged = open_damaged(root)
     refuse_part(LocalStorage(root), "repaired")
     remove_abandoned(root)
-    maker = _Maker(config, damaged.plan.identity)
+    maker = _Maker(config, damaged.cache)
     mended, redone = [], []
     for relative, content in damaged_form(damaged).items():
         put(root, relative, content)

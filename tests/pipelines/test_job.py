@@ -21,7 +21,7 @@ def job_of(tiny_images: Path) -> Callable[[Path], Job]:
     def job_of(cache: Path) -> Job:
         reader = open_cache(cache)
         sources = CacheSources(cache=cache, data_dir=str(tiny_images), workers=0)
-        return Job.of(reader.identity, reader.layout.form, sources)
+        return Job.of(reader.cache, sources)
 
     return job_of
 
@@ -49,7 +49,7 @@ def test_the_job_of_a_cache_gives_its_identity_again(
     job = job_of(tmp_path / "cache")
     assert job.identity(Tables.of(reader.identity)) == reader.identity
     assert job.drawn.embed == options.get("embed", "none")
-    job.check(reader.manifest.plan, "here")
+    job.check(reader.manifest.plan)
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def test_another_job_does_not_go_on_with_a_cache(
     change: dict[str, Any], named: str, sound_cache: Path, job_of: Callable[[Path], Job]
 ) -> None:
     plan = open_cache(sound_cache).manifest.plan
-    with pytest.raises(CacheMismatch, match=rf"^here was begun for something else: {named}\."):
-        replace(job_of(sound_cache), **change).check(plan, "here")
+    with pytest.raises(CacheMismatch, match=rf"/cache was begun for something else: {named}\."):
+        replace(job_of(sound_cache), **change).check(plan)
 
 
 def test_versions_and_where_weights_came_from_make_no_other_job(
@@ -75,10 +75,10 @@ def test_versions_and_where_weights_came_from_make_no_other_job(
     other = plan.identity.model_dump(mode="json")
     other["views"]["environment"] = {"pillow": "9.0"}
     other["teacher"] |= {"model": "local-dir:elsewhere", "licence": "mit"}
-    job.check(plan.model_copy(update={"identity": Identity.model_validate(other)}), "here")
+    job.check(plan.model_copy(update={"identity": Identity.model_validate(other)}))
     other["teacher"]["weights_sha256"] = "0" * 64
     with pytest.raises(CacheMismatch, match=r"teacher\.weights_sha256"):
-        job.check(plan.model_copy(update={"identity": Identity.model_validate(other)}), "here")
+        job.check(plan.model_copy(update={"identity": Identity.model_validate(other)}))
 
 
 def test_a_file_url_names_a_folder(

@@ -31,10 +31,15 @@ class CommittingStore(LocalStore):
         root: Folder of the cache.
         check: Called with a file's path immediately before the file is put in place; raises unless
             this process may still write it.
+
+    Attributes:
+        folder: The same folder, to read from.
+        written: Digest of each file that was written, by path.
     """
 
     def __init__(self, root: Path, *, check: Callable[[str], None] | None = None) -> None:
         super().__init__(root)
+        self.folder = LocalStorage(root)
         self.written: dict[str, FileDigest] = {}
         self._check = check
         self._lock = threading.Lock()
@@ -91,7 +96,7 @@ def unit_documents(layout: Layout, unit: Unit) -> dict[str, bytes]:
 
 
 def open_array(
-    store: LocalStore, identity: Identity, unit: Unit, array: ArraySpec
+    store: CommittingStore, identity: Identity, unit: Unit, array: ArraySpec
 ) -> zarr.Array[Any]:
     """Open an array for writing, after comparing its metadata with the plan.
 
@@ -99,11 +104,10 @@ def open_array(
         CacheCorrupt: The metadata differ from the plan.
     """
     path = f"{array_path(unit, array)}/zarr.json"
-    folder = LocalStorage(store.root)
     content = read_bounded(
-        folder, path, max_bytes=MAX_METADATA_BYTES, what="the metadata of an array"
+        store.folder, path, max_bytes=MAX_METADATA_BYTES, what="the metadata of an array"
     )
-    check_metadata(content, identity, array, folder.locate(path))
+    check_metadata(content, identity, array, store.folder.locate(path))
     with quiet_zarr():
         opened = zarr.open_array(store, path=array_path(unit, array), mode="r+", zarr_format=3)
     # By default zarr writes no chunk of zeros, and open_array has no option for it: a shard with

@@ -28,7 +28,6 @@ from scalekd.cache.writing.rows import SampleRows
 from scalekd.cache.writing.shard_writer import ShardWriter
 from scalekd.errors import CacheMismatch, EnvironmentFault
 from scalekd.shapes import Rows
-from scalekd.storage import LocalStorage
 from scalekd.storage.files import TEMPORARY_SUFFIX, explained, inside
 
 _POLL_SECONDS = 0.05  # while another process commits the samples of a shard, which takes moments
@@ -85,12 +84,12 @@ class CacheWriter:
         if folder is None:
             raise ValueError(f"{cache.location}: writing to a remote store needs a local folder")
         self.root = root = folder
-        self.folder = LocalStorage(root)
         self.is_remote = cache.storage.is_remote
         self.storage = cache.storage
         self.plan = plan = cache.plan
         self.layout = cache.layout
         self.store = CommittingStore(root, check=self._check_file)
+        self.folder = self.store.folder
         self._claimed: dict[str, tuple[Unit, int]] = {}  # shard of each file that may be written
         self.leases = Leases(root)
         self.busy: dict[tuple[Unit, int], LeaseHolder] = {}
