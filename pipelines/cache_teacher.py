@@ -256,9 +256,7 @@ def _folder_to_write_in(output: Storage) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _committed_plan(
-    job: Job, order: CacheOrder, folder: Path, processes: Processes
-) -> Plan | None:
+def _committed_plan(job: Job, order: CacheOrder, folder: Path, processes: Processes) -> Plan | None:
     """Read the plan of the cache; if there is none, calibrate in all processes and commit one.
 
     Returns:
