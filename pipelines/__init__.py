@@ -1,1 +1,1 @@
-"""One readable end-to-end script a stage, composed from the library."""
+"""Pipelines of the commands: each module is an end-to-end script composed from the library."""

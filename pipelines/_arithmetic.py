@@ -1,4 +1,4 @@
-"""How a machine computes a teacher's targets: precision, TF32, and what a cache records of it."""
+"""How a machine computes targets: precision, TF32, processes, and the facts a cache records."""
 
 import os
 import platform
@@ -14,21 +14,21 @@ _DRAWING_PROCESSES = 16  # 5,000 views/s of JPEG files: more than a large teache
 
 
 def num_cores() -> int:
-    """Cores of this process, where several on one machine share them evenly."""
+    """Return the number of cores of this process; processes of one machine share them evenly."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, (cores or 1) // processes)
 
 
 def default_num_workers() -> int:
-    """Processes that draw views: two beside a teacher on CPUs, which is slow, else by the cores."""
+    """Return the number of processes that draw views: two on CPUs, otherwise by the cores."""
     if not torch.accelerator.is_available():
-        return 2
+        return 2  # enough for a teacher on CPUs, which is slow
     return min(max(2, num_cores() - 2), _DRAWING_PROCESSES)
 
 
 def auto_precision(device: torch.device) -> Precision:
-    """bfloat16 where the device multiplies it natively, but float32 on CPUs."""
+    """Return bf16 for accelerators that multiply bfloat16 natively, and fp32 for other devices."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if device.type == "xpu" else "fp32"
@@ -36,7 +36,7 @@ def auto_precision(device: torch.device) -> Precision:
 
 @contextmanager
 def strict_float32() -> Iterator[None]:
-    """Multiply float32 as float32 inside the block: TF32 keeps 10 of 23 bits of the operands.
+    """Disable TF32 inside the block: it keeps 10 of the 23 mantissa bits of the operands.
 
     cuDNN's convolutions use TF32 by default, and NVIDIA's containers switch it on for products.
     """
@@ -52,11 +52,11 @@ def strict_float32() -> Iterator[None]:
 
 
 def compute_environment(device: torch.device, encoder: str, compiler: str | None) -> dict[str, str]:
-    """What decides how targets are rounded, beside what was asked for.
+    """Describe the machine, as far as it decides how targets are rounded.
 
     Args:
-        device: The teacher's.
-        encoder: Who encodes features, ``numpy`` or ``torch``.
+        device: Device of the teacher.
+        encoder: Implementation that encodes features, ``numpy`` or ``torch``.
         compiler: Backend of ``torch.compile``, if the teacher is compiled.
     """
     facts = {"device": _device_name(device), "encoder": encoder, "torch": torch.__version__}
@@ -99,7 +99,7 @@ def _tf32() -> str:
 
 
 def _attention() -> str:
-    """Backends of scaled dot product attention that are switched on; torch chooses among them."""
+    """Return the enabled backends of scaled dot product attention; torch chooses among them."""
     cuda: Any = torch.backends.cuda
     enabled = {
         "cudnn": cuda.cudnn_sdp_enabled(),
@@ -111,7 +111,7 @@ def _attention() -> str:
 
 
 def _driver() -> str | None:
-    """Version of NVIDIA's driver, where the system tells."""
+    """Return the version of NVIDIA's driver; ``None`` if the system does not report it."""
     try:
         with Path("/proc/driver/nvidia/version").open() as file:
             line = file.readline()

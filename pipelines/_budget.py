@@ -1,7 +1,7 @@
-"""Choose how many passes, and how fine a coding, a budget of bytes or hours is spent on.
+"""Choose the number of passes and the error of the codec from a budget of bytes or hours.
 
-More passes show the student more views of every image; a finer coding shows it the teacher's
-features more exactly. `docs/benchmarks.md` (*Many coarse passes, or few fine ones*) measures both.
+More passes give the student more views of every image; a smaller error gives it more exact
+features. `docs/benchmarks.md` (*Many coarse passes, or few fine ones*) measures both.
 """
 
 import math
@@ -39,7 +39,7 @@ _SIZE = TypeAdapter(ByteSize)
 
 @dataclass(frozen=True)
 class Budget:
-    """What a cache may cost: bytes on disk, hours of writing it, or both."""
+    """Limits on the cost of a cache: bytes on disk, hours of writing, or both."""
 
     num_bytes: int | None = None
     hours: float | None = None
@@ -49,7 +49,7 @@ class Budget:
         """Read ``200GB``, ``1.5TiB``, ``90min``, ``40h`` or ``3d``, or a size and a time by comma.
 
         Raises:
-            UsageError: ``text`` is none of these, or zero.
+            UsageError: ``text`` has another form, or a size or time of zero.
         """
         sizes: list[int] = []
         times: list[float] = []
@@ -71,14 +71,14 @@ class Budget:
 
 @dataclass(frozen=True)
 class Price:
-    """What one pass costs with a codec, and what comes before the first.
+    """Cost of one pass with a codec, and of the calibration before the first pass.
 
     Attributes:
-        codec: As ``--codec``.
-        error: Its relative squared error; 0 for a codec that has none to choose.
+        codec: Value of ``--codec``.
+        error: Relative squared error of the codec; 0 if the codec does not let one choose it.
         pass_bytes: Bytes of one pass.
         pass_hours: Hours of one pass.
-        start_hours: Hours before the first pass: calibration.
+        start_hours: Hours of calibration.
     """
 
     codec: str
@@ -89,7 +89,7 @@ class Price:
 
     @classmethod
     def of(cls, codec: str, error: float, estimate: CacheEstimate) -> Self:
-        """Divide an estimate into the price of a pass and of the start."""
+        """Divide an estimate into the cost of a pass and the cost of calibration."""
         passes = estimate.num_passes
         return cls(
             codec=codec,
@@ -103,8 +103,8 @@ class Price:
 class Spending(BaseModel):
     """One way to spend a budget.
 
-    ``expected_loss`` is in points of top-1, against unlimited passes and exact features. It is read
-    from one benchmark; use it to compare ways to spend, and for nothing else.
+    ``expected_loss`` is in points of top-1, relative to unlimited passes and exact features. It is
+    derived from one benchmark; use it only to compare ways to spend a budget.
     """
 
     codec: str
@@ -132,10 +132,10 @@ def frontier(
     Args:
         budget: What may be spent.
         prices: Costs, one for each codec to choose from.
-        passes: Number of passes, where it is not to be chosen.
+        passes: Number of passes; chosen if ``None``.
 
     Raises:
-        UsageError: The budget does not pay for one pass, or for that many.
+        UsageError: The budget does not pay for one pass, or for ``passes``.
     """
     ways = []
     for price in prices:
@@ -154,15 +154,15 @@ def frontier(
 
 
 def best(ways: Sequence[Spending]) -> Spending:
-    """The way with the smallest expected loss."""
+    """Return the spending with the smallest expected loss."""
     return min(ways, key=lambda way: (way.expected_loss, way.total_bytes))
 
 
 class Choice(BaseModel):
-    """What a budget is spent on.
+    """Number of passes and codec that a budget is spent on.
 
-    ``ways`` holds one spending for each codec that the budget pays for; it is empty if an earlier
-    run of the same command chose.
+    ``ways`` contains one spending for each codec that the budget pays for; it is empty if an
+    earlier run of the same command chose.
     """
 
     budget: str
@@ -171,7 +171,7 @@ class Choice(BaseModel):
     ways: list[Spending] = []
 
     def lines(self) -> list[str]:
-        """Describe the choice, and the ways among which it was made."""
+        """Return the lines to print: the choice, and the possible spendings."""
         first = f"--budget {self.budget}: {self.passes} passes by --codec {self.codec}"
         if not self.ways:
             return [f"{first}, as the cache was begun"]
@@ -184,9 +184,9 @@ class Choice(BaseModel):
 def choose(job: Job, config: CacheTeacherConfig) -> Choice:
     """Choose passes and codec for a job, from a probe of its teacher and images.
 
-    A cache that was begun keeps its codec and, where a budget chose them, its passes. ``--passes``
-    and ``--codec`` are kept where they are given. The codec's error is chosen by bytes alone,
-    since it hardly changes the hours.
+    An existing cache keeps its codec and, if a budget chose it, its number of passes. Given values
+    of ``--passes`` and ``--codec`` are kept. The codec's error is chosen by bytes alone, since it
+    hardly changes the hours.
 
     Raises:
         UsageError: The budget does not pay for one pass.
@@ -238,10 +238,10 @@ def _spending(price: Price, passes: int) -> Spending:
 
 
 def estimate_budget(config: CacheTeacherConfig) -> tuple[Choice, CacheEstimate]:
-    """Choose as a run would, and estimate the cost of what is chosen.
+    """Choose passes and codec as a run would, and estimate the cost of the cache.
 
     Raises:
-        ScaleKDError: Whatever would stop the real run before its first shard.
+        ScaleKDError: Any fault that would stop a run before its first shard.
     """
     job = Job.asked(config, Processes().device)
     choice = choose(job, config)
@@ -250,7 +250,7 @@ def estimate_budget(config: CacheTeacherConfig) -> tuple[Choice, CacheEstimate]:
 
 
 class BudgetEstimate(CacheEstimate):
-    """Estimate of the cache that a budget was spent on."""
+    """Estimated cost of a cache whose passes and codec were chosen from a budget."""
 
     budget: Choice
 
@@ -263,7 +263,7 @@ def dry_run_cache(config: CacheTeacherConfig) -> CacheEstimate:
     """Estimate the cost of a cache, with passes and codec that its budget pays for, if it has one.
 
     Raises:
-        ScaleKDError: Whatever would stop the real run before its first shard.
+        ScaleKDError: Any fault that would stop a run before its first shard.
     """
     if config.budget is None:
         return estimate_cache(config)

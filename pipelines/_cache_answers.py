@@ -1,4 +1,4 @@
-"""The teacher's answers in a cache: how sure they are, and how often they are the label."""
+"""The teacher's answers in a cache: their confidence, and how often they equal the label."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ class ClassAnswers:
     Attributes:
         label: Number of the class in the data set.
         num_views: Number of views of the class that were read.
-        num_right: Number of those whose likeliest class is the label.
-        mistaken_for: Label that is given most often in place of this one, or -1.
+        num_right: Number of these views whose likeliest class is the label.
+        mistaken_for: Label of the most frequent wrong answer; -1 if no answer is wrong.
     """
 
     label: int

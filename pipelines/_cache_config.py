@@ -1,4 +1,4 @@
-"""Options of ``scalekd cache-teacher``, with the teacher that they name."""
+"""Configuration of ``scalekd cache-teacher``: its options, and the configuration of the teacher."""
 
 from pydantic import Field
 
@@ -8,11 +8,11 @@ from scalekd.teachers import TeacherConfig
 
 
 class CacheTeacherConfig(CacheOptions):
-    """The options of ``scalekd cache-teacher`` with the teacher that they name."""
+    """Options of ``scalekd cache-teacher``, with the configuration of the teacher."""
 
     teacher: TeacherConfig
-    """The teacher."""
+    """Configuration of the teacher."""
     workers: int = Field(default_factory=default_num_workers, ge=0)
     """Number of processes that draw views."""
     block_size: int | None = Field(default=None, ge=1, le=1 << 16)
-    """Views a block; at most 256, and a divisor of the shard size, if not given."""
+    """Number of views in a block; if not given, the largest divisor of the shard size up to 256."""

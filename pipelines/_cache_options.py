@@ -1,4 +1,4 @@
-"""Options of commands that write or move caches; help is made from them, and they load no torch."""
+"""Options of commands that write or move caches; importing them does not import torch."""
 
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,7 +17,7 @@ from scalekd.views import Interpolation
 
 
 class TeacherOptions(Options):
-    """Which teacher a cache is made from."""
+    """Options that choose the teacher of a cache."""
 
     headings: ClassVar[dict[str, str]] = {"model": "Teacher"}
     common: ClassVar[tuple[str, ...]] = ("model", "checkpoint")
@@ -29,17 +29,17 @@ class TeacherOptions(Options):
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Argument of the teacher's constructor as key=value; repeat the option for more."""
     pretrained: bool = True
-    """Read the published weights; without them, or a checkpoint, weights are random."""
+    """Read the published weights; without them and without a checkpoint, weights are random."""
     img_size: ImageSize | None = None
-    """Size of the views in pixels, as S for a square or H,W for height and width; the teacher's own
-    if not given."""
+    """Size of the views in pixels, as S for a square or H,W for height and width; if not given, the
+    teacher's own size."""
     teacher_classes: Path | None = None
-    """File with the names of the teacher's classes, one a line, in the order of its logits; as its
-    config.json or timm lists them if not given."""
+    """File with the names of the teacher's classes, one a line, in the order of its logits; if not
+    given, the names in its config.json or in timm."""
 
 
 class CacheOptions(ImageOptions):
-    """What is cached, and how."""
+    """Options that choose images, views, targets and form of a cache."""
 
     headings: ClassVar[dict[str, str]] = {
         "data_dir": "Images and cache",
@@ -90,43 +90,45 @@ class CacheOptions(ImageOptions):
     stages: tuple[Literal[3, 4], ...] = (3, 4)
     """Stages whose features are kept: 3,4, final or none."""
     logits: str | None = None
-    """Logits that are kept: full, topk:K or none; full of a teacher with a classifier, and none of
-    another, if not given."""
+    """Logits that are kept: full, topk:K or none; if not given, full for a teacher with a
+    classifier and none for others."""
     codec: str = DEFAULT_FEATURE_CODEC
     """Codec of the features: transform[:error=E], where E is 0.01 if not given, float16 or int8."""
     class_map: str = "auto"
     """The teacher's class of each label: auto, by name; none, by number; or a file with one number
     or name a line."""
     licence: str | None = Field(default=None, min_length=1, max_length=1000)
-    """Licence of the teacher's weights; as timm records it if not given."""
+    """Licence of the teacher's weights; if not given, the one that timm records."""
     note: str | None = Field(default=None, max_length=100_000)
     """Text to keep in the manifest."""
 
     batch_size: int = Field(default=64, ge=1)
-    """Number of views in a forward pass of the teacher; it decides rounding, and so bytes."""
+    """Number of views in a forward pass of the teacher; it decides rounding, and thus the bytes of
+    the cache."""
     workers: int | None = Field(default=None, ge=0)
-    """Number of processes that draw views; by the cores of a process on a GPU, otherwise 2, if not
-    given."""
+    """Number of processes that draw views; if not given, two without a GPU, and otherwise a number
+    that depends on the cores."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Precision of the teacher: auto is that of a cache that was begun, else bf16 on GPUs that have
-    it and fp32 elsewhere."""
+    """Precision of the teacher: auto is the precision of an existing cache and, for a new one, bf16
+    on GPUs that support it and fp32 elsewhere."""
     torchcompile: str | None = None
     """Compile the teacher with this backend of torch.compile; inductor if no backend is named."""
     shards: tuple[int, int] | None = None
     """Work on these shards only, as A-B, both included."""
     shard_size: int | None = Field(default=None, ge=1, le=1 << 24)
-    """Number of views in a shard; by the number of samples if not given."""
+    """Number of views in a shard; if not given, chosen by the number of samples."""
 
     local_cache: str | None = None
     """Folder for copies of remote image shards."""
     local_cache_size: StoredBytes = ByteSize(100 * 10**9)
-    """Largest size of --local-cache, such as 500GB; what was used longest ago is deleted."""
+    """Largest size of --local-cache, such as 500GB; the copies that were used longest ago are
+    deleted."""
     format: Literal["zarr", "webdataset"] = "zarr"
-    """Form of the cache: zarr for arrays beside the image set, webdataset for tars that stream by
-    themselves."""
+    """Form of the cache: zarr for arrays that are read together with the image set, webdataset for
+    tars that can be streamed."""
     embed: Embed = "none"
-    """Images in the cache: none; in tars also source for the encoded files or view for the rendered
-    views as images of any reader; pixels for the rendered views in a form that loads faster."""
+    """Images in the cache: none; pixels for the rendered views in a form that loads fast; or, in
+    tars, source for the encoded files and view for the rendered views as image files."""
 
 
 class ConvertConfig(ImageOptions):
@@ -139,10 +141,11 @@ class ConvertConfig(ImageOptions):
     output: str
     """Folder of the new cache."""
     format: Literal["zarr", "webdataset"]
-    """Form of the new cache: zarr for arrays beside the image set, webdataset for tars."""
+    """Form of the new cache: zarr for arrays that are read together with the image set, webdataset
+    for tars."""
     embed: Embed = "none"
-    """Images in the cache: none; in tars also source for the encoded files or view for the rendered
-    views as images of any reader; pixels for the rendered views in a form that loads faster."""
+    """Images in the cache: none; pixels for the rendered views in a form that loads fast; or, in
+    tars, source for the encoded files and view for the rendered views as image files."""
     data_dir: str | None = None
     """Folder, URL or pattern of the images the cache was made from, which --embed needs."""
     split: str = "train"
@@ -156,24 +159,24 @@ class ConvertConfig(ImageOptions):
 class ShareConfig(Options):
     """Options of ``scalekd cache push`` and ``scalekd cache pull``."""
 
-    headings: ClassVar[dict[str, str]] = {"source": "What travels", "jobs": "Transfer"}
+    headings: ClassVar[dict[str, str]] = {"source": "What is copied", "jobs": "Transfer"}
 
     source: str
     """Folder or URL of the cache."""
     target: str
-    """Folder or URL where it is to be."""
+    """Folder or URL of the copy."""
     passes: tuple[int, int] | None = None
-    """Take these passes only, as A-B, both included."""
+    """Copy these passes only, as A-B, both included."""
     shards: tuple[int, int] | None = None
-    """Take these shards only, as A-B, both included."""
+    """Copy these shards only, as A-B, both included."""
     stages: tuple[Literal[3, 4], ...] | None = None
-    """Take these stages only: 3,4, final or none."""
+    """Copy these stages only: 3,4, final or none."""
     logits_only: bool = False
-    """Take logits and views, without features and the teacher's tail."""
+    """Copy logits and views, without features and the teacher's tail."""
     jobs: int = Field(default=8, ge=1, le=64)
-    """Number of files that travel at once."""
+    """Number of files that are copied at once."""
     check: bool = False
-    """Read the files that are at the target already, and replace those that differ."""
+    """Read the files that the target already has, and replace those that differ."""
     read_back: bool = True
     """Read each file back from a remote target, and check it."""
 

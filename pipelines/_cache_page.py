@@ -1,4 +1,4 @@
-"""The page of a cache, from its parts: numbers and pictures are made here, markup in a template."""
+"""Render the page of a cache: numbers and pictures are made here, markup is in a template."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,16 +37,16 @@ class CachePage:
 
     Attributes:
         info: Description of the cache.
-        spec: Its teacher.
+        spec: Description of the teacher.
         shapes: Shape of the features by stage.
-        class_names: Names of the data's classes; ``None`` without names.
+        class_names: Names of the classes of the data; ``None`` if they have none.
         data_fingerprint: Fingerprint of the image set.
         num_labelled: Number of samples with a label.
         pass_index: Pass whose views are shown.
         choice: How the views were chosen.
         views: The shown views.
         errors: Spatial coding errors by row and stage, of all views that the teacher ran on.
-        answers: The teacher's answers; ``None`` without logits.
+        answers: The teacher's answers; ``None`` for a cache without logits.
     """
 
     info: CacheInfo
@@ -216,7 +216,7 @@ def _answers(page: CachePage, view: ShownView, names: Sequence[str]) -> list[dic
 
 
 def _pictures(view: ShownView) -> list[Figure]:
-    """Return the view as the teacher saw it, and its place in the whole image."""
+    """Return the view as the teacher saw it, and the whole image with the crop marked."""
     figures = []
     if view.pixels is not None:
         figures.append(Figure("view", Markup(png(view.pixels)), "view"))
@@ -274,7 +274,7 @@ def _bars(values: np.ndarray[Any, Any], largest: float) -> list[Bar]:
 
 
 def _class_rows(answers: Answers, class_names: Sequence[str] | None) -> list[dict[str, Any] | None]:
-    """Return the rows of the table of classes; ``None`` where classes are left out."""
+    """Return the rows of the table of classes; ``None`` marks classes that are left out."""
 
     def row(each: ClassAnswers) -> dict[str, Any]:
         mistaken = each.mistaken_for

@@ -1,4 +1,4 @@
-"""The teacher's classes and the labels' in a caching job: matched, and what the teacher answers."""
+"""Logits of a caching job: choose them, match labels with classes, count right answers."""
 
 from typing import Any
 
@@ -10,22 +10,22 @@ from scalekd.errors import CacheMismatch, DataError, UsageError
 from scalekd.models.classes import Classes, ClassMatch
 from scalekd.teachers import Teacher, match_teacher
 
-_LEAST_VIEWS = 32  # a share of fewer says nothing
+_LEAST_VIEWS = 32  # the accuracy on fewer views is not significant
 _NUM_DEVIATIONS = 3.0  # an answer drawn at random is above chance by so many in 1 of 700 caches
 
 
 def choose_logits(asked: str | None, teacher: Teacher) -> tuple[str, str]:
-    """Choose what logits are kept.
+    """Choose the logits that a cache keeps.
 
     Args:
-        asked: ``full``, ``topk:K`` or ``none``; ``None`` where the options do not say.
-        teacher: What gives them.
+        asked: Value of ``--logits``: ``full``, ``topk:K`` or ``none``; ``None`` if not given.
+        teacher: Teacher that computes the logits.
 
     Returns:
-        The choice, and a note, empty if there is nothing to say.
+        The choice as ``full``, ``topk:K`` or ``none``, and a note for the user or ``""``.
 
     Raises:
-        UsageError: Logits are asked for and the teacher has no classifier, or fewer classes.
+        UsageError: Logits are asked for, and the teacher has no classifier or fewer classes.
     """
     num_classes = teacher.spec.num_classes
     if asked is None:
@@ -50,26 +50,24 @@ def choose_logits(asked: str | None, teacher: Teacher) -> tuple[str, str]:
 def match_labels(
     data: Classes, teacher: Teacher, class_map: str, output: object, plan: Plan | None
 ) -> tuple[ClassMatch | None, str]:
-    """Find the teacher's class of each label, as the existing plan says where there is one.
+    """Find the teacher's class of each label; an existing plan decides.
 
     A teacher without class names may have more classes than the data. Caching needs no match, so
-    its logits are kept and not compared with the labels; training refuses to learn from them until
-    a class map is given.
+    its logits are cached and not compared with the labels; training on them requires a class map.
 
     Args:
-        data: The classes of the labels.
-        teacher: What gives the logits.
-        class_map: ``auto``, ``none`` or a file.
-        output: Where the cache is, for messages.
-        plan: The existing plan.
+        data: Classes of the labels.
+        teacher: Teacher that computes the logits.
+        class_map: Value of ``--class-map``: ``auto``, ``none`` or a file.
+        output: Location of the cache, for messages.
+        plan: Plan of the existing cache; ``None`` for a new one.
 
     Returns:
-        The match, ``None`` where labels are not compared; and a note, empty if there is nothing to
-        say.
+        The match, or ``None`` if labels are not compared; and a note for the user or ``""``.
 
     Raises:
         DataError, UsageError: Classes cannot be matched.
-        CacheMismatch: Another map is asked for than that of the plan.
+        CacheMismatch: ``class_map`` differs from the map in the plan.
     """
     stored = plan.identity.class_map if plan is not None else None
     try:
@@ -92,7 +90,7 @@ def match_labels(
 
 
 def stored_map(class_map: str, match: ClassMatch | None) -> ClassMap | None:
-    """What the plan of a new cache keeps of a match."""
+    """Return the form of a match that the plan of a new cache keeps."""
     if match is None or match.count == 0:
         return None
     return "number" if class_map == "none" else match.indices
@@ -102,7 +100,7 @@ class TeacherAnswers:
     """Counts how often the teacher's likeliest class is the label.
 
     Args:
-        match: How labels are classes of the teacher; ``None`` where they are not compared.
+        match: The teacher's class of each label; ``None`` if labels are not compared.
     """
 
     def __init__(self, match: ClassMatch | None) -> None:
@@ -110,7 +108,12 @@ class TeacherAnswers:
         self.num_right = self.num_labelled = 0
 
     def add(self, logits: np.ndarray[Any, Any] | None, labels: np.ndarray[Any, Any]) -> None:
-        """Count a batch: ``(view, class)`` scores, and a label or -1 for each view."""
+        """Count the answers of a batch.
+
+        Args:
+            logits: Scores, ``(view, class)``; ``None`` if the teacher has no classifier.
+            labels: Label of each view, or -1, ``(view,)``.
+        """
         if logits is None or self._match is None:
             return
         known = labels >= 0
@@ -126,11 +129,11 @@ class TeacherAnswers:
 
     @property
     def top1(self) -> float | None:
-        """Percent right; ``None`` where nothing was compared."""
+        """Percent of the labelled views whose answer is the label; ``None`` without such views."""
         return 100 * self.num_right / self.num_labelled if self.num_labelled else None
 
     def warning(self) -> str:
-        """A sentence where the answers are no better than guesses; empty otherwise."""
+        """Return a sentence if the answers are no better than guesses; otherwise ``""``."""
         if self._match is None or self.num_labelled < _LEAST_VIEWS or self._match.count < 2:
             return ""
         chance = 1 / self._match.count

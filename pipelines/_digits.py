@@ -1,7 +1,7 @@
 """Images and teacher of the demo: scikit-learn's handwritten digits, and a small Swin.
 
 The teacher is trained from random weights with all labels of the training digits. The students get
-60 of these labels, and all images.
+60 of these labels and all images.
 """
 
 import io
@@ -84,7 +84,7 @@ def train_teacher(data_dir: Path, output: Path, *, say: Callable[[str], None]) -
     Args:
         data_dir: Folder of `write_digits`.
         output: Folder to write; its name is the name of the teacher.
-        say: Receives lines about the progress.
+        say: Function that receives lines about the progress.
     """
     torch.manual_seed(0)
     teacher = load_teacher(

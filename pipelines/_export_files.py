@@ -1,6 +1,6 @@
-"""Files that exported targets are written to, block by block: NumPy, Parquet, safetensors.
+"""Write exported targets block by block: NumPy, Parquet, safetensors.
 
-Each is written beside its name and moved into place when it is complete. Memory does not grow with
+A file is written under a temporary name and renamed when it is complete. Memory does not grow with
 the number of rows.
 """
 

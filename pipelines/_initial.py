@@ -31,7 +31,7 @@ def initial_weights(model: str, checkpoint: str | None, *, pretrained: bool) -> 
         pretrained: Whether the published weights of ``model`` are read without a checkpoint.
 
     Raises:
-        UsageError: A folder is neither.
+        UsageError: A folder is neither a run, nor a checkpoint, nor an exported student.
         DataError: A run or folder is damaged.
     """
     if checkpoint is None:
@@ -52,10 +52,10 @@ def initial_weights(model: str, checkpoint: str | None, *, pretrained: bool) -> 
 
 
 def inherited_settings(checkpoint: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that a new run takes from the student whose weights it starts from.
+    """Return settings that a new run takes from the student whose weights it starts from.
 
-    Preprocessing is always that of the run. Architecture, its arguments and image size are taken
-    where ``given`` names no model.
+    Preprocessing is always taken from that student; architecture, its arguments and image size are
+    taken if ``given`` names no model.
 
     Args:
         checkpoint: Value of ``--initial-checkpoint``.
@@ -67,15 +67,15 @@ def inherited_settings(checkpoint: str, given: Mapping[str, Any]) -> dict[str, A
     folder = Path(checkpoint).expanduser()
     if folder.is_dir() and find_run_checkpoint(folder) is not None:
         spec = describe_trained_student(folder).spec
-        found: dict[str, Any] = {"mean": spec.mean, "std": spec.std, "crop_pct": spec.crop_pct}
+        settings: dict[str, Any] = {"mean": spec.mean, "std": spec.std, "crop_pct": spec.crop_pct}
         if spec.interpolation in get_args(Interpolation):
-            found["interpolation"] = spec.interpolation
+            settings["interpolation"] = spec.interpolation
         if given.get("model"):
-            return found
+            return settings
         dropped = {*_TRAINING_ARGUMENTS, "img_size"}
         arguments = {k: v for k, v in spec.model_kwargs.items() if k not in dropped}
         return {
-            **found,
+            **settings,
             "model": spec.architecture,
             "img_size": spec.img_size,
             "model_kwargs": {**arguments, **given.get("model_kwargs", {})},

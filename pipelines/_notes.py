@@ -1,4 +1,4 @@
-"""Notes of a pipeline, one line each, on standard error."""
+"""Print notes of a pipeline, one line each, on standard error."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from scalekd.text import printable
 
 
 def note(line: str) -> None:
-    """Print what a person should know; it may quote names from documents."""
+    """Print a note for the user; control characters in ``line`` are escaped."""
     print(f"note: {printable(line)}", file=sys.stderr, flush=True)
 
 

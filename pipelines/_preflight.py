@@ -89,13 +89,16 @@ def check_shards(shards: tuple[int, int] | None, num_shards: int) -> None:
 
 
 def tidy_and_check_space(folder: Path, plan: Plan, layout: Layout, num_passes: int) -> None:
-    """Remove temporary files of dead writers; raise if the job cannot fit on the disk.
+    """Remove temporary files of killed writers, and check that the job fits on the disk.
 
     Args:
         folder: Folder of the cache.
         plan: Plan of the cache.
         layout: Layout of the cache.
         num_passes: Number of passes of the finished cache.
+
+    Raises:
+        EnvironmentFault: The disk has too little free space.
     """
     remove_abandoned(folder)
     records = sum(1 for _ in (folder / RECORDS_FOLDER).glob("[0-9]*/*.json"))

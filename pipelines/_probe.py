@@ -1,4 +1,4 @@
-"""Short measurements for a price: the teacher, coding, a student's step, and the disk."""
+"""Short measurements for an estimate: the teacher, coding, a student's step, and the disk."""
 
 import tempfile
 import time
@@ -39,21 +39,21 @@ _SAMPLE_FILES = 4  # keys, labels, source hashes and their record
 
 @dataclass(frozen=True)
 class Probe:
-    """What one batch took, by view.
+    """Cost of one batch, per view.
 
     Attributes:
-        teacher_seconds: Seconds of a forward, with all threads of the process on a CPU; with
-            encoding, if the device encodes.
+        teacher_seconds: Seconds of a forward pass, with all threads of the process on a CPU;
+            includes encoding if the device encodes.
         draw_seconds: Seconds of one core to read, decode and augment an image.
         coding_seconds: Seconds of one core to encode and compress the targets.
         target_bytes: Compressed bytes of features and logits.
-        image_bytes: Bytes of an embedded image; 0 if none is kept.
-        overhead_bytes: Bytes of what the form of the cache adds to a view.
-        student_seconds: Seconds of a step of the student, forward and backward; 0 if not measured.
-        block_size: Views that one thread compresses and writes at once.
-        block_files: Files of a block.
-        shard_size: Views that are committed at once.
-        shard_files: Files of a shard of a pass besides those of its blocks, with its record.
+        image_bytes: Bytes of an embedded image; 0 if images are not embedded.
+        overhead_bytes: Bytes that the form of the cache adds to a view.
+        student_seconds: Seconds of a training step of the student; 0 if not measured.
+        block_size: Number of views in a block, which one thread compresses and writes.
+        block_files: Number of files of a block.
+        shard_size: Number of views in a shard, which are committed together.
+        shard_files: Number of files of a shard besides those of its blocks, record included.
     """
 
     teacher_seconds: float
@@ -70,16 +70,16 @@ class Probe:
 
     @property
     def bytes_per_view(self) -> float:
-        """Bytes that a view takes on disk."""
+        """Bytes of a view on disk."""
         return self.target_bytes + self.image_bytes + self.overhead_bytes + _HASH_BYTES
 
     @property
     def files_per_view(self) -> float:
-        """Files that are written per view of a large cache."""
+        """Number of files that are written per view of a large cache."""
         return self.block_files / self.block_size + self.shard_files / self.shard_size
 
     def num_files(self, num_samples: int, num_passes: int) -> int:
-        """Files of all shards, with their records."""
+        """Return the number of files of all shards, records included."""
         blocks, shards = -(-num_samples // self.block_size), -(-num_samples // self.shard_size)
         of_pass = blocks * self.block_files + shards * self.shard_files
         return num_passes * of_pass + shards * _SAMPLE_FILES
@@ -87,10 +87,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class Disk:
-    """What writing a file costs.
+    """Cost of writing a file.
 
     Attributes:
-        bytes_per_second: Rate of a large file, with its sync.
+        bytes_per_second: Rate of writing and syncing a large file.
         file_seconds: Seconds to create, sync and rename a small file.
     """
 
@@ -98,7 +98,7 @@ class Disk:
     file_seconds: float
 
     def seconds_per_view(self, probe: Probe) -> float:
-        """Seconds that the disk takes for a view."""
+        """Return the seconds that the disk takes for a view."""
         return probe.bytes_per_view / self.bytes_per_second + (
             self.file_seconds * probe.files_per_view
         )
@@ -109,8 +109,8 @@ def probe_job(job: Job, codecs: Sequence[str], *, with_student: bool) -> Iterato
 
     Args:
         job: The job.
-        codecs: Codecs of the features, as ``--codec``.
-        with_student: Measure a student's step as well, for the break-even.
+        codecs: Codecs of the features, as values of ``--codec``.
+        with_student: Whether to measure a training step of a student too, for the break-even.
 
     Raises:
         DataError: Every image of the batch is corrupt.
@@ -173,7 +173,7 @@ class _Coded:
         num_bytes: Compressed bytes.
         seconds: Seconds of one core.
         device_seconds: Seconds of the device, if it encodes.
-        num_planes: Arrays of all codecs.
+        num_planes: Number of arrays of all codecs.
     """
 
     num_bytes: int = 0
@@ -184,7 +184,7 @@ class _Coded:
 
 @one_thread()
 def _coded(job: Job, output: TeacherArrays, codec: str) -> _Coded:
-    """Encode a batch where a run would, and compress it."""
+    """Encode a batch on the device that a run would use, and compress it."""
     request, shapes = parse_codec(codec), job.teacher.spec.stages
     codecs: list[tuple[FeatureCodec | LogitCodec, np.ndarray[Any, Any]]] = [
         (fit_codec(request, shapes[stage], [output.features[stage]]), output.features[stage])
@@ -233,7 +233,7 @@ def _encoded(
 
 
 def _pixels(job: Job, batch: DrawnBatch) -> tuple[int, float]:
-    """Bytes of the embedded images or pixels of a batch, and seconds of one core to make pixels."""
+    """Return the bytes of a batch's embedded images, and the seconds of one core to make them."""
     if job.form.embed != "pixels":
         return sum(map(len, batch.images)), 0.0
     started = time.perf_counter()
@@ -243,7 +243,7 @@ def _pixels(job: Job, batch: DrawnBatch) -> tuple[int, float]:
 
 
 def _student_seconds(job: Job, pixels: Tensor) -> float:
-    """Seconds of a view in a step of the student, in the precision that training would use."""
+    """Return the seconds per view of a training step of the student, in the job's precision."""
     device = job.teacher.device
     count = min(len(pixels), _STUDENT_VIEWS.get(device.type, 64))
     if count < 2:

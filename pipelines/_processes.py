@@ -1,4 +1,4 @@
-"""The processes of one command: what one of them does alone, and what they do together."""
+"""Coordinate the processes of one command."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -20,13 +20,13 @@ class Processes:
     Attributes:
         index: Number of this process.
         count: Number of processes.
-        is_main: Whether this process prints, and writes what is written once.
+        is_main: Whether this is the main process, which prints and writes documents.
         device: Device of this process.
         coordinator: Collective operations of the processes.
     """
 
     def __init__(self) -> None:
-        # Accelerate starts gloo for processes on CPUs only when told that CPUs are meant.
+        # Without cpu=True, Accelerate does not start gloo for processes on CPUs.
         state = PartialState(cpu=not torch.accelerator.is_available())
         self.index, self.count = state.process_index, state.num_processes
         self.is_main: bool = state.is_main_process
@@ -34,22 +34,22 @@ class Processes:
         self.coordinator = Coordinator(state.num_processes)
 
     def together(self, work: Callable[[], T]) -> T:
-        """Do ``work`` in every process; where one fails, all raise."""
+        """Call ``work`` in every process; if one fails, all raise."""
         return self.coordinator.together(work)
 
     def on_main(self, work: Callable[[], T]) -> T | None:
-        """Do ``work`` in the main process alone; all go on together, or fail together.
+        """Call ``work`` in the main process alone; if it fails, all processes raise.
 
         Returns:
-            Its result in the main process, ``None`` in the others.
+            The result in the main process, ``None`` in the others.
         """
         return self.together(lambda: work() if self.is_main else None)
 
     def collect(self, value: T) -> list[T]:
-        """Every process's value, in the order of ranks."""
+        """Return the values of all processes, in the order of their ranks."""
         return self.coordinator.collect(value)
 
     def note(self, line: str | None) -> None:
-        """Print a note once, unless there is nothing to say."""
+        """Print a note in the main process; empty text and ``None`` print nothing."""
         if line and self.is_main:
             note(line)

@@ -1,4 +1,4 @@
-"""Progress of long commands: a live bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of long commands: a live bar on a terminal, a line every ten seconds elsewhere."""
 
 import sys
 import threading
@@ -27,7 +27,7 @@ class Step:
     """A step of a command that :func:`doing` reports.
 
     Attributes:
-        result: Text about what came of it, for its last line; set inside the block.
+        result: Text about the outcome, for the last line; set inside the block.
     """
 
     def __init__(self) -> None:
@@ -54,13 +54,13 @@ def doing(what: str, *, enabled: bool | None = None) -> Iterator[Step]:
         with console.status(escape(f"{text} …")):
             yield step
         return
-    said = threading.Event()
+    announced = threading.Event()
 
-    def say() -> None:
-        said.set()
+    def announce() -> None:
+        announced.set()
         print(f"{text} …", file=sys.stderr, flush=True)
 
-    timer = threading.Timer(max(0.0, _PLAIN_SECONDS), say)
+    timer = threading.Timer(max(0.0, _PLAIN_SECONDS), announce)
     timer.daemon = True
     timer.start()
     try:
@@ -68,20 +68,20 @@ def doing(what: str, *, enabled: bool | None = None) -> Iterator[Step]:
     finally:
         timer.cancel()
         timer.join()
-    if said.is_set():
+    if announced.is_set():
         took = format_duration(time.monotonic() - started)
         print(f"{text}: {printable(step.result)}, {took}", file=sys.stderr, flush=True)
 
 
 class ProgressReport:
-    """Reports what is done, its rate, the share of time spent waiting for data, and the time left.
+    """Reports the number of units done, their rate, the share of time spent waiting, and time left.
 
     Args:
-        what: Name of the work, with which a line starts.
+        what: Name of the work, at the start of each line.
         total: Number of units to do.
         unit: Plural of the unit, such as ``views``.
-        enabled: Whether this process prints; one of several does.
-        aside: Text beside the rate; the share of time spent waiting when ``None``.
+        enabled: Whether this process prints; of several processes, one does.
+        aside: Returns text to print after the rate; the share of time spent waiting if ``None``.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class ProgressReport:
 
     @property
     def rate(self) -> float:
-        """Units a second so far."""
+        """Units per second so far."""
         return self.done / max(self.seconds, 1e-9)
 
     @property
@@ -141,7 +141,7 @@ class ProgressReport:
     def advance(self, count: int) -> None:
         """Count units as done, and print a line when one is due."""
         self.done += count
-        self.total = max(self.total, self.done)  # shards of others may be taken over
+        self.total = max(self.total, self.done)  # shards of other processes may be taken over
         if not self.enabled:
             return
         rate = f"{self.rate:,.{0 if self.rate >= 10 else 1}f} {self.unit}/s, {self._aside()}"

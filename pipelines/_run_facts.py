@@ -1,4 +1,4 @@
-"""What the checkpoints of a run record about student, teacher, images and software."""
+"""Facts about student, teacher, images and software that the checkpoints of a run record."""
 
 import importlib.metadata
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from scalekd.training import CachedTeacher, LabelledImages, TrainConfig, student
 from scalekd.training.plain_yaml import load_plain
 
 Source = CachedTeacher | LabelledImages
-"""What a student learns from."""
+"""Source of the training data of a student."""
 
 _MAX_FRONT_MATTER = 64 << 10
 _MAX_LICENCE = 200
@@ -18,14 +18,14 @@ _SOFTWARE = ("scalekd", "torch", "timm", "accelerate", "numpy", "pillow")
 
 
 def run_facts(config: TrainConfig, source: Source, student: Student) -> Mapping[str, Any]:
-    """Facts that every checkpoint of a run records."""
+    """Return the facts that every checkpoint of a run records."""
     return {
         **student_facts(student.spec, source.class_names if student.spec.num_classes else None),
         "settings": config.model_dump(mode="json"),
         "objective": config.objective,
         "online": config.online,
         **(source.facts if isinstance(source, LabelledImages) else _facts_of_teacher(source)),
-        "data_licence": _licence_told_by(config.data_dir),
+        "data_licence": _licence_of_data(config.data_dir),
         "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},
     }
 
@@ -45,8 +45,8 @@ def _facts_of_teacher(source: CachedTeacher) -> dict[str, Any]:
     }
 
 
-def _licence_told_by(data_dir: str | None) -> str | None:
-    """The licence in the metadata block of a data set's Hugging Face card, where there is one."""
+def _licence_of_data(data_dir: str | None) -> str | None:
+    """Return the licence in the Hugging Face card of a data set; ``None`` if it has none."""
     if data_dir is None:
         return None
     card = Path(data_dir) / "README.md"

@@ -1,4 +1,4 @@
-"""Options of commands for runs and trained models; help is made from them, without torch."""
+"""Options of commands for runs and trained models; importing them does not import torch."""
 
 import re
 from pathlib import Path

@@ -1,10 +1,11 @@
-"""Whether this machine draws the pixels of a cache that other versions of the libraries drew.
+"""Check that this machine draws the same pixels as the libraries that wrote a cache.
 
-Versions of Pillow, NumPy, Python and the decoders are provenance of a cache, not part of what was
-asked for. Where they differ, the witnesses and some committed views are drawn again; a cache whose
-pixels are met here may be added to and repaired here.
+Versions of Pillow, NumPy, Python and the image decoders are recorded in a cache, but are not part
+of its identity. If they differ here, the witnesses and some committed views are drawn again; if all
+pixels are equal, the cache can be extended and repaired on this machine.
 """
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,11 @@ from scalekd.loading.drawing import DrawnViews, DrawRequest
 from scalekd.views import mean_difference, pixel_environment
 
 _NUM_VIEWS = 64  # half a second of drawing
-_NUM_SHARDS = 8  # among which they are spread, over all passes
+_NUM_SHARDS = 8  # shards of all passes among which these views are spread
 
 
 def changed_versions(environment: dict[str, str]) -> list[str]:
-    """Each library whose version here is not that of ``environment``, with both versions."""
+    """Describe each library whose version differs from ``environment``, with both versions."""
     here = pixel_environment()
     return [
         f"{name} {environment.get(name, 'none')} (here {here.get(name, 'none')})"
@@ -33,15 +34,15 @@ def changed_versions(environment: dict[str, str]) -> list[str]:
 
 
 def check_pixels(cache: Cache, drawn: DrawnViews, *, skip_damaged: bool = False) -> None:
-    """Draw the witnesses and some committed views again, if other versions drew them.
+    """Draw the witnesses and some committed views again, if other library versions drew them.
 
     Args:
         cache: The cache.
         drawn: Draws the views of the cache.
-        skip_damaged: Whether committed files that are damaged are left out instead of reported.
+        skip_damaged: Whether to leave out damaged files instead of raising ``CacheCorrupt``.
 
     Raises:
-        CacheMismatch: A pixel differs, or an image is another one.
+        CacheMismatch: A pixel differs, or an image differs from the one that the teacher saw.
         CacheCorrupt: A committed file is damaged.
     """
     changed = changed_versions(cache.identity.views.environment)
@@ -56,30 +57,24 @@ def check_pixels(cache: Cache, drawn: DrawnViews, *, skip_damaged: bool = False)
 
 
 def _problem(cache: Cache, drawn: DrawnViews, *, skip_damaged: bool) -> str | None:
-    """What is drawn differently; ``None`` when every pixel is met."""
+    """Describe the first view that is drawn differently; ``None`` if all pixels are equal."""
     recorded = recorded_shards(cache.storage, cache.identity.num_shards)
     committed = [shard for shard in recorded if shard.unit != SAMPLES]
+    tolerated = (CacheCorrupt,) if skip_damaged else ()
     spread = np.linspace(0, len(committed) - 1, min(len(committed), _NUM_SHARDS)).astype(int)
     for number, index in enumerate(spread.tolist()):
         share = number / max(1, len(spread) - 1)
-        try:
+        with contextlib.suppress(*tolerated):
             problem = _shard_problem(cache, drawn, committed[index], share)
-        except CacheCorrupt:
-            if not skip_damaged:
-                raise
-            continue
-        if problem is not None:
-            return problem
-    try:
+            if problem is not None:
+                return problem
+    with contextlib.suppress(*tolerated):
         return _witness_problem(cache, drawn)
-    except CacheCorrupt:
-        if not skip_damaged:
-            raise
-        return None
+    return None
 
 
 def _shard_problem(cache: Cache, drawn: DrawnViews, shard: ShardId, share: float) -> str | None:
-    """Compare views that lie ``share`` of the way through a shard."""
+    """Draw a few views of a shard again, from the fraction ``share`` of it on, and compare them."""
     identity, pass_index = cache.identity, int(shard.unit)
     stored = CommittedShard(cache, shard)
     num_rows = stored.record.num_rows
@@ -91,7 +86,7 @@ def _shard_problem(cache: Cache, drawn: DrawnViews, shard: ShardId, share: float
     skipped = set(stored.record.skipped)
     first = shard.number * identity.shard_size
     shard_positions = range(first, first + identity.rows_of(shard.number))
-    kept = [at for at in shard_positions if not skipped or drawn.images.key(at) not in skipped]
+    kept = [p for p in shard_positions if not skipped or drawn.images.key(p) not in skipped]
     hashes = stored.rows("pixel_hash", rows)
     sources: np.ndarray[Any, Any] | None = None
     samples = ShardId(SAMPLES, shard.number)
@@ -132,13 +127,13 @@ def _witness_problem(cache: Cache, drawn: DrawnViews) -> str | None:
 
 
 def draw_witnesses(drawn: DrawnViews, *, at_most: int) -> np.ndarray[Any, Any]:
-    """Draw the views, in pass 0, of the first ``at_most`` samples that can be decoded.
+    """Draw the views of pass 0 of the first ``at_most`` samples that can be decoded.
 
     Returns:
         Pixels, uint8 ``(view, height, width, 3)``.
 
     Raises:
-        DataError: No image can be decoded, or one cannot and corrupt ones are not to be skipped.
+        DataError: No image can be decoded, or one is corrupt and corrupt images are not skipped.
     """
     pixels: list[np.ndarray[Any, Any]] = []
     for position in range(len(drawn.images)):

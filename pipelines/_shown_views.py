@@ -1,4 +1,4 @@
-"""Views of a cache chosen for people: pixels, crops, stored features and answers of the teacher."""
+"""Choose views of a cache to show, and read their pixels, crops, features and answers."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ _STEP_NAMES = {Mirror: "mirrored", EraseBox: "a box erased", Adjustment: "colour
 
 @dataclass
 class ShownView:
-    """One view, with what the cache stores of it.
+    """One view, and the data that the cache stores about it.
 
     Attributes:
         row: Number of the sample in the cache.
@@ -50,9 +50,9 @@ class ShownView:
         params: Stored parameters of the view.
         features: Decoded patch tokens by stage, ``(token, channel)``.
         logits: Decoded logits, ``(class,)``; ``None`` if the cache has none.
-        pixels: Pixels of the view; ``None`` without an image.
-        image: The whole image; ``None`` without an image.
-        note: What is wrong with the pixels; empty if they are what the teacher saw.
+        pixels: Pixels of the view; ``None`` if neither image nor pixels are available.
+        image: The whole image; ``None`` if it is not available.
+        note: How the pixels differ from those the teacher saw; ``""`` if they are equal.
         live: The teacher's patch tokens by stage; empty without a teacher.
     """
 
@@ -135,7 +135,7 @@ class ViewSource:
     Args:
         reader: The cache.
         pass_index: Number of the pass.
-        images: The images that the cache was made from; ``None`` if they are not at hand.
+        images: The images that the cache was made from; ``None`` if they are not available.
     """
 
     def __init__(self, reader: CacheReader, pass_index: int, images: ImageDataset | None) -> None:
@@ -157,7 +157,7 @@ class ViewSource:
         """Read one view.
 
         Raises:
-            CacheError: A file is damaged, or the image is another one than the teacher saw.
+            CacheError: A file is damaged, or the image differs from the one that the teacher saw.
         """
         reader, identity = self.reader, self.reader.identity
         names = [array.name for array in reader.layout.views if array.name.startswith("view/")]
@@ -170,11 +170,11 @@ class ViewSource:
             for name, values in arrays.items()
             if name.startswith("view/")
         }
-        place = {"pass_index": self.pass_index, "first": row, "count": 1}
+        rows = {"pass_index": self.pass_index, "first": row, "count": 1}
         features = {}
         for stage, codec in reader.codecs.stages.items():
             if reader.part.has_target(f"stage{stage}"):
-                tokens = read_features(reader, stage=stage, **place)[0]
+                tokens = read_features(reader, stage=stage, **rows)[0]
                 features[stage] = tokens[codec.shape.num_prefix_tokens :]
         has_logits = identity.logits is not None and reader.part.has_target("logits")
         view = ShownView(
@@ -183,7 +183,7 @@ class ViewSource:
             label=int(reader.samples.labels[row]),
             params=unpack_view(columns, 0, reader.policy),
             features=features,
-            logits=read_logits(reader, **place)[0] if has_logits else None,
+            logits=read_logits(reader, **rows)[0] if has_logits else None,
         )
         self._add_pixels(view, arrays)
         return view

@@ -1,4 +1,4 @@
-"""Options of commands that go back to a cache's images and teacher; they load no torch."""
+"""Options of commands that need a cache's images and teacher; importing them imports no torch."""
 
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -9,7 +9,7 @@ from scalekd.options import ImageOptions, StoredBytes
 
 
 class CacheSources(ImageOptions):
-    """Where a cache is, and where the images and the teacher are that it was made from."""
+    """Location of a cache, and of the images and the teacher that it was made from."""
 
     headings: ClassVar[dict[str, str]] = {
         "cache": "Images and teacher",
@@ -24,18 +24,19 @@ class CacheSources(ImageOptions):
     split: str = "train"
     """Name, folder or pattern of these images."""
     model: str | None = None
-    """Name of the teacher on this machine, when the name in the cache does not resolve."""
+    """Name of the teacher on this machine, if the name in the cache cannot be used."""
     checkpoint: str | None = None
-    """The teacher's weights, when they were read from a file."""
+    """File of the teacher's weights, if they were read from a file."""
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Argument of the teacher's constructor as key=value; repeat the option for more."""
     workers: int | None = Field(default=None, ge=0)
-    """Number of processes that draw views; by the cores of a process on a GPU, otherwise 2, if not
-    given."""
+    """Number of processes that draw views; if not given, two without a GPU, and otherwise a number
+    that depends on the cores."""
     local_cache: str | None = None
     """Folder for copies of remote image shards."""
     local_cache_size: StoredBytes = ByteSize(100 * 10**9)
-    """Largest size of --local-cache, such as 500GB; what was used longest ago is deleted."""
+    """Largest size of --local-cache, such as 500GB; the copies that were used longest ago are
+    deleted."""
 
 
 class ExtendConfig(CacheSources):
@@ -65,26 +66,26 @@ class ExtendConfig(CacheSources):
     data_dir: str
     """Folder, URL or pattern of the images the cache was made from."""
     model: str | None = None
-    """With --name, another teacher, named as for cache-teacher; otherwise the name of the cache's
+    """With --name, another teacher, named as in cache-teacher; without it, the name of the cache's
     teacher on this machine."""
     passes: int | None = Field(default=None, ge=1, le=9999)
-    """Number of passes to have in the end; with --name at most those of the cache, and all of them
-    if not given."""
+    """Number of passes to have in the end; with --name at most as many as the cache has, which is
+    the default."""
     name: str | None = None
-    """Add targets under this name, in extensions/NAME/, in place of passes to the cache."""
+    """Name of an extension: add targets in extensions/NAME/ instead of passes to the cache."""
     stages: tuple[Literal[3, 4], ...] | None = None
-    """Stages whose features --name keeps: 3,4, final or none; none if not given, or final where no
-    logits are kept."""
+    """Stages whose features the extension keeps: 3,4, final or none; if not given, none, or final if
+    it keeps no logits."""
     logits: str | None = None
-    """Logits that --name keeps: full, topk:K or none."""
+    """Logits that the extension keeps: full, topk:K or none."""
     codec: str | None = None
-    """Codec of the features that --name keeps: transform[:error=E], float16 or int8."""
+    """Codec of the features of the extension: transform[:error=E], float16 or int8."""
     note: str | None = None
-    """Text to keep in the manifest of --name."""
+    """Text to keep in the manifest of the extension."""
     shards: tuple[int, int] | None = None
     """Work on these shards only, as A-B, both included."""
     pretrained: bool = True
-    """Read another teacher's published weights; without them, or a checkpoint, weights are
+    """Read another teacher's published weights; without them and without a checkpoint, weights are
     random."""
     teacher_classes: Path | None = None
     """File with the names of another teacher's classes, one a line, in the order of its logits."""
@@ -129,8 +130,8 @@ class DoctorConfig(ImageOptions):
     cache: str | None = None
     """Folder or URL of a cache to check."""
     data_dir: str | None = None
-    """Folder, URL or pattern of an image set to check; with --cache, of the one it was made
-    from."""
+    """Folder, URL or pattern of an image set to check; with --cache, of the images that the cache
+    was made from."""
     split: str = "train"
     """Name, folder or pattern of these images."""
     views: int = Field(default=64, ge=1)

@@ -1,4 +1,4 @@
-"""Validation of a run: what is measured after an epoch, and which epoch is the best."""
+"""Validation of a run: the metrics after an epoch, and the choice of the best epoch."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -32,12 +32,12 @@ from scalekd.training.module import DistillationModule
 
 
 class Validation(NamedTuple):
-    """What a trainer needs to validate a run.
+    """Functions with which a trainer validates a run.
 
     Attributes:
         evaluate: Measures a student; ``None`` if nothing is measured.
         choose: Decides which epoch is the best; ``None`` for the trainer's default.
-        notes: Sentences for the user.
+        notes: Notes for the user.
     """
 
     evaluate: Evaluate | None = None
@@ -48,7 +48,7 @@ class Validation(NamedTuple):
 def make_validation(
     config: TrainConfig, source: Source, module: DistillationModule, accelerator: Accelerator
 ) -> Validation:
-    """Open what a run is validated on.
+    """Open the images or the cache on which a run is validated.
 
     Students with a classifier are measured by its top-1. Without one, labelled images of
     ``--val-split`` are classified by nearest neighbours; without such images, the feature loss is
@@ -261,7 +261,7 @@ def _teacher_class_map(
     data: Classes,
     class_map: Sequence[int] | None,
 ) -> Sequence[int] | None:
-    """Class of the teacher of ``--val-cache`` of each label of the validation split."""
+    """Return the class of the ``--val-cache`` teacher for each label of the validation split."""
     identity = validated.identity
     spec = TeacherSpec.model_validate(identity.teacher)
     trained = next(iter(source.matches.values()))

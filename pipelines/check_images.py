@@ -21,10 +21,10 @@ class ImageCheck(BaseModel):
 
     Attributes:
         num_decoded: Number of images that were read and decoded.
-        num_unreadable: Number of those that failed.
+        num_unreadable: Number of these images that could not be read or decoded.
         problems: Messages about the first images that failed, one each.
         width: Smallest, median and largest width in pixels; ``None`` without a readable image.
-        height: The same for the height.
+        height: Smallest, median and largest height in pixels.
         total_bytes: Encoded size of the whole set.
         smallest_class: Name and number of images of the smallest class; ``None`` without labels.
         largest_class: Name and number of images of the largest class.
@@ -109,7 +109,7 @@ def _decoded(sample: Sample) -> tuple[int, int] | str:
 
 
 def _spread(sides: np.ndarray[Any, Any]) -> tuple[int, int, int] | None:
-    """Return the smallest, the median and the largest side; ``None`` if there is none."""
+    """Return the smallest, median and largest of ``sides``; ``None`` if it is empty."""
     if not len(sides):
         return None
     ordered = np.sort(sides)

@@ -1,7 +1,7 @@
-"""From a recipe and flags to a training configuration; flags win.
+"""Make a training configuration from a recipe and command-line options; options take precedence.
 
-A recipe is a YAML file of `TrainConfig`'s names, with ``_about`` for what people want to know of it
-before they run it. Recipes that ship with the package lie in ``recipes/`` beside this file.
+A recipe is a YAML file of fields of `TrainConfig`, with an ``_about`` section that describes the
+recipe. The package ships recipes in ``recipes/``, next to this file.
 """
 
 import difflib
@@ -17,8 +17,8 @@ from scalekd.teachers import resolve_model_name
 from scalekd.training.config import TrainConfig, read_yaml_mapping
 from scalekd.views import ViewPolicy
 
-# What a launch may choose without leaving the recipe, or what departures_from_recipe compares by
-# itself. Every other setting is the recipe's, named in it or at its default.
+# Settings that a run may choose without departing from the recipe, and settings that
+# departures_from_recipe compares itself. Every other setting belongs to the recipe.
 _NOT_OF_A_RECIPE = frozenset(
     {"recipe", "cache", "data_dir", "split", "val_split", "val_cache", "local_cache"}
     | {"local_cache_size", "num_classes", "class_map", "targets", "online", "teacher"}
@@ -31,7 +31,7 @@ ABOUT = "_about"
 
 
 def train_config(recipe: str | None, flags: Mapping[str, Any]) -> TrainConfig:
-    """The configuration of a run.
+    """Make the configuration of a run.
 
     Args:
         recipe: Name of a shipped recipe, or path of a YAML file.
@@ -67,7 +67,7 @@ def train_config(recipe: str | None, flags: Mapping[str, Any]) -> TrainConfig:
 
 
 def read_recipe(name: str) -> dict[str, Any]:
-    """A recipe's values by `TrainConfig`'s names, without its description."""
+    """Read the values of a recipe by field of `TrainConfig`, without its description."""
     path = RECIPES / f"{name}.yaml"
     if not path.is_file():
         path = Path(name)
@@ -84,7 +84,7 @@ def read_recipe(name: str) -> dict[str, Any]:
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that ship with the package."""
+    """Return the names of the recipes that ship with the package."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
@@ -110,17 +110,19 @@ def departures_from_recipe(name: str, config: TrainConfig, *, world_size: int) -
         return []  # a recipe file of the user
     about, published = recipe_about(name), train_config(name, {"output": ""})
     manifest = read_manifest(open_storage(config.cache)) if config.cache else None
-    found = []
+    departures = []
     if about["reference"] is None:
-        found.append(f"--recipe {name}: was not released by the authors")
+        departures.append(f"--recipe {name}: was not released by the authors")
     if about["departures"] and config.objective != "none":
-        found.append(
+        departures.append(
             f"--recipe {name}: {'; '.join(about['departures'])}; docs/departures.md has the reasons"
         )
 
     def compare(what: str, here: object, there: object, advice: str) -> None:
         if here != there:
-            found.append(f"--recipe {name}: {what} is {there} as published, {here} here; {advice}")
+            departures.append(
+                f"--recipe {name}: {what} is {there} as published, {here} here; {advice}"
+            )
 
     batch = config.batch_size * config.grad_accum_steps * world_size
     compare(
@@ -137,7 +139,7 @@ def departures_from_recipe(name: str, config: TrainConfig, *, world_size: int) -
         if option not in _NOT_OF_A_RECIPE and value != settings[option]
     ]
     if changes:
-        found.append(f"--recipe {name}: {'; '.join(changes)}")
+        departures.append(f"--recipe {name}: {'; '.join(changes)}")
     if manifest is not None:
         identity = manifest.plan.identity
         teacher = resolve_model_name(about["teacher"])[0].partition(".")[0]
@@ -157,7 +159,7 @@ def departures_from_recipe(name: str, config: TrainConfig, *, world_size: int) -
             wanted.interpolation,
             "write a cache with --interpolation to have it",
         )
-    return found
+    return departures
 
 
 def describe_recipe(name: str) -> dict[str, Any]:

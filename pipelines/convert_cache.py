@@ -82,7 +82,7 @@ class ConvertResult(BaseModel):
 @terminable()
 @worker_faults()
 def convert_cache(config: ConvertConfig) -> ConvertResult:
-    """Write a cache in another form, or finish a conversion.
+    """Write a cache in another form, or continue a conversion.
 
     Raises:
         DataError: The cache or the images do not exist.

@@ -1,9 +1,10 @@
-"""The whole path on scikit-learn's handwritten digits: no network, no GPU, no other file.
+"""Run all stages on scikit-learn's handwritten digits, without network, GPU or other files.
 
     scalekd demo
 
-Trains a small Swin teacher on 1,297 labelled digits, writes a cache of its outputs for the same
-digits, of which 60 keep their label, and trains a student from it in three ways, with three seeds.
+The demo trains a small Swin teacher on 1,297 labelled digits and writes a cache of its outputs for
+the same digits, 60 of which keep their label. It then trains a student in three ways, each with
+three seeds.
 """
 
 import contextlib
@@ -72,7 +73,7 @@ _INTRODUCTION = (
 
 
 class DemoRow(BaseModel):
-    """One way of training the student, over the seeds; accuracies in percent."""
+    """Results of one way of training the student, over the seeds; accuracies in percent."""
 
     name: str
     objective: str
@@ -84,7 +85,7 @@ class DemoRow(BaseModel):
 
 
 class DemoResult(BaseModel):
-    """What the demo measured; accuracies in percent."""
+    """Measurements of the demo; accuracies in percent."""
 
     teacher_top1: float
     teacher_seconds: float
@@ -98,7 +99,7 @@ class DemoResult(BaseModel):
     seconds: float
 
     def table(self) -> list[str]:
-        """The measurements as lines of text."""
+        """Return the measurements as lines of text."""
         header = f"student, {NUM_LABELLED} labels"
         scores = [f"{row.mean:.1f} ± {row.spread:.1f} %" for row in self.rows]
         return [
@@ -112,7 +113,7 @@ class DemoResult(BaseModel):
         ]
 
     def lines(self) -> list[str]:
-        """What people read at the end."""
+        """Return the lines to print."""
         return [
             "",
             *self.table(),
@@ -138,9 +139,9 @@ def run_demo(
 
     Args:
         output: New or empty folder for images, teacher, caches and runs.
-        epochs: Epochs each student is trained.
+        epochs: Number of epochs that each student is trained.
         processes: Number of students that are trained at once; the results do not depend on it.
-        say: Receives lines about the progress.
+        say: Function that receives lines about the progress.
     """
     started = time.monotonic()
     torch.set_num_threads(1)  # tensors this small only lose by being divided
@@ -237,7 +238,7 @@ def _train_all(
 
 
 def _train(output: Path, way: _Way, seed: int, folder: Path, epochs: int) -> tuple[float, float]:
-    """Train one student in silence; return its top-1 and the seconds it took."""
+    """Train one student without output; return its top-1 and the seconds it took."""
     started = time.monotonic()
     torch.set_num_threads(1)
     without_cache = {"aug": AUG, "img_size": IMAGE_PX}
@@ -290,6 +291,6 @@ def _drop_weights(run: Path) -> None:
 
 
 def default_processes() -> int:
-    """Two, or one on a machine with one core."""
+    """Return two, or one on a machine with one core."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(2, usable or 1)

@@ -90,7 +90,7 @@ class ImageSet(BaseModel):
         num_labelled: Number of images with a label.
         num_classes: Number of classes.
         notes: Messages about files that were left out and defaults that were chosen.
-        check: What decoding its images showed; ``None`` if no image was decoded.
+        check: Result of decoding images; ``None`` if no image was decoded.
     """
 
     place: str
@@ -177,11 +177,11 @@ def diagnose(
 
     Args:
         cache: Location of a cache.
-        data_dir: Location of an image set; with ``cache``, of its images.
+        data_dir: Location of an image set; with ``cache``, the images it was made from.
         split: Split of the image set.
         image_options: How the samples of the image set are read.
         num_views: Number of views of the cache to draw again.
-        num_images: Number of images to decode where there is no cache; all if 0.
+        num_images: Number of images to decode if no cache is given; all if 0.
 
     Raises:
         DataError: The cache or the images do not exist.
@@ -275,7 +275,7 @@ def _machine() -> dict[str, str]:
 
 
 def _works() -> dict[str, str]:
-    """Try what both stages need; ``yes``, or the error, by name of the trial."""
+    """Try the operations that both stages need; return ``yes`` or the error of each trial."""
     trials = {
         "drawing views": _try_drawing,
         "coding arrays": _try_coding,

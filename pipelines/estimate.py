@@ -1,4 +1,4 @@
-"""What a cache would cost, from a probe of one batch: bytes, hours, memory, and when it pays.
+"""Estimate the cost of a cache from one batch: bytes, hours, memory, break-even.
 
 scalekd cache-teacher --model swin_l --data-dir /imagenet --output ./swin_l-cache --dry-run
 """
@@ -25,13 +25,13 @@ from scalekd.storage import Storage
 
 @dataclass(frozen=True)
 class Host:
-    """What the process may use.
+    """Resources of the process.
 
     Attributes:
-        num_cores: Cores.
-        num_workers: Processes that draw; with 0 the main process draws between forwards.
-        num_coding_threads: Threads that encode.
-        teacher_threads: Cores that a forward keeps busy; 0 if it runs on an accelerator.
+        num_cores: Number of cores.
+        num_workers: Number of processes that draw; with 0 the main process draws between forwards.
+        num_coding_threads: Number of threads that encode.
+        teacher_threads: Number of cores that a forward pass occupies; 0 on an accelerator.
     """
 
     num_cores: int
@@ -40,7 +40,7 @@ class Host:
     teacher_threads: int
 
     def seconds_per_view(self, probe: Probe, disk: Disk | None = None) -> float:
-        """Seconds between two views of a run: its slowest part, or its work over all cores."""
+        """Return the seconds per view of a run: its slowest part, or its work over all cores."""
         return max(
             self._device_and_cores(probe.teacher_seconds, probe.draw_seconds, probe.coding_seconds),
             probe.coding_seconds / self.num_coding_threads,
@@ -48,12 +48,12 @@ class Host:
         )
 
     def training_seconds(self, probe: Probe, *, live: bool) -> float:
-        """Seconds of a view in training the probe's student, with or without a live teacher."""
+        """Return the seconds per view of training a student, with or without a live teacher."""
         device = probe.student_seconds + (probe.teacher_seconds if live else 0.0)
         return self._device_and_cores(device, probe.draw_seconds, 0.0)
 
     def drain_seconds(self, probe: Probe, disk: Disk | None) -> float:
-        """Seconds after the last view: one thread writes the last block, then the shard ends."""
+        """Return the seconds after the last view, when the last block and shard are written."""
         files = probe.block_files + probe.shard_files
         return probe.block_size * probe.coding_seconds + (
             files * disk.file_seconds if disk else 0.0
@@ -68,9 +68,9 @@ class Host:
         )
 
     def calibration_seconds(self, probe: Probe, num_views: int) -> float:
-        """Seconds to draw the calibration views and run the teacher on them, with one thread.
+        """Return the seconds to draw the calibration views and run the teacher, with one thread.
 
-        Fitting the codec comes on top.
+        The time of fitting the codec is not included.
         """
         teacher = probe.teacher_seconds * max(1, self.teacher_threads)
         draw = probe.draw_seconds
@@ -80,7 +80,7 @@ class Host:
 
 
 class CacheEstimate(BaseModel):
-    """A price, extrapolated from a probe on this machine."""
+    """Cost of a cache, extrapolated from one batch on this machine."""
 
     num_samples: int
     num_passes: int
@@ -120,7 +120,7 @@ class CacheEstimate(BaseModel):
         peak_memory_bytes: int,
         disk: Disk | None = None,
     ) -> "CacheEstimate":
-        """Extrapolate a probe to a whole cache, written by one process."""
+        """Extrapolate a probe to a whole cache that one process writes."""
         num_views = num_samples * num_passes
         calibration = host.calibration_seconds(probe, num_calibration_views)
         drain = host.drain_seconds(probe, disk)
@@ -153,7 +153,7 @@ class CacheEstimate(BaseModel):
         )
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the lines to print."""
         free = "" if self.free_bytes is None else f", {self.free_bytes / 1e9:,.1f} GB are free"
         teacher = (
             "no teacher is run"
@@ -187,10 +187,10 @@ class CacheEstimate(BaseModel):
 
 @strict_float32()
 def estimate_cache(config: CacheTeacherConfig) -> CacheEstimate:
-    """Draw and run one small batch, twice, and extrapolate.
+    """Run the teacher twice on one small batch, and extrapolate.
 
     Raises:
-        ScaleKDError: Whatever would stop the real run before its first shard.
+        ScaleKDError: Any fault that would stop a run before its first shard.
     """
     processes = Processes()
     job = Job.asked(config, processes.device)
@@ -245,7 +245,7 @@ def _existing_folder(output: Storage) -> Path | None:
 
 
 def _peak_memory_bytes() -> int:
-    """Largest memory of this process so far; 0 where the system does not tell."""
+    """Return the peak memory of this process so far; 0 if the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows

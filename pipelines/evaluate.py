@@ -45,18 +45,18 @@ from scalekd.training.accelerator import make_accelerator
 
 
 class _Opened(NamedTuple):
-    """The evaluated model."""
+    """The model to evaluate, its preprocessing, and its classes."""
 
     model: nn.Module
     view: EvaluationConfig
     name: str
     classes: Classes
     samples_viewed: int | None
-    goes_by_number: bool = False  # where names do not tell: a run's own numbers, or random weights
+    goes_by_number: bool = False  # if names do not match, as for a run's own numbers
 
 
 class Evaluation(dict[str, Any]):
-    """Metrics of a model by name, with what was measured."""
+    """Metrics of a model by name, and facts about the model and the images."""
 
     def lines(self) -> list[str]:
         """Return the lines to print."""
@@ -97,9 +97,9 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     """Measure a model.
 
     Raises:
-        UsageError: No such run or model, or options that do not fit one another.
-        DataError: No such split, a corrupt image, or labels that do not fit.
-        CacheMismatch: The cache of answers is one of other images.
+        UsageError: The run or model does not exist, or the options contradict one another.
+        DataError: The split does not exist, an image is corrupt, or labels are out of range.
+        CacheMismatch: The cache of the teacher's answers is of other images.
     """
     accelerator = make_accelerator(config.amp)
     opened = _open_model(config)
@@ -111,7 +111,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         return EvaluationViews(images, accelerator, config.batch_size, config.workers)
 
     views = views_of(config.split)
-    # One opening and one note for a split that both use.
+    # A split that both options name is opened once, and its notes are printed once.
     others = {
         split: views_of(split)
         for split in dict.fromkeys((config.knn_split, config.linear_probe))
@@ -236,7 +236,7 @@ def _require_features(config: EvaluateConfig, name: str, reason: str) -> None:
 def _view(
     config: EvaluateConfig, own: StudentSpec | Preprocessing, img_size: tuple[int, int]
 ) -> EvaluationConfig:
-    """What the model wants its pixels to be, where the options do not say otherwise."""
+    """Return the preprocessing of the model, changed by the options."""
     try:
         return EvaluationConfig(
             img_size=height_and_width(config.img_size or img_size),
@@ -264,7 +264,7 @@ def _match_teacher(
     spec: TeacherSpec,
     stored: Sequence[int] | str | None = None,
 ) -> ClassMatch:
-    """By name where possible; ``--class-map FILE`` is the model's, and the teacher's otherwise."""
+    """Match by name if possible; ``--class-map FILE`` applies to the teacher only if names fail."""
     if config.class_map == "none":
         return match_teacher(data, spec, "none")
     try:

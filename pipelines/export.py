@@ -22,8 +22,9 @@ def export(
     """Export a run's best student, or that of one of its checkpoints.
 
     Raises:
-        UsageError: There is no such run, ``output`` exists, or the options do not fit.
-        EnvironmentFault: The export cannot be written, or does not give the student's outputs.
+        UsageError: The run does not exist, ``output`` exists, or the options exclude
+            each other.
+        EnvironmentFault: The export cannot be written, or its outputs differ from the student's.
     """
     student = load_trained_student(run, use_ema=use_ema)
     return export_student(

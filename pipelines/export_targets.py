@@ -60,8 +60,7 @@ def export_targets(config: ExportTargetsConfig) -> ExportedTargets:
     """Export decoded logits or features.
 
     Raises:
-        UsageError: The cache does not contain what is asked for, ``output`` exists, or a package is
-            missing.
+        UsageError: The cache lacks these values, ``output`` exists, or a package is missing.
         DataError: The cache or a sample does not exist; a value is beyond float16.
         CacheError: The cache is damaged.
         EnvironmentFault: The disk is too small.
@@ -188,7 +187,7 @@ def _passes(reader: CacheReader, asked: tuple[int, int] | None) -> tuple[int, ..
 
 
 def _ranges(reader: CacheReader, keys: tuple[str, ...] | None) -> Iterator[tuple[int, int]]:
-    """Yield first sample and number of samples of what is read at once."""
+    """Yield the first sample and the number of samples of each read."""
     if keys is None:
         yield from reader.blocks()
         return

@@ -1,4 +1,4 @@
-"""Adding to a cache: passes, or targets under a name, without changing existing files.
+"""Extend a cache by passes, or by targets under a name, without changing existing files.
 
     scalekd cache extend ./swin_l-cache --data-dir /imagenet --passes 8
     scalekd cache extend ./swin_l-cache --data-dir /imagenet --name beit --model beit_l
@@ -39,12 +39,12 @@ _ONLY_NAMED = ("stages", "logits", "codec", "teacher_classes", "class_map", "lic
 @worker_faults()
 @process_faults()
 def extend_cache(config: ExtendConfig) -> CacheTeacherResult:
-    """Add what was asked for, or go on adding it.
+    """Add passes or an extension to a cache, or continue an interrupted command.
 
     Raises:
-        UsageError: Nothing to add was named, or something that only an extension can have.
+        UsageError: Nothing to add is given, or an option that applies only to extensions.
         CacheMismatch: Images, views or teacher are not those of the cache.
-        ScaleKDError: As for :func:`~scalekd.pipelines.cache_teacher.cache_teacher`.
+        ScaleKDError: See :func:`~scalekd.pipelines.cache_teacher.cache_teacher`.
     """
     processes = Processes()
     base = processes.together(lambda: open_cache(config.cache))
@@ -54,7 +54,7 @@ def extend_cache(config: ExtendConfig) -> CacheTeacherResult:
 
 
 def _order(config: ExtendConfig, base: CacheReader) -> CacheOrder:
-    """Say where to write and how much, if the options allow it."""
+    """Check the options, and return how much to write."""
     check_shards(config.shards, base.identity.num_shards)
     if config.name is None:
         given = [name for name in _ONLY_NAMED if getattr(config, name) is not None]
@@ -128,7 +128,7 @@ def _check_new_targets(config: ExtendConfig) -> None:
 
 
 def _refuse_changes(config: ExtendConfig, committed: Identity) -> None:
-    """Targets are chosen when an extension is begun; later commands may name them again."""
+    """Raise ``CacheMismatch`` if the options give other targets than the extension has."""
     asked = {
         "stages": None if config.stages is None else sorted(config.stages),
         "logits": config.logits,
@@ -144,7 +144,7 @@ def _refuse_changes(config: ExtendConfig, committed: Identity) -> None:
 
 
 def _teacher(config: ExtendConfig, base: Identity) -> Teacher:
-    """Load the teacher of a new extension: that of the cache, or the one that is named."""
+    """Load the teacher of a new extension: the one that ``--model`` names, or the cache's."""
     if config.model is None:
         return load_cached_teacher(config, TeacherSpec.model_validate(base.teacher))
     return load_teacher(

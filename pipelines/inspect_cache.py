@@ -277,7 +277,7 @@ def verify_as_asked(config: VerifyConfig) -> Verification:
 
     Raises:
         UsageError: The options exclude each other, or images are missing.
-        DataError, CacheError: As for :func:`scalekd.pipelines.check_replay.deep_verify`.
+        DataError, CacheError: See :func:`scalekd.pipelines.check_replay.deep_verify`.
     """
     if config.deep is None:
         if config.data_dir is not None:

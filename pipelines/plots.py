@@ -1,4 +1,4 @@
-"""Pictures of runs, made from the rows of their summaries."""
+"""Plot losses and scores of runs as SVG."""
 
 import io
 import warnings
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 Epochs = Sequence[Mapping[str, float]]
-"""The rows of a run's summary."""
+"""Rows of a run's ``summary.csv``, one per epoch."""
 
 _LOSSES = {"train_task_loss": "label loss, as weighted", "train_loss": "training loss"}
 _SCORES = {
@@ -21,16 +21,18 @@ _FEATURE_LOSS = {"eval_feature_loss": "validation feature loss"}
 
 
 def runs_svg(runs: Mapping[str, Sequence[Epochs]]) -> str:
-    """Training loss and validation score of groups of runs, as an SVG element for a page.
+    """Plot training loss and validation score of groups of runs.
 
-    The score is top-1, of the nearest neighbours for runs without a classifier. Where no run has
-    one, it is the validation feature loss.
-
-    The same runs give the same text.
+    The score of a group is top-1; for runs without a classifier, the top-1 of nearest neighbours.
+    If no group has a top-1, the validation feature loss is plotted. A line is the mean of a group,
+    a band its smallest and largest value.
 
     Args:
-        runs: Epochs of the runs of each group, such as the seeds of one objective. A line is a
-            group's mean, a band its smallest and largest value.
+        runs: Epochs of the runs of each group, by the name of the group; the runs may differ in
+            their seed, for example.
+
+    Returns:
+        An ``<svg>`` element for an HTML page; the same runs give the same text.
     """
     text = io.StringIO()
     with plt.rc_context({"svg.hashsalt": "scalekd", "svg.fonttype": "none"}):
@@ -53,13 +55,13 @@ def runs_svg(runs: Mapping[str, Sequence[Epochs]]) -> str:
             axes.grid(alpha=0.3)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         handles, _ = left.get_legend_handles_labels()
-        # A name is text: `$` starts no formula, and a leading `_` does not hide it.
+        # Names are shown as they are: `$` starts no formula, and a leading `_` hides no entry.
         legend = figure.legend(
             handles, list(runs), loc="outside lower center", ncols=2, frameon=False
         )
         for label in legend.get_texts():
             label.set_parse_math(False)
-        with warnings.catch_warnings():  # a letter that the font lacks, or a loss of zero
+        with warnings.catch_warnings():  # the font lacks a letter, or a loss is zero
             warnings.simplefilter("ignore", UserWarning)
             figure.savefig(text, format="svg", metadata={"Date": None})
         plt.close(figure)
@@ -79,7 +81,7 @@ def _label(chosen: Sequence[str | None], labels: Mapping[str, str]) -> str:
 
 def _band(axes: Axes, group: Sequence[Epochs], column: str, colour: str) -> None:
     curves = [[row for row in epochs if column in row] for epochs in group]
-    shared = min(map(len, curves))  # of seeds, one may still be running
+    shared = min(map(len, curves))  # a run of the group may still be in progress
     epochs = [row["epoch"] + 1 for row in curves[0][:shared]]
     values = np.array([[row[column] for row in curve[:shared]] for curve in curves])
     axes.plot(epochs, values.mean(axis=0), color=colour, marker="o", markersize=3, label=colour)

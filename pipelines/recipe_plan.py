@@ -1,4 +1,4 @@
-"""List the published recipes, or plan one: its two commands, and what they cost.
+"""List the published recipes, or plan one: print its two commands and their cost.
 
 scalekd recipes swin_l-resnet50d --gpus 8
 """
@@ -21,14 +21,14 @@ _FIGURES = ("top1", "gain")
 
 
 class RecipePlanConfig(RecipesConfig):
-    """What is to be planned."""
+    """Options of ``scalekd recipes NAME``."""
 
     name: str
-    """A shipped recipe."""
+    """Name of a shipped recipe."""
 
 
 class RecipeCost(BaseModel):
-    """Arithmetic of both commands on ImageNet-1K, and hours at the assumed rate."""
+    """Operations of both commands on ImageNet-1K, and hours at the rate of ``--tflops``."""
 
     cache_exaflop: float
     train_exaflop: float
@@ -48,11 +48,11 @@ class RecipePlan(BaseModel):
 
     @property
     def departures(self) -> list[str]:
-        """In what the run is not the reference's; a baseline has no teacher to differ in."""
+        """Differences from the reference; a baseline, which has no teacher, has only its notes."""
         return [*([] if self.config.baseline else self.recipe["departures"]), *self.notes]
 
     def lines(self) -> list[str]:
-        """For people; at most 80 columns, commands ready to paste."""
+        """Return the lines to print, at most 80 columns wide; the commands can be pasted."""
         recipe, config, cost = self.recipe, self.config, self.cost
         side, commit = recipe["teacher_img_size"], recipe["reference"]
         origin = f"the authors' code, commit {commit}" if commit else "made here, not released"
@@ -108,16 +108,16 @@ def list_or_plan_recipes(config: RecipesConfig) -> RecipeList | RecipePlan:
 
 
 def plan_recipe(config: RecipePlanConfig) -> RecipePlan:
-    """Commands and cost of a recipe.
+    """Plan a recipe.
 
     Raises:
-        UsageError: No such recipe, options that exclude each other, or a number of GPUs that the
-            published batch cannot be divided by.
+        UsageError: The recipe does not exist, the options exclude each other, or the published
+            batch cannot be divided by the number of GPUs.
     """
     if config.name not in recipe_names():
-        # A file of the user's own has neither a teacher nor published figures.
+        # A recipe file of the user has neither a teacher nor published figures; check its values.
         train_config(config.name, {"model": "", "output": ""})
-        raise UsageError(f"{config.name}: is no shipped recipe, so there is nothing to plan from")
+        raise UsageError(f"{config.name}: is not a shipped recipe, so it cannot be planned")
     recipe = describe_recipe(config.name)
     published = train_config(config.name, {"output": ""})
     return RecipePlan(
@@ -173,7 +173,7 @@ def _train_command(
 
 
 def _notes(config: RecipePlanConfig, recipe: dict[str, Any], published: TrainConfig) -> list[str]:
-    """What follows from these options alone."""
+    """Describe differences from the reference that follow from the options."""
     notes = []
     reused = recipe["epochs"] / config.passes
     if not config.online and reused > 1:
@@ -208,7 +208,7 @@ def _cache_name(config: RecipePlanConfig, recipe: dict[str, Any]) -> str:
 
 
 def _cost(config: RecipePlanConfig, recipe: dict[str, Any]) -> RecipeCost:
-    """Teacher forwards of the cache; steps of the student, and forwards of a live teacher."""
+    """Count the operations of the teacher in the cache, and of student and live teacher."""
     gflop = recipe["gflop"]
     cached = 0 if config.online or config.baseline else config.passes
     step = gflop["student"] if config.baseline else gflop["step"]
@@ -235,13 +235,13 @@ def _figures(recipe: dict[str, Any]) -> str:
 
 
 def _broken(departure: str) -> list[str]:
-    """What is done here, and on a line of its own what the reference does."""
+    """Split a departure into what is done here and what the reference does."""
     first, _, rest = departure.partition(" (reference: ")
     return [first, f"(reference: {rest}"] if rest else [first]
 
 
 def _wrapped(command: list[str]) -> list[str]:
-    """A command over several lines, each option with its value on one of them."""
+    """Break a command into lines; an option and its value stay on one line."""
     words: list[str] = []
     for word in map(shlex.quote, command):
         if words and words[-1].startswith("--") and not word.startswith("-"):

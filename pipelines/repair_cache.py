@@ -198,7 +198,7 @@ def _content(path: Path) -> bytes | None:
 
 
 def _mend_tables(root: Path, damaged: DamagedCache, maker: _Maker, scratch: Path) -> list[str]:
-    """Tail, witnesses and codec tables, which the plan names with their digests."""
+    """Write damaged tables again: tail, witnesses and codec tables; return their paths."""
     identity = damaged.plan.identity
     expected = table_files(identity)
     lost = [path for path, d in expected.items() if not damaged.cache.holds(path, d)]
@@ -220,7 +220,7 @@ def _mend_tables(root: Path, damaged: DamagedCache, maker: _Maker, scratch: Path
 
 
 def _why(plan: Plan, record: ShardRecord | None, maker: _Maker) -> str:
-    """What may make this machine give other bytes."""
+    """Explain why this machine may produce other bytes."""
     changed = changed_versions(plan.identity.views.environment)
     if changed:
         versions = ", ".join(changed)
@@ -242,12 +242,12 @@ def _why(plan: Plan, record: ShardRecord | None, maker: _Maker) -> str:
 
 
 def _computed_there(plan: Plan, record: ShardRecord | None) -> dict[str, str]:
-    """How the targets of a shard were computed, as far as the cache says."""
+    """Return the recorded facts about the machine that computed a shard; empty if unknown."""
     return (record and record.computed) or plan.provenance.computed or {}
 
 
 def _encoder(computed: dict[str, str]) -> EncoderName:
-    """Who encoded the features; older releases had one encoder."""
+    """Return the implementation that encoded the features; older releases had only NumPy's."""
     return "torch" if computed.get("encoder") == "torch" else "numpy"
 
 
@@ -259,7 +259,7 @@ def _mend_shard(
     leases: Leases,
     damage: ShardDamage,
 ) -> tuple[list[str], bool]:
-    """Files written, and whether the shard had to be drawn again."""
+    """Repair a shard; return the files written, and whether the shard was drawn again."""
     shard = damage.shard
     holder = leases.acquire(shard.unit, shard.number)
     if holder is not None:
@@ -286,7 +286,7 @@ def _mend_shard(
 
 
 def _redo(damaged: DamagedCache, maker: _Maker, folder: Path, damage: ShardDamage) -> ShardRecord:
-    """Make one shard again in a work folder, encoded as it was."""
+    """Write one shard again in a work folder, with the encoder of the original."""
     shard, cache = damage.shard, damaged.cache
     there = _computed_there(cache.plan, damage.record)
     commit_plan(folder, cache.plan)
@@ -309,7 +309,7 @@ def _redo(damaged: DamagedCache, maker: _Maker, folder: Path, damage: ShardDamag
 def _samples_again(
     damaged: DamagedCache, maker: _Maker, shard: int
 ) -> tuple[SampleRows, tuple[str, ...]]:
-    """Keys, labels and hashes of a shard's images; no teacher is asked."""
+    """Return keys, labels and hashes of a shard's images, and the keys of skipped images."""
     identity = damaged.cache.identity
     first = shard * identity.shard_size
     positions = range(first, first + identity.rows_of(shard))
@@ -324,7 +324,11 @@ def _samples_again(
 def _committed_record(
     damaged: DamagedCache, damage: ShardDamage, redone: ShardRecord, maker: _Maker
 ) -> ShardRecord:
-    """The committed record; raises unless the redone shard is its, as far as can be known."""
+    """Return the committed record of a shard that was written again.
+
+    Raises:
+        CacheMismatch: The shard has other bytes or samples than were committed.
+    """
     cache, shard = damaged.cache, damage.shard
     expected = damaged.record_hash_of(shard)
     what = f"{cache.location}: {shard}"
@@ -333,7 +337,7 @@ def _committed_record(
         if redone.model_copy(update={"computed": damage.record.computed}) == damage.record:
             return damage.record
         committed = damage.record.files
-        other = [path for path, found in redone.files.items() if committed.get(path) != found]
+        other = [path for path, d in redone.files.items() if committed.get(path) != d]
         raise CacheMismatch(
             f"{what}, made again, has other bytes than were committed, such as"
             f" {(other or ['its samples'])[0]}: {why}"
@@ -349,7 +353,7 @@ def _committed_record(
         twin = intact_record(damaged, ShardId(unit, shard.number))
         if twin is not None and twin.samples_sha256 != redone.samples_sha256:
             raise CacheCorrupt(
-                f"{what}, made again, holds other images than the record of {unit} tells;"
+                f"{what}, made again, holds other images than the record of {unit} names;"
                 " pass the --data-dir that the cache was made from"
             )
     # Nothing is left to prove that the same bytes were made; the views at least must be the same.

@@ -55,7 +55,7 @@ class ReportRow(BaseModel):
         epochs: Number of epochs that all runs have finished.
         samples_viewed: Number of views trained on, the minimum over the runs.
         top1: Top-1 in percent after the last validated epoch, mean over the runs.
-        neighbours: Whether top-1 is that of nearest neighbours, for students without a classifier.
+        neighbours: Whether top-1 is measured by nearest neighbours (students without a classifier).
         top1_spread: Standard deviation of ``top1`` over the runs; ``None`` for a single run.
         top1_ema: Top-1 in percent of the averaged weights, mean over the runs.
         best_top1: Top-1 in percent of each run's best epoch, mean over the runs.
@@ -115,11 +115,11 @@ def report(
         folders: Folders of runs, or folders that contain such folders.
         output: HTML file to write; it needs no other file.
         cache_page: Page of the runs' cache to link to; ``cache.html`` beside ``output``, if it
-            exists, where it is ``None``.
+            exists, if ``None``.
         names: Names of the rows, in the order of ``folders``; made from the settings if not given.
         title: Heading of the page.
         introduction: Paragraph below the heading.
-        table: Lines of text below it, such as measurements of something other than runs.
+        table: Lines of text below the introduction, such as measurements.
 
     Raises:
         UsageError: A folder contains no run, or ``output`` is a folder.

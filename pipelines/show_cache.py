@@ -2,8 +2,8 @@
 
     scalekd cache show ./swin_l-cache --data-dir /imagenet --teacher --output cache.html
 
-The page is one file without references to others. Without the images it shows what the cache
-itself has: the pixels of the first views, features and answers.
+The page is one file without references to others. Without the images it shows the data in the
+cache: the pixels of the first views, features and answers.
 """
 
 import math
@@ -49,7 +49,7 @@ class ShownCache(BaseModel):
         output: The page.
         num_bytes: Size of the page.
         keys: Keys of the shown samples, in order.
-        num_without_pixels: Number of shown views whose image was not at hand.
+        num_without_pixels: Number of shown views whose image was not available.
         errors: Spatial coding error of each shown view, by stage; empty without the teacher.
         teacher_top1: Percent of the labelled views that were read whose likeliest class is the
             label; ``None`` if they are not compared.
@@ -129,7 +129,7 @@ def show_cache(config: ShowConfig) -> ShownCache:
 
 
 def _images(config: ShowConfig, reader: CacheReader) -> ImageDataset | None:
-    """Open the images that the cache was made from, where they are at hand."""
+    """Open the images that the cache was made from; ``None`` if they are not available."""
     if config.data_dir is not None:
         return select_images(config, open_source(config), reader.identity.data)
     return EmbeddedImages.of(reader) if reader.embed == "source" else None
@@ -175,7 +175,7 @@ def _run(teacher: Teacher, reader: CacheReader, views: Iterable[ShownView]) -> E
     """Run the teacher on views, keep its features, and measure the errors of the stored ones.
 
     Raises:
-        UsageError: The pixels of a view are not at hand.
+        UsageError: The pixels of a view are not available.
     """
     errors: Errors = {}
     for view in views:
