@@ -97,7 +97,7 @@ def accuracy_section(results: Path, images: Path) -> str:
     measured = results / "teacher_strength.json"
     if measured.exists():
         arms = grid.GROUPS["strength"]
-        scores = {arm.name: found for arm in arms if (found := score(arm, rows))}
+        scores = {arm.name: s for arm in arms if (s := score(arm, rows))}
         parts.append(strength_section(json.loads(measured.read_text()), scores, images))
     parts += [
         make(json.loads((results / name).read_text()))
@@ -142,18 +142,17 @@ def _table(scores: Sequence[Score], *, sized: bool = False) -> list[str]:
     head += [*(f"CPU s, {PRECISIONS[name]}" for name in precisions), "lr"]
     head += ["feature bytes per view"] * sized
     lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(head) - 2)]
-    for found in scores:
+    for row in scores:
         seconds = [
-            f"{found.cpu_seconds[name]:.0f}" if name in found.cpu_seconds else ""
-            for name in precisions
+            f"{row.cpu_seconds[name]:.0f}" if name in row.cpu_seconds else "" for name in precisions
         ]
-        cells = [found.name, found.cell(), found.gain_over(scores[0]), f"{found.views:,}"]
-        cells += [*seconds, f"{found.rate:g}", *[f"{found.target_bytes:,.0f}"] * sized]
+        cells = [row.name, row.cell(), row.gain_over(scores[0]), f"{row.views:,}"]
+        cells += [*seconds, f"{row.rate:g}", *[f"{row.target_bytes:,.0f}"] * sized]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
-def _exploration(found: dict[str, Any]) -> str:
+def _exploration(exploration: dict[str, Any]) -> str:
     lines = [
         "### Exploratory runs\n",
         "The setting and the learning rates were chosen by these runs, one per row, on seed 0. "
@@ -163,7 +162,7 @@ def _exploration(found: dict[str, Any]) -> str:
         " projectors' rate | top-1, % | training top-1, % |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for run in found["runs"]:
+    for run in exploration["runs"]:
         features = run["objective"].startswith("scalekd")
         objective = run["objective"] + " and stage 3" * run["stage3_target"]
         lines.append(
@@ -176,34 +175,34 @@ def _exploration(found: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _flops(found: dict[str, Any]) -> str:
-    students = list(found["gflop"])
+def _flops(costs: dict[str, Any]) -> str:
+    students = list(costs["gflop"])
     lines = [
         "### Cost of a step with smaller projectors\n",
         "The table shows GFLOP per image, forward and backward, at 224 px, with "
-        f"{found['teacher']} as the teacher (`python -m benchmarks.accuracy.flops`).\n",
+        f"{costs['teacher']} as the teacher (`python -m benchmarks.accuracy.flops`).\n",
         "| | " + " | ".join(students) + " |",
         "| --- |" + " ---: |" * len(students),
     ]
-    for name in found["gflop"][students[0]]:
+    for name in costs["gflop"][students[0]]:
         cells = []
         for student in students:
-            cost, plain = found["gflop"][student][name], found["gflop"][student]["no teacher"]
+            cost, plain = costs["gflop"][student][name], costs["gflop"][student]["no teacher"]
             cells.append(f"{cost:.1f} ({cost / plain:.2f}×)")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
 
 
-def _variance(found: dict[str, Any]) -> str:
-    parts = list(next(iter(found["shares"].values())))
+def _variance(variance: dict[str, Any]) -> str:
+    parts = list(next(iter(variance["shares"].values())))
     lines = [
         "### Variance of the targets\n",
-        f"The table divides the variance of the unit tokens of `{found['teacher']}` at "
-        f"{found['img_size'][0]} px (`python -m benchmarks.accuracy.variance`).\n",
+        f"The table divides the variance of the unit tokens of `{variance['teacher']}` at "
+        f"{variance['img_size'][0]} px (`python -m benchmarks.accuracy.variance`).\n",
         "| | " + " | ".join(parts) + " |",
         "| --- |" + " ---: |" * len(parts),
     ]
-    for stage, shares in found["shares"].items():
+    for stage, shares in variance["shares"].items():
         lines.append(f"| {stage} | " + " | ".join(f"{shares[part]:.0%}" for part in parts) + " |")
     return "\n".join([*lines, ""])
 
@@ -215,8 +214,13 @@ _BESIDE = {
 }
 
 
+def _scores(group: str, rows: dict[str, dict[str, Any]]) -> list[Score]:
+    """Return the scores of the arms of a group that have results."""
+    return [s for arm in grid.GROUPS[group] if (s := score(arm, rows))]
+
+
 def _main_table(student: str, rows: dict[str, dict[str, Any]]) -> str:
-    scores = [found for arm in grid.GROUPS[f"main-{student}"] if (found := score(arm, rows))]
+    scores = _scores(f"main-{student}", rows)
     if not scores:
         return ""
     return "\n".join([f"### {student}\n", *_table(scores), ""])
@@ -269,7 +273,7 @@ _QUESTIONS = {
 
 
 def _group(name: str, rows: dict[str, dict[str, Any]]) -> str:
-    scores = [found for arm in grid.GROUPS[name] if (found := score(arm, rows))]
+    scores = _scores(name, rows)
     if len(scores) < 2:
         return ""
     head = [f"### {_TITLES[name]}\n", f"{_QUESTIONS[name]}\n"]
@@ -286,7 +290,7 @@ def _pictures(rows: dict[str, dict[str, Any]], images: Path) -> str:
         "passes",
         "codec",
     ]
-    scored = {name: [s for arm in grid.GROUPS[name] if (s := score(arm, rows))] for name in groups}
+    scored = {name: _scores(name, rows) for name in groups}
     drawn = {name: scores for name, scores in scored.items() if scores}
     if not drawn:
         return ""
