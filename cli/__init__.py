@@ -1,1 +1,1 @@
-"""Command line: parse, call one pipeline function, print."""
+"""Command line: parse options, call one pipeline function, print its result."""

@@ -18,7 +18,7 @@ from scalekd.text import printable
 
 
 class Result(Protocol):
-    """What a command returns: a record, or a mapping of values that JSON can express."""
+    """Result of a command: a record, or a mapping of values that JSON can express."""
 
     def lines(self) -> Iterable[str]:
         """Return the lines to print."""
@@ -29,7 +29,7 @@ class JudgedResult(Protocol):
     """A result that may describe problems, which decide the exit code."""
 
     def failure(self) -> ScaleKDError | None:
-        """Return the error that the problems amount to; ``None`` if there are none."""
+        """Return an error that describes the problems; ``None`` if there are none."""
 
 
 def echo(line: str, *, err: bool = False) -> None:
@@ -38,7 +38,7 @@ def echo(line: str, *, err: bool = False) -> None:
 
 
 class Reported(Exception):
-    """Failure whose JSON is printed already, with the result of the command."""
+    """Failure of a command whose result, with the error in its JSON, was printed already."""
 
     def __init__(self, failure: ScaleKDError) -> None:
         super().__init__(str(failure))
@@ -73,7 +73,7 @@ def _described(error: ScaleKDError) -> dict[str, Any]:
     return {"error": facts}
 
 
-def complain(error: ScaleKDError) -> None:
+def print_error(error: ScaleKDError) -> None:
     """Print an error as one line on standard error."""
     echo(f"scalekd: error: {error.name}: {error}", err=True)
 

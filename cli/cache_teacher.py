@@ -21,7 +21,7 @@ from scalekd.pipelines._cache_options import CacheOptions, TeacherOptions
     help="Estimate time and size of the cache from one small batch, without writing anything.",
 )
 @json_option
-def command(*, as_json: bool, dry_run: bool, **options: Any) -> None:
+def cache_teacher(*, as_json: bool, dry_run: bool, **options: Any) -> None:
     """Run a teacher once over drawn views, and store its features and logits.
 
     The same command continues an interrupted cache.

@@ -11,9 +11,9 @@ import click
 from scalekd import __version__
 from scalekd.cli._output import (
     Reported,
-    complain,
     emit_failure,
     escaping,
+    print_error,
     show_traceback,
 )
 from scalekd.errors import (
@@ -30,26 +30,31 @@ from scalekd.signals import Terminated
 _COMMANDS = {
     "cache-teacher": ("cache_teacher", "Run a teacher once and write its features and logits."),
     "train-student": ("train_student", "Train a student from a cache."),
-    "evaluate": ("evaluate", "Measure a trained student or any timm model."),
-    "export": ("export", "Write a trained student for use elsewhere."),
-    "report": ("report", "Compare training runs on one page with their curves."),
-    "demo": ("demo", "Train teacher and students on scikit-learn's digits, in a few minutes."),
-    "recipes": ("recipes", "List the published teacher-student pairs."),
-    "doctor": ("doctor", "Check this machine, and that it redraws a cache's views exactly."),
-    "models": ("models", "List the teachers and students known by a short name."),
+    "evaluate": ("commands", "Measure a trained student or any timm model."),
+    "export": ("commands", "Write a trained student for use elsewhere."),
+    "report": ("commands", "Compare training runs on one page with their curves."),
+    "demo": ("commands", "Train teacher and students on scikit-learn's digits, in a few minutes."),
+    "recipes": ("commands", "List the published teacher-student pairs."),
+    "doctor": ("commands", "Check this machine, and that it redraws a cache's views exactly."),
+    "models": ("commands", "List the teachers and students known by a short name."),
 }
+"""Module and summary of each command; the module is imported when the command is called."""
+
 _CACHE_COMMANDS = {
-    "ls": ("cache_ls", "List the caches below a folder or in a bucket."),
-    "info": ("cache_info", "Describe a cache."),
-    "show": ("cache_show", "Write a page with a cache's views, features and answers."),
-    "export": ("cache_export", "Write decoded logits or features for other programs."),
-    "verify": ("cache_verify", "Check every byte of a cache."),
-    "convert": ("cache_convert", "Write a cache in its other form: Zarr arrays or tars."),
-    "repair": ("cache_repair", "Write damaged and missing files again, with the same bytes."),
-    "extend": ("cache_extend", "Add passes, stages, or another teacher's targets."),
-    "merge": ("cache_merge", "Join parts that were written on different machines."),
-    "push": ("cache_push", "Send a cache, or a part of it, to another location."),
-    "pull": ("cache_pull", "Fetch a cache, or a part of it."),
+    name: ("cache_commands", summary)
+    for name, summary in {
+        "ls": "List the caches below a folder or in a bucket.",
+        "info": "Describe a cache.",
+        "show": "Write a page with a cache's views, features and answers.",
+        "export": "Write decoded logits or features for other programs.",
+        "verify": "Check every byte of a cache.",
+        "convert": "Write a cache in its other form: Zarr arrays or tars.",
+        "repair": "Write damaged and missing files again, with the same bytes.",
+        "extend": "Add passes, stages, or another teacher's targets.",
+        "merge": "Join parts that were written on different machines.",
+        "push": "Send a cache, or a part of it, to another location.",
+        "pull": "Fetch a cache, or a part of it.",
+    }.items()
 }
 
 
@@ -67,7 +72,7 @@ class _LazyGroup(click.Group):
         if name not in self._lazy:
             return super().get_command(context, name)
         module = importlib.import_module(f"scalekd.cli.{self._lazy[name][0]}")
-        command: click.Command = module.command
+        command: click.Command = getattr(module, name.replace("-", "_"))
         return command
 
     def resolve_command(
@@ -110,13 +115,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except click.exceptions.Exit as stop:
             code = stop.exit_code
         except Reported as reported:
-            complain(reported.failure)
+            print_error(reported.failure)
             code = reported.failure.exit_code
         except (Exception, KeyboardInterrupt, Terminated) as error:
             failure = _failure(error)
             if failure is not error and failure.name == INTERNAL_ERROR:
                 show_traceback(error)
-            complain(failure)
+            print_error(failure)
             if "--json" in arguments and is_main_process():
                 emit_failure(failure)
             code = failure.exit_code
@@ -125,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _failure(error: BaseException) -> ScaleKDError:
-    """Return what an exception is reported as."""
+    """Return the error as which an exception is reported."""
     if isinstance(error, ScaleKDError):
         return error
     if isinstance(error, click.Abort | KeyboardInterrupt | Terminated):

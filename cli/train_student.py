@@ -13,7 +13,7 @@ from scalekd.training.config import TrainConfig
 @click.command("train-student", cls=GroupedCommand)
 @record_options(TrainConfig, flag_values={"torchcompile": "inductor"})
 @json_option
-def command(*, recipe: str | None, as_json: bool, **options: Any) -> None:
+def train_student(*, recipe: str | None, as_json: bool, **options: Any) -> None:
     """Train a student from a teacher's cache.
 
     Stops cleanly on Ctrl-C and SIGTERM; the same command with --resume auto continues.
