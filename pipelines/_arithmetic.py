@@ -27,6 +27,11 @@ def default_num_workers() -> int:
     return min(max(2, num_cores() - 2), _DRAWING_PROCESSES)
 
 
+def default_device() -> torch.device:
+    """Return the accelerator of this machine; the CPU if it has none."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
 def auto_precision(device: torch.device) -> Precision:
     """Return bf16 for accelerators that multiply bfloat16 natively, and fp32 for other devices."""
     if device.type == "cuda":

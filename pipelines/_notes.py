@@ -6,9 +6,10 @@ import sys
 from scalekd.text import printable
 
 
-def note(line: str) -> None:
-    """Print a note for the user; control characters in ``line`` are escaped."""
-    print(f"note: {printable(line)}", file=sys.stderr, flush=True)
+def note(*lines: str) -> None:
+    """Print notes for the user in the main process; control characters are escaped."""
+    for line in lines if is_main_process() else ():
+        print(f"note: {printable(line)}", file=sys.stderr, flush=True)
 
 
 def is_main_process() -> bool:

@@ -49,7 +49,6 @@ class Processes:
         """Return the values of all processes, in the order of their ranks."""
         return self.coordinator.collect(value)
 
-    def note(self, line: str | None) -> None:
-        """Print a note in the main process; empty text and ``None`` print nothing."""
-        if line and self.is_main:
-            note(line)
+    def note(self, *lines: str) -> None:
+        """Print notes in the main process; empty ones are left out."""
+        note(*filter(None, lines if self.is_main else ()))

@@ -180,8 +180,8 @@ def cache_teacher(
 def _within_budget(job: Job, config: CacheTeacherConfig, processes: Processes) -> tuple[Job, int]:
     """Return the job with the codec, and the number of passes, that the main process chooses."""
     choice = processes.on_main(lambda: choose(job, config))
-    for line in choice.lines() if choice else ():
-        processes.note(line)
+    if choice:
+        processes.note(*choice.lines())
     codec, passes = processes.collect((choice.codec, choice.passes) if choice else ("", 0))[0]
     return with_codec(job, codec), passes
 
@@ -193,8 +193,7 @@ def write_cache(job: Job, order: CacheOrder, processes: Processes) -> CacheTeach
     Raises:
         ScaleKDError: Any fault that a user can correct; committed shards are kept.
     """
-    for line in job.notes:
-        processes.note(line)
+    processes.note(*job.notes)
     with _folder_to_write_in(job.output) as folder:
         committed = _committed_plan(job, order, folder, processes)
         cache = processes.together(lambda: _join(job, order, committed))

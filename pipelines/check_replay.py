@@ -20,7 +20,7 @@ from scalekd.errors import CacheMismatch, UsageError
 from scalekd.images.samples import ImageDataset, Sample
 from scalekd.loading.embedded import EmbeddedImages
 from scalekd.loading.views import DrawnView, draw_view, replay_view, stored_params
-from scalekd.pipelines._arithmetic import strict_float32
+from scalekd.pipelines._arithmetic import default_device, strict_float32
 from scalekd.pipelines._job import Job, views_of
 from scalekd.pipelines._source_options import CacheSources
 from scalekd.pipelines._sources import open_source, select_images
@@ -164,8 +164,7 @@ def deep_verify(config: CacheSources, num_views: int) -> DeepFindings:
     else:
         images = select_images(config, open_source(config), identity.data)
     job = Job.of(reader.cache, config, drawn=views_of(reader.cache, images))
-    device = torch.accelerator.current_accelerator(check_available=True)
-    teacher = job.to(device or torch.device("cpu")).teacher
+    teacher = job.to(default_device()).teacher
     groups = tuple(f"stage{stage}" for stage in reader.codecs.stages)
     groups += ("logits",) if reader.codecs.logits else ()
     groups = tuple(group for group in groups if reader.part.has_target(group))

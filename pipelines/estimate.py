@@ -194,8 +194,7 @@ def estimate_cache(config: CacheTeacherConfig) -> CacheEstimate:
     """
     processes = Processes()
     job = Job.asked(config, processes.device)
-    for line in job.notes:
-        processes.note(line)
+    processes.note(*job.notes)
     (estimate,) = estimate_job(job, config.passes, [job.request.codec], with_student=True)
     return estimate
 

@@ -4,7 +4,8 @@ scalekd evaluate ./run --data-dir /imagenet --split val
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,13 +107,12 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
     def views_of(split: str) -> EvaluationViews:
         images = open_images(config.data_dir, split, options=config.image_options)
-        for line in images.notes if accelerator.is_main_process else ():
-            note(line)
+        note(*images.notes)
         return EvaluationViews(images, accelerator, config.batch_size, config.workers)
 
     views = views_of(config.split)
     # A split that both options name is opened once, and its notes are printed once.
-    others = {
+    galleries = {
         split: views_of(split)
         for split in dict.fromkeys((config.knn_split, config.linear_probe))
         if split is not None
@@ -131,34 +131,24 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     }
     if opened.classes.count:
         match = _match(config, data, opened)
-        if match.note is not None and accelerator.is_main_process:
+        if match.note is not None:
             note(match.note)
         evaluator = Evaluator(
             views, opened.view, class_map=match.indices, answers=_answers(config, views, data)
         )
         subset = None if match.indices is None else len(match.indices)
         metrics |= {"num_classes_evaluated": subset, **evaluator.evaluate(model).metrics()}
-    if config.knn_split is not None:
-        gallery = others[config.knn_split]
-        metrics |= evaluate_neighbours(
-            model,
-            views,
-            gallery,
-            opened.view,
-            k=config.knn_k,
-            temperature=config.knn_temperature,
-            class_map=None if config.class_map == "none" else _gallery_classes(views, gallery),
-        ).metrics()
-    if config.linear_probe is not None:
-        training = others[config.linear_probe]
-        metrics |= evaluate_linear_probe(
-            model,
-            views,
-            training,
-            opened.view,
-            seeds=range(config.linear_probe_seeds),
-            class_map=None if config.class_map == "none" else _gallery_classes(views, training),
-        ).metrics()
+    neighbours = partial(evaluate_neighbours, k=config.knn_k, temperature=config.knn_temperature)
+    probe = partial(evaluate_linear_probe, seeds=range(config.linear_probe_seeds))
+    measures: tuple[tuple[str | None, Callable[..., Any]], ...] = (
+        (config.knn_split, neighbours),
+        (config.linear_probe, probe),
+    )
+    for split, measure in measures:
+        if split is not None:
+            others = galleries[split]
+            class_map = None if config.class_map == "none" else _gallery_classes(views, others)
+            metrics |= measure(model, views, others, opened.view, class_map=class_map).metrics()
     accelerator.end_training()
     return Evaluation(metrics)
 

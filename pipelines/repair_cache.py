@@ -13,7 +13,6 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from pydantic import BaseModel
 
 from scalekd.cache.cache import Cache
@@ -47,7 +46,7 @@ from scalekd.cache.writing.rows import SampleRows
 from scalekd.cache.writing.writer import CacheWriter
 from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
 from scalekd.loading.drawing import DrawnViews, drawn_samples
-from scalekd.pipelines._arithmetic import compute_environment, strict_float32
+from scalekd.pipelines._arithmetic import compute_environment, default_device, strict_float32
 from scalekd.pipelines._calibrate import NUM_WITNESSES, calibrate
 from scalekd.pipelines._job import Job, views_of
 from scalekd.pipelines._progress import ProgressReport
@@ -115,14 +114,9 @@ class _Maker:
         images = select_images(self._sources, opened, self._cache.identity.data)
         return views_of(self._cache, images)
 
-    @property
-    def device(self) -> torch.device:
-        device = torch.accelerator.current_accelerator(check_available=True)
-        return device or torch.device("cpu")
-
     @cached_property
     def job(self) -> Job:
-        return Job.of(self._cache, self._sources, drawn=self.drawn).to(self.device)
+        return Job.of(self._cache, self._sources, drawn=self.drawn).to(default_device())
 
     def compiled_job(self, compiler: str | None) -> Job:
         """Return the job, its teacher compiled with a ``torch.compile`` backend if one is given."""
@@ -226,7 +220,7 @@ def _why(plan: Plan, record: ShardRecord | None, maker: _Maker) -> str:
         versions = ", ".join(changed)
         return f"the cache was written with other versions ({versions}): repair it with those"
     there = _computed_there(plan, record)
-    here = compute_environment(maker.device, _encoder(there), there.get("compiler"))
+    here = compute_environment(default_device(), _encoder(there), there.get("compiler"))
     other = [
         f"{name} {there[name]} there, {here.get(name, 'none')} here"
         for name in sorted(there)

@@ -19,7 +19,7 @@ from scalekd.codecs.measure import view_errors
 from scalekd.errors import UsageError
 from scalekd.images import ImageDataset
 from scalekd.loading.embedded import EmbeddedImages
-from scalekd.pipelines._arithmetic import strict_float32
+from scalekd.pipelines._arithmetic import default_device, strict_float32
 from scalekd.pipelines._cache_answers import read_answers
 from scalekd.pipelines._cache_page import CachePage, render_page
 from scalekd.pipelines._progress import ProgressReport
@@ -147,7 +147,7 @@ def _chosen(
                 f"{reader.location}: stores no features, so there is no coding error; leave out"
                 " --teacher and --worst"
             )
-        teacher = _teacher(config, spec)
+        teacher = load_cached_teacher(config, spec).to(default_device()).eval()
     if config.keys:
         return chooser.by_keys(config.keys), {}, teacher
     if not config.worst or teacher is None:
@@ -163,12 +163,6 @@ def _chosen(
             progress.advance(len(views))
     worst = sorted(errors, key=lambda row: (-max(errors[row].values()), row))
     return worst[: config.worst], errors, teacher
-
-
-def _teacher(config: ShowConfig, spec: TeacherSpec) -> Teacher:
-    teacher = load_cached_teacher(config, spec)
-    device = torch.accelerator.current_accelerator(check_available=True)
-    return teacher.to(device or torch.device("cpu")).eval()
 
 
 def _run(teacher: Teacher, reader: CacheReader, views: Iterable[ShownView]) -> Errors:

@@ -73,8 +73,7 @@ def train_student(config: TrainConfig) -> TrainResult:
     )
     if config.recipe is not None and accelerator.is_main_process:
         world_size = accelerator.num_processes
-        for departure in departures_from_recipe(config.recipe, config, world_size=world_size):
-            note(departure)
+        note(*departures_from_recipe(config.recipe, config, world_size=world_size))
     set_seed(config.seed)  # every process builds the same student and projectors
     with doing("opening the cache and the images"):
         source = _open_source(config)
@@ -89,14 +88,11 @@ def train_student(config: TrainConfig) -> TrainResult:
         channels_last=_channels_last(config, student, accelerator),
         tail_checkpointing=config.tail_checkpointing,
     )
-    if accelerator.is_main_process:
-        for line in _notes(config, source, module.objective):
-            note(line)
+    note(*_notes(config, source, module.objective))
     targets = _make_targets(config, source, module.objective, accelerator)
     loader = _make_loader(config, source, student, targets, accelerator)
     validation = make_validation(config, source, module, accelerator)
-    for line in validation.notes if accelerator.is_main_process else ():
-        note(line)
+    note(*validation.notes)
     trainer = Trainer(
         config,
         accelerator=accelerator,
