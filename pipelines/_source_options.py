@@ -74,8 +74,8 @@ class ExtendConfig(CacheSources):
     name: str | None = None
     """Name of an extension: add targets in extensions/NAME/ instead of passes to the cache."""
     stages: tuple[Literal[3, 4], ...] | None = None
-    """Stages whose features the extension keeps: 3,4, final or none; if not given, none, or final if
-    it keeps no logits."""
+    """Stages whose features the extension keeps: 3,4, final or none; if not given, none, or final
+    if it keeps no logits."""
     logits: str | None = None
     """Logits that the extension keeps: full, topk:K or none."""
     codec: str | None = None
