@@ -1,7 +1,7 @@
 """Transfer pre-trained students to other classes. A finished run is a line of the results.
 
     python -m benchmarks.transfer                # about two hours of one core
-    python -m benchmarks.transfer --seeds 3 --match light
+    python -m benchmarks.transfer --seeds 3 --arm "no teacher"
     python -m benchmarks.transfer --dev          # seed 0, on images of no test
     python -m benchmarks.transfer --table        # of the results so far
 
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("output/transfer"), help="for caches")
     parser.add_argument("--results", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--match", default="", help="only arms whose name holds this text")
+    parser.add_argument("--arm", action="append", choices=[a.name for a in setting.ARMS])
     parser.add_argument("--dev", action="store_true", help="seed 0, tested on images of no test")
     parser.add_argument("--table", action="store_true", help="print the table and end")
     arguments = parser.parse_args()
@@ -125,7 +125,7 @@ def main() -> None:
     for seed in [0] if arguments.dev else range(1, arguments.seeds + 1):
         for arm in setting.ARMS:
             done = {(row["arm"], row["seed"]) for row in read(results)}
-            if arguments.match not in arm.name or (arm.name, seed) in done:
+            if arm.name not in (arguments.arm or [arm.name]) or (arm.name, seed) in done:
                 continue
             student = pretrain(arm, seed, room)
             scores = transfer(student, seed, split=split, images=images, scenes=scenes)

@@ -14,7 +14,7 @@ from PIL import Image
 
 SCENE_PX = 64
 _OBJECTS = (1, 2)  # smallest and largest number of objects in a scene
-_SIDES = (28, 40)  # smallest and largest side of an object, in pixels
+_SIDES = (32, 48)  # smallest and largest side of an object, in pixels
 _AXES = (0.8, 1.0)  # smallest and largest axis of an ellipse, as a share of its object's side
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.transfer.scenes import Scenes
+from scalekd.training.precision import choose_precision
 
 _WIDTH = 64  # channels of the decoder
 _BATCH = 16
@@ -86,12 +87,19 @@ def segment(
             batch, truth = images[rows], masks[rows]
             batch = torch.where(flipped[:, None], batch.flip(-1), batch)
             truth = torch.where(flipped, truth.flip(-1), truth)
-            loss = F.cross_entropy(model(batch), truth)
+            with _autocast():
+                scores = model(batch)
+            loss = F.cross_entropy(scores.float(), truth)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
     return _scores(model, test)
+
+
+def _autocast() -> torch.autocast:
+    """Compute in bf16 where the processor multiplies bf16, like pre-training."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=choose_precision("auto") == "bf16")
 
 
 def _factor(update: int, updates: int) -> float:
@@ -104,7 +112,8 @@ def _factor(update: int, updates: int) -> float:
 def _scores(model: Segmenter, test: Scenes) -> dict[str, float]:
     model.eval()
     images, masks = _tensors(test)
-    answers = torch.cat([model(batch).argmax(dim=1) for batch in images.split(_BATCH)])
+    with _autocast():
+        answers = torch.cat([model(batch).argmax(dim=1) for batch in images.split(_BATCH)])
     ious = intersection_over_union(answers, masks, model.classify.out_channels)
     return {"miou": 100 * float(np.mean(ious)), "object_miou": 100 * float(np.mean(ious[1:]))}
 
