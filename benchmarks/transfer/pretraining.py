@@ -13,8 +13,10 @@ from benchmarks.transfer import setting
 from benchmarks.transfer.setting import Arm
 from scalekd.evaluation import EvaluationConfig
 from scalekd.export import load_backbone
+from scalekd.pipelines._run_options import EvaluateConfig
 from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher
 from scalekd.pipelines.configure import train_config
+from scalekd.pipelines.evaluate import evaluate
 from scalekd.pipelines.export import export
 from scalekd.pipelines.train_student import train_student
 from scalekd.students import create_student
@@ -46,21 +48,25 @@ class Pretrained(NamedTuple):
 
     Attributes:
         model: The bare timm model, in eval mode.
-        backbone: The same weights as a model that returns its levels.
+        backbone: The same weights as a model that returns its levels; a teacher has none.
         view: Preprocessing of the images.
         views: Number of views that it was trained on.
         cpu_seconds: Processor time of its training.
+        own_top1: Top-1 in percent on other images of its own classes, if it has a classifier.
     """
 
     model: nn.Module
-    backbone: nn.Module
+    backbone: nn.Module | None
     view: EvaluationConfig
     views: int = 0
     cpu_seconds: float = 0.0
+    own_top1: float | None = None
 
 
 def pretrain(arm: Arm, seed: int, room: Room) -> Pretrained:
-    """Train one student, or make it from random weights."""
+    """Train one student, or make it from random weights, or open the teacher."""
+    if arm.objective == "teacher":
+        return _opened(arm.teacher, room)
     if arm.objective == "scratch":
         return _scratch(seed)
     run = room.work / "runs" / f"{setting.ARMS.index(arm)}-{seed}"
@@ -99,9 +105,28 @@ def pretrain(arm: Arm, seed: int, room: Room) -> Pretrained:
     export(run / "last", exported)
     backbone = load_backbone(exported, out_indices=setting.LEVELS)
     view = EvaluationConfig.of(student.spec)
+    own_top1 = _own_top1(str(run / "last"), room) if student.spec.num_classes else None
     for folder in (run, exported):
         shutil.rmtree(folder)
-    return Pretrained(student.model, backbone, view, result.samples_viewed, round(seconds, 1))
+    return Pretrained(
+        student.model, backbone, view, result.samples_viewed, round(seconds, 1), own_top1
+    )
+
+
+def _own_top1(model: str, room: Room) -> float:
+    metrics = evaluate(
+        EvaluateConfig(model=model, data_dir=str(room.images / "pretrain"), workers=0, amp="auto")
+    )
+    top1: float = metrics["top1"]
+    return top1
+
+
+def _opened(teacher: str, room: Room) -> Pretrained:
+    model = _model_of(teacher, room)
+    opened = create_student(model, num_classes=0, img_size=setting.TEACHER_PX, pretrained=True)
+    own_top1 = _own_top1(model, room) if teacher == "tuned" else None
+    view = EvaluationConfig.of(opened.spec)
+    return Pretrained(opened.model.eval(), None, view, own_top1=own_top1)
 
 
 def _scratch(seed: int) -> Pretrained:
@@ -120,14 +145,13 @@ def _scratch(seed: int) -> Pretrained:
 def cache_of(teacher: str, room: Room) -> Path:
     """Write the cache of a teacher, or complete it. Both have the same views."""
     folder = room.work / f"cache-{teacher}"
-    model = room.teacher if teacher == "headless" else _tuned(room)
     options: dict[str, Any] = (
         {"labels": "none", "logits": "none"} if teacher == "headless" else {"logits": "full"}
     )
     cache_teacher(
         CacheTeacherConfig(
             teacher=TeacherConfig(
-                model=f"local-dir:{model}", img_size=(setting.TEACHER_PX, setting.TEACHER_PX)
+                model=_model_of(teacher, room), img_size=(setting.TEACHER_PX, setting.TEACHER_PX)
             ),
             data_dir=str(room.images / "pretrain"),
             split="few",
@@ -142,6 +166,10 @@ def cache_of(teacher: str, room: Room) -> Path:
         )
     )
     return folder
+
+
+def _model_of(teacher: str, room: Room) -> str:
+    return f"local-dir:{room.teacher if teacher == 'headless' else _tuned(room)}"
 
 
 def _tuned(room: Room) -> Path:

@@ -49,7 +49,7 @@ class Arm(NamedTuple):
 
     Attributes:
         name: First column of the table.
-        objective: As ``--objective``; ``scratch`` is not pre-trained.
+        objective: As ``--objective``; ``scratch`` is not pre-trained, and ``teacher`` no student.
         teacher: ``tuned``, ``headless``, or nothing.
         distillation: Settings of the objective.
         fresh: Draw fresh views in every epoch.
@@ -65,6 +65,8 @@ class Arm(NamedTuple):
 
 
 ARMS = (
+    Arm("the tuned teacher itself, at 70 px", "teacher", "tuned"),
+    Arm("the headless teacher itself, at 70 px", "teacher", "headless"),
     Arm("from scratch", "scratch"),
     Arm("no teacher", "none"),
     Arm("logits only", "kd", "tuned"),
