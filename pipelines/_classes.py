@@ -32,14 +32,14 @@ def choose_logits(asked: str | None, teacher: Teacher) -> tuple[str, str]:
         if num_classes is not None:
             return "full", ""
         note = (
-            f"{teacher.spec.model} gives no logits: {teacher.no_classifier}; features alone are"
+            f"{teacher.spec.model} has no logits: {teacher.no_classifier}; features alone are"
             " cached (--logits none)"
         )
         return "none", note
     if asked != "none":
         if num_classes is None:
             raise UsageError(
-                f"--logits {asked}: {teacher.spec.model} gives none, since"
+                f"--logits {asked}: {teacher.spec.model} has no logits, since"
                 f" {teacher.no_classifier}; pass --logits none, or give the weights of a classifier"
                 " (--checkpoint) and the names of its classes (--teacher-classes)"
             )
@@ -84,7 +84,7 @@ def match_labels(
     if plan is not None and class_map != "auto" and stored_map(class_map, match) != stored:
         raise CacheMismatch(
             f"--class-map {class_map}: {output} was begun with other classes; leave"
-            " the option out to go on with it, choose another --output, or pass --overwrite"
+            " the option out to continue it, choose another --output, or pass --overwrite"
         )
     return match, match.note or ""
 

@@ -54,7 +54,10 @@ class ExtendedCache:
         record = self._base.record(SAMPLES, shard)
         where = f"{self._base.location}: shard {shard}"
         if samples_sha256 != record.samples_sha256:
-            raise CacheMismatch(f"{where}: the images now give other samples than it was made from")
+            raise CacheMismatch(
+                f"{where}: the images have other samples than those that the cache was made from;"
+                " pass its --data-dir, --split and options"
+            )
         first = int(self._base.samples.starts[shard])
         rows = self._base.read_rows(unit, first, record.num_rows, ["pixel_hash"])
         if not np.array_equal(rows["pixel_hash"], pixel_hashes):

@@ -212,8 +212,8 @@ def _checked(planes: Planes, finite: Tensor) -> Planes:
     if not finite.all():
         view, token = (int(i) for i in (~finite).nonzero()[0])
         raise DataError(
-            f"features of view {view} hold NaN or infinity at token {token}; the teacher overflowed"
-            " or its weights are damaged"
+            f"features of view {view} contain NaN or infinity at token {token}; the teacher"
+            " overflowed or its weights are damaged"
         )
     return planes
 

@@ -78,8 +78,8 @@ def make_validation(
         measured.append((neighbours, by_metric("knn_top1")))
     elif config.knn_split is not None:
         raise UsageError(
-            "--knn-split: has the neighbours of labelled images, and --val-split has none; give"
-            " --val-split, or leave --knn-split out"
+            "--knn-split: classifies the labelled images of --val-split, and there are none; give a"
+            " labelled --val-split, or leave --knn-split out"
         )
     if config.val_cache is not None and isinstance(source, CachedTeacher):
         loss = _feature_loss_evaluator(config, source, module, accelerator)

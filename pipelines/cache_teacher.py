@@ -309,16 +309,16 @@ def _join(job: Job, order: CacheOrder, committed: Plan | None) -> Cache:
     plan = committed or read_plan(job.output)
     if plan is None:
         raise EnvironmentFault(
-            f"{job.output.location} shows no plan, though another process wrote it: is it one"
-            " folder, shared by all machines?"
+            f"{job.output.location}: the plan that another process wrote is not visible here; give"
+            " a folder that all machines share"
         )
     job.check(plan)
     for option in ("licence", "note"):
         asked, recorded = getattr(order, option), getattr(plan.provenance, option)
         if asked is not None and asked != recorded:
             raise CacheMismatch(
-                f"--{option}: {job.output.location} was begun with {recorded!r}, and {asked!r} is"
-                " asked for; a plan does not change: leave the option out, or pass --overwrite"
+                f"--{option}: {job.output.location} was begun with {recorded!r}, not {asked!r}; a"
+                " plan does not change: leave the option out, or pass --overwrite"
             )
     check_form(job.output, job.form)
     cache = Cache(job.output, plan, form=job.form)

@@ -304,7 +304,7 @@ def _try_coding() -> None:
     codec = create_logit_codec("topk:2", num_classes=4)
     logits = np.arange(8, dtype=np.float32).reshape(2, 4)
     if codec.decode(codec.encode(logits))["indices"].tolist() != [[3, 2], [3, 2]]:
-        raise RuntimeError("a code does not decode to what was coded")
+        raise RuntimeError("decoded logits differ from the encoded ones")
 
 
 def _try_gloo() -> None:

@@ -159,8 +159,8 @@ def _open_model(config: EvaluateConfig) -> _Opened:
     if find_run_checkpoint(run) is not None:
         if config.checkpoint is not None:
             raise UsageError(
-                f"--checkpoint: is for a model by its name; {run} is a training run: to choose one"
-                f" of its checkpoints give its folder as the model, such as {run}/model_best"
+                f"--checkpoint: applies to models by name, and {run} is a training run; to choose"
+                f" one of its checkpoints, give its folder as the model, such as {run}/model_best"
             )
         student = load_trained_student(run, use_ema=config.use_ema)
         view = _view(config, student.spec, student.spec.img_size)

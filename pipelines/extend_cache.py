@@ -138,8 +138,8 @@ def _refuse_changes(config: ExtendConfig, committed: Identity) -> None:
         kept = committed.request[option]
         if wanted is not None and wanted != (sorted(kept) if option == "stages" else kept):
             raise CacheMismatch(
-                f"--{option}: {config.name} of {config.cache} was begun with {kept}, and {wanted}"
-                " is asked for; give another --name"
+                f"--{option}: {config.name} of {config.cache} was begun with {kept}, not"
+                f" {wanted}; give another --name"
             )
 
 

@@ -133,8 +133,8 @@ def _common_plan(sources: Sequence[SourceCache]) -> Plan:
         if other.plan.cache_id != first.plan.cache_id:
             raise CacheMismatch(
                 f"{other.storage.location} is not a part of the cache at {first.storage.location}:"
-                f" {differences(first.plan.identity, other.plan.identity)}. Parts are begun once"
-                " and copied: plan.json and tables/ of one machine, before the others start"
+                f" {differences(first.plan.identity, other.plan.identity)}. Begin the cache on"
+                " one machine, and copy its plan.json and tables/ to the others before they start"
             )
         ours, theirs = first.plan.provenance.licence, other.plan.provenance.licence
         if ours != theirs:

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from timm.data import ImageNetInfo
 
 from scalekd.cache import open_cache
-from scalekd.cli import evaluate as evaluate_command
+from scalekd.cli.commands import evaluate as evaluate_command
 from scalekd.errors import CacheMismatch, DataError, UsageError
 from scalekd.evaluation import (
     EvaluationConfig,
@@ -107,13 +107,13 @@ def test_the_command_measures_all_of_it(tiny_images: Path, centre_cache: Path) -
     where = ["test_vit", "--no-pretrained", "--data-dir", str(tiny_images), "--split=train"]
     common = [*where, "-j0", "--img-size=32", "--knn-split=train", "--knn-k=3"]
     arguments = [*common, "--teacher=test_vit2", "--no-teacher-pretrained", "--json"]
-    ran = CliRunner().invoke(evaluate_command.command, arguments, catch_exceptions=False)
+    ran = CliRunner().invoke(evaluate_command, arguments, catch_exceptions=False)
     found = json.loads(ran.stdout)
     assert found["num_samples"] == found["knn_num_gallery"] == 70
     assert 0 <= found["teacher_agreement"] < 100
     assert found["knn_top1"] >= 10  # an image is among its own neighbours
     arguments = [*common, f"--teacher-cache={centre_cache}"]
-    ran = CliRunner().invoke(evaluate_command.command, arguments, catch_exceptions=False)
+    ran = CliRunner().invoke(evaluate_command, arguments, catch_exceptions=False)
     first, second, third = ran.stdout.splitlines()
     assert "70 images" in first
     assert "the teacher's top-1 is" in second

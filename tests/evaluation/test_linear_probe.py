@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from scalekd.cli import evaluate as evaluate_command
+from scalekd.cli.commands import evaluate as evaluate_command
 from scalekd.errors import UsageError
 from scalekd.evaluation import EvaluationConfig, EvaluationViews, evaluate_linear_probe
 from scalekd.evaluation.linear_probe import STRENGTHS, _held_out
@@ -113,7 +113,7 @@ def test_a_model_without_classes_is_evaluated_by_its_features(tiny_images: Path)
     where += ["--split=train", "--img-size=28"]
     features = ["--knn-split=train", "--knn-k=3", "--linear-probe=train", "--linear-probe-seeds=2"]
     ran = CliRunner().invoke(
-        evaluate_command.command, [*where, *features, "--json"], catch_exceptions=False
+        evaluate_command, [*where, *features, "--json"], catch_exceptions=False
     )
     found = json.loads(ran.stdout)
     assert "top1" not in found
@@ -132,7 +132,7 @@ def test_a_model_without_classes_is_evaluated_by_its_features(tiny_images: Path)
 def test_the_command_prints_both(tiny_images: Path) -> None:
     where = ["test_vit", "--no-pretrained", f"--data-dir={tiny_images}", "-j0", "--split=train"]
     where += ["--img-size=32", "--class-map=none", "--linear-probe=train", "--linear-probe-seeds=2"]
-    ran = CliRunner().invoke(evaluate_command.command, where, catch_exceptions=False)
+    ran = CliRunner().invoke(evaluate_command, where, catch_exceptions=False)
     first, second = ran.stdout.splitlines()
     assert "top-5" in first
     assert second.startswith("logistic regression on the features of 70 images: top-1")

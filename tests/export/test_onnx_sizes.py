@@ -9,7 +9,7 @@ import timm
 import torch
 from click.testing import CliRunner
 
-from scalekd.cli import export as export_command
+from scalekd.cli.commands import export as export_command
 from scalekd.errors import UsageError
 from scalekd.export import export_student
 from scalekd.students import create_student
@@ -164,6 +164,6 @@ def test_options_of_onnx_are_refused_for_other_formats(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["0", "64x", "x64", "64x0", "64 x 64", "9000", "-1", "64x64x3"])
 def test_what_is_no_size_is_refused(text: str, tmp_path: Path) -> None:
     arguments = [str(tmp_path), "--output", "x", "--format", "onnx", "--img-size", text]
-    result = CliRunner().invoke(export_command.command, arguments)
+    result = CliRunner().invoke(export_command, arguments)
     assert result.exit_code == 2
     assert "is no size; give a side such as 384" in " ".join(result.output.split())

@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from benchmarks.recipe_flops import recipe_gflop
-from scalekd.cli import cache_teacher as cache_command
-from scalekd.cli import recipes as recipes_command
-from scalekd.cli import train_student as train_command
+from scalekd.cli.cache_teacher import cache_teacher as cache_command
+from scalekd.cli.commands import recipes as recipes_command
+from scalekd.cli.train_student import train_student as train_command
 from scalekd.errors import UsageError
 from scalekd.pipelines._cache_options import CacheOptions
 from scalekd.pipelines.configure import (
@@ -39,7 +39,7 @@ def parsed(command: Any, arguments: list[str]) -> dict[str, Any]:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("gpus", [1, 2, 8, 32, 64])
 def test_the_training_command_keeps_the_published_batch(name: str, gpus: int) -> None:
-    options = parsed(train_command.command, plan(name, gpus=gpus).train_command)
+    options = parsed(train_command, plan(name, gpus=gpus).train_command)
     assert options.pop("recipe") == name
     given = {key: value for key, value in options.items() if value not in (None, (), False)}
     given.pop("cache")  # it is not there yet
@@ -52,7 +52,7 @@ def test_the_training_command_keeps_the_published_batch(name: str, gpus: int) ->
 @pytest.mark.parametrize("name", NAMES)
 def test_the_cache_command_has_the_views_and_the_teacher_of_the_recipe(name: str) -> None:
     about = recipe_about(name)
-    options = parsed(cache_command.command, plan(name, passes=3).cache_command)
+    options = parsed(cache_command, plan(name, passes=3).cache_command)
     for option, entry in {
         "model": "teacher",
         "img_size": "teacher_img_size",
@@ -68,12 +68,12 @@ def test_the_cache_command_has_the_views_and_the_teacher_of_the_recipe(name: str
 
 def test_fresh_views_and_baselines_are_one_switch_away() -> None:
     online = plan("swin_l-vit_s16", online=True)
-    assert parsed(cache_command.command, online.cache_command)["stages"] == ()
-    assert parsed(cache_command.command, online.cache_command)["passes"] == 1
-    assert parsed(train_command.command, online.train_command)["online"]
+    assert parsed(cache_command, online.cache_command)["stages"] == ()
+    assert parsed(cache_command, online.cache_command)["passes"] == 1
+    assert parsed(train_command, online.train_command)["online"]
     baseline = plan("swin_l-vit_s16", baseline=True)
-    assert parsed(cache_command.command, baseline.cache_command)["logits"] == "none"
-    assert parsed(train_command.command, baseline.train_command)["objective"] == "none"
+    assert parsed(cache_command, baseline.cache_command)["logits"] == "none"
+    assert parsed(train_command, baseline.train_command)["objective"] == "none"
     assert not [text for text in baseline.departures if "teacher" in text]
 
 
@@ -103,7 +103,7 @@ def test_flops_are_those_of_the_models(name: str) -> None:
 
 
 def invoke(*arguments: str) -> Result:
-    return CliRunner().invoke(recipes_command.command, [*arguments], catch_exceptions=False)
+    return CliRunner().invoke(recipes_command, [*arguments], catch_exceptions=False)
 
 
 @pytest.mark.parametrize("name", NAMES)

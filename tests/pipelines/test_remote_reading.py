@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from scalekd.cache import open_cache
-from scalekd.cli import cache_info as info_command
+from scalekd.cli.cache_commands import info as info_command
 from scalekd.errors import CacheCorrupt, DataError, EnvironmentFault, UsageError
 from scalekd.images import open_dataset
 from scalekd.loading import CachedViewLoader
@@ -297,7 +297,7 @@ def test_verify_info_and_doctor_take_a_url(on_s3: Any, sound_cache: Path) -> Non
     assert cache_info(place).model_dump(exclude={"path"}) == cache_info(sound_cache).model_dump(
         exclude={"path"}
     )
-    result = CliRunner().invoke(info_command.command, [place])
+    result = CliRunner().invoke(info_command, [place])
     assert result.exit_code == 0
     assert place in result.output
 

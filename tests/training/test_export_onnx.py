@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from scalekd.cli import export as export_command
+from scalekd.cli.commands import export as export_command
 from scalekd.errors import EnvironmentFault, UsageError
 from scalekd.export import onnx as export_onnx
 from scalekd.export.timm import export_student
@@ -115,4 +115,4 @@ def test_missing_packages_are_named_before_anything_is_written(
 
 
 def test_the_command_knows_the_format() -> None:
-    assert "onnx" in CliRunner().invoke(export_command.command, ["--help"]).output
+    assert "onnx" in CliRunner().invoke(export_command, ["--help"]).output

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from scalekd.cli import train_student as train_command
+from scalekd.cli.train_student import train_student as train_command
 from scalekd.errors import CacheMismatch, DataError, ScaleKDError, UsageError
 from scalekd.images import open_dataset
 from scalekd.loading.image_loader import ImageLoader
@@ -325,7 +325,7 @@ def test_the_command_line_needs_no_model_beside_a_run(
 ) -> None:
     arguments = ["--initial-checkpoint", first_run, "--objective", "none", "--num-classes", 4]
     arguments += ["--data-dir", images, "-b", 8, "-j", 0, "--epochs", 1, "--output", tmp_path / "r"]
-    result = CliRunner().invoke(train_command.command, [str(a) for a in arguments])
+    result = CliRunner().invoke(train_command, [str(a) for a in arguments])
     assert result.exit_code == 0, result.output
     state = json.loads((tmp_path / "r/last/state.json").read_text())
     assert state["student"]["num_classes"] == 4

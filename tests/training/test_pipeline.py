@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import Block
 
 from scalekd.cache import open_cache
-from scalekd.cli import evaluate as evaluate_command
-from scalekd.cli import export as export_command
-from scalekd.cli import train_student as train_command
+from scalekd.cli.commands import evaluate as evaluate_command
+from scalekd.cli.commands import export as export_command
+from scalekd.cli.train_student import train_student as train_command
 from scalekd.errors import CacheMismatch, DataError, UsageError
 from scalekd.pipelines.configure import train_config
 from scalekd.pipelines.evaluate import EvaluateConfig, evaluate
@@ -276,7 +276,7 @@ def test_the_walk_from_training_to_an_exported_backbone(
     (tmp_path / "own.yaml").write_text("smoothing: 0.1\n")
     flags += ["--recipe", str(tmp_path / "own.yaml")]
     trained = CliRunner().invoke(
-        train_command.command,
+        train_command,
         [
             *flags,
             "--no-pretrained",
@@ -294,7 +294,7 @@ def test_the_walk_from_training_to_an_exported_backbone(
     assert args.distillation.self_query
 
     exported = CliRunner().invoke(
-        export_command.command,
+        export_command,
         [str(run), "--output", str(folder), "--use-ema", "--json"],
         catch_exceptions=False,
     )
@@ -324,9 +324,7 @@ def test_the_walk_from_training_to_an_exported_backbone(
     where = ["--data-dir", str(image_folder), "-j", "0", "--json"]
     of_folder, of_run = (
         json.loads(
-            CliRunner()
-            .invoke(evaluate_command.command, [*place, *where], catch_exceptions=False)
-            .stdout
+            CliRunner().invoke(evaluate_command, [*place, *where], catch_exceptions=False).stdout
         )
         for place in ([str(folder)], [str(run), "--use-ema"])
     )
@@ -376,5 +374,5 @@ def test_flags_override_a_recipe_and_unknown_keys_name_the_nearest(tmp_path: Pat
 
 
 def test_every_option_of_the_configuration_is_a_flag() -> None:
-    flags = {parameter.name for parameter in train_command.command.params}
+    flags = {parameter.name for parameter in train_command.params}
     assert flags - {"as_json"} == set(TrainConfig.model_fields)

@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from torch import nn
 
-from scalekd.cli import export as export_command
-from scalekd.cli import train_student as train_command
+from scalekd.cli.commands import export as export_command
+from scalekd.cli.train_student import train_student as train_command
 from scalekd.errors import UsageError
 from scalekd.models.architectures import import_for
 from scalekd.pipelines.evaluate import EvaluateConfig, evaluate
@@ -88,7 +88,7 @@ def test_the_command_line_takes_them(options: dict[str, Any], tmp_path: Path) ->
     options |= {"epochs": 1}
     for name, value in options.items():
         arguments += [f"--{name.replace('_', '-')}", str(value)]
-    CliRunner().invoke(train_command.command, arguments, catch_exceptions=False)
+    CliRunner().invoke(train_command, arguments, catch_exceptions=False)
     spec = load_trained_student(tmp_path / "run").spec
     assert (spec.crop_pct, spec.interpolation) == (0.7, "bilinear")
     assert (spec.mean, spec.std) == ((0.5,) * 3, (0.25,) * 3)
@@ -150,7 +150,7 @@ def test_an_export_of_mixer_b14_says_what_opens_it(options: dict[str, Any], tmp_
     options |= {"model": "mixer_b14", "model_kwargs": kwargs, "img_size": 56, "epochs": 1}
     train_student(TrainConfig.from_mapping(options | {"val_split": None}))
     arguments = [str(tmp_path / "run"), "--output", str(tmp_path / "hf"), "--format", "hf"]
-    shown = CliRunner().invoke(export_command.command, arguments, catch_exceptions=False).stdout
+    shown = CliRunner().invoke(export_command, arguments, catch_exceptions=False).stdout
     assert "timm has no mixer_b14_224: `import scalekd.models.architectures`" in shown
     opened = "import timm; timm.create_model('local-dir:" + str(tmp_path / "hf") + "')"
     card = (tmp_path / "hf/README.md").read_text()
