@@ -29,7 +29,6 @@ from scalekd.cache.writing.finishing import finish
 from scalekd.cache.writing.planning import (
     begin,
     begin_form,
-    commit_plan,
     differences,
     read_plan,
 )
@@ -175,8 +174,7 @@ def _begin(root: Path, reader: CacheReader, form: Form) -> Cache:
         tables: dict[str, FileDigest] = table_files(plan.identity)
         for relative, expected in tables.items():
             storage.commit(relative, reader.file(relative, expected))
-        begin_form(root, form)
-        committed = commit_plan(root, plan)
+        committed = Cache.begin(root, plan, form).plan
     if committed.cache_id != plan.cache_id:
         raise CacheMismatch(
             f"{root} contains another cache:"

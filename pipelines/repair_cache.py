@@ -311,8 +311,7 @@ def _samples_again(
     for unit in damaged.units:  # every pass's record names the images that were corrupt
         record = intact_record(damaged, ShardId(unit, shard))
         skipped = skipped if record is None else record.skipped
-    keys, labels, hashes, skipped = drawn_samples(maker.drawn, positions, skipped)
-    return SampleRows(keys, labels, hashes), skipped
+    return drawn_samples(maker.drawn, positions, skipped)
 
 
 def _committed_record(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from scalekd.errors import CacheCorrupt
 from scalekd.storage import LocalStorage, NotStored, Storage, StoredFileError
@@ -15,10 +15,8 @@ Checked = TypeVar("Checked")
 MAX_FILE_BYTES = 4 << 30  # blocks of features are smaller than half of it
 
 
-class FileDigest(BaseModel):
+class FileDigest(BaseModel, frozen=True, extra="forbid"):
     """Size and SHA-256 of a committed file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_bytes: int = Field(ge=0, le=MAX_FILE_BYTES)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")

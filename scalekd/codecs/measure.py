@@ -13,7 +13,7 @@ views are reported:
 from collections.abc import Iterable
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from scalekd.shapes import FeatureShape
 
@@ -22,11 +22,7 @@ from scalekd.shapes import FeatureShape
 _NEGLIGIBLE = 1e-6
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ErrorSummary(_Record):
+class ErrorSummary(BaseModel, frozen=True, extra="forbid"):
     """Statistics over views of a relative squared error."""
 
     mean: float = Field(ge=0, allow_inf_nan=False)
@@ -40,7 +36,7 @@ class ErrorSummary(_Record):
         return cls(mean=values.mean(), p95=np.percentile(values, 95), max=values.max())
 
 
-class FeatureErrors(_Record):
+class FeatureErrors(BaseModel, frozen=True, extra="forbid"):
     """Error statistics of raw features and of both targets, with the number of measured views."""
 
     raw: ErrorSummary

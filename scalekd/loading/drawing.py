@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from scalekd.cache.forms import HAS_IMAGES, Embed
+from scalekd.cache.writing.rows import SampleRows
 from scalekd.errors import DataError, ScaleKDError
 from scalekd.images.samples import ImageDataset, Sample
 from scalekd.loading._workers import empty_batch, error_as_value, in_workers
@@ -133,8 +134,8 @@ class DrawnViews(Dataset[DrawnBatch]):
 
 def drawn_samples(
     views: DrawnViews, positions: Iterable[int], skipped: tuple[str, ...] | None
-) -> tuple[tuple[str, ...], np.ndarray[Any, Any], np.ndarray[Any, Any], tuple[str, ...]]:
-    """Return keys, labels and hashes of intact samples, and the keys of corrupt ones.
+) -> tuple[SampleRows, tuple[str, ...]]:
+    """Return the stored values of intact samples, and the keys of corrupt ones.
 
     Args:
         views: The image set, and whether corrupt images may be skipped.
@@ -145,18 +146,18 @@ def drawn_samples(
         batches = [views.draw(DrawRequest(0, 0, (position,))) for position in positions]
         skipped = tuple(key for batch in batches for key in batch.skipped)
         positions = [batch.request.samples[0] for batch in batches]
-    samples = views.images.read_many(list(positions))
+    # Images are not kept: a shard of them may not fit into memory.
     kept = [
         (sample.key, sample.label, sample.source_hash)
-        for sample in samples
+        for sample in views.images.read_many(list(positions))
         if sample.key not in skipped
     ]
-    return (
+    rows = SampleRows(
         tuple(key for key, _, _ in kept),
         np.array([label for _, label, _ in kept], np.int32),
         np.array([source_hash for _, _, source_hash in kept], np.uint64),
-        skipped,
     )
+    return rows, skipped
 
 
 def shard_requests(

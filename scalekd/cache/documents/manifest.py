@@ -172,16 +172,12 @@ class Identity(CacheDocument):
         return value
 
     @model_validator(mode="after")
-    def _check_blocks(self) -> Self:
+    def _check_sizes(self) -> Self:
+        """Refuse sizes beyond any real cache's, for which no machine has the memory."""
         if self.shard_size % self.block_size:
             raise ValueError(
                 f"a shard of {self.shard_size} views is not whole blocks of {self.block_size}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _check_limits(self) -> Self:
-        """Refuse sizes beyond any real cache's, for which no machine has the memory."""
         if self.num_shards > _MAX_SHARDS:
             raise ValueError(f"{self.num_shards:,} shards are more than {_MAX_SHARDS:,}")
         if self.shard_size // self.block_size > _MAX_SHARD_BLOCKS:
@@ -315,14 +311,10 @@ class Manifest(CacheDocument):
         return hashlib.sha256(canonical(self.model_copy(update={"digest": ""}))).hexdigest()
 
     @model_validator(mode="after")
-    def _check_digest(self) -> Self:
+    def _check(self) -> Self:
         if self.digest and self.digest != self._own_digest():
             raise ValueError("its digest does not match its content: it was edited or damaged")
-        return self
-
-    @model_validator(mode="after")
-    def _check_num_records(self) -> Self:
-        """Compare the number of records with the plan's; it limits every loop over shards."""
+        # The number of records limits every loop over the shards of a cache.
         expected = self.plan.identity.num_shards * (self.num_passes + 1)
         if len(self.records) != expected:
             raise ValueError(f"it names {len(self.records):,} records where there are {expected:,}")

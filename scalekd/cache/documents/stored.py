@@ -1,6 +1,6 @@
 """Read JSON documents of a cache from its storage, checking size and content."""
 
-from scalekd.cache.documents.base import MAX_JSON_BYTES, Model, parse_committed
+from scalekd.cache.documents import MAX_JSON_BYTES, Model, parse_committed
 from scalekd.cache.files import read_bounded
 from scalekd.errors import CacheCorrupt
 from scalekd.storage import NotStored, Storage, StoredFileError

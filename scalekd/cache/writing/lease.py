@@ -24,7 +24,7 @@ import uuid
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from scalekd.cache.layout import LEASE_SUFFIX, RECORDS_FOLDER, ShardId, Unit
 from scalekd.storage.files import (
@@ -42,7 +42,7 @@ BEAT_SECONDS = 20.0
 _MAX_BYTES = 4096
 
 
-class LeaseHolder(BaseModel):
+class LeaseHolder(BaseModel, frozen=True, extra="forbid"):
     """Content of a lease.
 
     Attributes:
@@ -52,8 +52,6 @@ class LeaseHolder(BaseModel):
         started: Start time of the process in the system's ticks, because numbers are reused.
         token: Random text that distinguishes leases of the same process.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     host: str = Field(max_length=256)
     namespace: str = Field(max_length=256)
