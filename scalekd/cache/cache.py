@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Self
 
 from scalekd.cache.codecs import CacheCodecs, make_layout, outline
-from scalekd.cache.documents.manifest import Identity, Manifest, Plan, ShardRecord
+from scalekd.cache.documents.manifest import Manifest, Plan, ShardRecord
 from scalekd.cache.documents.selection import Selection, check_owner, read_selection
 from scalekd.cache.documents.stored import read_document, read_document_if_any
 from scalekd.cache.files import FileDigest, holds
@@ -39,7 +39,9 @@ class Cache:
 
     Attributes:
         storage: The files at the location.
+        location: Location of the cache, for messages.
         plan: Plan of the cache.
+        identity: Identity of the cache: everything that decides its bytes.
     """
 
     def __init__(
@@ -51,7 +53,9 @@ class Cache:
         form: Form | None = None,
     ) -> None:
         self.storage: Storage = open_storage(location)
+        self.location = self.storage.location
         self.plan = plan
+        self.identity = plan.identity
         self._codecs = codecs
         self._form = form
 
@@ -80,16 +84,6 @@ class Cache:
         storage = open_storage(location)
         begin_form(storage, form)
         return cls(storage, commit_plan(storage, plan))
-
-    @property
-    def location(self) -> str:
-        """Location of the cache, for messages."""
-        return self.storage.location
-
-    @property
-    def identity(self) -> Identity:
-        """Identity of the cache: everything that decides its bytes."""
-        return self.plan.identity
 
     @cached_property
     def form(self) -> Form:

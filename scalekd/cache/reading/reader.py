@@ -17,7 +17,7 @@ import numpy as np
 
 from scalekd.cache.cache import Cache, read_manifest_if_any
 from scalekd.cache.documents import canonical
-from scalekd.cache.documents.manifest import Identity, Manifest, ShardRecord
+from scalekd.cache.documents.manifest import Manifest, ShardRecord
 from scalekd.cache.documents.records import record_hash, samples_hash
 from scalekd.cache.files import (
     CommittedFiles,
@@ -115,11 +115,27 @@ class SampleTable:
 class CacheReader:
     """A complete cache, or a partial copy of one, opened for reading.
 
+    Every method that reads raises ``CacheCorrupt`` if a file is not the committed one.
+
+    Attributes:
+        cache: The cache.
+        part: Part of the cache at this location.
+        storage: Storage of the cache.
+        location: Location of the cache, for messages.
+        is_remote: Whether files are read over a network.
+        manifest: Manifest of the cache.
+        identity: Identity of the cache: everything that decides its bytes.
+        codecs: Codecs of the targets.
+        layout: Arrays of the cache.
+        embed: Kind of images that the cache embeds.
+        policy: Policy that drew the views.
+        num_passes: Number of passes of the whole cache.
+        passes: Numbers of the passes at this location.
+        shards: Numbers of the shards at this location.
+
     Args:
         cache: The cache.
         manifest: Manifest of the cache; see :func:`read_manifest`.
-
-    Every method that reads raises ``CacheCorrupt`` if a file is not the committed one.
     """
 
     def __init__(self, cache: Cache, manifest: Manifest) -> None:
@@ -127,10 +143,16 @@ class CacheReader:
         self.part = cache.selection
         self.storage = cache.storage
         self.location = cache.location
+        self.is_remote = cache.storage.is_remote
         self.manifest = manifest
+        self.identity = identity = cache.identity
         self.codecs = cache.codecs
         self.layout = cache.layout
-        self.policy = ViewPolicy.from_config(cache.identity.views.policy)
+        self.embed: Embed = cache.form.embed
+        self.policy = ViewPolicy.from_config(identity.views.policy)
+        self.num_passes = manifest.num_passes
+        self.passes = tuple(filter(self.part.has_unit, range(self.num_passes)))
+        self.shards = tuple(filter(self.part.has_shard, range(identity.num_shards)))
         self._open_units()
 
     def _open_units(self) -> None:
@@ -150,35 +172,6 @@ class CacheReader:
         """Return a reader for another process; the two share only the table of samples."""
         _ = self.samples
         return copy.copy(self)
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether reading goes over a network."""
-        return self.storage.is_remote
-
-    @property
-    def identity(self) -> Identity:
-        return self.manifest.plan.identity
-
-    @property
-    def embed(self) -> Embed:
-        """Kind of images that the cache embeds."""
-        return self.layout.form.embed
-
-    @property
-    def num_passes(self) -> int:
-        """Number of passes of the whole cache."""
-        return self.manifest.num_passes
-
-    @property
-    def passes(self) -> tuple[int, ...]:
-        """Numbers of the passes at this location."""
-        return tuple(number for number in range(self.num_passes) if self.part.has_unit(number))
-
-    @property
-    def shards(self) -> tuple[int, ...]:
-        """Numbers of the shards at this location."""
-        return tuple(s for s in range(self.identity.num_shards) if self.part.has_shard(s))
 
     def require(self, *groups: str) -> None:
         """Check that groups of targets, such as ``stage4``, or the ``tail`` are at this location.
@@ -245,14 +238,13 @@ class CacheReader:
         """Samples of the shards at this location; read once."""
         parts: dict[str, list[Rows]] = {array.name: [] for array in self.layout.samples}
         counts, num_bytes, num_stored = [], 0, 0
-        own = set(self.shards)
-        if not own:
+        if not self.shards:
             raise CacheCorrupt(
                 f"{self.location}: a part ({self.part}) without a shard of the cache, which has"
                 f" {self.identity.num_shards:,}; fetch it again with `scalekd cache pull`"
             )
         for shard in range(self.identity.num_shards):
-            if shard not in own:
+            if not self.part.has_shard(shard):
                 counts.append(0)
                 continue
             record = self.record(SAMPLES, shard)

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from scalekd.cache.files import MAX_FILE_BYTES
-from scalekd.cache.forms.webdataset.blocks import TarBlock
+from scalekd.cache.forms.webdataset.blocks import END_OF_ARCHIVE, TarBlock
 from scalekd.cache.forms.webdataset.index import ShardIndex
-from scalekd.cache.forms.webdataset.tar import END_OF_ARCHIVE
 from scalekd.errors import UsageError
 
 _MAX_TAR_BYTES = MAX_FILE_BYTES - len(END_OF_ARCHIVE)

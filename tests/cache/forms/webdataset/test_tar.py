@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from scalekd.cache.forms.webdataset.tar import (
+from scalekd.cache.forms.webdataset.blocks import (
     END_OF_ARCHIVE,
     image_extension,
     member,
