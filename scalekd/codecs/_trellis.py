@@ -49,7 +49,7 @@ class Machine(NamedTuple):
 
 
 def _machine() -> Machine:
-    """The branches of Ungerboeck's code.
+    """Return the branches of Ungerboeck's code.
 
     A state is the registers (r1, r2, r3) of the code in observer form, r1 first; r1 chooses the
     quantiser.

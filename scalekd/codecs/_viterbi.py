@@ -1,8 +1,8 @@
 """The trellis search on an accelerator: the same paths as :func:`scalekd.codecs._trellis.encode`.
 
 Every operation is elementwise over the paths and rounds as in NumPy, so that the indices are equal
-to NumPy's. With Triton the whole search is one kernel; otherwise it is some 25 torch
-operations a step. Both are chosen by :func:`search`.
+to NumPy's. With Triton the whole search is one kernel; otherwise it is about 25
+torch operations per step. :func:`search` chooses between the two.
 """
 
 import importlib.util
@@ -38,10 +38,10 @@ def search(values: Tensor, weights: Tensor) -> Tensor:
 
 @cache
 def _can_fuse(device: str) -> bool:
-    """Return whether Triton builds the kernel, which needs a C compiler, and it finds the paths.
+    """Return whether Triton can build the kernel, which needs a C compiler, and it is correct.
 
-    The kernel is compiled for whatever device is here, so it is compared once in each process with
-    the operations that it replaces.
+    The kernel is compiled for the present device, so each process compares it once with the torch
+    operations that it replaces.
     """
     if importlib.util.find_spec("triton") is None:
         return False

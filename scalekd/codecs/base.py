@@ -1,23 +1,22 @@
 """The contract of codecs.
 
 A *codec* turns a block of views into a few arrays, its *planes*, and back. One feature codec
-belongs to one stage: it knows the stage's :class:`~scalekd.shapes.FeatureShape`.
+belongs to one stage, and has the stage's :class:`~scalekd.shapes.FeatureShape`.
 
 Encoding runs on the CPU with NumPy, beside the teacher, and may be called from several threads at
 once: ``encode`` does not change the codec. It takes one or more views, and the encoding of a view
 depends neither on the other views of the call nor on their number. It refuses NaN, infinity and
-wrong shapes with an error that names the view (by its index in the call; the caller knows its key)
-and the token.
+wrong shapes with an error that names the token and the view, by its index in the call.
 
 The view axis of a stored plane is where it compresses best: a plane is an array of shape
-``(*shape_before, view, *shape_after)``. :meth:`PlaneSpec.zarr_kwargs` gives the Zarr v3 codecs, all
-of them from zarr and numcodecs, so that any Zarr reader gets the stored integers without this
-package. :meth:`PlaneSpec.pack` is the same coding for one array outside Zarr.
+``(*shape_before, view, *shape_after)``. :meth:`PlaneSpec.zarr_kwargs` returns its Zarr v3 codecs,
+all of them from zarr and numcodecs, so that any Zarr reader gets the stored integers without this
+package. :meth:`PlaneSpec.pack` compresses one array in the same way, outside Zarr.
 
 Decoding has two steps. Readers of the planes get small integers. The module that
-``codec.decoder()`` returns turns them into features on the training device, in batches; its tables
-are buffers, so that it moves with ``.to(device)``. It takes planes as tensors with the view axis
-**first**, whatever the stored layout.
+``codec.decoder()`` returns decodes batches of them on the training device; its tables are buffers,
+which move with ``.to(device)``. It takes planes as tensors with the view axis **first**, whatever
+the stored layout.
 
 A codec is described by a JSON configuration (``to_config``) and by tables (``tables``), arrays that
 go into a safetensors file. ``codec_from_config(config, tables, shape)`` rebuilds it exactly:

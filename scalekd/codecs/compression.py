@@ -1,7 +1,7 @@
-"""Decompression of arrays of known size from bytes of unknown origin.
+"""Decompress arrays of known size from untrusted bytes.
 
-numcodecs' decoders allocate what the compressed bytes ask for (10 KB of pcodec may ask for
-100 GB), so the number of values comes from the caller, and what the bytes claim is checked first.
+numcodecs' decoders allocate the size that the compressed bytes specify (10 KB of pcodec data may
+specify 100 GB). Here the caller gives the number of values, and the size is checked first.
 """
 
 from collections.abc import Callable
@@ -10,27 +10,26 @@ from typing import Any, Literal
 import numpy as np
 
 from scalekd.errors import CacheCorrupt
+from scalekd.shapes import Rows
 
 Compression = Literal["pcodec", "zstd", "blosc"]
 
 MAX_EXPANSION = 4096
-"""Largest ratio of decoded to stored size…"""
+"""Largest ratio of decoded to stored size of arrays with more than ``FREE_EXPANSION_BYTES``."""
 FREE_EXPANSION_BYTES = 64 << 20
-"""…for arrays larger than this: blocks of equal values are small files."""
+"""Decoded size up to which any ratio is allowed: blocks of equal values are small files."""
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _BLOSC_HEADER_BYTES = 16
 _BLOSC_FLAGS = (0b1000_0000, 0b1001_0011)
-"""Required flag: zstd. Allowed besides: byte shuffle, stored uncompressed, blocks not split."""
-
-_Values = np.ndarray[Any, Any]
+"""Flags that must be set (zstd), and that may be set (byte shuffle, uncompressed, not split)."""
 
 
 def check_expansion(num_stored: int, num_bytes: int) -> None:
     """Check that ``num_stored`` bytes of a file may decode to ``num_bytes``.
 
     Raises:
-        CacheCorrupt: The ratio is beyond that of any array that was written.
+        CacheCorrupt: The ratio is larger than that of any array of a cache.
     """
     if num_bytes > max(FREE_EXPANSION_BYTES, MAX_EXPANSION * num_stored):
         raise CacheCorrupt(
@@ -40,12 +39,12 @@ def check_expansion(num_stored: int, num_bytes: int) -> None:
 
 def decompress(
     data: bytes | memoryview, compression: Compression, dtype: np.dtype[Any], num_values: int
-) -> _Values:
+) -> Rows:
     """Decompress an array of a known number of values.
 
     Args:
         data: Compressed bytes. Bytes after the end of pcodec data are ignored.
-        compression: How they are compressed.
+        compression: Compression of the bytes.
         dtype: Element type; values are little-endian.
         num_values: Number of values.
 
@@ -65,7 +64,7 @@ def decompress(
         raise CacheCorrupt(f"does not decode ({str(error)[:200]})") from None
 
 
-def _pcodec(data: bytes | memoryview, dtype: np.dtype[Any], num_values: int) -> _Values:
+def _pcodec(data: bytes | memoryview, dtype: np.dtype[Any], num_values: int) -> Rows:
     from pcodec import standalone
 
     values = np.empty(num_values, dtype)
@@ -75,7 +74,7 @@ def _pcodec(data: bytes | memoryview, dtype: np.dtype[Any], num_values: int) -> 
     return values
 
 
-def _zstd(data: bytes | memoryview, dtype: np.dtype[Any], num_values: int) -> _Values:
+def _zstd(data: bytes | memoryview, dtype: np.dtype[Any], num_values: int) -> Rows:
     from numcodecs import zstd
 
     size, expected = zstd_content_size(data), num_values * dtype.itemsize
@@ -108,7 +107,7 @@ def zstd_content_size(data: bytes | memoryview) -> int | None:
     return int.from_bytes(field, "little") + (256 if size == 2 else 0)
 
 
-def _blosc(data: bytes | memoryview, dtype: np.dtype[Any], num_values: int) -> _Values:
+def _blosc(data: bytes | memoryview, dtype: np.dtype[Any], num_values: int) -> Rows:
     """Decompress a Blosc 1 buffer; its header has 16 bytes."""
     from numcodecs import blosc
 
@@ -128,7 +127,7 @@ def _blosc(data: bytes | memoryview, dtype: np.dtype[Any], num_values: int) -> _
     return np.frombuffer(blosc.decompress(data), dtype)
 
 
-_DECODERS: dict[Compression, Callable[[bytes | memoryview, np.dtype[Any], int], _Values]] = {
+_DECODERS: dict[Compression, Callable[[bytes | memoryview, np.dtype[Any], int], Rows]] = {
     "pcodec": _pcodec,
     "zstd": _zstd,
     "blosc": _blosc,

@@ -1,6 +1,6 @@
 """Modules that decode stored planes on the training device.
 
-They are apart from the codecs, so that reading the documents of a cache loads no torch.
+They are not in the modules of the codecs, so that reading the documents of a cache loads no torch.
 """
 
 from abc import ABC, abstractmethod
@@ -33,28 +33,28 @@ class LogitDecoder(nn.Module, ABC):
 
 
 class Float16Decoder(FeatureDecoder):
-    """Half precision to single precision."""
+    """Decodes half precision to single precision."""
 
     def forward(self, planes: Mapping[str, Tensor]) -> Tensor:
         return planes["values"].float()
 
 
 class Int8Decoder(FeatureDecoder):
-    """Codes times the scale of their token."""
+    """Multiplies codes by the scale of their token."""
 
     def forward(self, planes: Mapping[str, Tensor]) -> Tensor:
         return planes["codes"].float() * planes["scales"].float()[..., None]
 
 
 class FullDecoder(LogitDecoder):
-    """All classes; see :class:`~scalekd.codecs.FullLogitCodec`."""
+    """Decodes the logits of all classes; see :class:`~scalekd.codecs.FullLogitCodec`."""
 
     def forward(self, planes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"logits": planes["values"].float()}
 
 
 class TopKDecoder(LogitDecoder):
-    """The likeliest classes; see :class:`~scalekd.codecs.TopKLogitCodec`."""
+    """Decodes the likeliest classes; see :class:`~scalekd.codecs.TopKLogitCodec`."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

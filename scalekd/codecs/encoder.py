@@ -1,6 +1,6 @@
 """The contract of encoders that run on the teacher's device.
 
-``FeatureCodec.encode`` takes arrays of the host. A codec may also have a *device encoder*, a
+``FeatureCodec.encode`` encodes arrays in host memory. A codec may also have a *device encoder*, a
 module that computes the same planes with torch operations, so that integers instead of features are
 copied to the host. On a CPU its integers equal those of ``encode``, except for a few that rounding
 changes; on a GPU products round differently, within the codec's error.
@@ -50,7 +50,7 @@ class FeatureEncoder(nn.Module, ABC):
 
 
 def settled(encoder: FeatureEncoder, features: Tensor) -> Encoding:
-    """Encode features until every view fits its planes; waits for the device."""
+    """Encode features repeatedly until every view fits its planes; waits for the device."""
     encoding: Encoding = encoder(features)
     octaves = encoding.octaves
     while bool(encoding.octaves.any()):

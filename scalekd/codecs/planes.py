@@ -31,7 +31,7 @@ class PlaneSpec:
         shape_before: Sizes of the axes before the view axis in the stored array.
         shape_after: Sizes of the axes after the view axis in the stored array.
         compression: ``pcodec`` for 16-, 32- and 64-bit numbers, ``zstd`` for all types; ``blosc``
-            for the small arrays of a cache, which no codec has.
+            is used for the small arrays of a cache only, not for planes of codecs.
         page_values: Number of values that share one table of ``pcodec``.
         level: Level of ``zstd``.
     """
@@ -46,10 +46,12 @@ class PlaneSpec:
 
     @property
     def view_axis(self) -> int:
+        """Index of the view axis in the stored array."""
         return len(self.shape_before)
 
     @property
     def values_per_view(self) -> int:
+        """Number of values of one view."""
         return math.prod(self.shape_before + self.shape_after)
 
     @property
@@ -58,6 +60,7 @@ class PlaneSpec:
         return self.values_per_view * self.dtype.itemsize
 
     def stored_shape(self, num_views: int) -> tuple[int, ...]:
+        """Return the shape of the stored array of some number of views."""
         return (*self.shape_before, num_views, *self.shape_after)
 
     def views_first(self, stored: np.ndarray) -> np.ndarray:
