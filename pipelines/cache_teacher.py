@@ -23,7 +23,7 @@ from scalekd.cache.documents.manifest import Plan, Provenance
 from scalekd.cache.files import read_checked
 from scalekd.cache.tables import table_files
 from scalekd.cache.writing.finishing import committed_passes, finish
-from scalekd.cache.writing.planning import begin, check_form, read_plan, remove_cache
+from scalekd.cache.writing.planning import begin_arrays, check_form, read_plan, remove_cache
 from scalekd.cache.writing.writer import CacheWriter
 from scalekd.distributed import process_faults
 from scalekd.errors import CacheMismatch, EnvironmentFault
@@ -200,7 +200,7 @@ def write_cache(job: Job, order: CacheOrder, processes: Processes) -> CacheTeach
         num_passes = max(order.passes, committed_passes(cache))
         processes.on_main(lambda: _prepare(cache, num_passes))
         if cache.storage.is_remote:
-            begin(folder, cache.plan, cache.layout, num_passes)
+            begin_arrays(folder, cache.plan, cache.layout, num_passes)
         answers = TeacherAnswers(job.match)
         with CacheWriter(
             cache,
@@ -328,7 +328,7 @@ def _join(job: Job, order: CacheOrder, committed: Plan | None) -> Cache:
 
 def _prepare(cache: Cache, num_passes: int) -> None:
     """Write the metadata of all arrays, and check that the disk has room."""
-    begin(cache.storage, cache.plan, cache.layout, num_passes)
+    begin_arrays(cache.storage, cache.plan, cache.layout, num_passes)
     if cache.storage.root is not None:
         tidy_and_check_space(cache.storage.root, cache.plan, cache.layout, num_passes)
 

@@ -27,7 +27,7 @@ from scalekd.cache.sharing.transfer import Transfer
 from scalekd.cache.tables import table_files
 from scalekd.cache.writing.finishing import finish
 from scalekd.cache.writing.planning import (
-    begin,
+    begin_arrays,
     begin_form,
     differences,
     read_plan,
@@ -108,7 +108,7 @@ def convert_cache(config: ConvertConfig) -> ConvertResult:
     embedding = ImagesToEmbed(reader, config.embed, images)
     root = Path(config.output)
     cache = _begin(root, reader, form)
-    begin(root, plan, cache.layout, num_passes)
+    begin_arrays(root, plan, cache.layout, num_passes)
     remove_abandoned(root)
     with CacheWriter(cache) as writer:
         shards = [

@@ -24,11 +24,11 @@ from scalekd.cache.care.repair import (
     damaged_shards,
     intact_record,
     open_damaged,
-    put,
     record_from_files,
     record_in_manifest,
     remove_damaged_manifest,
     remove_unexpected,
+    write_file,
 )
 from scalekd.cache.care.verify import verify
 from scalekd.cache.codecs import save_arrays
@@ -41,7 +41,7 @@ from scalekd.cache.layout import MANIFEST_FILE, SAMPLES, ShardId, unit_path
 from scalekd.cache.tables import table_files
 from scalekd.cache.writing.finishing import finish
 from scalekd.cache.writing.lease import Leases, remove_settled
-from scalekd.cache.writing.planning import begin, commit_plan
+from scalekd.cache.writing.planning import begin_arrays, commit_plan
 from scalekd.cache.writing.rows import SampleRows
 from scalekd.cache.writing.writer import CacheWriter
 from scalekd.errors import CacheCorrupt, CacheMismatch, UsageError
@@ -151,12 +151,12 @@ def repair_cache(config: RepairConfig) -> RepairResult:
     maker = _Maker(config, damaged.cache)
     mended, redone = [], []
     for relative, content in damaged_form(damaged).items():
-        put(root, relative, content)
+        write_file(root, relative, content)
         mended.append(relative)
     with temporary_path(root / "repair") as scratch:  # on a disk that has room for a shard
         mended += _mend_tables(root, damaged, maker, scratch)
         for relative, content in damaged_documents(damaged).items():
-            put(root, relative, content)
+            write_file(root, relative, content)
             mended.append(relative)
         with Leases(root) as leases:
             for damage in damaged_shards(damaged):
@@ -209,7 +209,7 @@ def _mend_tables(root: Path, damaged: DamagedCache, maker: _Maker, scratch: Path
                 f"{root / path}: made again, it is not the file that was committed;"
                 f" {_why(damaged.plan, None, maker)}"
             )
-        put(root, path, (scratch / path).read_bytes())
+        write_file(root, path, (scratch / path).read_bytes())
     return lost
 
 
@@ -263,15 +263,15 @@ def _mend_shard(
         if damage.record is None:
             made = record_from_files(damaged, shard)
             if made is not None:
-                put(root, path, canonical(made))
+                write_file(root, path, canonical(made))
                 return [path], False
         redone = _redo(damaged, maker, scratch / "shards", damage)
         redone = _committed_record(damaged, damage, redone, maker)
         files = [f for f, d in redone.files.items() if not damaged.cache.holds(f, d)]
         for relative in files:
-            put(root, relative, (scratch / "shards" / relative).read_bytes())
+            write_file(root, relative, (scratch / "shards" / relative).read_bytes())
         if damage.record is None:
-            put(root, path, canonical(redone))
+            write_file(root, path, canonical(redone))
             files.append(path)
         shutil.rmtree(scratch / "shards" / unit_path(shard.unit))
         return files, True
@@ -284,7 +284,7 @@ def _redo(damaged: DamagedCache, maker: _Maker, folder: Path, damage: ShardDamag
     shard, cache = damage.shard, damaged.cache
     there = _computed_there(cache.plan, damage.record)
     commit_plan(folder, cache.plan)
-    begin(folder, cache.plan, cache.layout, damaged.num_passes)
+    begin_arrays(folder, cache.plan, cache.layout, damaged.num_passes)
     again = Cache(folder, cache.plan, codecs=cache.codecs, form=cache.form)
     encoder = _encoder(there)
     job = None if shard.unit == SAMPLES else maker.compiled_job(there.get("compiler"))

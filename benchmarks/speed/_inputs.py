@@ -14,7 +14,7 @@ from scalekd.cache.cache import Cache
 from scalekd.cache.codecs import save_arrays, stage_info
 from scalekd.cache.documents.manifest import DataInfo, Identity, Plan, Provenance, ViewsInfo
 from scalekd.cache.writing.finishing import finish
-from scalekd.cache.writing.planning import begin, commit_plan
+from scalekd.cache.writing.planning import begin_arrays, commit_plan
 from scalekd.cache.writing.rows import SampleRows, ViewRows
 from scalekd.cache.writing.writer import CacheWriter
 from scalekd.codecs import FeatureCodec, LogitCodec, fit_codec
@@ -117,7 +117,7 @@ def begin_cache(
     )
     plan = commit_plan(root, Plan.of(identity, Provenance(software={})))
     cache = Cache(root, plan)
-    begin(root, plan, cache.layout, 1)
+    begin_arrays(root, plan, cache.layout, 1)
     return cache
 
 

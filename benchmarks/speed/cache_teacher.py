@@ -22,7 +22,7 @@ from scalekd.cache.cache import Cache
 from scalekd.cache.codecs import CacheCodecs
 from scalekd.cache.documents.manifest import Plan
 from scalekd.cache.layout import PLAN_FILE, TABLES_FOLDER, Layout
-from scalekd.cache.writing.planning import begin, read_plan
+from scalekd.cache.writing.planning import begin_arrays, read_plan
 from scalekd.cache.writing.writer import CacheWriter
 from scalekd.images import open_dataset
 from scalekd.loading.drawing import DrawnBatch, DrawnViews, DrawRequest, shard_requests
@@ -121,7 +121,7 @@ def _begin(copy: Path, root: Path, plan: Plan, layout: Layout) -> Path:
     (copy / TABLES_FOLDER).mkdir(parents=True)
     shutil.copyfile(root / PLAN_FILE, copy / PLAN_FILE)
     shutil.copytree(root / TABLES_FOLDER, copy / TABLES_FOLDER, dirs_exist_ok=True)
-    begin(copy, plan, layout, 1)
+    begin_arrays(copy, plan, layout, 1)
     return copy
 
 

@@ -250,7 +250,7 @@ def record_in_manifest(damaged: DamagedCache, record: ShardRecord) -> ShardRecor
     return next((made for made in candidates if record_hash(made) == expected), None)
 
 
-def put(root: Path, relative: str, content: bytes) -> None:
+def write_file(root: Path, relative: str, content: bytes) -> None:
     """Write a file of the cache, replacing files, links and empty folders at its path.
 
     Raises:

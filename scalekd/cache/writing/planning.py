@@ -165,7 +165,7 @@ def commit_plan(location: Location, plan: Plan) -> Plan:
     return committed
 
 
-def begin(location: Location, plan: Plan, layout: Layout, num_passes: int) -> None:
+def begin_arrays(location: Location, plan: Plan, layout: Layout, num_passes: int) -> None:
     """Write the metadata of all arrays, and delete tables that the plan does not name."""
     storage = open_storage(location)
     if storage.root is not None:
