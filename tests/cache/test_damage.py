@@ -1,4 +1,4 @@
-"""Every kind of damage to every kind of file: found by verify, and by whoever reads the file."""
+"""Damage of every kind to files of every kind is found by verification and by reading."""
 
 import json
 import os
@@ -141,7 +141,7 @@ def test_verify_names_every_damaged_file_and_its_shard(damage: str, cache: Path)
 
 
 def test_shards_in_each_others_place_are_noticed(cache_copy: Path) -> None:
-    """Same shape, valid checksums of their own, wrong place."""
+    """Files of the same shape with valid checksums, but of another shard."""
     first, second = (cache_copy / f"passes/0000/stage4/values/c/{c}/0/0" for c in (0, 3))
     one, other = first.read_bytes(), second.read_bytes()
     first.write_bytes(other)
@@ -185,7 +185,7 @@ def test_manifest_or_plan_of_another_cache_is_noticed(
 def test_a_manifest_from_before_the_cache_grew_is_stale(
     cache_copy: Path, make_cache: Any, tmp_path: Path
 ) -> None:
-    """Training goes on with the passes that it tells of, for they are whole; verify says so."""
+    """Training continues with the passes that the manifest names; verification reports it."""
     one = tmp_path / "one-pass"
     make_cache(one, passes=1)
     shutil.copy(one / "manifest.json", cache_copy / "manifest.json")

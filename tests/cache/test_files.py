@@ -1,4 +1,4 @@
-"""Committed files: checked before they are believed, whatever stands in their place."""
+"""Committed files are compared with their digests, whatever is at their paths."""
 
 import os
 from pathlib import Path

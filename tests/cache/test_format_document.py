@@ -1,4 +1,4 @@
-"""A reader written from ``docs/cache-format.md`` alone reads what ours reads.
+"""A reader that is written from ``docs/cache-format.md`` alone reads the same values as scalekd.
 
 Everything above the line *Comparison* knows the document and no line of scalekd.
 """

@@ -1,4 +1,4 @@
-"""Caches written in format 1 open for ever, and say for ever what they said on that day."""
+"""Caches that were written in format 1 still open, and have the same content."""
 
 import hashlib
 import json

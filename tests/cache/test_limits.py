@@ -1,4 +1,4 @@
-"""Small files that ask for much: refused before memory is taken, in our own words."""
+"""Small files that would need much memory are refused before it is allocated, with our errors."""
 
 import json
 import tracemalloc
@@ -95,7 +95,7 @@ def test_a_bomb_is_refused_by_its_header(coding: Compression) -> None:
 @pytest.mark.usefixtures("little_memory")
 @pytest.mark.parametrize("coding", ["blosc", "zstd", "pcodec"])
 def test_a_few_bytes_may_not_stand_for_a_gigabyte(coding: Compression) -> None:
-    """Even where the plan itself says so."""
+    """Even if the plan has an array of this size."""
     with pytest.raises(CacheCorrupt, match="more than 4096 times as many"):
         decode_chunk(b"\0" * 10_000, coding, INT16, (1 << 29,))
 

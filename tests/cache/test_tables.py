@@ -1,4 +1,4 @@
-"""Table files of a hostile author: digests are right, and the content is something else."""
+"""Table files of a malicious author: the digests are right, but the content is of another kind."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""Small synthetic features with what real ones have: a mean, smooth maps, strong channels."""
+"""Small synthetic features that have, like real ones, a mean, smooth maps and strong channels."""
 
 from collections.abc import Callable
 

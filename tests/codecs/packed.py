@@ -1,4 +1,4 @@
-"""Decoding of what ``Codec.pack`` gives, as readers of a cache decode it."""
+"""Decode the result of ``Codec.pack`` as readers of a cache do."""
 
 from collections.abc import Mapping
 

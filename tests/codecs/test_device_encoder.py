@@ -1,4 +1,4 @@
-"""Encoders that run where the features are, compared with the codec's own encoding."""
+"""Device encoders, compared with the encoding on the host."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""float16, int8 and full logits on any values: within their stated bounds, or refused."""
+"""float16, int8 and full logits keep their error bounds on any values, or refuse them."""
 
 import numpy as np
 from hypothesis import given, settings

@@ -1,4 +1,4 @@
-"""The transform codec on features that are easy, odd, and hostile."""
+"""The transform codec on ordinary, unusual and malicious features."""
 
 import threading
 from collections.abc import Callable

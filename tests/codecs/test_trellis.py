@@ -1,4 +1,4 @@
-"""The trellis: its decoder against the definition, its gain against a scalar quantiser."""
+"""The trellis: its decoder equals the definition, and it is better than a scalar quantiser."""
 
 import numpy as np
 import torch

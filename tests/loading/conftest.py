@@ -1,4 +1,4 @@
-"""A cache of every augmentation, together with what its teacher saw and said."""
+"""A cache of every augmentation, with the views of its teacher and the teacher's outputs."""
 
 from collections.abc import Callable
 from pathlib import Path

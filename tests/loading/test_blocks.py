@@ -1,4 +1,4 @@
-"""Views found in blocks, which are read once while they are in use."""
+"""Blocks are read once while they are in use."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Students take images or views out of the cache itself: the same pixels, or a refusal."""
+"""Views of embedded images have the same pixels, or an error is raised."""
 
 import shutil
 from collections.abc import Callable

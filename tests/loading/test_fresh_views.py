@@ -1,4 +1,4 @@
-"""Epochs that the cache has no pass for: a live teacher is shown views drawn for them."""
+"""Epochs after the last cached pass draw new views for a live teacher."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The replay contract, through the files on disk: the student sees what the teacher saw."""
+"""Loaders read from disk the views that the teacher saw, and its targets for them."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""The order of an epoch: every view at most once, shared fairly, resumable, independent."""
+"""The order of an epoch: each view at most once, divided evenly, resumable, reproducible."""
 
 import itertools
 from typing import Any

@@ -1,4 +1,4 @@
-"""Signals to a whole group of processes, as a scheduler and a terminal send them."""
+"""Signals to all processes of a group, as schedulers and terminals send them."""
 
 import os
 import signal

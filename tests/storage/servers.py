@@ -119,7 +119,7 @@ class Faulty:
             server.server_close()
 
     def answer(self, request: Request, body: bytes) -> tuple[Answer, str | None]:
-        """What the server says, and the kind of fault it commits."""
+        """Return the response of the server, and the kind of its fault."""
         with self._lock:
             self.requests.append(request)
             fault = next((fault for fault in self.faults if fault.fits(request)), None)

@@ -1,4 +1,4 @@
-"""Single files of a folder: whole or not there, and never outside it."""
+"""Files of a folder are written completely or not at all, and only inside the folder."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Copies of remote files: used instead of the network, bounded, shared, never believed."""
+"""Copies of remote files replace requests, are limited and shared, and are not trusted."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""Object stores and web servers: what they do, and what is said when they fail."""
+"""Object stores and web servers: reading, writing, and the errors when they fail."""
 
 import pickle
 import re

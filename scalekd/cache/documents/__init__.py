@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
+    ConfigDict,
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
@@ -41,8 +42,10 @@ _MAX_JSON_DEPTH = 32
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class CacheDocument(BaseModel, frozen=True, extra="forbid"):
+class CacheDocument(BaseModel):
     """Base of every JSON document of a cache; frozen, and refuses unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     @model_serializer(mode="wrap")
     def _omit_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

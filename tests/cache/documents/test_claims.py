@@ -1,4 +1,4 @@
-"""Shards and their claims, as the writer uses them."""
+"""The writer and the leases of shards."""
 
 import shutil
 from collections.abc import Callable
@@ -143,7 +143,7 @@ def test_a_shard_taken_over_meanwhile_is_not_touched(
 def test_a_file_that_appears_at_the_last_moment_is_kept(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another process commits between the look at the claim and the move into place."""
+    """Another process commits between the check of the lease and the rename."""
     root = Path(shutil.copytree(whole, tmp_path / "cache"))
     committed = root / ShardId(1, 2).record_path
     content = committed.read_bytes()

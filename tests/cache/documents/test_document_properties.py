@@ -1,4 +1,4 @@
-"""Any plan and any manifest: exact through their files, every change noticed."""
+"""Any plan and any manifest survives its file, and every change of the file is noticed."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Plan, commit records and manifest: exact round trips, and every edit noticed."""
+"""Plan, commit records and manifest survive their files, and every edit is noticed."""
 
 import json
 from collections.abc import Callable

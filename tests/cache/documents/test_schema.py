@@ -1,4 +1,4 @@
-"""The published schemas are those of the models, and the frozen caches fit them."""
+"""The published schemas equal those of the models, and the frozen caches match them."""
 
 import json
 import re

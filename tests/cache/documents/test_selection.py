@@ -1,4 +1,4 @@
-"""Parts of a cache: which units, shards and files belong to one, and how two are joined."""
+"""Selections: their units, shards and files, and the union of two."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""Rows of a chunk, view axis first."""
+"""Moving the view axis of a chunk to the front."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Chunks that hold nothing but zeros are files like all others."""
+"""Chunks of zeros are written as files too."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""How many blocks may be in memory: one a thread, within a bound of bytes."""
+"""The number of blocks in memory: one per thread, within a limit of bytes."""
 
 from pathlib import Path
 

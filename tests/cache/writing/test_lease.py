@@ -1,4 +1,4 @@
-"""Who writes a shard: one process at a time, and another when that one is gone."""
+"""A shard is written by one process at a time, and by another one when the first has ended."""
 
 import multiprocessing
 import os

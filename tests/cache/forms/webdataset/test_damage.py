@@ -1,4 +1,4 @@
-"""Damage to tars, indexes and documents: found by verify, and by whoever reads the block."""
+"""Damage to tars, indexes and documents is found by verification and by reading."""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""An index of another tar, or one that leads out of it, is refused."""
+"""An index of another tar, or with offsets outside the tar, is refused."""
 
 import dataclasses
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A packed view holds what went in, in the layout that is written down, and nothing else passes."""
+"""Packed views have the documented layout and the packed values; other bytes are refused."""
 
 import contextlib
 import struct

@@ -1,4 +1,4 @@
-"""Names of members: one sample for WebDataset whatever the key, and the key back from the name."""
+"""Names of members: WebDataset sees one sample for any key, and the name gives the key."""
 
 import io
 import re
