@@ -166,7 +166,7 @@ def sound_cache(make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(scope="session")
-def tars(
+def make_tars(
     sound_cache: Path, tiny_images: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
     """Returns ``sound_cache`` as tars that embed a kind of images. Read only."""

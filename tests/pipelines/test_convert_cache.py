@@ -60,9 +60,13 @@ def timm_samples(root: Path) -> list[Any]:
 
 @pytest.mark.parametrize("embed", ["none", "source", "view", "pixels"])
 def test_every_value_is_read_alike_and_converting_back_gives_every_file(
-    sound_cache: Path, tars: Callable[[str], Path], tmp_path: Path, file_contents: Files, embed: str
+    sound_cache: Path,
+    make_tars: Callable[[str], Path],
+    tmp_path: Path,
+    file_contents: Files,
+    embed: str,
 ) -> None:
-    zarr, tar = open_cache(sound_cache), open_cache(tars(embed))
+    zarr, tar = open_cache(sound_cache), open_cache(make_tars(embed))
     names = [array.name for array in zarr.layout.views]
     assert zarr.blocks() == tar.blocks()
     for pass_index in range(2):
@@ -71,27 +75,27 @@ def test_every_value_is_read_alike_and_converting_back_gives_every_file(
             for name in names:
                 np.testing.assert_array_equal(there[name], here[name])
                 assert there[name].dtype == here[name].dtype
-    assert not verify(tars(embed)).problems
-    assert convert(tars(embed), tmp_path / "back", format="zarr").complete
+    assert not verify(make_tars(embed)).problems
+    assert convert(make_tars(embed), tmp_path / "back", format="zarr").complete
     assert file_contents(tmp_path / "back") == file_contents(sound_cache)
 
 
 def test_stage_one_writes_the_tars_that_a_conversion_gives(
     make_cache: Callable[..., Any],
-    tars: Callable[[str], Path],
+    make_tars: Callable[[str], Path],
     tmp_path: Path,
     file_contents: Files,
 ) -> None:
     for embed in ("source", "view", "pixels"):
         made = make_cache(tmp_path / embed, format="webdataset", embed=embed)
         assert made.complete
-        assert file_contents(tmp_path / embed) == file_contents(tars(embed))
+        assert file_contents(tmp_path / embed) == file_contents(make_tars(embed))
 
 
 def test_timm_and_webdataset_open_images_and_labels(
-    tars: Callable[[str], Path], image_bytes: dict[int, bytes]
+    make_tars: Callable[[str], Path], image_bytes: dict[int, bytes]
 ) -> None:
-    root = tars("source")
+    root = make_tars("source")
     found = timm_samples(root)
     assert len(found) == 70
     for number, (image, label) in enumerate(found):
@@ -106,8 +110,10 @@ def test_timm_and_webdataset_open_images_and_labels(
         assert sample["png" if number % 5 == 0 else "jpg"] == image_bytes[number]
 
 
-def test_embedded_views_are_the_pixels_that_the_teacher_saw(tars: Callable[[str], Path]) -> None:
-    root = tars("view")
+def test_embedded_views_are_the_pixels_that_the_teacher_saw(
+    make_tars: Callable[[str], Path],
+) -> None:
+    root = make_tars("view")
     reader = open_cache(root)
     for pass_index in range(2):
         shards = f"{root}/passes/{pass_index:04d}/{{000000..000002}}.tar"
@@ -124,18 +130,18 @@ def test_embedded_views_are_the_pixels_that_the_teacher_saw(tars: Callable[[str]
 
 
 def test_views_are_made_of_embedded_images_without_the_image_set(
-    tars: Callable[[str], Path], tmp_path: Path, file_contents: Files
+    make_tars: Callable[[str], Path], tmp_path: Path, file_contents: Files
 ) -> None:
-    convert(tars("source"), tmp_path / "views", embed="view", workers=1)
-    assert file_contents(tmp_path / "views") == file_contents(tars("view"))
+    convert(make_tars("source"), tmp_path / "views", embed="view", workers=1)
+    assert file_contents(tmp_path / "views") == file_contents(make_tars("view"))
     with pytest.raises(UsageError, match=r"--embed source: .* pass --data-dir"):
-        convert(tars("view"), tmp_path / "images", embed="source")
+        convert(make_tars("view"), tmp_path / "images", embed="source")
 
 
 def test_pixels_go_from_form_to_form_without_the_image_set(
     make_cache: Callable[..., Any],
     sound_cache: Path,
-    tars: Callable[[str], Path],
+    make_tars: Callable[[str], Path],
     tmp_path: Path,
     file_contents: Files,
 ) -> None:
@@ -145,11 +151,11 @@ def test_pixels_go_from_form_to_form_without_the_image_set(
     assert open_cache(zarr).manifest.plan == open_cache(sound_cache).manifest.plan
     for number, (source, form, embed, expected) in enumerate(
         [
-            (tars("pixels"), "zarr", "pixels", zarr),
-            (zarr, "webdataset", "pixels", tars("pixels")),
-            (zarr, "webdataset", "view", tars("view")),
-            (tars("view"), "zarr", "pixels", zarr),
-            (tars("source"), "webdataset", "pixels", tars("pixels")),
+            (make_tars("pixels"), "zarr", "pixels", zarr),
+            (zarr, "webdataset", "pixels", make_tars("pixels")),
+            (zarr, "webdataset", "view", make_tars("view")),
+            (make_tars("view"), "zarr", "pixels", zarr),
+            (make_tars("source"), "webdataset", "pixels", make_tars("pixels")),
             (zarr, "zarr", "none", sound_cache),
         ]
     ):
@@ -201,7 +207,7 @@ def test_skipped_images_and_a_shard_that_lost_all(
 
 
 def test_shards_are_divided_and_the_last_completes(
-    sound_cache: Path, tars: Callable[[str], Path], tmp_path: Path, file_contents: Files
+    sound_cache: Path, make_tars: Callable[[str], Path], tmp_path: Path, file_contents: Files
 ) -> None:
     assert not convert(sound_cache, tmp_path / "tars", shards=(1, 2)).complete
     with pytest.raises(CacheCorrupt, match="not complete"):
@@ -209,7 +215,7 @@ def test_shards_are_divided_and_the_last_completes(
     result = convert(sound_cache, tmp_path / "tars", shards=(0, 0))
     assert result.complete
     assert result.shards_written == 2
-    assert file_contents(tmp_path / "tars") == file_contents(tars("none"))
+    assert file_contents(tmp_path / "tars") == file_contents(make_tars("none"))
 
 
 def _run(source: Path, output: Path) -> "subprocess.Popen[bytes]":
@@ -220,7 +226,7 @@ def _run(source: Path, output: Path) -> "subprocess.Popen[bytes]":
 
 @pytest.mark.slow
 def test_killed_conversions_go_on_and_two_at_once_give_one_cache(
-    sound_cache: Path, tars: Callable[[str], Path], tmp_path: Path, file_contents: Files
+    sound_cache: Path, make_tars: Callable[[str], Path], tmp_path: Path, file_contents: Files
 ) -> None:
     output = tmp_path / "tars"
     process = _run(sound_cache, output)
@@ -233,11 +239,11 @@ def test_killed_conversions_go_on_and_two_at_once_give_one_cache(
     assert not (output / "manifest.json").exists()
     both = [_run(sound_cache, output) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
-    assert file_contents(output) == file_contents(tars("none"))
+    assert file_contents(output) == file_contents(make_tars("none"))
 
 
 def test_what_an_interrupted_conversion_left_is_replaced(
-    sound_cache: Path, tars: Callable[[str], Path], tmp_path: Path, file_contents: Files
+    sound_cache: Path, make_tars: Callable[[str], Path], tmp_path: Path, file_contents: Files
 ) -> None:
     output = tmp_path / "tars"
     convert(sound_cache, output)
@@ -246,7 +252,7 @@ def test_what_an_interrupted_conversion_left_is_replaced(
     tar = output / "passes/0001/000001.tar"
     tar.write_bytes(tar.read_bytes()[:1000])
     assert convert(sound_cache, output).shards_written == 1
-    assert file_contents(output) == file_contents(tars("none"))
+    assert file_contents(output) == file_contents(make_tars("none"))
 
 
 def test_a_damaged_source_is_refused(cache_copy: Path, tmp_path: Path) -> None:
@@ -277,14 +283,17 @@ def test_other_images_are_refused(
 
 
 def test_impossible_conversions(
-    sound_cache: Path, tars: Callable[[str], Path], make_cache: Callable[..., Any], tmp_path: Path
+    sound_cache: Path,
+    make_tars: Callable[[str], Path],
+    make_cache: Callable[..., Any],
+    tmp_path: Path,
 ) -> None:
     with pytest.raises(UsageError, match="in Zarr form already"):
         convert(sound_cache, tmp_path / "copy", format="zarr")
     with pytest.raises(UsageError, match="WebDataset form with --embed none already"):
-        convert(tars("none"), tmp_path / "copy")
+        convert(make_tars("none"), tmp_path / "copy")
     with pytest.raises(UsageError, match="only tars contain encoded images"):
-        convert(tars("none"), tmp_path / "copy", format="zarr", embed="view")
+        convert(make_tars("none"), tmp_path / "copy", format="zarr", embed="view")
     with pytest.raises(UsageError, match=r"--embed view: .*pass --data-dir"):
         convert(sound_cache, tmp_path / "copy", embed="view")
     with pytest.raises(UsageError, match="the same folder"):
@@ -298,7 +307,7 @@ def test_impossible_conversions(
     with pytest.raises(DataError, match="no cache at"):
         convert(tmp_path / "nothing", tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
-    shutil.copytree(tars("none"), tmp_path / "standing")
+    shutil.copytree(make_tars("none"), tmp_path / "standing")
     with pytest.raises(CacheMismatch, match=r"--embed none, not in .*--embed source"):
         make_cache(tmp_path / "standing", format="webdataset", embed="source")
     with pytest.raises(CacheMismatch, match="--embed none, not in Zarr form"):
@@ -307,7 +316,7 @@ def test_impossible_conversions(
         make_cache(tmp_path / "copy", embed="view")
     make_cache(tmp_path / "other", seed=3, passes=1)
     with pytest.raises(CacheMismatch, match=r"contains another cache: .*views.seed is 3"):
-        convert(tars("none"), tmp_path / "other", format="zarr")
+        convert(make_tars("none"), tmp_path / "other", format="zarr")
 
 
 def test_passes_are_added_to_tars(make_cache: Callable[..., Any], tmp_path: Path) -> None:
@@ -320,8 +329,8 @@ def test_passes_are_added_to_tars(make_cache: Callable[..., Any], tmp_path: Path
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_members_are_plain_files_of_nobody_and_no_time(tars: Callable[[str], Path]) -> None:
-    with tarfile.open(tars("view") / "passes/0000/000002.tar") as tar:
+def test_members_are_plain_files_of_nobody_and_no_time(make_tars: Callable[[str], Path]) -> None:
+    with tarfile.open(make_tars("view") / "passes/0000/000002.tar") as tar:
         members = tar.getmembers()
     assert len(members) == 3 * 22
     assert {(m.mtime, m.uid, m.gid, m.uname, m.mode) for m in members} == {(0, 0, 0, "", 0o644)}

@@ -22,9 +22,9 @@ Contents = Callable[[Path], dict[str, bytes]]
 
 
 @pytest.fixture(scope="session")
-def view_tars(tars: Callable[[str], Path]) -> Path:
+def view_tars(make_tars: Callable[[str], Path]) -> Path:
     """The sound cache as tars with the rendered views. Read only."""
-    return tars("view")
+    return make_tars("view")
 
 
 def batches(place: Any, images: Any = None) -> list[dict[str, torch.Tensor]]:

@@ -7,6 +7,6 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def sound_tars(tars: Callable[[str], Path]) -> Path:
+def sound_tars(make_tars: Callable[[str], Path]) -> Path:
     """The sound cache as tars with the encoded images. Read only."""
-    return tars("source")
+    return make_tars("source")
