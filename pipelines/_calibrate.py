@@ -124,24 +124,23 @@ def _fit(
     job: Job, drawn: DrawnViews, output: Path, answers: TeacherAnswers, coordinator: Coordinator
 ) -> Fitted:
     """Fit prefix tokens and codecs; the errors are those on views held out of the fit."""
-    stages, kept = job.teacher.spec.stages, job.request.stages
-    count = num_calibration_views(job)
+    _check_same(job, coordinator)
+    kept, count = job.request.stages, num_calibration_views(job)
     if not count:
         return {}
-    _check_same(job, coordinator)
     num_held_out = min(_HELD_OUT_VIEWS, count // 2)
     positions = np.linspace(0, len(job.images) - 1, count).astype(int)
     # Every k-th view is held out, so that both sets spread over the whole image set.
     every = -(-count // num_held_out) if num_held_out else count + 1
     is_held_out = np.arange(count) % every == every - 1
     owners = owners_of(kept, coordinator.num_processes)
-    is_main = coordinator.rank == 0
+    num_prefix_tokens = job.teacher.spec.stages[3].num_prefix_tokens
     with (
-        ProgressReport("calibrating the codec", count, enabled=is_main) as progress,
+        ProgressReport("calibrating the codec", count, enabled=coordinator.rank == 0) as progress,
         _work_folder(output, coordinator) as folder,
     ):
         fit_on, held_out = (
-            CalibrationFeatures(folder / name, owners, stages[3].num_prefix_tokens, coordinator)
+            CalibrationFeatures(folder / name, owners, num_prefix_tokens, coordinator)
             for name in _PARTS
         )
         fit_on.compute(job, drawn, positions[~is_held_out], answers, progress)
@@ -149,30 +148,30 @@ def _fit(
             held_out.compute(job, drawn, positions[is_held_out], answers, progress)
         if not fit_on.num_views:
             raise DataError(f"{job.images.location}: every image of the calibration is corrupt")
-        if is_main:
-            job.teacher.calibrate_prefix(fit_on.entering)
-        request = parse_codec(job.request.codec)
-        num_threads = min(num_cores(), _MOST_FITTING_THREADS)
-
-        def fit_own() -> Fitted:
-            fitted: Fitted = {}
-            for stage in kept:
-                if owners[stage] == coordinator.rank:
-                    codec = fit_codec(
-                        request, stages[stage], fit_on.blocks(stage), num_threads=num_threads
-                    )
-                    unseen = list(held_out.blocks(stage))
-                    fitted[stage] = (
-                        codec,
-                        _measured(codec, np.concatenate(unseen)) if unseen else {},
-                    )
-            return fitted
-
-        names = " and ".join(map(str, kept))
-        with doing(f"fitting the codec of stage {names} to {fit_on.num_views:,} views"):
-            fitted = coordinator.together(fit_own)
+        own = [stage for stage, owner in owners.items() if owner == coordinator.rank]
+        fitted = coordinator.together(lambda: _fit_own(job, own, fit_on, held_out))
         everyones = coordinator.collect(fitted)
     return {stage: everyones[owner][stage] for stage, owner in owners.items()}
+
+
+def _fit_own(
+    job: Job, stages: list[int], fit_on: CalibrationFeatures, held_out: CalibrationFeatures
+) -> Fitted:
+    """Fit what this process fits: some stages, and in the main process the prefix tokens."""
+    fitted: Fitted = {}
+    if fit_on.entering:
+        job.teacher.calibrate_prefix(fit_on.entering)
+    for stage in stages:
+        with doing(f"fitting the codec of stage {stage} to {fit_on.num_views:,} views"):
+            codec = fit_codec(
+                parse_codec(job.request.codec),
+                job.teacher.spec.stages[stage],
+                fit_on.blocks(stage),
+                num_threads=min(num_cores(), _MOST_FITTING_THREADS),
+            )
+        unseen = list(held_out.blocks(stage))
+        fitted[stage] = codec, _measured(codec, np.concatenate(unseen)) if unseen else {}
+    return fitted
 
 
 def _measured(codec: FeatureCodec, original: np.ndarray[Any, Any]) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """What ``test_calibration_processes`` runs under ``torchrun``; notes go to ``NOTES/<rank>.json``.
 
-torchrun --nproc-per-node 3 calibration_script.py IMAGES OUTPUT NOTES
+torchrun --nproc-per-node 3 calibration_script.py IMAGES OUTPUT NOTES [skip] [die]
+
+With ``skip`` corrupt images are skipped; with ``die`` process 1 ends at its second batch.
 """
 
 import json
@@ -45,6 +47,8 @@ def main() -> None:
 
     def counted(teacher: Any, pixels: Any, precision: str) -> Any:
         views.append(len(pixels))
+        if "die" in sys.argv and os.environ["RANK"] == "1" and len(views) == 2:
+            os._exit(9)
         return run(teacher, pixels, precision)
 
     def noted(request: Any, shape: Any, calibration: Any, **named: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -20,6 +21,10 @@ SCRIPT = Path(__file__).with_name("calibration_script.py")
 _ROOT = Path(__file__).parents[2]
 
 
+def _environment(**variables: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(_ROOT), **variables}
+
+
 def _launch(num_processes: int, folder: Path, images: Path, *more: str) -> list[dict[str, Any]]:
     notes = folder / "notes"
     notes.mkdir()
@@ -27,9 +32,8 @@ def _launch(num_processes: int, folder: Path, images: Path, *more: str) -> list[
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"),
         *(str(num_processes), str(SCRIPT), str(images), str(folder / "cache"), str(notes), *more),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(_ROOT)}
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=1200, check=False
+        command, env=_environment(), capture_output=True, text=True, timeout=1200, check=False
     )
     assert done.returncode == 0, done.stderr
     return [json.loads((notes / f"{rank}.json").read_text()) for rank in range(num_processes)]
@@ -67,3 +71,33 @@ def test_all_processes_stop_if_one_cannot_calibrate(
     assert second.startswith("DataError 3 ")
     assert not (tmp_path / "cache/plan.json").exists()
     assert not list((tmp_path / "cache").glob(".calibration*"))
+
+
+def test_a_killed_process_is_reported_by_the_others_in_one_line(
+    tmp_path: Path, tiny_images: Path
+) -> None:
+    """Without ``torchrun``, which would end them itself."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    arguments = [str(tiny_images), str(tmp_path / "cache"), str(tmp_path), "die"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), *arguments],
+            env=_environment(
+                RANK=rank,
+                LOCAL_RANK=rank,
+                WORLD_SIZE="2",
+                LOCAL_WORLD_SIZE="2",
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=port,
+            ),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for rank in "01"
+    ]
+    assert [process.wait(timeout=1200) for process in processes] == [0, 9]
+    error = json.loads((tmp_path / "0.json").read_text())["error"]
+    assert error.startswith("EnvironmentFault 5 another process of the run was killed")
+    assert "\n" not in error
