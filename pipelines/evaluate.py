@@ -5,6 +5,7 @@ scalekd evaluate ./run --data-dir /imagenet --split val
 
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -148,7 +149,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         if split is not None:
             others = galleries[split]
             class_map = None if config.class_map == "none" else _gallery_classes(views, others)
-            metrics |= measure(model, views, others, opened.view, class_map=class_map).metrics()
+            metrics |= asdict(measure(model, views, others, opened.view, class_map=class_map))
     accelerator.end_training()
     return Evaluation(metrics)
 

@@ -1,6 +1,6 @@
 """Offline teacher-feature caches and ScaleKD student training.
 
-Importing this package loads no torch; import the room you need, such as
+Importing this package loads no torch; import the packages you need, such as
 ``scalekd.distillation`` or ``scalekd.cache``.
 """
 

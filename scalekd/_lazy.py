@@ -1,7 +1,7 @@
 """Packages whose names are imported when they are first used.
 
 A command's options are made from records that lie beside code for torch; its help must not load
-torch. Type checkers read the package's imports, which stand under ``if TYPE_CHECKING``.
+torch. Type checkers read the package's imports, which are under ``if TYPE_CHECKING``.
 """
 
 import ast

@@ -109,7 +109,7 @@ class EnvironmentFault(ScaleKDError):
 
 
 class TrainingInterrupted(ScaleKDError):
-    """The command received a signal, Ctrl-C or SIGTERM, and stopped at a sound place.
+    """The command received a signal, Ctrl-C or SIGTERM, and stopped with its work saved.
 
     Args:
         message: What was kept and how to continue.

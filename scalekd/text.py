@@ -6,11 +6,12 @@ The functions here write invisible characters as escapes and limit the length.
 """
 
 import datetime
+import difflib
 import html as _html
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 MAX_LINE = 2000
 """Largest number of characters of one line of output; a longer one loses its middle."""
@@ -47,6 +48,23 @@ def printable(text: object, *, limit: int = MAX_LINE) -> str:
 def one_line(text: object, *, limit: int = MAX_LINE) -> str:
     """Write text of several lines as one: runs of white space become single spaces."""
     return printable(" ".join(str(text).split()), limit=limit)
+
+
+def first_line(error: BaseException, *, limit: int = 300) -> str:
+    """Return the first line of an error's text, or the name of its class if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
+
+
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Return ``; did you mean 'x'?`` for the known name nearest to a wrong one, or no text.
+
+    Args:
+        name: The name that is not known.
+        known: The names that are.
+        cutoff: Least similarity of a name that is suggested, in 0..1.
+    """
+    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def markdown(text: object, *, limit: int = MAX_LINE) -> str:

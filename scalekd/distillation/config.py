@@ -5,11 +5,12 @@ Swin-L), whose weights of 0.08 and 0.06 for 49 tokens follow from the defaults r
 Each part of the method can be switched off for an ablation without touching its weights.
 """
 
-import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from scalekd.text import did_you_mean
 
 ObjectiveName = Literal["scalekd", "scalekd-light", "features", "kd", "none"]
 View = Literal["spatial", "frequency"]
@@ -147,8 +148,7 @@ class ScaleKDConfig(_Frozen):
                 first = error.errors()[0]
                 setting = ".".join(map(str, first["loc"]))
                 known = type(self).model_fields
-                near = [] if setting in known else difflib.get_close_matches(setting, known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
+                hint = "" if setting in known else did_you_mean(setting, known)
                 raise ValueError(f"{name}.{setting}: {first['msg']}{hint}") from None
         return self
 

@@ -18,7 +18,7 @@ from scalekd.errors import UsageError
 from scalekd.shapes import FeatureShape
 
 NO_LOGITS = (
-    "this cache holds no logits, which the KD loss needs; write one by cache-teacher"
+    "this cache contains no logits, which the KD loss needs; write one by cache-teacher"
     " --logits full with a teacher that has a classifier, or train with"
     " --distillation kd=false, or without labels and logits by --objective features"
 )

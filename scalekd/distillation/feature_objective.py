@@ -5,7 +5,7 @@ Put the objective and the student into one module, so that data parallelism wrap
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -18,43 +18,80 @@ from scalekd.errors import UsageError
 from scalekd.shapes import FeatureShape
 
 
-class _FeatureObjective(Objective):
-    """Losses of the student's classifier, and the `FeatureTerms` of one or more teachers."""
+class ScaleKDObjective(Objective):
+    """Task loss, logit loss and the four feature losses of ScaleKD (arXiv 2411.06786).
+
+    For each view (spatial, frequency): the student's stage-3 map is projected onto the
+    teacher's stage-3 tokens, passes the teacher's frozen tail, and is compared with the
+    teacher's final features. The output of the tail, not detached, is the query of a second
+    projector of the student's stage-4 map, whose output is compared with the same features.
+    Both views pass the tail in one batch.
+
+    A view or stage of weight 0 builds no module, computes nothing and returns no term. The one
+    exception: a stage-3 projector (and tail) whose own loss has weight 0 is still built where
+    the stage-4 projector of its view takes its queries from it.
+
+    If ``config.summary_weight`` is positive, a linear layer projects the student's pooled features,
+    which are compared with the teacher's class token (the mean of its patch tokens, if it has
+    none) by `summary_loss`.
+
+    The tail is set to eval mode and its parameters to ``requires_grad=False``; gradients pass
+    through it. It moves with the objective between devices and dtypes but is not a submodule:
+    ``parameters()``, ``state_dict()``, ``train()`` and data parallelism do not see it, because it
+    is restored from the teacher.
+
+    Args:
+        config: Weights, attention heads and switches.
+        form: Size of the projectors; `PUBLISHED` if not given. If views share a projector, it has
+            the softmax scale of the spatial view.
+        student_levels: Shapes of the student's last two levels, stage 3 first.
+        teacher_stages: Shapes of the teacher's stages 3 and 4; only patch tokens are compared.
+        tail: Maps stage-3 patch tokens ``(batch, token, channel)`` to final patch tokens.
+            Needed unless stage 3 is unused or ``config.tpp`` is off.
+        student_features: Width of the student's pooled features; needed for the summary loss.
+        name: Name of the teacher, where there are several.
+        others: Further teachers by name. Their feature losses are added, each with projectors of
+            its own, and every term has its teacher's name in front: ``dinov3_summary_loss``.
+
+    Raises:
+        UsageError: The tail is missing, a head count does not divide its stage's width, or
+            every feature loss has weight 0.
+    """
 
     needs_features = True
+    _form: ClassVar = PUBLISHED
+    _summary_weight: ClassVar = 0.0
+    _reads_classifier: ClassVar = True
 
     def __init__(
         self,
-        config: ScaleKDConfig,
+        config: ScaleKDConfig | None = None,
         *,
-        task_weight: float,
-        kd_weight: float,
-        summary_weight: float,  # where the settings state none
-        form: Form,
+        form: Form | None = None,
         student_levels: Sequence[StudentLevel],
         teacher_stages: Mapping[int, FeatureShape],
-        tail: nn.Module | None,
-        student_features: int | None,
-        name: str,
-        others: Mapping[str, TeacherFeatures],
+        tail: nn.Module | None = None,
+        student_features: int | None = None,
+        name: str = "base",
+        others: Mapping[str, TeacherFeatures] = MappingProxyType({}),
     ) -> None:
-        super().__init__(config, task_weight=task_weight, kd_weight=kd_weight)
+        config = config or ScaleKDConfig()
+        weights = (config.task_weight, config.kd_weight) if self._reads_classifier else (0.0, 0.0)
+        super().__init__(config, task_weight=weights[0], kd_weight=weights[1])
         teachers = {name: TeacherFeatures(config, teacher_stages, tail), **others}
-
-        def terms_of(teacher: TeacherFeatures) -> FeatureTerms:
+        # In a mapping, so that nn.Module does not register the tails.
+        self._teachers: dict[str, FeatureTerms] = {}
+        for each, teacher in teachers.items():
             stated = teacher.config.summary_weight
-            return FeatureTerms(
+            self._teachers[each] = FeatureTerms(
                 teacher.config,
-                form=form,
+                form=form or self._form,
                 student_levels=student_levels,
                 teacher_stages=teacher.stages,
                 tail=teacher.tail,
-                summary_weight=summary_weight if stated is None else stated,
+                summary_weight=self._summary_weight if stated is None else stated,
                 student_features=student_features,
             )
-
-        # In a mapping, so that nn.Module does not register the tails; see `ScaleKDObjective`.
-        self._teachers = {name: terms_of(teacher) for name, teacher in teachers.items()}
         self._first = name
         if not any(terms.names for terms in self._teachers.values()):
             raise UsageError(
@@ -81,9 +118,8 @@ class _FeatureObjective(Objective):
         return {name for name, _ in self.named_parameters() if name.endswith("pos_embed")}
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        for (
-            terms
-        ) in self._teachers.values():  # so that .to(), .double() and .cuda() also move the tails
+        # So that .to(), .double() and .cuda() also move the tails.
+        for terms in self._teachers.values():
             if terms.tail is not None:
                 terms.tail._apply(fn, recurse)  # type: ignore[no-untyped-call]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -98,7 +134,7 @@ class _FeatureObjective(Objective):
         return (*super()._terms(), *named)
 
     def _prefix(self, teacher: str) -> str:
-        """Return what tells a teacher's terms from those of others."""
+        """Return the prefix of a teacher's terms; empty if there is only one teacher."""
         return f"{teacher}_" if len(self._teachers) > 1 else ""
 
     def _feature_losses(
@@ -117,116 +153,14 @@ class _FeatureObjective(Objective):
         return losses
 
 
-class ScaleKDObjective(_FeatureObjective):
-    """Task loss, logit loss and the four feature losses of ScaleKD (arXiv 2411.06786).
-
-    For each view (spatial, frequency): the student's stage-3 map is projected onto the
-    teacher's stage-3 tokens, passes the teacher's frozen tail, and is compared with the
-    teacher's final features. The output of the tail, not detached, is the query of a second
-    projector of the student's stage-4 map, whose output is compared with the same features.
-    Both views pass the tail in one batch.
-
-    A view or stage of weight 0 builds no module, computes nothing and returns no term. The one
-    exception: a stage-3 projector (and tail) whose own loss has weight 0 is still built where
-    the stage-4 projector of its view takes its queries from it.
-
-    If ``config.summary_weight`` is positive, a linear layer projects the student's pooled features,
-    which are compared with the teacher's class token (the mean of its patch tokens, if it has
-    none) by `summary_loss`.
-
-    The tail is set to eval mode and its parameters to ``requires_grad=False``; gradients pass
-    through it. It moves with the objective between devices and dtypes but is not a submodule:
-    ``parameters()``, ``state_dict()``, ``train()`` and data parallelism do not see it, because it
-    is restored from the teacher.
-
-    Args:
-        config: Weights, attention heads and switches.
-        form: Size of the projectors: `PUBLISHED` or `LIGHT`. If views share a projector, it has the
-            softmax scale of the spatial view.
-        student_levels: Shapes of the student's last two levels, stage 3 first.
-        teacher_stages: Shapes of the teacher's stages 3 and 4; only patch tokens are compared.
-        tail: Maps stage-3 patch tokens ``(batch, token, channel)`` to final patch tokens.
-            Needed unless stage 3 is unused or ``config.tpp`` is off.
-        student_features: Width of the student's pooled features; needed for the summary loss.
-        name: Name of the teacher, where there are several.
-        others: Further teachers by name. Their feature losses are added, each with projectors of
-            its own, and every term has its teacher's name in front: ``dinov3_summary_loss``.
-
-    Raises:
-        UsageError: The tail is missing, a head count does not divide its stage's width, or
-            every feature loss has weight 0.
-    """
-
-    def __init__(
-        self,
-        config: ScaleKDConfig | None = None,
-        *,
-        form: Form = PUBLISHED,
-        student_levels: Sequence[StudentLevel],
-        teacher_stages: Mapping[int, FeatureShape],
-        tail: nn.Module | None = None,
-        student_features: int | None = None,
-        name: str = "base",
-        others: Mapping[str, TeacherFeatures] = MappingProxyType({}),
-    ) -> None:
-        config = config or ScaleKDConfig()
-        super().__init__(
-            config,
-            task_weight=config.task_weight,
-            kd_weight=config.kd_weight,
-            summary_weight=0.0,
-            form=form,
-            student_levels=student_levels,
-            teacher_stages=teacher_stages,
-            tail=tail,
-            student_features=student_features,
-            name=name,
-            others=others,
-        )
-
-
-class FeaturesObjective(_FeatureObjective):
+class FeaturesObjective(ScaleKDObjective):
     """The feature losses of `ScaleKDObjective` and the summary loss: no labels, no logits.
 
-    The summary loss has the weight `SUMMARY_WEIGHT` unless ``config`` states another. The student's
-    classifier, if it has one, is not trained.
-
-    Args:
-        config: Weights, attention heads and switches; those of labels and logits are not read.
-        form: Size of the projectors.
-        student_levels: As for `ScaleKDObjective`.
-        teacher_stages: As for `ScaleKDObjective`.
-        tail: As for `ScaleKDObjective`.
-        student_features: Width of the student's pooled features; needed for the summary loss.
-        name, others: As for `ScaleKDObjective`.
-
-    Raises:
-        UsageError: As for `ScaleKDObjective`.
+    The summary loss has the weight `SUMMARY_WEIGHT` unless ``config`` states another; ``form`` is
+    `LIGHT` if not given. Settings of labels and logits are not read, and the student's classifier,
+    if it has one, is not trained.
     """
 
-    def __init__(
-        self,
-        config: ScaleKDConfig | None = None,
-        *,
-        form: Form = LIGHT,
-        student_levels: Sequence[StudentLevel],
-        teacher_stages: Mapping[int, FeatureShape],
-        tail: nn.Module | None = None,
-        student_features: int | None = None,
-        name: str = "base",
-        others: Mapping[str, TeacherFeatures] = MappingProxyType({}),
-    ) -> None:
-        config = config or ScaleKDConfig()
-        super().__init__(
-            config,
-            task_weight=0.0,
-            kd_weight=0.0,
-            summary_weight=SUMMARY_WEIGHT,
-            form=form,
-            student_levels=student_levels,
-            teacher_stages=teacher_stages,
-            tail=tail,
-            student_features=student_features,
-            name=name,
-            others=others,
-        )
+    _form = LIGHT
+    _summary_weight = SUMMARY_WEIGHT
+    _reads_classifier = False

@@ -5,7 +5,7 @@ objective adds up the terms of one or more teachers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -119,14 +119,9 @@ class FeatureTerms:
                 config, form, 3, branch, student_levels[0], stage3_shape, learned_query=True
             )
         for branch in self._stage4:
+            learned = branch not in querying
             projectors[f"stage4_{branch}"] = _build_projector(
-                config,
-                form,
-                4,
-                branch,
-                student_levels[1],
-                self._final,
-                learned_query=branch not in querying,
+                config, form, 4, branch, student_levels[1], self._final, learned_query=learned
             )
         if self.needs_pooled:
             if student_features is None:
@@ -250,25 +245,21 @@ def _build_projector(
     learned_query: bool,
 ) -> nn.Module:
     student = level if isinstance(level, FeatureShape) else FeatureShape(level[1], level[0])
+    arguments: dict[str, Any] = {
+        "student_channels": student.num_channels,
+        "student_grid": student.grid,
+        "teacher_channels": shape.num_channels,
+        "query_grid": shape.grid,
+        "norm": config.norm,
+        "depthwise_stem": form.depthwise_stem,
+    }
     if not config.cap:
-        return ConvProjector(
-            student_channels=student.num_channels,
-            student_grid=student.grid,
-            teacher_channels=shape.num_channels,
-            query_grid=shape.grid,
-            norm=config.norm,
-            depthwise_stem=form.depthwise_stem,
-        )
+        return ConvProjector(**arguments)
     settings = config.stage(stage)
     return CrossAttentionProjector(
-        student_channels=student.num_channels,
-        student_grid=student.grid,
-        teacher_channels=shape.num_channels,
-        query_grid=shape.grid,
+        **arguments,
         num_heads=settings.num_heads or default_num_heads(shape.num_channels),
         softmax_scale=settings.scale("frequency" if branch == "frequency" else "spatial"),
-        norm=config.norm,
-        depthwise_stem=form.depthwise_stem,
         ffn_ratio=form.ffn_ratio,
         learned_query=learned_query,
     )

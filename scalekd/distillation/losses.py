@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from scalekd.distillation.config import View
-from scalekd.distillation.targets import FullLogits, LogitTargets, TopKLogits, at_least_float32
+from scalekd.distillation.targets import FullLogits, LogitTargets, at_least_float32
 
 _MIN_NORM = 1e-12  # as in the published method; a shorter token has no direction
 _MIN_COUNT = 1e-6  # where no image has a label, the sum is an exact zero
@@ -55,15 +55,7 @@ def frequency_loss(
     constant map is therefore zero and has no gradient, whereas the rounding noise of a transform
     would be scaled to unit length.
 
-    Args:
-        predicted: Tokens of the student, in the teacher's width, on the teacher's grid.
-        target: Tokens of the teacher; no gradient flows.
-
-    Returns:
-        Sum over tokens, mean over the batch.
-
-    Raises:
-        ValueError: The shapes differ.
+    Arguments, result and errors are those of `spatial_loss`.
     """
     return view_loss(predicted, target_view(target, "frequency"), "frequency")
 
@@ -103,7 +95,7 @@ def view_loss(
 
 def kd_loss(
     student_logits: Float[Tensor, "batch cls"],
-    teacher_logits: Float[Tensor, "batch cls"],
+    teacher_logits: Float[Tensor, "batch cls"] | LogitTargets,
     *,
     temperature: float = 1.0,
 ) -> Float[Tensor, ""]:
@@ -113,8 +105,9 @@ def kd_loss(
     changes (Hinton et al. 2015, section 2).
 
     Args:
-        student_logits: Scores before softmax.
-        teacher_logits: Scores before softmax, decoded from the cache; no gradient flows.
+        student_logits: Scores of all classes before softmax.
+        teacher_logits: Scores before softmax, or a record of them from a cache, such as
+            `TopKLogits`; no gradient flows.
         temperature: Divides both sets of scores; above 1 the minor classes count for more.
 
     Returns:
@@ -123,39 +116,8 @@ def kd_loss(
     Raises:
         ValueError: ``temperature`` is not positive, or the numbers of classes differ.
     """
-    return soft_cross_entropy(student_logits, FullLogits(teacher_logits), temperature=temperature)
-
-
-def topk_kd_loss(
-    student_logits: Float[Tensor, "batch cls"],
-    teacher_logits: TopKLogits,
-    *,
-    temperature: float = 1.0,
-) -> Float[Tensor, ""]:
-    """Compute `kd_loss` from the teacher's likeliest classes; the others share the rest evenly.
-
-    Args:
-        student_logits: Scores of all classes before softmax.
-        teacher_logits: Top-k scores from the cache; no gradient flows.
-        temperature: Divides both sets of scores; any positive value, see
-            `TopKLogits.probabilities`.
-
-    Returns:
-        Loss in nats.
-
-    Raises:
-        ValueError: ``temperature`` is not positive, or the numbers of classes differ.
-    """
-    return soft_cross_entropy(student_logits, teacher_logits, temperature=temperature)
-
-
-def soft_cross_entropy(
-    student_logits: Float[Tensor, "batch cls"],
-    teacher_logits: LogitTargets,
-    *,
-    temperature: float = 1.0,
-) -> Float[Tensor, ""]:
-    """Compute `kd_loss` or `topk_kd_loss`, for any kind of teacher logits."""
+    if isinstance(teacher_logits, Tensor):
+        teacher_logits = FullLogits(teacher_logits)
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
     if student_logits.shape[-1] != teacher_logits.num_classes:
@@ -168,6 +130,10 @@ def soft_cross_entropy(
     log_student = (at_least_float32(student_logits) / temperature).log_softmax(dim=-1)
     teacher = teacher_logits.probabilities(temperature)
     return -(teacher * log_student).sum(dim=-1).mean() * temperature**2
+
+
+topk_kd_loss = kd_loss
+"""Name of `kd_loss` for `TopKLogits` in version 0.2."""
 
 
 def summary_loss(
@@ -256,7 +222,7 @@ def bce_loss(
     label_smoothing: float = 0.0,
     num_labelled: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
-    """Sigmoid cross entropy of every class with the one-hot label.
+    """Compute the sigmoid cross entropy of every class with the one-hot label.
 
     Summed over classes and averaged over the labelled images: ``classes * ln 2`` at zero scores.
 

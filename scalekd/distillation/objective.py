@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from scalekd.distillation.config import ScaleKDConfig
-from scalekd.distillation.losses import TASK_LOSSES, soft_cross_entropy
+from scalekd.distillation.losses import TASK_LOSSES, kd_loss
 from scalekd.distillation.targets import Targets
 from scalekd.errors import UsageError
 
@@ -112,7 +112,7 @@ class Objective(nn.Module):
                     "the kd loss needs the teacher's logits and the targets have none; read them"
                     " from the cache, or turn the kd loss off"
                 )
-            kd = soft_cross_entropy(logits, targets.logits, temperature=self.config.temperature)
+            kd = kd_loss(logits, targets.logits, temperature=self.config.temperature)
             losses["kd_loss"] = self._kd_weight * kd
         return losses
 

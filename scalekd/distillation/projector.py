@@ -18,9 +18,8 @@ Grid = tuple[int, int]
 """Rows and columns."""
 
 _POSITION_STD = 0.02  # as in the published code, whose truncation at +-2 has no effect
-_HEAD_WIDTH = (
-    64  # as in most published pairs; the teachers' heads differ by a factor of two at most
-)
+# As in most published pairs; the teachers' heads differ by a factor of two at most.
+_HEAD_WIDTH = 64
 _PUBLISHED_FFN_RATIO = 4
 
 

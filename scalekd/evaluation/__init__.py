@@ -1,4 +1,4 @@
-"""Evaluation of models: top-1, top-5, nearest neighbours, and agreement with a teacher."""
+"""Evaluation of models: accuracy, neighbours, linear probes, agreement with a teacher."""
 
 from scalekd.evaluation.evaluator import EvaluationResult, Evaluator
 from scalekd.evaluation.label_free import FeatureLossEvaluator, NeighbourEvaluator, halves

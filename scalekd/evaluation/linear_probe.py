@@ -9,7 +9,7 @@ stay in memory.
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -48,10 +48,6 @@ class LinearProbeResult:
     linear_top1_of_seeds: tuple[float, ...]
     linear_strengths: tuple[float, ...]
     linear_num_images: int
-
-    def metrics(self) -> dict[str, Any]:
-        """Return the metrics by name."""
-        return asdict(self)
 
 
 def evaluate_linear_probe(
@@ -106,7 +102,7 @@ def _held_out(labels: Array, seed: int, location: str) -> Array:
     held = np.zeros(len(labels), dtype=bool)
     classes = np.unique(labels)
     if len(classes) < 2:
-        raise UsageError(f"--linear-probe: {location} has one class, so nothing can be told apart")
+        raise UsageError(f"--linear-probe: {location} has one class, and a classifier needs two")
     for number in classes:
         members = random.permutation(np.flatnonzero(labels == number))
         count = min(len(members) - 1, max(1, round(_HELD_OUT * len(members))))
@@ -124,42 +120,29 @@ def _probe(
 ) -> tuple[float, float, float]:
     """Return top-1 and top-5 on the asked images, and the chosen C."""
     scores = {}
-    scale = _Scale(features[~held])
     classifier = _classifier()
     for strength in STRENGTHS:  # from strong to weak penalty, each starting from the last
-        classifier.set_params(C=strength)
-        _fit(classifier, scale(features[~held]), labels[~held])
-        scores[strength] = _accuracy(classifier, scale(features[held]), labels[held])[0]
+        _fit(classifier, features[~held], labels[~held], strength)
+        scores[strength] = _accuracy(classifier, features[held], labels[held])[0]
     best = max(STRENGTHS, key=lambda strength: scores[strength])
-    scale, classifier = _Scale(features), _classifier().set_params(C=best)
-    _fit(classifier, scale(features), labels)
-    return *_accuracy(classifier, scale(asked), truth), best
-
-
-class _Scale:
-    """Standardisation of features by those of the training images."""
-
-    def __init__(self, features: Array) -> None:
-        self._mean = features.mean(axis=0)
-        deviation = features.std(axis=0)
-        # Features that do not vary say nothing; dividing by their rounding would blow it up.
-        varies = deviation > 1e-6 * np.abs(self._mean).max(initial=1e-30)
-        self._factor = np.where(varies, 1 / np.where(varies, deviation, 1), 0)
-
-    def __call__(self, features: Array) -> Array:
-        standardised: Array = (features - self._mean) * self._factor
-        return standardised
+    classifier = _classifier()
+    _fit(classifier, features, labels, best)
+    return *_accuracy(classifier, asked, truth), best
 
 
 def _classifier() -> Any:
     from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
 
-    return LogisticRegression(max_iter=_MAX_ITERATIONS, warm_start=True)
+    regression = LogisticRegression(max_iter=_MAX_ITERATIONS, warm_start=True)
+    return make_pipeline(StandardScaler(), regression)
 
 
-def _fit(classifier: Any, features: Array, labels: Array) -> None:
+def _fit(classifier: Any, features: Array, labels: Array, strength: float) -> None:
     from sklearn.exceptions import ConvergenceWarning
 
+    classifier.set_params(logisticregression__C=strength)
     with warnings.catch_warnings():  # after 1,000 steps the accuracy no longer changes
         warnings.simplefilter("ignore", ConvergenceWarning)
         classifier.fit(features, labels)

@@ -10,7 +10,7 @@ independent of the size of the gallery. Each process reads its share of the gall
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,10 +41,6 @@ class NeighbourResult:
     knn_top5: float
     knn_k: int
     knn_num_gallery: int
-
-    def metrics(self) -> dict[str, float]:
-        """Return the metrics by name."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

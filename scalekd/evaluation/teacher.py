@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from scalekd.cache import CacheReader, TargetDecoder
-from scalekd.distillation import FullLogits, LogitTargets
+from scalekd.distillation import FullLogits, TopKLogits, select_classes
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.evaluation.views import EvaluationConfig, EvaluationViews
 from scalekd.images import ImageDataset
 from scalekd.teachers import Teacher
+from scalekd.training.module import likeliest_class
 
 Answers = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -95,15 +96,12 @@ def cached_answers(
     return answers
 
 
-def _likeliest(logits: LogitTargets | None, class_map: Sequence[int] | None) -> Tensor:
-    if logits is None:
-        raise ValueError("a decoder of logits returned none")
-    scores = logits.logits if isinstance(logits, FullLogits) else logits.probabilities()
-    if class_map is not None:
-        if max(class_map) >= scores.shape[1]:
-            raise UsageError(
-                f"the class map has class {max(class_map)}, but the teacher has "
-                f"{scores.shape[1]} classes"
-            )
-        scores = scores[:, list(class_map)]
-    return scores.argmax(dim=1)
+def _likeliest(logits: FullLogits | TopKLogits, class_map: Sequence[int] | None) -> Tensor:
+    if class_map is None:
+        return likeliest_class(logits)
+    if max(class_map) >= logits.num_classes:
+        raise UsageError(
+            f"the class map has class {max(class_map)}, but the teacher has "
+            f"{logits.num_classes} classes"
+        )
+    return likeliest_class(select_classes(logits, torch.tensor(list(class_map))))

@@ -14,18 +14,14 @@ from matplotlib.figure import Figure
 from scalekd.export.backbone import backbone_arguments
 from scalekd.models.architectures import import_for
 from scalekd.text import MAX_CELL, markdown, markdown_code, markdown_fence, printable
+from scalekd.training.interfaces import SCORES
 from scalekd.training.logs import read_summary
 from scalekd.training.plain_yaml import dump_plain
 from scalekd.training.trained import TrainedStudent
 
 _CURVES_FILE = "curves.png"
 _NUM_ROWS = 10  # rows of the table of curves; the picture has every epoch
-_SCORES = {
-    "eval_top1": "top-1, %",
-    "ema_eval_top1": "top-1 of the averaged weights, %",
-    "eval_knn_top1": "top-1 of nearest neighbours, %",
-    "ema_eval_knn_top1": "top-1 of nearest neighbours, averaged weights, %",
-}
+_TOP1 = {n: f"{label}, %" for n, (label, _) in SCORES.items() if n.endswith("top1")}  # curves
 _MAX_SETTINGS = 500  # lines of settings; a run writes fewer than 200
 _NOT_RECORDED = "not recorded"
 # Settings that are omitted: paths on the training machine, and logging.
@@ -109,7 +105,7 @@ def _curves(rows: Sequence[Mapping[str, float]]) -> list[str]:
     if not rows:
         return []
     columns = {"epoch": "epoch", "samples_viewed": "views", "train_loss": "training loss"}
-    columns |= _SCORES
+    columns |= _TOP1
     shown = [name for name in columns if any(name in row for row in rows)]
     chosen = sorted({round(i * (len(rows) - 1) / (_NUM_ROWS - 1)) for i in range(_NUM_ROWS)})
     return [
@@ -145,10 +141,7 @@ def _settings(state: Mapping[str, Any]) -> list[str]:
 def _plot(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for axes, columns in (
-        (left, {"train_loss": "training loss"}),
-        (right, _SCORES),
-    ):
+    for axes, columns in ((left, {"train_loss": "training loss"}), (right, _TOP1)):
         for column, label in columns.items():
             points = [(int(row["epoch"]) + 1, row[column]) for row in rows if column in row]
             if points:
@@ -190,15 +183,7 @@ def _rows(student: TrainedStudent, metrics: Mapping[str, Any]) -> list[tuple[str
         ("epochs", state["epoch"]),
         ("mean, std", f"{_numbers(spec.mean)}, {_numbers(spec.std)}"),
     ]
-    for name, label, unit in (
-        ("eval_top1", "top-1", " %"),
-        ("eval_top5", "top-5", " %"),
-        ("ema_eval_top1", "top-1 of the averaged weights", " %"),
-        ("eval_knn_top1", "top-1 of nearest neighbours", " %"),
-        ("ema_eval_knn_top1", "top-1 of nearest neighbours, averaged weights", " %"),
-        ("eval_feature_loss", "validation feature loss", ""),
-        ("eval_num_samples", "validation images", ""),
-    ):
+    for name, (label, unit) in (SCORES | {"eval_num_samples": ("validation images", "")}).items():
         if name in metrics:
             rows.append((label, f"{metrics[name]:,.6g}{unit}"))
     return [(name, str(value)) for name, value in rows if value not in (None, "")]

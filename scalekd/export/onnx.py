@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from scalekd import __version__
 from scalekd.errors import EnvironmentFault, UsageError
-from scalekd.text import printable
+from scalekd.text import first_line, printable
 from scalekd.training.trained import TrainedStudent
 
 TOLERANCE = 1e-4
@@ -132,9 +132,8 @@ def write_onnx(student: TrainedStudent, path: Path, graph: Graph | None = None) 
         axes = dict(enumerate((_BATCH, None, *_SIDES)))
         del axes[1]
     try:
-        logging.getLogger("onnxscript").setLevel(
-            logging.ERROR
-        )  # it reports what it leaves as it is
+        # Below this level it reports what it leaves as it is.
+        logging.getLogger("onnxscript").setLevel(logging.ERROR)
         program: Any = torch.onnx.export(
             _WithMaps(model, graph.num_maps).eval() if graph.num_maps else model,
             (_images(graph.img_size, _TRACED_BATCH),),
@@ -167,11 +166,10 @@ def write_onnx(student: TrainedStudent, path: Path, graph: Graph | None = None) 
 
 def _inexpressible(student: TrainedStudent, graph: Graph, error: Exception) -> UsageError:
     cause = error.__cause__ or error  # torch's own text only says at which step it failed
-    reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
     sizes = " for images of any size; give --img-size HEIGHTxWIDTH" if graph.any_size else ""
     return UsageError(
         f"--format onnx: torch {torch.__version__} cannot express {student.spec.architecture} "
-        f"in ONNX{sizes}: {printable(reason, limit=300)}"
+        f"in ONNX{sizes}: {printable(first_line(cause))}"
     )
 
 

@@ -22,6 +22,7 @@ from scalekd.export.onnx import Graph, num_feature_maps, require_onnx, write_onn
 from scalekd.models.architectures import import_for
 from scalekd.models.arguments import constructor_arguments
 from scalekd.storage.files import temporary_path
+from scalekd.text import first_line
 from scalekd.training.state import plain_names
 from scalekd.training.trained import TrainedStudent
 from scalekd.views import pillow_name
@@ -185,10 +186,9 @@ def _graph(
             with torch.inference_mode():
                 model(torch.zeros(1, 3, *size))
         except (RuntimeError, AssertionError, TypeError, ValueError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UsageError(
                 f"--img-size: {student.spec.architecture} does not accept images of {size[0]} x "
-                f"{size[1]} pixels: {reason[:300]}"
+                f"{size[1]} pixels: {first_line(error)}"
             ) from error
     num_maps = num_feature_maps(model) if features else 0
     return Graph(model, size, any_size=img_size == "any", num_maps=num_maps)

@@ -9,12 +9,7 @@ import numpy as np
 from scalekd.errors import DataError
 from scalekd.images.left_out import LeftOut, shown
 from scalekd.images.order import mixed
-from scalekd.images.samples import (
-    IMAGE_EXTENSIONS,
-    check_not_empty,
-    check_sizes,
-    encoded_keys,
-)
+from scalekd.images.samples import IMAGE_EXTENSIONS, check_not_empty, encoded_keys
 from scalekd.images.stored import StoredImages
 from scalekd.storage import Storage, StoredFile
 from scalekd.text import printable
@@ -63,15 +58,13 @@ class FolderImages(StoredImages):
         notes += left_out.lines(location)
         check_not_empty(len(images), location, notes)
         keys, files = list(images), list(images.values())
-        sizes = np.array([file.size for file in files], np.int64)
-        check_sizes(sizes, keys, location)
         number_of = {name: number for number, name in enumerate(classes or ())}
         labels = [-1 if classes is None else number_of[key.split("/")[0]] for key in keys]
         dataset = cls(
             location=location,
             keys=encoded_keys(keys, location),
             labels=np.array(labels, np.int32),
-            sizes=sizes,
+            sizes=np.array([file.size for file in files], np.int64),
             class_names=classes,
             notes=tuple(notes),
             storage=storage,
@@ -84,7 +77,7 @@ class FolderImages(StoredImages):
 
 
 def has_class_folders(storage: Storage, folder: str) -> bool:
-    """Whether a folder has images in sub-folders."""
+    """Return whether a folder has images in sub-folders."""
     return any("/" in path for path in _listed(storage, folder)[0])
 
 
@@ -128,5 +121,5 @@ def _check_classes(others: dict[str, list[str]], classes: set[str], location: st
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether a name is hidden: ``.ipynb_checkpoints``, or the ``._cat.jpg`` that macOS writes."""
+    """Return whether a name is hidden, such as the ``._cat.jpg`` that macOS writes."""
     return name.startswith(".")

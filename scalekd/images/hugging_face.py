@@ -16,13 +16,8 @@ import numpy as np
 from scalekd.errors import DataError, EnvironmentFault, ScaleKDError, UsageError
 from scalekd.images.labels import Label, numbered
 from scalekd.images.left_out import LeftOut, listed, shown
-from scalekd.images.samples import (
-    ImageDataset,
-    Rows,
-    check_not_empty,
-    check_sizes,
-    encoded_keys,
-)
+from scalekd.images.samples import ImageDataset, Rows, check_not_empty, encoded_keys
+from scalekd.options import ImageOptions
 from scalekd.text import one_line, printable
 
 PREFIX = "hfds/"
@@ -33,29 +28,12 @@ _MAX_STATE_BYTES = 16 << 20
 _MAX_LABEL = 10**9
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Columns to read from a table, as given on the command line; ``None`` detects the column.
-
-    Attributes:
-        image: Column of the encoded images.
-        label: Column of the labels.
-        key: Column of the keys, or a field of one (``image/path``).
-        labelled: Whether labels are read.
-    """
-
-    image: str | None = None
-    label: str | None = None
-    key: str | None = None
-    labelled: bool = True
-
-
 @dataclass(frozen=True, kw_only=True)
 class HuggingFaceImages(ImageDataset):
     """Images of a table, one row a sample.
 
-    The key is the value of the column :attr:`Columns.key`, or else the name of the file and the
-    number of the row in it, which change when the rows are distributed over other files.
+    The key is the value of the column :attr:`ImageOptions.key_column`, or else the name of the file
+    and the number of the row in it, which change when the rows are distributed over other files.
 
     Attributes:
         table: ``datasets.Dataset`` of the image column alone, in Arrow's format.
@@ -72,7 +50,7 @@ class HuggingFaceImages(ImageDataset):
         return False
 
     def stored_order(self) -> Self:
-        """The same samples in the order of the rows."""
+        """Return the same samples in the order of the rows."""
         return self.taken(np.argsort(self.rows))
 
     def read_images(self, positions: Sequence[int]) -> Iterator[bytes]:
@@ -89,32 +67,33 @@ class HuggingFaceImages(ImageDataset):
             yield data if data is not None else _file(image["path"]).read_bytes()
 
     @classmethod
-    def of(cls, table: Any, names: Sequence[str] | None, location: str, columns: Columns) -> Self:
+    def of(
+        cls, table: Any, names: Sequence[str] | None, location: str, options: ImageOptions
+    ) -> Self:
         """Index a table.
 
         Args:
             table: ``datasets.Dataset``.
             names: Key of each row if no column of keys is given; ``None`` uses the row number.
             location: Path or name that was opened, for messages.
-            columns: Columns to read.
+            options: Columns to read; those that are not named are recognised.
 
         Raises:
             UsageError: A column does not exist, or several columns could be meant.
             DataError: The table has no image, or a label or key cannot be read.
         """
         library = _library()
-        image = _image_column(table, columns, location)
+        image = _image_column(table, options, location)
         images = table.select_columns([image]).cast_column(image, library.Image(decode=False))
         images = images.with_format("arrow")
-        left_out, notes = LeftOut(), []
+        left_out = LeftOut()
         with _explained(location):
             sizes = _sizes(images, image, left_out)
             rows = np.flatnonzero(sizes >= 0)
-            keys = _keys(table, names, rows, location, columns)
-            labels, class_names, about_labels = _labels(table, image, rows, keys, location, columns)
+            keys = _keys(table, names, rows, location, options)
+            labels, class_names, about_labels = _labels(table, image, rows, keys, location, options)
         notes = [*left_out.lines(location), *about_labels]
         check_not_empty(len(rows), location, notes)
-        check_sizes(sizes[rows], keys, location)
         dataset = cls(
             location=location,
             keys=encoded_keys(keys, location),
@@ -128,7 +107,7 @@ class HuggingFaceImages(ImageDataset):
         return dataset.mixed_unless_shuffled()
 
 
-def open_hub(name: str, split: str, columns: Columns) -> HuggingFaceImages:
+def open_hub(name: str, split: str, options: ImageOptions) -> HuggingFaceImages:
     """Open ``NAME`` or ``NAME:CONFIGURATION`` of the Hub, or its downloaded copy.
 
     Raises:
@@ -144,10 +123,10 @@ def open_hub(name: str, split: str, columns: Columns) -> HuggingFaceImages:
         )
     with _explained(location):
         table = library.load_dataset(repository, configuration or None, split=split)
-    return HuggingFaceImages.of(table, None, f"{location}, split {split}", columns)
+    return HuggingFaceImages.of(table, None, f"{location}, split {split}", options)
 
 
-def open_parquet(files: Sequence[Path], location: str, columns: Columns) -> HuggingFaceImages:
+def open_parquet(files: Sequence[Path], location: str, options: ImageOptions) -> HuggingFaceImages:
     """Open parquet files. ``datasets`` keeps an uncompressed copy in its cache folder.
 
     Raises:
@@ -166,10 +145,10 @@ def open_parquet(files: Sequence[Path], location: str, columns: Columns) -> Hugg
         table = library.load_dataset(
             "parquet", data_files={"train": [str(file) for file in files]}, split="train"
         )
-    return HuggingFaceImages.of(table, names, location, columns)
+    return HuggingFaceImages.of(table, names, location, options)
 
 
-def open_saved(folder: Path, columns: Columns) -> HuggingFaceImages:
+def open_saved(folder: Path, options: ImageOptions) -> HuggingFaceImages:
     """Open one split as ``save_to_disk`` wrote it.
 
     Raises:
@@ -188,7 +167,7 @@ def open_saved(folder: Path, columns: Columns) -> HuggingFaceImages:
             raise DataError(f"{state}: {shown(str(name))} is not the name of a file beside it")
     with _explained(str(folder)):
         table = _library().Dataset.load_from_disk(str(folder))
-    return HuggingFaceImages.of(table, None, str(folder), columns)
+    return HuggingFaceImages.of(table, None, str(folder), options)
 
 
 def _library() -> Any:
@@ -219,21 +198,21 @@ def _explained(location: str) -> Iterator[None]:
         raise DataError(f"{location}: {type(cause).__name__}: {text}") from error
 
 
-def _image_column(table: Any, columns: Columns, location: str) -> str:
+def _image_column(table: Any, options: ImageOptions, location: str) -> str:
     """Return the column of encoded images."""
     features = table.features
-    if columns.image is not None:
-        if columns.image not in features:
+    if options.input_key is not None:
+        if options.input_key not in features:
             raise UsageError(
-                f"--input-key {columns.image}: {location} has no such column (columns:"
+                f"--input-key {options.input_key}: {location} has no such column (columns:"
                 f" {listed(features)})"
             )
-        if not _holds_images(features[columns.image]):
+        if not _holds_images(features[options.input_key]):
             raise UsageError(
-                f"--input-key {columns.image}: that column of {location} holds"
-                f" {printable(features[columns.image], limit=80)}, not encoded images"
+                f"--input-key {options.input_key}: that column of {location} holds"
+                f" {printable(features[options.input_key], limit=80)}, not encoded images"
             )
-        return columns.image
+        return options.input_key
     library = _library()
     typed = [name for name, feature in features.items() if isinstance(feature, library.Image)]
     usual = [n for n in _IMAGE_COLUMNS if n in features and _holds_images(features[n])]
@@ -251,7 +230,7 @@ def _image_column(table: Any, columns: Columns, location: str) -> str:
 
 
 def _holds_images(feature: Any) -> bool:
-    """Whether a column holds encoded images: typed so, raw bytes, or bytes with a path."""
+    """Return whether a column contains encoded images: as a type, bytes, or bytes with a path."""
     library = _library()
     if isinstance(feature, library.Image):
         return True
@@ -261,7 +240,7 @@ def _holds_images(feature: Any) -> bool:
 
 
 def _sizes(images: Any, column: str, left_out: LeftOut) -> Rows:
-    """Bytes of each row's image, or -1 for a row without an image."""
+    """Return the bytes of each row's image, or -1 for a row without an image."""
     import pyarrow.compute as arrow
 
     sizes = np.full(len(images), -1, np.int64)
@@ -299,18 +278,18 @@ def _file(path: str) -> Path:
 
 
 def _keys(
-    table: Any, names: Sequence[str] | None, rows: Rows, location: str, columns: Columns
+    table: Any, names: Sequence[str] | None, rows: Rows, location: str, options: ImageOptions
 ) -> list[str]:
-    if columns.key is None:
+    if options.key_column is None:
         return [names[row] if names is not None else f"{row:09d}" for row in rows.tolist()]
-    values = _values(table, columns.key, "--key-column", location)
+    values = _values(table, options.key_column, "--key-column", location)
     keys: list[str] = []
     for row in rows.tolist():
         value = values[row]
         if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
             raise DataError(
-                f"--key-column {columns.key}: row {row:,} of {location} holds {shown(str(value))};"
-                " keys are texts or whole numbers"
+                f"--key-column {options.key_column}: row {row:,} of {location} holds"
+                f" {shown(str(value))}; keys are texts or whole numbers"
             )
         keys.append(str(value))
     return keys
@@ -339,12 +318,12 @@ def _values(table: Any, path: str, option: str, location: str) -> list[Any]:
 
 
 def _labels(
-    table: Any, image: str, rows: Rows, keys: Sequence[str], location: str, columns: Columns
+    table: Any, image: str, rows: Rows, keys: Sequence[str], location: str, options: ImageOptions
 ) -> tuple[Rows, tuple[str, ...] | None, tuple[str, ...]]:
     """Return labels, class names, and notes about them."""
-    if not columns.labelled:
+    if options.labels == "none":
         return np.full(len(rows), -1, np.int32), None, ()
-    column = columns.label or _label_column(table, image, location)
+    column = options.target_key or _label_column(table, image, location)
     if column is None:
         return (
             np.full(len(rows), -1, np.int32),

@@ -61,7 +61,7 @@ class LabelReader:
     labelled: bool = True
 
     def wants(self, extension: str) -> bool:
-        """Whether a member with this extension may hold a label."""
+        """Return whether a member with this extension may contain a label."""
         if not self.labelled:
             return False
         if self.target_key is None:
@@ -125,7 +125,7 @@ def _class_number(data: bytes, where: str) -> int:
 
 
 def _as_number(value: Any) -> int | None:
-    """A class number, -1 for no label, or ``None`` for something else."""
+    """Return a class number, -1 for no label, or ``None`` for other values."""
     if isinstance(value, bool) or not isinstance(value, int | str):
         return None
     match = _NUMBER.fullmatch(str(value)) if len(str(value)) <= 32 else None
@@ -179,43 +179,39 @@ def joined(
         DataError: A label is a name that the set's list of classes does not have.
         UsageError: No sample has the member that ``--target-key`` names.
     """
-    count = sum(len(keys) for keys, _ in shards)
+    samples = [(key, labels) for keys, labels in shards for key in keys]
     if not reader.labelled:
-        return Labels(np.full(count, NO_LABEL, np.int32), None, ())
+        return Labels(np.full(len(samples), NO_LABEL, np.int32), None, ())
     notes: list[str] = []
-    merged: list[Label] = [labels.stated.get(key) for keys, labels in shards for key in keys]
+    merged: list[Label] = [labels.stated.get(key) for key, labels in samples]
+    rest = [n for n, (key, labels) in enumerate(samples) if key not in labels.stated]
     if reader.target_key is None:
-        stated = [key in labels.stated for keys, labels in shards for key in keys]
-        for extension, field_name, column in (
-            ("json", f", field {_JSON_LABEL}", "in_json"),
-            ("txt", "", "in_text"),
-        ):
-            values = [getattr(labels, column).get(key) for keys, labels in shards for key in keys]
-            rest = [value for value, known in zip(values, stated, strict=True) if not known]
+        sources = {"in_json": f"json members, field {_JSON_LABEL}", "in_text": "txt members"}
+        for column, members in sources.items():
+            values = {n: getattr(samples[n][1], column).get(samples[n][0]) for n in rest}
             # At least one: a note about labels that were read would be wrong without any.
-            if None not in rest and max(rest, default=NO_LABEL) > NO_LABEL:
-                merged = [f if s else v for f, v, s in zip(merged, values, stated, strict=True)]
+            known = values.values()
+            if None not in known and max(known, default=NO_LABEL) > NO_LABEL:
+                for number, value in values.items():
+                    merged[number] = value
                 notes.append(
                     f"{location}: the labels of {len(rest):,} samples are the numbers in their"
-                    f" {extension} members{field_name}; --labels none ignores them"
+                    f" {members}; --labels none ignores them"
                 )
                 break
     else:
-        for keys, labels in shards:
-            for key in keys:
-                if key in labels.problems and key not in labels.stated:
-                    raise DataError(
-                        f"{labels.problems[key]}; name the member or field that holds the label,"
-                        " or pass --labels none"
-                    )
-    if reader.target_key is not None and not any(labels.stated for _, labels in shards):
-        raise UsageError(
-            f"--target-key {reader.target_key}: {location} has no sample with a member of that"
-            " name or with one in json; name the one that holds the label, or pass --labels none"
-        )
-    return numbered(
-        merged, class_names, [key for keys, _ in shards for key in keys], location, notes
-    )
+        problems = (samples[n][1].problems.get(samples[n][0]) for n in rest)
+        if problem := next(filter(None, problems), None):
+            raise DataError(
+                f"{problem}; name the member or field that holds the label, or pass --labels none"
+            )
+        if not any(labels.stated for _, labels in shards):
+            raise UsageError(
+                f"--target-key {reader.target_key}: {location} has no sample with a member of that"
+                " name or with one in json; name the one that holds the label, or pass --labels"
+                " none"
+            )
+    return numbered(merged, class_names, [key for key, _ in samples], location, notes)
 
 
 def numbered(
@@ -239,7 +235,21 @@ def numbered(
             and numbers at once.
     """
     numbers, class_names = _numbered(labels, class_names, location)
-    return Labels(numbers, class_names, (*notes, *_about_missing(numbers, keys, location)))
+    missing = np.flatnonzero(numbers < 0)
+    if len(missing) and len(missing) == len(numbers):
+        notes = (
+            *notes,
+            f"{location}: none of the {len(numbers):,} samples has a label; if they have, name what"
+            " holds it with --target-key, otherwise pass --labels none",
+        )
+    elif len(missing):
+        notes = (
+            *notes,
+            f"{location}: {len(missing):,} of the {len(numbers):,} samples have no label, such as"
+            f" {shown(keys[missing[0]])}; they take part where no label is needed. Name what holds"
+            " their labels with --target-key, or ignore all labels with --labels none",
+        )
+    return Labels(numbers, class_names, tuple(notes))
 
 
 def _numbered(
@@ -275,21 +285,3 @@ def _numbered(
         for label in labels
     ]
     return np.array(numbers, np.int32), class_names
-
-
-def _about_missing(
-    numbers: np.ndarray[Any, Any], keys: Sequence[str], location: str
-) -> tuple[str, ...]:
-    missing = np.flatnonzero(numbers < 0)
-    if not len(missing):
-        return ()
-    if len(missing) == len(numbers):
-        return (
-            f"{location}: none of the {len(numbers):,} samples has a label; if they have, name what"
-            " holds it with --target-key, otherwise pass --labels none",
-        )
-    return (
-        f"{location}: {len(missing):,} of the {len(numbers):,} samples have no label, such as"
-        f" {shown(keys[missing[0]])}; they take part where no label is needed. Name what holds"
-        " their labels with --target-key, or ignore all labels with --labels none",
-    )

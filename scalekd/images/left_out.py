@@ -47,11 +47,11 @@ class LeftOut:
 
 
 def shown(name: str) -> str:
-    """A name in quotation marks for messages: printable and bounded."""
+    """Return a name in quotation marks for messages: printable and bounded."""
     return f"'{printable(name, limit=_MAX_NAME)}'"
 
 
 def listed(names: Iterable[str], limit: int = 5) -> str:
-    """The first few of some names, for messages."""
+    """Return the first few of some names, for messages."""
     first = [printable(name, limit=_MAX_NAME) for name in itertools.islice(names, limit + 1)]
     return ", ".join(first[:limit]) + (", …" if len(first) > limit else "")

@@ -14,7 +14,7 @@ Member = tuple[tarfile.TarFile, tarfile.TarInfo]
 
 
 def members(file: BinaryIO, name: str, left_out: LeftOut) -> Iterator[Member]:
-    """Members of a tar file in order, with those of archives that were appended to it.
+    """Yield the members of a tar file in order, with those of archives appended to it.
 
     A tar file ends with blocks of zeros, and ``cat a.tar b.tar`` leaves them between two archives.
 
@@ -46,13 +46,13 @@ def members(file: BinaryIO, name: str, left_out: LeftOut) -> Iterator[Member]:
 
 
 def content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """The whole content of a member that was just given."""
+    """Return the whole content of the member that was yielded last."""
     file: IO[bytes] | None = archive.extractfile(member)
     return b"" if file is None else file.read()
 
 
 def _check_end(stream: BinaryIO, end: int, name: str) -> None:
-    """``tarfile`` ends silently at damage as it does at the end of an archive."""
+    """Raise at damage, where ``tarfile`` ends silently as at the end of an archive."""
     stream.seek(end)
     if stream.read(_BLOCK) != bytes(_BLOCK):
         raise DataError(
@@ -62,7 +62,7 @@ def _check_end(stream: BinaryIO, end: int, name: str) -> None:
 
 
 def _next_content(stream: BinaryIO) -> int | None:
-    """Start of the first block from here on that is not all zeros; ``None`` at the file's end."""
+    """Return the start of the next block that is not all zeros; ``None`` at the file's end."""
     while piece := stream.read(_PIECE_BYTES):
         num_zeros = len(piece) - len(piece.lstrip(b"\0"))
         if num_zeros < len(piece):

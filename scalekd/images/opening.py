@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scalekd.errors import DataError, UsageError
 from scalekd.images.folders import FolderImages, has_class_folders
-from scalekd.images.hugging_face import PREFIX, Columns, open_hub, open_parquet, open_saved
+from scalekd.images.hugging_face import PREFIX, open_hub, open_parquet, open_saved
 from scalekd.images.labels import LabelReader
 from scalekd.images.left_out import listed
 from scalekd.images.samples import IMAGE_EXTENSIONS, ImageDataset
@@ -82,7 +82,7 @@ def recognise(
         UsageError: The options do not fit the image set.
     """
     if data_dir.startswith(PREFIX):
-        return partial(open_hub, data_dir.removeprefix(PREFIX), split, _columns(options))
+        return partial(open_hub, data_dir.removeprefix(PREFIX), split, options)
     location, pattern = check_location(data_dir)
     root = None if is_remote(location) else Path(location)
     storage = LinkedStorage(root) if root else open_storage(location, local_cache=local_cache)
@@ -105,7 +105,7 @@ def recognise(
         return partial(_open_files, storage, root, tars, location, options)
     saved = None if root is None else _saved(root, split)
     if saved is not None:
-        return partial(open_saved, saved, _columns(options))
+        return partial(open_saved, saved, options)
     tables = _tables(storage, split, folders, files)
     if tables:
         location = f"{storage.location}, split {split}"
@@ -117,13 +117,11 @@ def recognise(
                 f" for the split {split}, so there is nothing to choose; leave the option out"
             )
     labelled = options.labels == "auto"
-    if split == ".":
-        return partial(FolderImages.open, storage, "", labelled=labelled)
-    if name in folders:
-        return partial(FolderImages.open, storage, split, labelled=labelled)
-    if split == "train" and (
-        not labelled or (any(map(_is_image, files)) and not has_class_folders(storage, ""))
-    ):
+    if split == "." or name in folders:
+        folder = "" if split == "." else split
+        return partial(FolderImages.open, storage, folder, labelled=labelled)
+    images = [f for f in files if _base(f).rpartition(".")[2].lower() in IMAGE_EXTENSIONS]
+    if split == "train" and (not labelled or (images and not has_class_folders(storage, ""))):
         return partial(FolderImages.open, storage, "", labelled=labelled)
     raise DataError(_nothing_there(storage, split, folders, files))
 
@@ -161,17 +159,11 @@ def _open_files(
             f"{location}: tables are read from a local folder or, with --data-dir hfds/NAME, from"
             " the Hugging Face Hub; fetch them first, or convert them to tars"
         )
-    return open_parquet([root / file.path for file in files], location, _columns(options))
-
-
-def _columns(options: ImageOptions) -> Columns:
-    return Columns(
-        options.input_key, options.target_key, options.key_column, options.labels == "auto"
-    )
+    return open_parquet([root / file.path for file in files], location, options)
 
 
 def _saved(root: Path, split: str) -> Path | None:
-    """The folder of a split that ``save_to_disk`` wrote, or ``None``."""
+    """Return the folder of a split that ``save_to_disk`` wrote, or ``None``."""
     if (root / split / "state.json").is_file():
         return root / split
     if (root / "dataset_dict.json").is_file():
@@ -185,7 +177,7 @@ def _saved(root: Path, split: str) -> Path | None:
 def _tables(
     storage: Storage, split: str, folders: Sequence[str], files: Sequence[StoredFile]
 ) -> list[StoredFile]:
-    """Parquet files of a split, named as the Hub names them."""
+    """Return the parquet files of a split, named as the Hub names them."""
     parent, _, name = split.rpartition("/")
 
     def of_split(candidates: Sequence[StoredFile]) -> list[StoredFile]:
@@ -236,7 +228,7 @@ def _ways_out(split: str, folders: Sequence[str], files: Sequence[str]) -> Itera
 
 
 def _location_and_pattern(data_dir: str) -> tuple[str, str | None]:
-    """A folder or URL, and the pattern of shards below it that ``data_dir`` may end with."""
+    """Return a folder or URL, and the pattern of shards that ``data_dir`` may end with."""
     if not is_remote(data_dir):
         data_dir = data_dir.removeprefix("file://")
         if Path(data_dir).is_dir():
@@ -259,12 +251,12 @@ def _is_pattern(text: str) -> bool:
 
 
 def _matching(storage: Storage, pattern: str) -> list[StoredFile]:
-    """Files that a glob or brace pattern names; only a glob needs the store to list them."""
-    files: list[StoredFile] = []
+    """Return the files of a glob or brace pattern; only a glob needs the store to list them."""
     from webdataset.shardlists import expand_urls  # loads torch
 
+    files: list[StoredFile] = []
     names = expand_urls(pattern)
-    ask = partial(_matches, storage)
+    ask = partial(_globbed, storage)
     answers: Iterable[list[StoredFile]] = map(ask, names)
     if storage.is_remote:
         requests = [submit(ask, name) for name in names]
@@ -276,15 +268,10 @@ def _matching(storage: Storage, pattern: str) -> list[StoredFile]:
     return files
 
 
-def _matches(storage: Storage, name: str) -> list[StoredFile]:
-    if _is_glob(name):
-        return _globbed(storage, name)
-    file = storage.describe(name)
-    return [] if file is None else [file]
-
-
 def _globbed(storage: Storage, pattern: str) -> list[StoredFile]:
-    """Files whose parts match those of a pattern, one folder after another."""
+    """Return the files whose parts match those of a pattern, one folder after another."""
+    if not _is_glob(pattern):
+        return list(filter(None, [storage.describe(pattern)]))
     *parents, last = pattern.split("/")
     folders = [""]
     for part in parents:
@@ -304,7 +291,3 @@ def _globbed(storage: Storage, pattern: str) -> list[StoredFile]:
 
 def _base(file: StoredFile) -> str:
     return file.path.rpartition("/")[2]
-
-
-def _is_image(file: StoredFile) -> bool:
-    return _base(file).rpartition(".")[2].lower() in IMAGE_EXTENSIONS

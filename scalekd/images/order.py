@@ -21,13 +21,13 @@ _MIN_DEVIATIONS = 5.0  # below the expected number: by chance in less than one s
 
 
 def mixed(keys: Rows) -> Rows:
-    """Positions of the samples in an order that depends on their keys alone."""
+    """Return the positions of the samples in an order that depends on their keys alone."""
     digests = [xxhash.xxh3_128_digest(bytes(key)) for key in keys]
     return np.array(sorted(range(len(digests)), key=digests.__getitem__), dtype=np.int64)
 
 
 def is_sorted_by_class(labels: Rows, block_size: int = BLOCK_SIZE) -> bool:
-    """Whether blocks of neighbours hold far fewer classes than they would after a shuffle.
+    """Return whether blocks of neighbours have far fewer classes than after a shuffle.
 
     In a shuffled set of N samples, a class of n is missing from a block of B with the probability
     C(N - n, B) / C(N, B). The numbers of classes in blocks add up to the expected sum within a
@@ -52,7 +52,7 @@ def is_sorted_by_class(labels: Rows, block_size: int = BLOCK_SIZE) -> bool:
 
 
 def _missing(counts: Rows, size: int) -> Rows:
-    """Probability, for each class, that no sample of it is among ``size`` drawn at random."""
+    """Return the probability of each class that none of ``size`` random samples is of it."""
     total = int(counts.sum())
 
     def probability(count: int) -> float:

@@ -67,6 +67,9 @@ class ImageDataset(ABC):
         class_names: Name of each class, if the set has names.
         notes: Messages to show before the set is used, one line each: files that were left
             out, samples without a label, a changed order.
+
+    Raises:
+        DataError: An image is larger than 256 MiB, which no worker should read into memory.
     """
 
     location: str
@@ -78,6 +81,14 @@ class ImageDataset(ABC):
 
     _columns: ClassVar[tuple[str, ...]] = ("keys", "labels", "sizes")
     """Arrays with one row a sample."""
+
+    def __post_init__(self) -> None:
+        too_large = np.flatnonzero(self.sizes > MAX_IMAGE_BYTES)
+        if len(too_large):
+            key = self.key(int(too_large[0]))
+            raise DataError(
+                f"{self.location}: {shown(key)} has more than {MAX_IMAGE_BYTES:,} bytes"
+            )
 
     @property
     @abstractmethod
@@ -114,7 +125,7 @@ class ImageDataset(ABC):
         return next(self.read_many([index]))
 
     def key(self, index: int) -> str:
-        """Key of a sample."""
+        """Return the key of a sample."""
         return bytes(self.keys[index]).decode()
 
     @cached_property
@@ -122,7 +133,7 @@ class ImageDataset(ABC):
         return np.argsort(self.keys, kind="stable")
 
     def positions(self, keys: Rows) -> Rows:
-        """Position of each of ``keys``, or -1 where the set has no such sample."""
+        """Return the position of each of ``keys``, or -1 where the set has no such sample."""
         width = max(self.keys.dtype.itemsize, keys.dtype.itemsize)
         ordered = self.keys[self._by_key].astype(f"S{width}")
         keys = keys.astype(f"S{width}")
@@ -146,7 +157,7 @@ class ImageDataset(ABC):
         return int(self.labels.max(initial=-1)) + 1
 
     def limited(self, limit: int | None) -> Self:
-        """The first ``limit`` samples, or all."""
+        """Return the first ``limit`` samples, or all."""
         if limit is None or limit >= len(self):
             return self
         if limit < 1:
@@ -154,7 +165,7 @@ class ImageDataset(ABC):
         return self.taken(np.arange(limit))
 
     def taken(self, positions: Rows) -> Self:
-        """The samples at ``positions``, in that order."""
+        """Return the samples at ``positions``, in that order."""
         return replace(self, **{name: getattr(self, name)[positions] for name in self._columns})
 
     def mixed_unless_shuffled(self) -> Self:
@@ -176,7 +187,7 @@ class ImageDataset(ABC):
         return replace(self.taken(mixed(self.keys)), notes=(*self.notes, note))
 
     def with_fingerprint(self, fingerprint: str, limit: int | None) -> Self | None:
-        """The first ``limit`` samples, or all, in the order that has this fingerprint.
+        """Return the first ``limit`` samples, or all, in the order that has this fingerprint.
 
         Caches written before samples sorted by class were mixed hold them in the order of the
         source.
@@ -188,7 +199,7 @@ class ImageDataset(ABC):
 
 
 def encoded_keys(keys: Sequence[str], location: str) -> Rows:
-    """Keys as an array of UTF-8.
+    """Encode keys as an array of UTF-8.
 
     Raises:
         DataError: A key occurs twice, or cannot be stored in a cache.
@@ -218,19 +229,6 @@ def _key_bytes(key: str, location: str) -> bytes:
             f" {_MAX_KEY_BYTES:,} bytes; rename it"
         )
     return encoded
-
-
-def check_sizes(sizes: Rows, keys: Sequence[str], location: str) -> None:
-    """Refuse images that no worker should read into memory.
-
-    Raises:
-        DataError: An image is larger than 256 MiB.
-    """
-    too_large = np.flatnonzero(sizes > MAX_IMAGE_BYTES)
-    if len(too_large):
-        raise DataError(
-            f"{location}: {shown(keys[too_large[0]])} has more than {MAX_IMAGE_BYTES:,} bytes"
-        )
 
 
 def check_not_empty(num_samples: int, location: str, left_out: Sequence[str] = ()) -> None:

@@ -79,7 +79,7 @@ class StoredImages(ImageDataset):
         )
 
     def _read(self, run: list[int]) -> bytes:
-        """Bytes from the first image of a run to the end of its last."""
+        """Read the bytes from the first image of a run to the end of its last."""
         number = int(self.file_numbers[run[0]])
         start, end = int(self.offsets[run[0]]), int(self.offsets[run[-1]] + self.sizes[run[-1]])
         version = self.versions[number] if self.versions else None

@@ -14,13 +14,7 @@ from scalekd.errors import DataError
 from scalekd.images.labels import MAX_LABEL_BYTES, LabelReader, ShardLabels, joined
 from scalekd.images.left_out import LeftOut, shown
 from scalekd.images.members import content, members
-from scalekd.images.samples import (
-    IMAGE_EXTENSIONS,
-    Rows,
-    check_not_empty,
-    check_sizes,
-    encoded_keys,
-)
+from scalekd.images.samples import IMAGE_EXTENSIONS, Rows, check_not_empty, encoded_keys
 from scalekd.images.stored import StoredImages
 from scalekd.storage import NotStored, Storage, StoredFile
 from scalekd.storage.in_flight import REQUESTS_IN_FLIGHT, submit
@@ -94,7 +88,6 @@ class TarImages(StoredImages):
             ],
             np.int64,
         )
-        check_sizes(ranges[:, 2], keys, location)
         dataset = cls(
             location=location,
             keys=encoded_keys(keys, location),
@@ -112,7 +105,7 @@ class TarImages(StoredImages):
         return dataset.mixed_unless_shuffled()
 
     def stored_order(self) -> Self:
-        """The same samples in the order of the shards."""
+        """Return the same samples in the order of the shards."""
         return self.taken(np.argsort(self.ranks))
 
 
@@ -226,7 +219,7 @@ def _index(
 
 
 def key_and_extension(name: str) -> tuple[str, str]:
-    """Key of a member and its extension in lower case, cut at the first dot of its base name.
+    """Split a member's name at the first dot of its base into key and lower-case extension.
 
     The key of a hidden file is empty: its name begins with the dot.
     """

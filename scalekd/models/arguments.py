@@ -4,7 +4,9 @@ import inspect
 import math
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,6 +41,15 @@ def check_model_kwargs(kwargs: Mapping[str, Any]) -> None:
         if isinstance(kwargs[name], Mapping):
             _check_value(name, kwargs[name])
     check_bounded(kwargs)
+
+
+def _checked(kwargs: dict[str, Any]) -> dict[str, Any]:
+    check_model_kwargs(kwargs)
+    return kwargs
+
+
+ModelKwargs = Annotated[dict[str, Any], AfterValidator(_checked)]
+"""Constructor arguments in a record, checked by :func:`check_model_kwargs`."""
 
 
 def check_bounded(values: Mapping[Any, Any]) -> None:

@@ -21,11 +21,11 @@ from scalekd.models.weights import (
     describe_mismatch,
     is_computed,
     load_exactly,
-    matches,
     only_tensors_unpickled,
     read_state_dict,
     weights_in,
 )
+from scalekd.text import first_line
 
 # Above the size of all timm models (the largest registers about 5,000 modules), and small enough
 # that building one on the meta device takes seconds.
@@ -33,6 +33,16 @@ _MAX_REGISTERED = 60_000
 _MAX_BYTES = 1 << 40
 _MAX_COMPUTED_BYTES = 2 << 30
 _MAX_FACTOR = 16  # position tables of larger images, half precision in the file
+# Raised by constructors; RuntimeError for a tensor of an impossible size.
+_UNBUILDABLE = (
+    AssertionError,
+    AttributeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    MemoryError,
+    RuntimeError,
+)
 
 
 @dataclass(frozen=True)
@@ -86,18 +96,18 @@ def build_model(
             # As in timm: with another number of classes the head is not loaded.
             new_head = None if new_head is False else new_head
         if checkpoint is None:
-            create = _create_pretrained if pretrained else _create_random
-            return create(source, kwargs)
+            return (_create_pretrained if pretrained else _create)(source, kwargs)
         state = read_state_dict(checkpoint)
         if source.folder is not None:
             _check_memory(source, kwargs, state, checkpoint)
-        model = _create_random(source, kwargs)
+        model = _create(source, kwargs)
         if new_head is not False:
             left_out = _leave_head_out(model, state, always=bool(new_head))
             if left_out and notes is not None:
                 notes.append(f"{checkpoint}: {left_out}")
-        if not matches(model, state):
-            return _convert(source, kwargs, model, state, checkpoint)
+        if differences := describe_mismatch(model.state_dict(), state):
+            mismatch = f"--checkpoint {checkpoint} does not fit {source.label}: {differences}"
+            return _convert(source, kwargs, model, state, mismatch)
     load_exactly(model, state)
     return model
 
@@ -109,7 +119,8 @@ def _leave_head_out(model: nn.Module, state: dict[str, Tensor], *, always: bool)
         A clause that says why, and which tensors are new; empty if nothing is replaced.
     """
     own = model.state_dict()
-    reason, new = "", []
+    reason = ""
+    new: list[str] = []
     names = classifier_names(model)
     heads = {tensor for tensor in own if tensor.rpartition(".")[0] in names}
     if heads and {n for n in own if not is_computed(n)} - heads == state.keys():
@@ -117,23 +128,20 @@ def _leave_head_out(model: nn.Module, state: dict[str, Tensor], *, always: bool)
         listed = ", ".join(sorted(heads))
         return f"it has no classifier; the student's starts from random values ({listed})"
     for name in names:
-        weight = f"{name}.weight"
-        if weight not in state:
+        tensors = weight, _ = f"{name}.weight", f"{name}.bias"
+        has_classes = bool(getattr(model, "num_classes", 0))
+        if weight not in state or (weight not in own and has_classes):
             continue
-        if weight not in own and not getattr(model, "num_classes", 0):  # built without a head
-            state.pop(weight)
-            state.pop(f"{name}.bias", None)
-            continue
-        if weight not in own:
-            continue
-        was, now = len(state[weight]), len(own[weight])
-        if always or was != now:
+        if weight in own:
+            was, now = len(state[weight]), len(own[weight])
+            if was == now and not always:
+                continue
             reason = f"{was:,} classes in the file, {now:,} in the model"
-            new += [tensor for tensor in (weight, f"{name}.bias") if tensor in own]
-            for tensor in (weight, f"{name}.bias"):
-                state.pop(tensor, None)
-                if tensor in own:
-                    state[tensor] = own[tensor]
+        for tensor in tensors:
+            state.pop(tensor, None)
+            if tensor in own:
+                state[tensor] = own[tensor]
+                new.append(tensor)
     if not reason:
         return ""
     return (
@@ -143,7 +151,7 @@ def _leave_head_out(model: nn.Module, state: dict[str, Tensor], *, always: bool)
 
 
 def classifier_names(model: nn.Module) -> tuple[str, ...]:
-    """Names of the modules of a timm model that are its classifier."""
+    """Return the names of the modules of a timm model that are its classifier."""
     names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     return (names,) if isinstance(names, str) else tuple(names)
 
@@ -173,20 +181,11 @@ def preprocessing_of(model: nn.Module) -> Preprocessing:
         crop_pct = float(config["crop_pct"])
     except (TypeError, ValueError, KeyError, IndexError) as error:
         raise UsageError(
-            f"the model's configuration describes no usable preprocessing: {_first_line(error)}"
+            f"the model's configuration describes no usable preprocessing: {first_line(error)}"
         ) from error
     if len(mean) != 3 or len(std) != 3:
         raise UsageError(f"the model takes {len(mean)} colour channels, but scalekd has RGB images")
     return Preprocessing(mean, std, str(config["interpolation"]), crop_pct)
-
-
-def _create_random(source: ModelSource, kwargs: dict[str, Any]) -> nn.Module:
-    try:
-        return _create(source, kwargs, pretrained=False)
-    except RuntimeError as error:  # a tensor of an impossible size
-        raise UsageError(
-            f"{source.label} cannot be built with {_shown(kwargs)}: {_first_line(error)}"
-        ) from error
 
 
 def _create_pretrained(source: ModelSource, kwargs: dict[str, Any]) -> nn.Module:
@@ -197,34 +196,29 @@ def _create_pretrained(source: ModelSource, kwargs: dict[str, Any]) -> nn.Module
         raise
     except RuntimeError as error:  # from timm or torch: no weights published, or they do not fit
         raise UsageError(
-            f"the published weights of {source.label} do not load: {_first_line(error)}; pass "
+            f"the published weights of {source.label} do not load: {first_line(error)}; pass "
             "weights on disk with --checkpoint FILE, or --no-pretrained for random ones"
         ) from error
     except Exception as error:  # hub, HTTP and socket libraries have different exceptions
         raise unreachable_weights(source.label, error) from error
 
 
-def _create(source: ModelSource, kwargs: dict[str, Any], **factory: Any) -> nn.Module:
+def _create(
+    source: ModelSource, kwargs: dict[str, Any], *, pretrained: bool = False, **factory: Any
+) -> nn.Module:
     """Call ``timm.create_model``; turn errors of the constructor into usage errors."""
     try:
         with only_tensors_unpickled():
-            model: nn.Module = timm.create_model(source.name, **factory, **kwargs)
+            model: nn.Module = timm.create_model(
+                source.name, pretrained=pretrained, **factory, **kwargs
+            )
     except TypeError as error:
         raise UsageError(_unexpected_argument(source, kwargs, error)) from error
-    except (
-        AssertionError,
-        AttributeError,
-        ValueError,
-        KeyError,
-        IndexError,
-        ArithmeticError,
-        MemoryError,
-        NotImplementedError,
-        RecursionError,
-    ) as error:
+    except _UNBUILDABLE as error:
+        if pretrained and type(error) is RuntimeError:  # from the weights
+            raise
         raise UsageError(
-            f"{source.label} cannot be built with {_shown(kwargs)}: "
-            f"{_first_line(error) or type(error).__name__}"
+            f"{source.label} cannot be built with {_shown(kwargs)}: {first_line(error)}"
         ) from error
     return model
 
@@ -233,9 +227,10 @@ def _convert(
     source: ModelSource,
     kwargs: dict[str, Any],
     model: nn.Module,
-    state: dict[str, Tensor],
-    checkpoint: str | Path,
+    state: Mapping[str, Tensor],
+    mismatch: str,
 ) -> nn.Module:
+    """Build the model through timm's conversion of released files; ``mismatch`` is its error."""
     overlay = {
         "state_dict": dict(state),
         "num_classes": getattr(model, "num_classes", 0),  # otherwise timm drops the head
@@ -244,14 +239,11 @@ def _convert(
         "custom_load": False,
         "label_offset": 0,
     }
-    on_meta = {name: tensor.to("meta") for name, tensor in state.items()}
     try:
         converted = _create(source, kwargs, pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:
-        differences = describe_mismatch(model.state_dict(), on_meta)
         raise UsageError(
-            f"--checkpoint {checkpoint} does not fit {source.label}: {differences}. Classes, image "
-            "size and widths are set with --model-kwargs and --img-size"
+            f"{mismatch}. Classes, image size and widths are set with --model-kwargs and --img-size"
         ) from error
     converted.pretrained_cfg = converted.default_cfg = model.pretrained_cfg  # without the tensors
     return converted
@@ -264,11 +256,11 @@ def _unexpected_argument(source: ModelSource, kwargs: dict[str, Any], error: Typ
     try:
         bare = timm.create_model(source.architecture, pretrained=False, device="meta")
     except Exception:
-        return f"{source.label} cannot be built with {_shown(kwargs)}: {_first_line(error)}"
+        return f"{source.label} cannot be built with {_shown(kwargs)}: {first_line(error)}"
     known = constructor_arguments(type(bare))
     unknown = [name for name in kwargs if name not in known]
     if not unknown:
-        return f"{source.label} cannot be built with {_shown(kwargs)}: {_first_line(error)}"
+        return f"{source.label} cannot be built with {_shown(kwargs)}: {first_line(error)}"
     near = nearest_names(unknown[0], known)
     hint = f"did you mean {', '.join(near)}? It takes" if near else "it takes"
     return f"{source.label} has no argument {unknown[0]!r}; {hint}: {', '.join(known)}"
@@ -276,10 +268,6 @@ def _unexpected_argument(source: ModelSource, kwargs: dict[str, Any], error: Typ
 
 def _shown(kwargs: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in kwargs.items()) or "its own arguments"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:300]
 
 
 def create_on_meta(architecture: str, kwargs: Mapping[str, Any]) -> nn.Module:
@@ -296,13 +284,8 @@ def create_on_meta(architecture: str, kwargs: Mapping[str, Any]) -> nn.Module:
     if not re.fullmatch(r"[A-Za-z0-9_]{1,100}", architecture) or not timm.is_model(architecture):
         raise UsageError(f"timm has no model {architecture[:MAX_TEXT]!r}")
     source = ModelSource(architecture, architecture, architecture)
-    try:
-        with torch.device("meta"), _bounded_construction():
-            return _create(source, dict(kwargs), pretrained=False, device="meta")
-    except RuntimeError as error:  # a tensor of an impossible size
-        raise UsageError(
-            f"{architecture} cannot be built with {_shown(kwargs)}: {_first_line(error)}"
-        ) from error
+    with torch.device("meta"), _bounded_construction():
+        return _create(source, dict(kwargs), device="meta")
 
 
 def build_described(

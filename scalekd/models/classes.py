@@ -87,6 +87,20 @@ def classes_of_data(
     return Classes(owner, len(names) if names else largest + 1, tuple(names) if names else None)
 
 
+def check_labels(owner: str, labels: np.ndarray[Any, Any], num_classes: int) -> None:
+    """Check that every label is one of a student's classes.
+
+    Raises:
+        DataError: A label is too large.
+    """
+    largest = int(labels.max(initial=-1))
+    if largest >= num_classes:
+        raise DataError(
+            f"{owner}: labels run up to {largest}, and the student has classes 0 to"
+            f" {num_classes - 1} (see --num-classes)"
+        )
+
+
 def match_classes(
     data: Classes,
     model: Classes,

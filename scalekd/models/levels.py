@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from scalekd.errors import UsageError
 from scalekd.shapes import FeatureShape
+from scalekd.text import first_line
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,8 @@ def find_levels(
             final, (third, fourth) = model.forward_intermediates(blank, indices=list(indices))
             logits, expected = model.forward_head(final), model(blank)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
-            f"{label} cannot be a {role} at {img_size[0]} x {img_size[1]} px: {reason[:300]}"
+            f"{label} cannot be a {role} at {img_size[0]} x {img_size[1]} px: {first_line(error)}"
         ) from error
     if not torch.allclose(logits, expected, rtol=1e-4, atol=1e-5):
         raise UsageError(

@@ -96,7 +96,7 @@ def resolve_name(name: str, aliases: Mapping[str, str]) -> tuple[str, str | None
     if tag:
         if name not in tagged:
             known = ", ".join(tagged) or "none"
-            raise UsageError(f"{architecture} has no weights tagged {tag!r}; timm knows: {known}")
+            raise UsageError(f"{architecture} has no weights tagged {tag!r}; timm has: {known}")
         return name, None
     default = get_pretrained_cfg(architecture)
     if default is None or not default.tag:

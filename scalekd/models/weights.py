@@ -5,6 +5,7 @@ shapes must be those of the model; an error lists the differences.
 """
 
 import contextlib
+import hashlib
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from scalekd.errors import DataError, UsageError
+from scalekd.text import first_line
 
 # Tables that models compute from their own configuration; old checkpoints stored them.
 _COMPUTED_BUFFERS = ("relative_position_index", "relative_coords_table", "attn_mask")
@@ -89,11 +91,10 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             state = _named_tensors(load_plain_tensors(file))
         state = clean_state_dict(state)
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(
             f"--checkpoint {path} is damaged, or contains pickled objects besides tensors that are "
             "never loaded; timm's clean_checkpoint.py, or save_file of safetensors, writes the "
-            f"tensors alone ({reason[0][:160]})"
+            f"tensors alone ({first_line(error, limit=160)})"
         ) from error
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
@@ -189,12 +190,6 @@ def _named_tensors(content: Any) -> Any:
     return content
 
 
-def matches(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
-    """Return whether ``state`` has the names and shapes of the model's state dict."""
-    expected = _shapes(model.state_dict())
-    return expected == _shapes(state)
-
-
 def describe_mismatch(expected: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
     """List the names and shapes in which two state dicts differ, a few of each kind."""
     want, have = _shapes(expected), _shapes(stored)
@@ -210,7 +205,7 @@ def describe_mismatch(expected: Mapping[str, Any], stored: Mapping[str, Any]) ->
 
 
 def load_exactly(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy ``state`` into ``model``; names and shapes must have been checked by :func:`matches`."""
+    """Copy ``state`` into ``model``; names and shapes must have been checked."""
     with torch.no_grad():
         model.load_state_dict(
             {**{n: b for n, b in model.state_dict().items() if is_computed(n)}, **state}
@@ -218,7 +213,7 @@ def load_exactly(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def is_computed(name: str) -> bool:
-    """Whether a buffer is computed by the model, and not part of its weights."""
+    """Return whether a buffer is computed by the model, and not part of its weights."""
     return name.rpartition(".")[2] in _COMPUTED_BUFFERS
 
 
@@ -229,3 +224,16 @@ def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
     return ", ".join(names[:_MAX_LISTED]) + more
+
+
+def weights_sha256(state: Mapping[str, Tensor]) -> str:
+    """Compute the SHA-256 of names, dtypes, shapes and little-endian bytes, sorted by name.
+
+    It depends on the values of the weights, not on their file.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().to("cpu").contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

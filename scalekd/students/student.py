@@ -13,6 +13,7 @@ from scalekd.models.arguments import check_model_kwargs, constructor_arguments
 from scalekd.models.build import build_model, preprocessing_of
 from scalekd.models.levels import Levels, find_levels
 from scalekd.models.names import describe_model
+from scalekd.options import height_and_width
 from scalekd.students.names import resolve_student_name
 from scalekd.students.spec import StudentSpec
 
@@ -146,8 +147,7 @@ def create_student(
         raise UsageError(f"student {model}: {error}") from error
     name, _ = resolve_student_name(model)
     source = describe_model(name)
-    own_size = source.pretrained_cfg.get("input_size") or (3, 224, 224)
-    size = (img_size, img_size) if isinstance(img_size, int) else img_size
+    size = None if img_size is None else height_and_width(img_size)
     kwargs = {**source.model_args, **(model_kwargs or {}), "num_classes": num_classes}
     if size is not None and (source.pretrained_cfg.get("fixed_input_size") or "img_size" in kwargs):
         kwargs["img_size"] = size
@@ -160,7 +160,9 @@ def create_student(
         notes=notes,
     )
     if size is None:
-        size = _square(kwargs.get("img_size")) or (int(own_size[1]), int(own_size[2]))
+        own_size = source.pretrained_cfg.get("input_size") or (3, 224, 224)
+        height, width = height_and_width(kwargs.get("img_size") or own_size[1:])
+        size = int(height), int(width)
     levels = find_levels(built.eval(), source.label, size)
     own = preprocessing_of(built)
     known = set(constructor_arguments(type(built))) - {"num_classes"}
@@ -177,9 +179,3 @@ def create_student(
         model_kwargs={k: v for k, v in kwargs.items() if k in known and v is not None},
     )
     return Student(built.train(), spec, levels)
-
-
-def _square(size: Any) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

@@ -41,11 +41,10 @@ class Family:
         Raises:
             UsageError: It has not.
         """
-        raise NotImplementedError
 
     def size_multiple(self, model: TimmModel) -> tuple[int, int]:
         """Return the pixels that the input's height and width must be multiples of."""
-        raise NotImplementedError
+        return 1, 1
 
     def stages(self, model: TimmModel, tail_blocks: int) -> dict[int, FeatureShape]:
         """Return the shapes of stages 3 and 4 at the image size the model was built for."""
@@ -64,6 +63,10 @@ class Family:
     def tail_name(self, name: str, model: TimmModel, tail_blocks: int) -> str | None:
         """Return the name in a cut model of a tensor of the whole one; ``None`` if it was cut."""
         raise NotImplementedError
+
+    def pooling(self, model: TimmModel) -> str:
+        """Return timm's name of the pooling before the head."""
+        return str(model.global_pool)
 
     def rope(self, model: TimmModel, tail_blocks: int) -> Tensor | None:
         """Return the rotary embedding of the tail's blocks; ``None`` for most families."""

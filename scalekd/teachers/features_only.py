@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from scalekd.errors import UsageError
-from scalekd.models.levels import Levels, find_levels
+from scalekd.models.levels import Levels
 from scalekd.shapes import FeatureShape
 from scalekd.teachers.families import Family, TimmModel, Tokens
 
@@ -29,7 +29,7 @@ class FeaturesOnly(Family):
     prefix tokens are dropped.
 
     Args:
-        levels: The last two levels of the model.
+        levels: The last two levels of the model, found at its image size.
     """
 
     name: ClassVar[str] = FEATURES_ONLY
@@ -39,12 +39,6 @@ class FeaturesOnly(Family):
 
     def __init__(self, levels: Levels) -> None:
         self._levels = levels
-
-    def check(self, model: TimmModel, tail_blocks: int) -> None:
-        """Do nothing: :func:`find_levels` has checked the model."""
-
-    def size_multiple(self, model: TimmModel) -> tuple[int, int]:
-        return 1, 1  # find_levels has refused invalid sizes
 
     def stages(self, model: TimmModel, tail_blocks: int) -> dict[int, FeatureShape]:
         return dict(zip((3, 4), self._levels.shapes, strict=True))
@@ -70,12 +64,6 @@ class OwnModule(Family):
 
     def __init__(self, stages: dict[int, FeatureShape]) -> None:
         self._stages = stages
-
-    def check(self, model: nn.Module, tail_blocks: int) -> None:
-        """Do nothing: the outputs of the module have been checked."""
-
-    def size_multiple(self, model: nn.Module) -> tuple[int, int]:
-        return 1, 1
 
     def stages(self, model: nn.Module, tail_blocks: int) -> dict[int, FeatureShape]:
         return self._stages
@@ -106,15 +94,6 @@ def returned(model: Callable[[Tensor], Any], images: Tensor) -> tuple[list[Tenso
     if logits is not None and (not isinstance(logits, Tensor) or logits.ndim != 2):
         raise UsageError(f"logits must be (batch, class), not {_described(logits)}")
     return maps, logits
-
-
-def family_by_levels(model: Any, label: str, img_size: tuple[int, int]) -> FeaturesOnly:
-    """Return the family of a timm model that has no known tail.
-
-    Raises:
-        UsageError: timm gives no access to its inner features, or it does not accept the size.
-    """
-    return FeaturesOnly(find_levels(model, label, img_size, role="teacher"))
 
 
 def _tokens(level: Map) -> Tokens:

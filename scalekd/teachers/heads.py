@@ -138,9 +138,8 @@ def match_teacher(
         request = "none" if isinstance(stored, str) else stored
     classes = Classes(teacher.classes.owner, teacher.num_classes or 0, names)
     if request == "auto" and teacher.weights_source == "random" and names is None:
-        match = match_classes(
-            data, classes, "none"
-        )  # the classes of random weights have no meaning
+        # The classes of random weights have no meaning.
+        match = match_classes(data, classes, "none")
         if data.count == teacher.num_classes or not data.count:
             return match
         return replace(match, note=f"{classes.owner} has random weights: classes go by number")

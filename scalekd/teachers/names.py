@@ -93,7 +93,7 @@ def resolve_model_name(name: str) -> tuple[str, str | None]:
     """
     resolved, sentence = resolve_name(name, ALIASES)
     if sentence is not None and (side := ALIAS_SIZES.get(name.strip())) is not None:
-        sentence += f", at {side} x {side} px unless --img-size says otherwise"
+        sentence += f", at {side} x {side} px unless --img-size is given"
     return resolved, sentence
 
 
@@ -115,6 +115,6 @@ def teacher_named_by_cache(name: str, *, option: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?", name) and is_model(name.split(".")[0]):
         return name
     raise UsageError(
-        f"the cache says that its teacher is {name!r}, which is not a model of timm; if you know"
+        f"the cache names its teacher {name!r}, which is not a model of timm; if you know"
         f" and trust it, name it with {option}"
     )

@@ -7,8 +7,9 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from scalekd.errors import UsageError
+from scalekd.models.weights import weights_sha256
+from scalekd.options import height_and_width
 from scalekd.shapes import FeatureShape
-from scalekd.teachers._weights_hash import weights_sha256
 from scalekd.teachers.features_only import FEATURES_ONLY, OwnModule, returned
 from scalekd.teachers.spec import TeacherSpec
 from scalekd.teachers.teacher import Teacher
@@ -43,7 +44,7 @@ def teacher_from_module(
     Raises:
         UsageError: The outputs have another form, or ``class_names`` another number of classes.
     """
-    size = (img_size, img_size) if isinstance(img_size, int) else img_size
+    size = height_and_width(img_size)
     module = module.eval().requires_grad_(False)
     with torch.no_grad():
         maps, logits = returned(module, torch.zeros(1, 3, *size))

@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from scalekd.models.arguments import check_model_kwargs
+from scalekd.models.arguments import ModelKwargs
 from scalekd.models.classes import MAX_CLASSES, MAX_NAME_LENGTH, Classes
 from scalekd.shapes import FeatureShape
 
@@ -43,7 +43,7 @@ class TeacherConfig(BaseModel):
     model: str = Field(min_length=1)
     checkpoint: str | None = None
     pretrained: bool = True
-    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+    model_kwargs: ModelKwargs = Field(default_factory=dict)
     img_size: tuple[int, int] | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
@@ -55,12 +55,6 @@ class TeacherConfig(BaseModel):
     @classmethod
     def _square(cls, value: object) -> object:
         return (value, value) if isinstance(value, int) else value
-
-    @field_validator("model_kwargs")
-    @classmethod
-    def _plain(cls, value: dict[str, Any]) -> dict[str, Any]:
-        check_model_kwargs(value)
-        return value
 
 
 ABOUT_ORIGIN = frozenset({"model", "weights_source", "licence", "class_names"})
@@ -74,7 +68,7 @@ class TeacherSpec(BaseModel):
     Attributes:
         model: ``architecture.tag``, ``hf-hub:…`` or the name of a local folder.
         architecture: Name of the model in timm.
-        family: ``swin``, ``vit``, ``beit`` or ``eva``: how its tail runs.
+        family: Name of its family, such as ``swin``; ``features`` for a teacher without a tail.
         weights_sha256: SHA-256 of names, dtypes, shapes and bytes of the whole state dict.
         weights_source: Source of the weights.
         img_size: Height and width of the teacher's input, in pixels.
@@ -105,7 +99,7 @@ class TeacherSpec(BaseModel):
     stages: dict[int, FeatureShape]
     num_classes: int | None
     licence: str | None
-    model_kwargs: dict[str, Any]
+    model_kwargs: ModelKwargs
     tail_blocks: int = Field(ge=1)
     class_names: ClassNames | None = None
 
@@ -129,9 +123,3 @@ class TeacherSpec(BaseModel):
         if self.class_names is None:
             document.pop("class_names", None)
         return document
-
-    @field_validator("model_kwargs")
-    @classmethod
-    def _plain(cls, value: dict[str, Any]) -> dict[str, Any]:
-        check_model_kwargs(value)
-        return value

@@ -9,7 +9,7 @@ ones: the mean, over calibration images, of the prefix tokens that enter it in t
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 import torch
@@ -19,6 +19,11 @@ from torch import Tensor, nn
 
 from scalekd.shapes import FeatureShape
 from scalekd.teachers.families import FAMILIES, Family
+
+NO_PREFIX = (
+    "the tail's constant prefix tokens were never set: call "
+    "teacher.calibrate_prefix(stage-3 features) before teacher.tail()"
+)
 
 
 class TailConfig(BaseModel):
@@ -129,16 +134,13 @@ class Tail(nn.Module):
         """Number of logits; ``None`` for a teacher without a head."""
         return self.config.num_classes or None
 
-    def set_prefix_tokens(self, prefix: Float[Tensor, "prefix channel"] | None) -> None:
-        """Set the constant prefix tokens; ``None`` for a teacher without prefix tokens.
+    def set_prefix_tokens(self, prefix: Float[Tensor, "prefix channel"]) -> None:
+        """Set the constant prefix tokens.
 
         Raises:
             ValueError: The shape is not ``(prefix tokens, channels)`` of stage 3.
         """
-        shape = (self.num_prefix_tokens, self.stages[3].num_channels)
-        if prefix is None or tuple(prefix.shape) != shape:
-            given = None if prefix is None else tuple(prefix.shape)
-            raise ValueError(f"prefix tokens of shape {given}; this tail takes {shape}")
+        self._check_prefix(prefix.shape)
         parameter = next(self.parameters())
         self.prefix_tokens = prefix.detach().to(parameter.device, parameter.dtype).clone()
 
@@ -209,16 +211,14 @@ class Tail(nn.Module):
     def _prefix_for(self, tokens: Tensor, given: Tensor | None) -> Tensor:
         prefix = self.prefix_tokens if given is None else given
         if prefix is None:
-            raise ValueError(
-                "the tail's constant prefix tokens were never set: call "
-                "teacher.calibrate_prefix(stage-3 features) before teacher.tail()"
-            )
-        wanted = (self.num_prefix_tokens, self.stages[3].num_channels)
-        if tuple(prefix.shape[-2:]) != wanted:
-            raise ValueError(
-                f"prefix tokens of shape {tuple(prefix.shape)}; this tail takes {wanted}"
-            )
+            raise ValueError(NO_PREFIX)
+        self._check_prefix(prefix.shape[-2:])
         return prefix.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
+
+    def _check_prefix(self, shape: Sequence[int]) -> None:
+        wanted = (self.num_prefix_tokens, self.stages[3].num_channels)
+        if tuple(shape) != wanted:
+            raise ValueError(f"prefix tokens of shape {tuple(shape)}; this tail takes {wanted}")
 
     def extra_repr(self) -> str:
         return json.dumps(self.config.model_dump(mode="json"))

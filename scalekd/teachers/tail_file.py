@@ -2,18 +2,17 @@
 
 Tail files are part of caches and are not trusted. Reading one does not unpickle and does not
 download; it only builds timm backbones of the known families, from plain arguments, and allocates
-no memory before names, dtypes and shapes in the file's header match its configuration.
+no tail before names, dtypes and shapes in the file's header match its configuration.
 """
 
 import contextlib
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize
 from safetensors.torch import load, save
 from timm.models import is_model_in_modules
 from torch import Tensor
@@ -22,10 +21,10 @@ from scalekd.errors import CacheCorrupt, EnvironmentFault, ScaleKDError
 from scalekd.models.arguments import check_bounded, constructor_arguments
 from scalekd.models.weights import describe_mismatch
 from scalekd.teachers.families import FAMILIES
-from scalekd.teachers.tail import Tail, TailConfig
+from scalekd.teachers.tail import NO_PREFIX, Tail, TailConfig
 
 _METADATA_KEY = "scalekd_tail"
-_ITEM_BYTES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
+_TYPES = ("F16", "BF16", "F32", "F64")
 _MAX_HEADER_BYTES = 1 << 20  # the header of Swin-L's tail has 5 kB
 _MAX_TABLE_BYTES = 1 << 30  # computed tables; the largest real one, 37 x 37 tokens, is 15 MB
 
@@ -38,10 +37,7 @@ def save_tail(tail: Tail, path: str | Path) -> None:
         EnvironmentFault: The file cannot be written.
     """
     if tail.num_prefix_tokens and tail.prefix_tokens is None:
-        raise ValueError(
-            "the tail's constant prefix tokens were never set: call "
-            "teacher.calibrate_prefix(stage-3 features) before teacher.tail()"
-        )
+        raise ValueError(NO_PREFIX)
     tensors = {name: _smallest(tensor) for name, tensor in tail.state_dict().items()}
     metadata = {_METADATA_KEY: json.dumps(tail.config.model_dump(mode="json"), sort_keys=True)}
     try:  # not save_file, whose files only their owner can read
@@ -56,19 +52,9 @@ def load_tail(path: str | Path) -> Tail:
     Raises:
         CacheCorrupt: The file is missing, damaged, not a tail, or has implausible values.
     """
-    with _reporting(path), safe_open(str(path), framework="pt", device="cpu") as file:
-        names = list(file.keys())
-        slices = {name: file.get_slice(name) for name in names}
-        header = {name: (entry.get_dtype(), entry.get_shape()) for name, entry in slices.items()}
-        tail = _on_meta(file.metadata() or {}, header).allocated()
-        _fill(tail, {name: file.get_tensor(name) for name in names})
-    return tail
-
-
-def _fill(tail: Tail, state: Mapping[str, Tensor]) -> None:
-    if any(tensor.dtype == torch.float64 for tensor in state.values()):
-        tail.double()
-    tail.load_state_dict(state)
+    with _reporting(path):
+        content = Path(path).read_bytes()
+    return load_tail_bytes(content, str(path))
 
 
 def load_tail_bytes(content: bytes, path: str) -> Tail:
@@ -79,7 +65,11 @@ def load_tail_bytes(content: bytes, path: str) -> Tail:
     """
     tail = inspect_tail(content, path)
     with _reporting(path):
-        _fill(tail.allocated(), load(content))
+        state = load(content)
+        tail = tail.allocated()
+        if any(tensor.dtype == torch.float64 for tensor in state.values()):
+            tail.double()
+        tail.load_state_dict(state)
     return tail
 
 
@@ -98,31 +88,20 @@ def inspect_tail(content: bytes, path: str) -> Tail:
     """
     with _reporting(path):
         length = int.from_bytes(content[:8], "little")
-        if not 2 <= length <= min(len(content) - 8, _MAX_HEADER_BYTES):
+        if length > _MAX_HEADER_BYTES:
             raise CacheCorrupt("it is not a safetensors file")
-        header = json.loads(content[8 : 8 + length])
-        metadata = header.pop("__metadata__", {})
-        end = 0
-        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            start, stop = entry["data_offsets"]
-            size = math.prod(entry["shape"]) * _ITEM_BYTES.get(entry["dtype"], 0)
-            if start != end or stop - start != size or min(entry["shape"], default=1) < 0:
-                raise CacheCorrupt(f"the offsets of {name} are not those of its shape")
-            end = stop
-        if end != len(content) - 8 - length:
-            raise CacheCorrupt("its tensors do not fill it")
-        return _on_meta(metadata, {n: (e["dtype"], e["shape"]) for n, e in header.items()})
-
-
-def _on_meta(metadata: Mapping[str, str], header: Mapping[str, tuple[str, Sequence[int]]]) -> Tail:
-    """Build a file's tail without memory; ``header`` has dtype and shape by name."""
-    tail = Tail.on_meta(_config_of(metadata))
-    shape = tail.stages[3]
-    if shape.num_prefix_tokens:
-        tail.prefix_tokens = torch.empty(shape.num_prefix_tokens, shape.num_channels, device="meta")
-    _check_header(tail, header)
-    _check_tables(tail)
-    return tail
+        # Checks types, shapes and offsets.
+        stored = dict(deserialize(content))  # type: ignore[no-untyped-call]
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+        tail = Tail.on_meta(_config_of(metadata))
+        shape = tail.stages[3]
+        if shape.num_prefix_tokens:
+            tail.prefix_tokens = torch.empty(
+                shape.num_prefix_tokens, shape.num_channels, device="meta"
+            )
+        _check_header(tail, {name: (t["dtype"], t["shape"]) for name, t in stored.items()})
+        _check_tables(tail)
+        return tail
 
 
 def _smallest(tensor: Tensor) -> Tensor:
@@ -167,9 +146,8 @@ def _check_header(tail: Tail, header: Mapping[str, tuple[str, Sequence[int]]]) -
     if differences := describe_mismatch(expected, stored):
         raise CacheCorrupt(f"its tensors are not those of its configuration: {differences}")
     for name, (dtype, _) in header.items():
-        if dtype not in _ITEM_BYTES:
-            known = ", ".join(_ITEM_BYTES)
-            raise CacheCorrupt(f"{name} is of type {dtype}; a tail may contain {known}")
+        if dtype not in _TYPES:
+            raise CacheCorrupt(f"{name} is of type {dtype}; a tail may contain {', '.join(_TYPES)}")
 
 
 def _check_tables(tail: Tail) -> None:

@@ -14,11 +14,12 @@ from scalekd.models.build import (
     create_on_meta,
     preprocessing_of,
 )
+from scalekd.models.levels import find_levels
 from scalekd.models.names import ModelSource, describe_model
 from scalekd.models.normalise import Normalise
-from scalekd.teachers._weights_hash import weights_sha256
+from scalekd.models.weights import weights_sha256
 from scalekd.teachers.families import FAMILIES, Family, family_of
-from scalekd.teachers.features_only import family_by_levels
+from scalekd.teachers.features_only import FeaturesOnly
 from scalekd.teachers.heads import class_names_of, why_no_classifier
 from scalekd.teachers.names import ALIAS_SIZES, resolve_model_name
 from scalekd.teachers.spec import TeacherConfig, TeacherSpec
@@ -144,13 +145,23 @@ class Teacher(nn.Module):
         """
         if not self.has_tail:
             raise UsageError(f"{self.spec.model} has no tail: only its features can be distilled")
-        tail = Tail.from_config(self._tail_config())
+        spec = self.spec
+        config = TailConfig(
+            architecture=spec.architecture,
+            family=spec.family,  # type: ignore[arg-type]
+            model_kwargs=spec.model_kwargs,
+            img_size=spec.img_size,
+            num_classes=spec.num_classes or 0,
+            global_pool=self.family.pooling(self.model),
+            tail_blocks=spec.tail_blocks,
+        )
+        tail = Tail.from_config(config)
         state = {}
         for name, tensor in self.model.state_dict().items():
-            tail_name = self.family.tail_name(name, self.model, self.spec.tail_blocks)
+            tail_name = self.family.tail_name(name, self.model, spec.tail_blocks)
             if tail_name is not None:
                 state[f"model.{tail_name}"] = tensor.detach()
-        rope = self.family.rope(self.model, self.spec.tail_blocks)
+        rope = self.family.rope(self.model, spec.tail_blocks)
         if rope is not None:
             state["rope"] = rope
         tail.load_state_dict(state)
@@ -161,17 +172,6 @@ class Teacher(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Do nothing: the teacher stays in eval mode, without stochastic depth or dropout."""
         return self
-
-    def _tail_config(self) -> TailConfig:
-        return TailConfig(
-            architecture=self.spec.architecture,
-            family=self.spec.family,  # type: ignore[arg-type]
-            model_kwargs=self.spec.model_kwargs,
-            img_size=self.spec.img_size,
-            num_classes=self.spec.num_classes or 0,
-            global_pool=str(self.model.global_pool),
-            tail_blocks=self.spec.tail_blocks,
-        )
 
 
 def load_teacher(config: TeacherConfig) -> Teacher:
@@ -191,7 +191,15 @@ def load_teacher(config: TeacherConfig) -> Teacher:
         size = (side, side)
     if size is not None and _takes_img_size(source):
         kwargs["img_size"] = size
-    no_classifier = _why_no_classifier(config, source, kwargs)
+    asked = kwargs.get("num_classes")
+    if asked is None:
+        asked = source.pretrained_cfg.get("num_classes", _USUAL_CLASSES)
+    no_classifier = why_no_classifier(
+        source,
+        int(asked),
+        reads_published=config.pretrained and config.checkpoint is None,
+        named=config.class_names is not None,
+    )
     if no_classifier is not None and not config.keep_head:
         kwargs["num_classes"] = 0
     model = build_model(
@@ -202,8 +210,8 @@ def load_teacher(config: TeacherConfig) -> Teacher:
         seed=_RANDOM_SEED,
     ).eval()
     img_size = _image_size(model, source, size)
-    family = family_of(model, source.architecture) or family_by_levels(
-        model, source.label, img_size
+    family = family_of(model, source.architecture) or FeaturesOnly(
+        find_levels(model, source.label, img_size, role="teacher")
     )
     try:
         family.check(model, config.tail_blocks)
@@ -212,20 +220,6 @@ def load_teacher(config: TeacherConfig) -> Teacher:
     _check_image_size(source.label, family.size_multiple(model), img_size)
     spec = _spec(config, source, model, family, kwargs, img_size)
     return Teacher(model, spec, family, no_classifier=None if spec.num_classes else no_classifier)
-
-
-def _why_no_classifier(
-    config: TeacherConfig, source: ModelSource, kwargs: dict[str, Any]
-) -> str | None:
-    asked = kwargs.get("num_classes")
-    if asked is None:
-        asked = source.pretrained_cfg.get("num_classes", _USUAL_CLASSES)
-    return why_no_classifier(
-        source,
-        int(asked),
-        reads_published=config.pretrained and config.checkpoint is None,
-        named=config.class_names is not None,
-    )
 
 
 def _spec(
@@ -246,10 +240,9 @@ def _spec(
         if pooling is not None and pooling != getattr(usual, "global_pool", None):
             model_kwargs["global_pool"] = str(pooling)
     weights: Literal["pretrained", "checkpoint", "random"]
+    weights = "pretrained" if config.pretrained else "random"
     if config.checkpoint is not None:
         weights = "checkpoint"
-    else:
-        weights = "pretrained" if config.pretrained else "random"
     num_classes = int(model.num_classes)  # type: ignore[arg-type]
     names = None
     if num_classes:
@@ -291,10 +284,8 @@ def _image_size(
     model: nn.Module, source: ModelSource, asked: tuple[int, int] | None
 ) -> tuple[int, int]:
     embed: Any = getattr(model, "patch_embed", None)
-    size = getattr(embed, "img_size", None) or asked
-    if size is None:
-        size = (source.pretrained_cfg.get("input_size") or (3, 224, 224))[1:]
-    height, width = size
+    own = source.pretrained_cfg.get("input_size") or (3, 224, 224)
+    height, width = getattr(embed, "img_size", None) or asked or own[1:]
     return int(height), int(width)
 
 

@@ -1,7 +1,7 @@
 """Processes, device and precision of a run, decided by its options and never by the environment.
 
 `accelerate launch`, its configuration file and the shell pass settings on as environment variables,
-some of which would change the gradient without a word: `ACCELERATE_GRADIENT_ACCUMULATION_STEPS`
+some of which would change the gradient without a message: `ACCELERATE_GRADIENT_ACCUMULATION_STEPS`
 divides every loss once more. A setting that has an option here is overridden, and a note says so;
 one that training cannot work with is refused.
 """
@@ -89,7 +89,7 @@ def _overridden(precision: str) -> list[str]:
         "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": ("0", "float32 products are computed in float32"),
     }
     return [
-        f"{name}={os.environ[name]} is passed over: {what}"
+        f"{name}={os.environ[name]} is ignored: {what}"
         for name, (default, what) in asked.items()
         if _is_on(name) and os.environ[name].lower() not in (default, precision)
     ]

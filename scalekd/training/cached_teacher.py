@@ -24,7 +24,7 @@ from scalekd.errors import DataError, ScaleKDError, UsageError
 from scalekd.images import ImageDataset
 from scalekd.loading import CachedViewLoader, open_images
 from scalekd.loading.cached_views import embedded_images
-from scalekd.models.classes import Classes, ClassMatch, classes_of_data
+from scalekd.models.classes import Classes, ClassMatch, check_labels, classes_of_data
 from scalekd.options import ImageOptions
 from scalekd.storage import LocalCache, Location, open_storage
 from scalekd.students import Student
@@ -43,10 +43,10 @@ class TargetSource(Protocol):
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Groups of the cache's arrays that a batch must hold for it."""
+        """Groups of the cache's arrays that a batch must contain."""
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Targets:
-        """Targets of a batch on the device."""
+        """Return the targets of a batch on the device."""
 
 
 class CachedTeacher:
@@ -61,12 +61,12 @@ class CachedTeacher:
             student's.
         split: Split of the image set.
         image_options: How images, labels and keys are read.
-        local_cache: Keeps copies of what is read from remote places.
+        local_cache: Keeps copies of what is read from remote locations.
         num_classes: Number of classes of the student; by default that of the data set.
         targets: Extension of the cache that gives features, tail and, if it has any, logits; names
             with commas between them are several teachers.
         logits_from: Extensions that give logits, or ``base``; several teachers are averaged.
-        class_map: The teacher's class of each label: ``auto``, as the cache says, or by name;
+        class_map: The teacher's class of each label: ``auto``, as the cache maps them, or by name;
             ``none``, by number; or a file, see `scalekd.models.classes.read_class_map`.
         live: The teachers of the features run beside the student; logits are those of the first
             that has a classifier, whether or not its cache contains any.
@@ -126,16 +126,11 @@ class CachedTeacher:
         self.class_names = (match.names if match is not None else None) or data.names
         classes = match.count if match is not None else data.count
         self.num_classes = num_classes or classes or self.spec.num_classes or 0
-        largest = int(samples.labels.max(initial=-1))
         self._unlabelled = np.flatnonzero(samples.labels < 0)
-        if largest >= self.num_classes:
-            raise DataError(
-                f"{self.reader.location}: labels run up to {largest}, and the student "
-                f"has classes 0 to {self.num_classes - 1} (see --num-classes)"
-            )
+        check_labels(str(self.reader.location), samples.labels, self.num_classes)
 
     def _data_classes(self) -> Classes:
-        """Classes of the labels: those that the cache names, or else those that the images have."""
+        """Return the classes that the cache names, or else those of the images."""
         names, labels = self.reader.identity.data.class_names, self.reader.samples.labels
         owner = str(self.reader.location)
         if names is None and self.images is not None:
@@ -160,7 +155,7 @@ class CachedTeacher:
         return [note for note in dict.fromkeys(notes) if note]
 
     def notes_for(self, objective: Objective) -> list[str]:
-        """Messages about classes and labels that an objective reads, one line each."""
+        """Return messages about classes and labels that an objective reads, one line each."""
         notes = self.notes if objective.needs_logits else []
         if objective.needs_labels and len(self._unlabelled):
             samples = self.reader.samples
@@ -173,7 +168,7 @@ class CachedTeacher:
         return notes
 
     def class_indices(self) -> dict[str, tuple[int, ...] | None]:
-        """The teacher's class of each class of the student, for each cache that gives logits.
+        """Return the teacher's class of each of the student's, for each cache that gives logits.
 
         Raises:
             DataError, UsageError: Classes cannot be matched.
@@ -224,7 +219,7 @@ class CachedTeacher:
         channels_last: bool = False,
         tail_checkpointing: bool = False,
     ) -> DistillationModule:
-        """Student, projectors and losses as one module: what to optimise, and to wrap in DDP.
+        """Build student, projectors and losses as one module, to optimise and to wrap in DDP.
 
         Args:
             student: Made by `scalekd.students.create_student`.

@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on as if nothing had happened.
+"""Checkpoints: everything that is needed to continue a run exactly.
 
 A checkpoint is a folder: ``model.safetensors`` (the student alone, as timm names it),
 ``objective.safetensors`` (projectors), ``ema.safetensors``, ``training_state.pt`` (optimiser,
@@ -23,10 +23,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from scalekd.cache.documents import check_depth
 from scalekd.errors import DataError, EnvironmentFault
 from scalekd.models.weights import load_plain_tensors
 from scalekd.storage.files import TEMPORARY_SUFFIX, sync, temporary_path
 from scalekd.storage.locks import lock
+from scalekd.text import first_line
 
 FORMAT_VERSION = 1
 STUDENT_FILE = "model.safetensors"
@@ -38,7 +40,6 @@ STATE_FILE = "state.json"
 _OLD_TEMPORARY_SUFFIX = ".writing"  # of earlier releases
 _MAX_STATE_BYTES = 32 << 20  # class names of ImageNet-21k take 1 MB
 _MAX_COUNT = 2**62
-_MAX_DEPTH = 20
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def remove_leftovers(run: Path) -> None:
 
 
 def find_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint at ``folder``, or the older one that a crash left beside it."""
+    """Return the checkpoint at ``folder``, or the older one that a crash left beside it."""
     for candidate in (folder, _retired(folder)):
         if (candidate / STATE_FILE).is_file():
             return candidate
@@ -141,7 +142,7 @@ def find_checkpoint(folder: Path) -> Path | None:
 
 
 def find_run_checkpoint(run: Path) -> Path | None:
-    """The best checkpoint of a run, its last where there is no best, or ``run`` if it is one."""
+    """Return ``run`` if it is a checkpoint, otherwise the best or last checkpoint of the run."""
     candidates = (run, run / "model_best", run / "last")
     return next((path for folder in candidates if (path := find_checkpoint(folder))), None)
 
@@ -159,8 +160,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         state = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(state, dict):
             raise ValueError(f"{STATE_FILE} is not a JSON object")
-        if _is_deep(state):
-            raise ValueError(f"{STATE_FILE} is nested deeper than {_MAX_DEPTH} levels")
+        check_depth(state)
         version = state.get("format_version")
         if version != FORMAT_VERSION:
             raise DataError(
@@ -177,7 +177,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def check_file(folder: Path, state: Mapping[str, Any], name: str) -> Path:
-    """The path of a checkpoint's file, after comparing its bytes with the recorded digest.
+    """Compare a checkpoint's file with its recorded digest, and return its path.
 
     Raises:
         DataError: The file is missing or has other bytes.
@@ -218,7 +218,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def sound_position(folder: Path) -> Position | None:
-    """Position of the checkpoint at ``folder`` if all its files are as written, otherwise None."""
+    """Return the position of a checkpoint; ``None`` if a file is not as it was written."""
     try:
         state = read_state(folder)
         if "files" in state:
@@ -238,21 +238,11 @@ def _readable(folder: Path) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:  # json, safetensors, pickle and zip readers raise many kinds
-        reason = str(error).strip().partition("\n")[0][:200]
+        reason = f"{type(error).__name__}: {first_line(error, limit=200)}"
         raise DataError(
-            f"{folder}: the checkpoint cannot be read ({type(error).__name__}: {reason}); choose "
-            "another one of the run, such as RUN/checkpoint-N"
+            f"{folder}: the checkpoint cannot be read ({reason}); choose another one of the run, "
+            "such as RUN/checkpoint-N"
         ) from error
-
-
-def _is_deep(value: object) -> bool:
-    level = [value]
-    for _ in range(_MAX_DEPTH):
-        inner = [x for x in level if isinstance(x, dict | list)]
-        level = [y for x in inner for y in (x.values() if isinstance(x, dict) else x)]
-        if not level:
-            return False
-    return True
 
 
 def _digest(path: Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """``--torchcompile``: compilation of student and objective, and its errors."""
 
-import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,6 +7,7 @@ import torch
 from torch import nn
 
 from scalekd.errors import EnvironmentFault, UsageError
+from scalekd.text import did_you_mean, one_line
 
 
 def compile_parts(module: nn.Module, backend: str) -> None:
@@ -32,10 +32,11 @@ def check_backend(backend: str) -> None:
     """Raise ``UsageError`` unless torch has this backend."""
     known = torch.compiler.list_backends(exclude_tags=None)
     if backend not in known:
-        near = difflib.get_close_matches(backend, known, n=1)
-        hint = f"did you mean {near[0]}? There" if near else "there"
         usual = ", ".join(["eager", "aot_eager", *torch.compiler.list_backends()])
-        raise UsageError(f"--torchcompile {backend}: no such backend; {hint} are {usual}")
+        raise UsageError(
+            f"--torchcompile {backend}: no such backend; there are {usual}"
+            f"{did_you_mean(backend, known)}"
+        )
 
 
 @contextmanager
@@ -51,8 +52,8 @@ def compile_faults(backend: str | None) -> Iterator[None]:
         if backend is None or not isinstance(error, torch._dynamo.exc.TorchDynamoException):
             raise
         message = str(error).strip().partition("\n\n")[0]  # hints on debugging torch follow
-        reason = " ".join(message.split()) or type(error).__name__
+        reason = one_line(message, limit=300) or type(error).__name__
         raise EnvironmentFault(
-            f"--torchcompile {backend}: {reason[:300]}; leave the option out, or try another "
+            f"--torchcompile {backend}: {reason}; leave the option out, or try another "
             "backend such as aot_eager"
         ) from error

@@ -1,11 +1,10 @@
 """Everything that decides a training run, in one frozen record with timm's flag names.
 
 The same names are command line flags, keys of a recipe (YAML) and the lines of a run's
-``args.yaml``; a name nobody knows is an error that says the nearest one, because a
-misspelt hyperparameter that is quietly ignored costs a whole run.
+``args.yaml``. An unknown name is an error that suggests the nearest one: a misspelt
+hyperparameter that was ignored would cost a whole run.
 """
 
-import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ByteSize, Field, ValidationErro
 from scalekd.distillation.config import ObjectiveName, ScaleKDConfig
 from scalekd.errors import DataError, UsageError
 from scalekd.options import ImageOptions, ImageSize, StoredBytes
+from scalekd.text import did_you_mean
 from scalekd.training.plain_yaml import dump_plain, load_plain, read_text
 from scalekd.views import Interpolation
 
@@ -33,7 +33,7 @@ def _nothing(value: object) -> object:
 
 
 def _no(value: object) -> object:
-    """YAML reads a bare ``no`` as false."""
+    """Return ``no`` for false: YAML reads a bare ``no`` as false."""
     return "no" if value is False else value
 
 
@@ -327,7 +327,7 @@ class TrainConfig(ImageOptions):
 
 
 def default_workers() -> int:
-    """Four as in timm, or as many as this process may use cores, of which torch warns otherwise."""
+    """Return four, as in timm, or the number of usable cores, above which torch warns."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(4, usable or 1)
 
@@ -348,8 +348,7 @@ def reject_unknown_keys(
     for name in values:
         last = name.rpartition(".")[2]
         if last not in known:
-            near = difflib.get_close_matches(last, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+            hint = did_you_mean(last, known, cutoff=0.5) or f"; known are {', '.join(known)}"
             raise UsageError(f"{source}: unknown key {_shown(name)}{hint}")
 
 

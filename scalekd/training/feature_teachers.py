@@ -35,7 +35,7 @@ def teacher_features(
 
 
 def has_summary(objective: str, config: ScaleKDConfig) -> bool:
-    """Whether an objective compares summaries with these settings of a teacher."""
+    """Return whether an objective compares summaries with these settings of a teacher."""
     if objective == "features" and config.summary_weight is None:
         return True
     return objective in FORMS and bool(config.summary_weight)

@@ -1,4 +1,4 @@
-"""What the training loop takes from its caller, and gives back."""
+"""Types of the training loop's arguments and result."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from scalekd.training.random_state import preserved_random_state
 from scalekd.training.targets import Batch
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
-"""Bare timm model to metrics by name; collective, called by every process."""
+"""Function of a bare timm model that returns metrics by name; called by every process."""
 
 
 Choose = Callable[[Mapping[str, float]], float | None]
-"""An epoch's row to the number that is highest for the best epoch; ``None`` if not measured."""
+"""Function of an epoch's metrics that is largest for the best epoch; ``None`` if not measured."""
 
 
 def by_metric(name: str, *, sign: int = 1) -> Choose:
@@ -66,25 +66,34 @@ class EpochLoader(Protocol):
 
     @property
     def num_batches(self) -> int:
-        """Batches that each process gets in one epoch."""
+        """Number of batches of each process in an epoch."""
 
     def epoch(self, epoch: int, *, start_batch: int = 0) -> Iterable[Batch]:
-        """Batches of an epoch from ``start_batch`` on, in an order that only seeds decide."""
+        """Return the batches of an epoch from ``start_batch`` on; only seeds decide their order."""
 
 
-_SCORES = {
+SCORES = {
     "eval_top1": ("top-1", " %"),
-    "ema_eval_top1": ("top-1 of the average", " %"),
-    "eval_knn_top1": ("top-1 of nearest neighbours", " %"),
-    "ema_eval_knn_top1": ("top-1 of the average's neighbours", " %"),
+    "eval_top5": ("top-5", " %"),
+    "ema_eval_top1": ("top-1 of the averaged weights", " %"),
+    "eval_knn_top1": ("neighbours' top-1", " %"),
+    "ema_eval_knn_top1": ("neighbours' top-1 of the averaged weights", " %"),
     "eval_feature_loss": ("validation feature loss", ""),
-    "ema_eval_feature_loss": ("feature loss of the average", ""),
+    "ema_eval_feature_loss": ("validation feature loss of the averaged weights", ""),
 }
+"""Label and unit of each metric of an epoch that is shown to people, by its name."""
+
+
+def score_texts(row: Mapping[str, float]) -> list[str]:
+    """Return the metrics of an epoch that are shown to people, such as ``top-1 71.20 %``."""
+    return [
+        f"{label} {row[name]:.2f}{unit}" for name, (label, unit) in SCORES.items() if name in row
+    ]
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended.
+    """Result of a run.
 
     Attributes:
         output: The run's folder.
@@ -106,13 +115,9 @@ class TrainResult:
 
     def lines(self) -> list[str]:
         """Return the lines to print."""
-        scores = [
-            f", {label} {self.metrics[name]:.2f}{unit}"
-            for name, (label, unit) in _SCORES.items()
-            if name in self.metrics
-        ]
+        loss = f"loss {self.metrics['train_loss']:.4g}"
         return [
             f"{self.output}: {self.epochs} epochs, {self.samples_viewed:,} views, "
-            f"loss {self.metrics['train_loss']:.4g}" + "".join(scores),
+            + ", ".join([loss, *score_texts(self.metrics)]),
             f"best: epoch {self.best_epoch + 1}, in {self.output}/model_best",
         ]

@@ -8,7 +8,7 @@ from scalekd.distillation import ObjectiveName, ScaleKDConfig, build_objective
 from scalekd.errors import DataError, UsageError
 from scalekd.loading import open_images
 from scalekd.loading.image_loader import ImageLoader
-from scalekd.models.classes import classes_of_data
+from scalekd.models.classes import check_labels, classes_of_data
 from scalekd.options import ImageOptions
 from scalekd.storage import LocalCache
 from scalekd.students import Student
@@ -24,7 +24,7 @@ class LabelledImages:
         split: Split of the image set.
         policy: Text of the view policy, as ``--aug`` of `cache-teacher`.
         image_options: How images, labels and keys are read.
-        local_cache: Keeps copies of what is read from remote places.
+        local_cache: Keeps copies of what is read from remote locations.
         num_classes: Number of classes of the student; by default that of the data set.
 
     Attributes:
@@ -74,17 +74,12 @@ class LabelledImages:
         self.notes = list(dict.fromkeys([*notes, *self.images.notes]))
         data = classes_of_data(images.location, images.class_names, images.labels)
         self.num_classes = num_classes or data.count
-        largest = int(images.labels.max())
-        if largest >= self.num_classes:
-            raise DataError(
-                f"{images.location}: labels run up to {largest}, and the student has classes 0 to"
-                f" {self.num_classes - 1} (see --num-classes)"
-            )
+        check_labels(images.location, images.labels, self.num_classes)
         self.class_names = data.names if data.count == self.num_classes else None
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the checkpoints of a run record of it."""
+        """Facts about the images, for the checkpoints of a run."""
         return {"teacher": None, "data_fingerprint": self.images.fingerprint}
 
     def module(

@@ -28,7 +28,7 @@ class RunningMeans:
     """Weighted means by name; the state is plain values, so that it fits a checkpoint.
 
     A value that is not finite is left out, as if it had not been measured: under fp16 the scaler
-    skips updates whose gradient is infinite, and JSON knows no infinity.
+    skips updates whose gradient is infinite, and JSON has no infinity.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class RunningMeans:
         }
 
     def state(self, *, shares: int = 1) -> dict[str, Any]:
-        """State for `merge`; merging it ``shares`` times adds these means once."""
+        """Return the state for `merge`; merging it ``shares`` times adds these means once."""
         return {
             "sums": {name: total / shares for name, total in self.sums.items()},
             "weight": self.weight / shares,

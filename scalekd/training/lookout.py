@@ -76,25 +76,20 @@ class Lookout:
             for number, values in enumerate(interval.updates):
                 before = Position(interval.position.epoch, num_updates=updates + number)
                 self.check(values, before)
-        word = self._word()
-        records = self._records()
-        alone = self._coordinator.is_alone
-        if records:
-            word = self._log(records, word)
-        elif alone or everything or position.num_updates % _AGREE_EVERY == 0:
-            word = self._coordinator.maximum(word)
+        status = self._stop.signal_number
+        if self.failure is not None:
+            status = _GRADIENT_FAILED if self._only_gradient else _FAILED
+        if records := self._records():
+            status = self._log(records, status)
+        elif self._coordinator.is_alone or everything or position.num_updates % _AGREE_EVERY == 0:
+            status = self._coordinator.maximum(status)
         else:
             return 0
-        if word >= _FAILED and self._only_gradient:
+        if status >= _FAILED and self._only_gradient:
             self.failure = None
-        if word >= _GRADIENT_FAILED:
+        if status >= _GRADIENT_FAILED:
             self._coordinator.together(self.raise_failure)
-        return word
-
-    def _word(self) -> int:
-        if self.failure is None:
-            return self._stop.signal_number
-        return _GRADIENT_FAILED if self._only_gradient else _FAILED
+        return status
 
     def check(self, values: Mapping[str, float], position: Position) -> None:
         """Remember an update with a loss or norm that is not finite, if it is the first.
@@ -131,14 +126,14 @@ class Lookout:
             raise self.failure
 
     def over_processes(self, means: RunningMeans) -> RunningMeans:
-        """Means over all processes; called by every process."""
+        """Return the means over all processes; called by every process."""
         together = RunningMeans()
         for state in self._coordinator.collect(means.state()):
             together.merge(state)
         return together
 
     def epoch_row(self, position: Position, lr: float) -> dict[str, float]:
-        """What an epoch's training measured, over all processes; called by every process."""
+        """Return the measurements of an epoch over all processes; called by every process."""
         means = self.over_processes(self._meter.epoch)
         seconds = means.sums.pop("_seconds", 0.0) / self._coordinator.num_processes
         waited = means.sums.pop("_waited", 0.0) / self._coordinator.num_processes
@@ -152,20 +147,20 @@ class Lookout:
             "seconds": seconds,
         }
 
-    def _log(self, records: list[tuple[dict[str, float], RunningMeans]], word: int) -> int:
-        """Exchange the means of records together with the word; return the largest word."""
-        answers = self._coordinator.collect((word, [means.state() for _, means in records]))
-        word = max(answer for answer, _ in answers)
+    def _log(self, records: list[tuple[dict[str, float], RunningMeans]], status: int) -> int:
+        """Exchange the means of records and the status; return the largest status."""
+        answers = self._coordinator.collect((status, [means.state() for _, means in records]))
+        status = max(answer for answer, _ in answers)
         for number, (record, _) in enumerate(records):
             together = RunningMeans()
             for _, states in answers:
                 together.merge(states[number])
-            if word < _GRADIENT_FAILED:
+            if status < _GRADIENT_FAILED:
                 self._writer.log_step({**record, **together.means()})
-        return word
+        return status
 
     def _records(self) -> list[tuple[dict[str, float], RunningMeans]]:
-        """A line of the log for each stretch of intervals that ends in one, with its means."""
+        """Return a line of the log and its means for each stretch of intervals that is logged."""
         records = []
         while any(interval.logged for interval in self._recent):
             end = next(i for i, interval in enumerate(self._recent) if interval.logged) + 1

@@ -1,15 +1,15 @@
-"""Measurements of a run: what the device computed, read when nobody waits for it, and the clock.
+"""Measurements of a run: the device's results, read without waiting for it, and the clock.
 
 Losses and the gradient's norm of every update are kept in one small tensor on the device. At the
-end of an interval it is copied to the host behind the work that is queued, and it is looked at one
-interval later, when the copy has long arrived: between two looks the host reads nothing of the
-device. On a CPU there is nothing to wait for, and an interval is looked at when it ends.
+end of an interval it is copied to the host behind the queued work, and is read one interval later,
+when the copy has long arrived: the host never waits for the device. On a CPU there is nothing to
+wait for, and an interval is read when it ends.
 """
 
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from scalekd.training.checkpoint import Position
 from scalekd.training.logs import RunningMeans
 
 _MAX_ROWS = 100
-"""Updates between two looks, however rarely a run logs: a run that diverged stops by then."""
+"""Largest number of updates of an interval, after which a run that diverged stops at the latest."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Interval:
     waited: float
 
     def means(self) -> RunningMeans:
-        """Means over the interval's updates, weighted by views."""
+        """Return the means over the interval's updates, weighted by views."""
         means = RunningMeans()
         for values, num_views in zip(self.updates, self.views, strict=True):
             means.add(values, num_views)
@@ -72,7 +72,7 @@ class Meter:
         self._views: list[int] = []
         self._waited = 0.0
         self._started = time.monotonic()
-        self._pending: list[_Pending] = []
+        self._pending: list[tuple[partial[Interval], _Copy]] = []
 
     def start(self) -> None:
         """Start the clock of the next interval."""
@@ -83,7 +83,7 @@ class Meter:
         self._waited += seconds
 
     def add(self, values: Mapping[str, Tensor], num_views: int) -> Tensor:
-        """Keep one update's measurements; returns them as one tensor, in the mapping's order."""
+        """Keep one update's measurements; return them as one tensor, in the mapping's order."""
         row = torch.stack([value.detach().float().reshape(()) for value in values.values()])
         if self._rows is None:
             self._names = tuple(values)
@@ -93,7 +93,7 @@ class Meter:
         return row
 
     def named(self, row: Tensor) -> dict[str, float]:
-        """One update's measurements on the host; waits for the device."""
+        """Return one update's measurements on the host; waits for the device."""
         return dict(zip(self._names, row.tolist(), strict=True))
 
     @property
@@ -112,25 +112,21 @@ class Meter:
         if self._rows is None or not self._views:
             return
         now = time.monotonic()
-        self._pending.append(
-            _Pending(
-                _Copy(self._rows[: len(self._views)]),
-                self._names,
-                {
-                    "position": position,
-                    "lr": lr,
-                    "logged": logged,
-                    "views": tuple(self._views),
-                    "seconds": max(now - self._started, 1e-9),
-                    "waited": self._waited,
-                },
-            )
+        interval = partial(
+            Interval,
+            position=position,
+            lr=lr,
+            logged=logged,
+            views=tuple(self._views),
+            seconds=max(now - self._started, 1e-9),
+            waited=self._waited,
         )
+        self._pending.append((interval, _Copy(self._rows[: len(self._views)], self._names)))
         self._rows, self._views = None, []
         self._waited, self._started = 0.0, now
 
     def take(self, *, everything: bool = False) -> list[Interval]:
-        """Intervals that are due, oldest first; their values enter the means of the epoch.
+        """Return the intervals that are due, oldest first, and add them to the means of the epoch.
 
         Args:
             everything: Include the newest interval, for which the host may have to wait.
@@ -138,24 +134,21 @@ class Meter:
         kept = 0 if everything or not self.late else 1
         due = self._pending[: len(self._pending) - kept]
         self._pending = self._pending[len(due) :]
-        intervals = [pending.read() for pending in due]
+        intervals = [interval(updates=copy.updates()) for interval, copy in due]
         for interval in intervals:
             for values, num_views in zip(interval.updates, interval.views, strict=True):
                 self.epoch.add(values, num_views)
             # Rates travel as sums of seconds, so that they average over resumed parts too.
-            self.epoch.merge(
-                {
-                    "sums": {"_seconds": interval.seconds, "_waited": interval.waited},
-                    "weight": 0.0,
-                }
-            )
+            times = {"_seconds": interval.seconds, "_waited": interval.waited}
+            self.epoch.merge({"sums": times, "weight": 0.0})
         return intervals
 
 
 class _Copy:
-    """A copy of a tensor on its way to the host."""
+    """A copy of measurements on its way to the host, one row an update."""
 
-    def __init__(self, values: Tensor) -> None:
+    def __init__(self, values: Tensor, names: tuple[str, ...]) -> None:
+        self._names = names
         on_cuda = values.device.type == "cuda"
         self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=on_cuda)
         self._host.copy_(values, non_blocking=True)
@@ -163,19 +156,8 @@ class _Copy:
         if self._arrived is not None:
             self._arrived.record()
 
-    def rows(self) -> list[list[float]]:
+    def updates(self) -> tuple[dict[str, float], ...]:
+        """Return the measurements by name; waits for the device."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        rows: list[list[float]] = self._host.tolist()
-        return rows
-
-
-@dataclass(frozen=True)
-class _Pending:
-    copy: _Copy
-    names: tuple[str, ...]
-    facts: Mapping[str, Any]
-
-    def read(self) -> Interval:
-        updates = (dict(zip(self.names, row, strict=True)) for row in self.copy.rows())
-        return Interval(updates=tuple(updates), **self.facts)
+        return tuple(dict(zip(self._names, row, strict=True)) for row in self._host.tolist())

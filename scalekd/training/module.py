@@ -1,7 +1,7 @@
 """Student and objective as one module, so that data parallelism and compilation see one forward.
 
-``DistributedDataParallel`` averages the gradients of the module it wraps and of nothing else,
-and knows no method but ``forward``; a projector left outside would train on one process only.
+``DistributedDataParallel`` averages only the gradients of the module it wraps, and only in its
+``forward``; a projector outside of it would train on one process only.
 """
 
 import fnmatch
@@ -157,7 +157,7 @@ def norm_faults(num_views: int) -> Iterator[None]:
 
 
 def is_convolutional(model: nn.Module) -> bool:
-    """Whether a model is a CNN. The patch embedding of a ViT or MLP does not make it one."""
+    """Return whether a model is a CNN; a ViT or MLP with a patch embedding is none."""
     convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
     attention = any("attention" in type(module).__name__.lower() for module in model.modules())
     return convolutions >= _LEAST_CONVOLUTIONS and not attention

@@ -59,7 +59,7 @@ def parameter_groups(
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
 
     def add(module: nn.Module, is_student: bool) -> None:
-        listed = _listed(module)
+        listed: set[str] = getattr(module, "no_weight_decay", set)()  # by timm's convention
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue
@@ -86,11 +86,6 @@ def parameter_groups(
     return made
 
 
-def _listed(module: nn.Module) -> set[str]:
-    """Names that a module wants left out of weight decay, by timm's convention."""
-    return set(getattr(module, "no_weight_decay", set)())
-
-
 def _layer_scales(student: nn.Module, layer_decay: float | None) -> dict[str, float]:
     if layer_decay is None:
         return {}
@@ -106,10 +101,10 @@ def _layer_scales(student: nn.Module, layer_decay: float | None) -> dict[str, fl
 
 
 def build_optimizer(config: TrainConfig, student: nn.Module, others: nn.Module) -> Optimizer:
-    """The optimiser of ``config`` over the student and the modules trained beside it.
+    """Build the optimiser of the student and of the modules trained beside it.
 
     Raises:
-        UsageError: timm knows no such optimiser, it refuses an argument, or it is of second order.
+        UsageError: timm has no such optimiser, it refuses an argument, or it is of second order.
     """
     groups = parameter_groups(
         student,
@@ -158,7 +153,7 @@ def _create_optimizer(
 
 
 def planned_epochs(config: TrainConfig) -> int:
-    """Epochs of a run, warm-up prefix and cool-down included.
+    """Return the number of epochs of a run, with warm-up prefix and cool-down.
 
     Raises:
         UsageError: The schedule does not fit into the number of epochs.
@@ -170,7 +165,7 @@ def planned_epochs(config: TrainConfig) -> int:
 def build_scheduler(
     config: TrainConfig, optimizer: Optimizer, *, updates_per_epoch: int
 ) -> tuple[Scheduler | None, int]:
-    """The schedule and the total number of epochs, warm-up prefix and cool-down included.
+    """Build the schedule; return it and the number of epochs, with warm-up prefix and cool-down.
 
     Raises:
         UsageError: The schedule does not fit into the number of epochs.

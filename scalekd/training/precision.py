@@ -18,7 +18,7 @@ AUTOCAST_DTYPES: dict[Precision, torch.dtype | None] = {
 def choose_precision(
     requested: Literal["auto", "bf16", "fp16", "no"], *, cpu: bool = False
 ) -> Precision:
-    """``auto`` is bfloat16 where the device multiplies it natively, otherwise full precision.
+    """Choose bfloat16 for ``auto`` where the device multiplies it natively, or full precision.
 
     A CPU without AMX or AVX512-BF16 emulates it: there it was measured eight times slower than
     full precision, while CPUs that have it are several times faster.
@@ -28,7 +28,7 @@ def choose_precision(
         cpu: Compute on the CPU even where there is an accelerator.
 
     Raises:
-        UsageError: Half precision on a CPU, where Accelerate computes in full precision in silence.
+        UsageError: Half precision on a CPU, where Accelerate would silently use full precision.
     """
     accelerated = torch.accelerator.is_available() and not cpu
     if requested == "fp16" and not accelerated:

@@ -6,7 +6,6 @@ Everything goes to standard error; standard output belongs to results.
 import sys
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -27,32 +26,22 @@ class TrainingProgress:
         self._console = Console(stderr=True)
         self._last_plain = time.monotonic()
         self._first: tuple[float, int] | None = None
-        self._bar: Progress | None = None
-        if shown and sys.stderr.isatty():
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.fields[facts]}"),
-                console=self._console,
-                transient=True,
-            )
-            self._task = self._bar.add_task(
-                "training", total=num_epochs * updates_per_epoch, facts=""
-            )
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[facts]}"),
+            console=self._console,
+            transient=True,
+            disable=not (shown and sys.stderr.isatty()),
+        )
+        self._task = self._bar.add_task("training", total=num_epochs * updates_per_epoch, facts="")
 
     def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
+        self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
 
     def say(self, text: str) -> None:
         if self._shown:
@@ -68,7 +57,7 @@ class TrainingProgress:
         if (left := self._time_left(num_updates)) is not None:
             facts += f"  {left}"
         where = f"epoch {epoch + 1}/{self._num_epochs}"
-        if self._bar is not None:
+        if not self._bar.disable:
             self._bar.update(self._task, completed=num_updates, description=where, facts=facts)
         elif time.monotonic() - self._last_plain >= _PLAIN_SECONDS:
             self._last_plain = time.monotonic()

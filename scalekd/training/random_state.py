@@ -10,7 +10,7 @@ import torch
 
 
 def random_state() -> dict[str, Any]:
-    """States of Python's, NumPy's and torch's global generators, every accelerator included."""
+    """Return the states of Python's, NumPy's and torch's generators, also on accelerators."""
     _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
@@ -21,7 +21,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Put back what ``random_state`` returned, here or in another process."""
+    """Restore the result of ``random_state``, of this or another process."""
     version, internal, gauss_next = state["python"]
     random.setstate((version, tuple(internal), gauss_next))
     keys, position, has_gauss, gauss = state["numpy"]
@@ -42,7 +42,7 @@ def _accelerator_states() -> list[torch.Tensor]:
 
 @contextmanager
 def preserved_random_state() -> Iterator[None]:
-    """Leave the generators as they were, whatever the block draws.
+    """Restore the random states after the block.
 
     Starting a ``DataLoader`` draws a number from torch's generator; a run that resumes in the
     middle of an epoch starts one more than a run that does not, and must not notice.

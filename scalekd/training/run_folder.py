@@ -1,7 +1,7 @@
 """The folder of a run: its contents, and when a run may use it.
 
 ``args.yaml`` (the configuration), ``summary.csv``, ``log.jsonl``, and checkpoints in ``last``,
-``model_best`` and ``checkpoint-N``, as timm lays them out. A folder that holds anything else
+``model_best`` and ``checkpoint-N``, as timm lays them out. A folder that contains anything else
 is never written to, a run is continued with ``--resume`` and begun anew with ``--overwrite`` only.
 One process at a time trains in a folder: it holds a lock on ``.lock``, which the operating system
 releases when the process ends or is killed.
@@ -118,7 +118,8 @@ class RunFolder:
         content = [path for path in self.root.iterdir() if path.name != _LOCK_FILE]
         if content and not (self.root / ARGS_FILE).is_file():
             raise UsageError(
-                f"{self.root}: holds something that is not a training run; choose another --output"
+                f"{self.root}: contains something that is not a training run; choose another"
+                " --output"
             )
 
     def _acquire(self) -> None:
@@ -204,9 +205,6 @@ class RunFolder:
         names = ["last", "model_best", ".last.replaced", ".model_best.replaced"]
         names += [f"checkpoint-{epoch}" for epoch in sorted(self.kept_epochs())]
         return [self.root / name for name in names if (self.root / name).is_dir()]
-
-    def keep_best(self) -> None:
-        copy_checkpoint(self.last, self.best)
 
     def keep_epoch(self, epoch: int, metrics: Mapping[int, float], limit: int) -> None:
         """Keep ``last`` as ``checkpoint-<epoch>``, and only the ``limit`` best of those kept.

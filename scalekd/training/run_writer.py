@@ -5,19 +5,22 @@ Only the main process writes. Methods documented as "called by every process" ar
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate import Accelerator
 
 from scalekd.distributed import Coordinator
 from scalekd.errors import DataError
-from scalekd.training.checkpoint import Checkpoint, Position, write_checkpoint
+from scalekd.training.checkpoint import Checkpoint, Position, copy_checkpoint, write_checkpoint
 from scalekd.training.config import TrainConfig
+from scalekd.training.interfaces import score_texts
 from scalekd.training.progress import TrainingProgress
 from scalekd.training.run_folder import RunFolder
 from scalekd.training.trackers import Trackers
+
+T = TypeVar("T")
 
 
 class RunWriter:
@@ -67,11 +70,13 @@ class RunWriter:
         Returns:
             The checkpoint to continue from, if any, and sentences on what differs from before.
         """
-        claimed = self._coordinator.together(
-            lambda: self.folder.claim(self._config) if self._is_main else (None, [])
-        )
-        # Only the main process looked; on a shared file system all read what it found.
-        return self._coordinator.collect(claimed)[0]
+        claimed = self._by_main(lambda: self.folder.claim(self._config))
+        # On a shared file system all processes read what the main one has found.
+        return self._coordinator.collect(claimed)[0]  # type: ignore[return-value]
+
+    def _by_main(self, work: Callable[[], T]) -> T | None:
+        """Let the main process do something that may fail; called by every process."""
+        return self._coordinator.together(lambda: work() if self._is_main else None)
 
     def start(self, position: Position) -> None:
         """Begin at a position: drop what was logged after it, start trackers; by every process.
@@ -82,8 +87,6 @@ class RunWriter:
         """
 
         def begin() -> None:
-            if not self._is_main:
-                return
             self.folder.step_log.keep_until(position.num_updates)
             dropped = self.folder.summary.keep_until(position.epoch)
             if dropped:
@@ -93,7 +96,7 @@ class RunWriter:
                 )
             self._trackers.start(self._config.model_dump(mode="json"))
 
-        self._coordinator.together(begin)
+        self._by_main(begin)
 
     def log_step(self, record: Mapping[str, float]) -> None:
         """Write a line of the step log."""
@@ -129,13 +132,11 @@ class RunWriter:
         """Write ``last``, and copy it where an epoch is kept; called by every process."""
 
         def write() -> None:
-            if not self._is_main:
-                return
             write_checkpoint(self.folder.last, checkpoint)
             if keep_as is not None:
                 self._keep(keep_as, best=best)
 
-        self._coordinator.together(write)
+        self._by_main(write)
 
     def copy_again(self, path: Path, position: Position) -> None:
         """Repeat the copies of ``last`` that a kill just after it was written prevented.
@@ -148,14 +149,14 @@ class RunWriter:
 
         def copy() -> None:
             last = self.folder.last
-            if self._is_main and last.exists() and path.samefile(last):
+            if last.exists() and path.samefile(last):
                 self._keep(epoch, best=epoch == self.best_epoch)
 
-        self._coordinator.together(copy)
+        self._by_main(copy)
 
     def _keep(self, epoch: int, *, best: bool) -> None:
         if best:
-            self.folder.keep_best()
+            copy_checkpoint(self.folder.last, self.folder.best)
         self.folder.keep_epoch(epoch, self._metric_by_epoch, self._config.checkpoint_hist)
 
     @property
@@ -170,7 +171,7 @@ class RunWriter:
         return self._metric_by_epoch.get(self.best_epoch, float("nan"))
 
     def state(self) -> dict[str, Any]:
-        """Metrics of the epochs so far as plain values, for a checkpoint."""
+        """Return the metrics of the epochs so far as plain values, for a checkpoint."""
         return {"metric_by_epoch": dict(self._metric_by_epoch), "last_row": dict(self.last_row)}
 
     def restore(self, state: Mapping[str, Any], path: Path) -> None:
@@ -187,20 +188,9 @@ class RunWriter:
             raise DataError(f"{path}: the checkpoint's metrics are damaged: {error!r}") from error
 
 
-_SCORES: Sequence[tuple[str, str, str]] = (
-    ("eval_top1", "top-1", " %"),
-    ("eval_top5", "top-5", " %"),
-    ("ema_eval_top1", "EMA top-1", " %"),
-    ("eval_knn_top1", "neighbours' top-1", " %"),
-    ("ema_eval_knn_top1", "EMA neighbours' top-1", " %"),
-    ("eval_feature_loss", "validation feature loss", ""),
-    ("ema_eval_feature_loss", "EMA feature loss", ""),
-)
-
-
 def _epoch_line(row: Mapping[str, float], num_epochs: int) -> str:
     parts = [f"epoch {int(row['epoch']) + 1}/{num_epochs}", f"loss {row['train_loss']:.4g}"]
-    parts += [f"{label} {row[name]:.2f}{unit}" for name, label, unit in _SCORES if name in row]
+    parts += score_texts(row)
     parts.append(f"{row['samples_viewed']:,.0f} views")
     parts.append(f"{row['images_per_second']:.0f} images/s")
     parts.append(f"{row['data_wait_share']:.0%} waiting for data")

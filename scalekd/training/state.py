@@ -1,5 +1,6 @@
 """The complete state of a training run, which can be saved and restored exactly."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ _CONFIGURED = ("lr", "initial_lr", "lr_scale", "weight_decay", "fused", "foreach
 # Raised when a state is damaged or was written by another program.
 _DAMAGED = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError)
 
-_WRAPPER_PREFIXES = ("_orig_mod.", "module.")
+_WRAPPERS = re.compile(r"^((_orig_mod|module)\.)+|(?<=\.)_orig_mod\.")
 
 
 class TrainingState:
@@ -190,10 +191,4 @@ def read_same_run(
 
 def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Strip what compilation and data parallelism prepend to names."""
-    stripped = {}
-    for name, tensor in state.items():
-        plain = name
-        while plain.startswith(_WRAPPER_PREFIXES):
-            plain = plain.partition(".")[2]
-        stripped[plain.replace("._orig_mod.", ".")] = tensor
-    return stripped
+    return {_WRAPPERS.sub("", name): tensor for name, tensor in state.items()}

@@ -6,7 +6,6 @@ unless ``MLFLOW_TRACKING_URI`` names a server. Trackio keeps its own store (``TR
 """
 
 import contextlib
-import difflib
 import importlib
 import os
 import sys
@@ -18,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 
 from scalekd.errors import EnvironmentFault, UsageError
+from scalekd.text import did_you_mean
 
 _PACKAGES = {"comet_ml": "comet-ml"}  # where the package to install is not called as the tracker
 
@@ -31,10 +31,11 @@ def check_trackers(names: Sequence[str]) -> None:
     available = {str(kind) for kind in get_available_trackers()}
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
-            near = difflib.get_close_matches(name, LOGGER_TYPE_TO_CLASS, n=1)
-            hint = f"did you mean {near[0]}? There" if near else "there"
             known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
-            raise UsageError(f"--log-with {name}: no such tracker; {hint} are {known}")
+            raise UsageError(
+                f"--log-with {name}: no such tracker; there are {known}"
+                f"{did_you_mean(name, LOGGER_TYPE_TO_CLASS)}"
+            )
         if name not in available:
             package = _PACKAGES.get(name, name)
             raise UsageError(
@@ -121,7 +122,7 @@ def _wandb_mode() -> dict[str, str]:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names; what is neither number nor text becomes text."""
+    """Return nested settings by dotted names; values other than numbers become text."""
     result: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):

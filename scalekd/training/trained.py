@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
 
@@ -28,27 +29,26 @@ _MAX_PIXELS = 4096
 _MAX_SETTINGS = 256_000
 
 
+@dataclass
 class TrainedStudent:
     """The weights of a checkpoint as a bare timm model, in eval mode on the CPU.
 
     Attributes:
         checkpoint: Folder of the checkpoint.
         spec: Architecture, classes and image size of the student.
-        class_names: Names of the classes, if the data set has them.
         state: Content of the checkpoint's ``state.json``.
         model: The model.
     """
 
-    def __init__(
-        self, checkpoint: Path, spec: StudentSpec, state: Mapping[str, Any], model: nn.Module
-    ) -> None:
-        self.checkpoint = checkpoint
-        self.spec = spec
-        self.class_names: tuple[str, ...] | None = (
-            tuple(state["class_names"]) if state.get("class_names") else None
-        )
-        self.state = state
-        self.model = model
+    checkpoint: Path
+    spec: StudentSpec
+    state: Mapping[str, Any]
+    model: nn.Module
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes, if the data set has them."""
+        return tuple(self.state.get("class_names") or ()) or None
 
 
 class DescribedStudent(NamedTuple):
@@ -81,8 +81,7 @@ def describe_trained_student(run: Path) -> DescribedStudent:
         spec = facts.student
         arguments = {"num_classes": spec.num_classes, **spec.model_kwargs}
         check_described(spec.architecture, arguments, stored_shapes(weights))
-    names = tuple(facts.class_names) if facts.class_names else None
-    return DescribedStudent(spec, names, weights)
+    return DescribedStudent(spec, tuple(facts.class_names or ()) or None, weights)
 
 
 def load_trained_student(run: Path, *, use_ema: bool = False) -> TrainedStudent:

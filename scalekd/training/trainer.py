@@ -1,11 +1,11 @@
 """The training loop: Accelerate for devices, precision and processes, timm for everything around.
 
 One optimiser update is the unit of everything: losses are logged and checkpoints saved between
-updates, signals are obeyed there, and a resumed run starts there. An accelerator is never waited
-for between two lines of the log: what it computed is read one line later (`Meter`), and it leaves
-out a step whose gradient is not finite itself (`GuardedStep`). The processes exchange one small
-word in ten updates; one that meets a fault trains on with gradients that are not a number until
-then, so that no process updates anything and none waits for another.
+updates, signals are obeyed there, and a resumed run starts there. The host never waits for an
+accelerator between two lines of the log: results are read one line later (`Meter`), and a step
+whose gradient is not finite is left out on the device (`GuardedStep`). The processes exchange one
+integer every ten updates. A process that fails trains on until then with gradients that are not
+numbers, so that no process updates anything and none waits for another.
 """
 
 import contextlib
@@ -254,7 +254,7 @@ class Trainer:
         self._feed = feed if first is None else chain([first], feed)
 
     def _update(self, num_micro_batches: int) -> int:
-        """One optimiser update; returns its views over all processes."""
+        """Make one optimiser update; return its number of views over all processes."""
         reports: list[Tensor] = []
         names: list[str] = []
         num_views = 0

@@ -81,9 +81,8 @@ class Erase(Component):
     grammar: ClassVar = "  erase:P            replace a box by pixel noise with probability P"
     steps: ClassVar = (EraseBox,)
     first_word: ClassVar = 41
-    num_words: ClassVar = (
-        2 + 4 * TRIES
-    )  # words: whether to erase; area, aspect, top, left of each try; noise seed
+    # Words: whether to erase; area, aspect, top, left of each try; noise seed.
+    num_words: ClassVar = 2 + 4 * TRIES
 
     probability: float
 

@@ -14,7 +14,7 @@ def pixel_environment() -> dict[str, str]:
 
     Returns:
         Versions by name: ``pillow`` (resize, colour, geometry), ``libjpeg`` (name and version) and
-        ``libwebp`` (lossy decoders), ``torchvision`` (applies the operations), ``numpy`` (raw
+        ``libwebp`` (lossy decoders), ``torchvision`` (for caches of version 0.2), ``numpy`` (raw
         random bits), ``python``, and ``machine``, the processor family: compilers may fuse
         multiply and add on some, which can move the last bit of a blend or a rotation.
         PNG and the other lossless formats decode to the same pixels in every version.

@@ -1,31 +1,21 @@
 """timm's RandAugment: fifteen operations on 8-bit RGB Pillow images, each with a resolved argument.
 
 Definitions, order and argument units are those of timm (``timm.data.auto_augment``, the ``rand``
-sets), so that a policy has the same meaning in both. Operations use torchvision's v2 functionals,
-except three that use Pillow directly: torchvision has no solarize-add, and its ``affine`` moves
-about the centre by whole pixels and degrees, unlike timm's shear and translation. On Pillow images
-torchvision calls Pillow too, so that all pixels come from Pillow's fixed-point code.
-
-torchvision and torch are imported when the first operation is applied: policies, draws and
-crop-and-flip views do not need them.
+sets), so that a policy has the same meaning in both. Pixels come from Pillow's fixed-point code.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageOps
 
 from scalekd.errors import UsageError
 from scalekd.views._component import NUMBER, Columns, Component, Size, Style, plain, quoted
 from scalekd.views._random import below, half_precision, normal, uniform
 from scalekd.views._resize import pillow_name
-
-Fill = tuple[int, int, int]
-_Apply = Callable[[Image.Image, float, str, Fill], Image.Image]
 
 
 @dataclass(frozen=True)
@@ -71,8 +61,17 @@ _OPTION = re.compile(rf"(mstd|mmax|inc|m|n|p)({NUMBER})")
 _FIELDS = {"m": "magnitude", "n": "num_operations", "p": "probability"}
 _FIELDS |= {"mstd": "magnitude_std", "mmax": "max_magnitude", "inc": "increasing"}
 _SOLARIZE_ADD_BELOW = 128  # timm's threshold: brighter values do not change
-
-
+_ADJUSTMENTS: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "autocontrast": ImageOps.autocontrast,
+    "equalize": ImageOps.equalize,
+    "invert": ImageOps.invert,
+}
+_BLENDS = {
+    "color": ImageEnhance.Color,
+    "contrast": ImageEnhance.Contrast,
+    "brightness": ImageEnhance.Brightness,
+    "sharpness": ImageEnhance.Sharpness,
+}
 _NAMES = tuple(OPERATIONS)  # in timm's order (auto_augment._RAND_TRANSFORMS), which draws index
 
 
@@ -99,58 +98,32 @@ class Operation(NamedTuple):
             raise ValueError(f"{self.name} takes {kind} in {low}..{high}, not {self.argument}")
 
     def apply(self, image: Image.Image, view: Style) -> Image.Image:
-        filter_ = pillow_name(view.interpolation)
-        return _appliers()[self.name](image, self.argument, filter_, view.fill)
-
-
-def _affine(image: Image.Image, matrix: tuple[float, ...], how: str, fill: Fill) -> Image.Image:
-    resample = Image.Resampling[how.upper()]
-    return image.transform(
-        image.size, Image.Transform.AFFINE, matrix, resample=resample, fillcolor=fill
-    )
-
-
-def _solarize_add(image: Image.Image, amount: int) -> Image.Image:
-    table = [min(255, i + amount) if i < _SOLARIZE_ADD_BELOW else i for i in range(256)]
-    return image.point(table * 3)
-
-
-@cache
-def _appliers() -> dict[str, _Apply]:
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.v2 import functional
-
-    tv: Any = functional
-    return {
-        "autocontrast": lambda image, _a, _i, _f: tv.autocontrast(image),
-        "equalize": lambda image, _a, _i, _f: tv.equalize(image),
-        "invert": lambda image, _a, _i, _f: tv.invert(image),
-        "rotate": lambda image, degrees, how, fill: tv.rotate(
-            image, degrees, interpolation=InterpolationMode(how), fill=list(fill)
-        ),
-        # Zero bits give black; Pillow supports that until 12 and refuses it from 13 on.
-        "posterize": lambda image, bits, _i, _f: (
-            tv.posterize(image, int(bits)) if bits else Image.new("RGB", image.size)
-        ),
-        "solarize": lambda image, threshold, _i, _f: tv.solarize(image, int(threshold)),
-        "solarize_add": lambda image, amount, _i, _f: _solarize_add(image, int(amount)),
-        "color": lambda image, factor, _i, _f: tv.adjust_saturation(image, factor),
-        "contrast": lambda image, factor, _i, _f: tv.adjust_contrast(image, factor),
-        "brightness": lambda image, factor, _i, _f: tv.adjust_brightness(image, factor),
-        "sharpness": lambda image, factor, _i, _f: tv.adjust_sharpness(image, factor),
-        "shear_x": lambda image, slope, how, fill: _affine(
-            image, (1, slope, 0, 0, 1, 0), how, fill
-        ),
-        "shear_y": lambda image, slope, how, fill: _affine(
-            image, (1, 0, 0, slope, 1, 0), how, fill
-        ),
-        "translate_x": lambda image, part, how, fill: _affine(
-            image, (1, 0, part * image.width, 0, 1, 0), how, fill
-        ),
-        "translate_y": lambda image, part, how, fill: _affine(
-            image, (1, 0, 0, 0, 1, part * image.height), how, fill
-        ),
-    }
+        name, argument = self
+        if name in _ADJUSTMENTS:
+            return _ADJUSTMENTS[name](image)
+        if name in _BLENDS:
+            return _BLENDS[name](image).enhance(argument)
+        if name == "posterize":
+            # Zero bits give black; Pillow supports that until 12 and refuses it from 13 on.
+            black = Image.new("RGB", image.size)
+            return ImageOps.posterize(image, int(argument)) if argument else black
+        if name == "solarize":
+            return ImageOps.solarize(image, int(argument))
+        if name == "solarize_add":
+            added = (min(255, level + int(argument)) for level in range(_SOLARIZE_ADD_BELOW))
+            return image.point([*added, *range(_SOLARIZE_ADD_BELOW, 256)] * 3)
+        resample = Image.Resampling[pillow_name(view.interpolation).upper()]
+        if name == "rotate":
+            return image.rotate(argument, resample, fillcolor=view.fill)
+        matrix = {
+            "shear_x": (1, argument, 0, 0, 1, 0),
+            "shear_y": (1, 0, 0, argument, 1, 0),
+            "translate_x": (1, 0, argument * image.width, 0, 1, 0),
+            "translate_y": (1, 0, 0, 0, 1, argument * image.height),
+        }[name]
+        return image.transform(
+            image.size, Image.Transform.AFFINE, matrix, resample=resample, fillcolor=view.fill
+        )
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def _linear(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint
 def _neighbours(
     source: int, target: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
-    """For each target pixel the source pixels before and after it, and the weight of the latter."""
+    """Return the source pixels before and after each target pixel, and the weight of the latter."""
     scale = 1.0 / (target / source)
     position = ((np.arange(target) + 0.5) * scale - 0.5).astype(np.float32)
     before = np.floor(position)

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scalekd.errors import DataError, EnvironmentFault, UsageError
+from scalekd.models.weights import weights_sha256
 from scalekd.shapes import FeatureShape
 from scalekd.teachers import Teacher, TeacherConfig, TeacherSpec, load_teacher
-from scalekd.teachers._weights_hash import weights_sha256
 
 TINY = {"embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 7, "patch_size": 16}
 SWIN = {"embed_dim": 12, "depths": [1, 1, 2, 2], "num_heads": [1, 2, 2, 4], "num_classes": 7}

@@ -31,7 +31,7 @@ def test_a_setting_with_an_option_is_overridden_with_a_note(
     notes: list[str] = []
     accelerator = make_accelerator("no", note=notes.append)
     assert len(notes) == 1
-    assert notes[0].startswith(f"{name}={value} is passed over: {option} decides")
+    assert notes[0].startswith(f"{name}={value} is ignored: {option} decides")
     model = torch.nn.Linear(1, 1)
     prepared = accelerator.prepare(model)
     loss = prepared(torch.ones(1, 1)).sum()
@@ -83,7 +83,7 @@ def test_float32_products_stay_in_float32(monkeypatch: pytest.MonkeyPatch) -> No
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert done.stdout.startswith("highest False TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 is passed over")
+    assert done.stdout.startswith("highest False TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 is ignored")
 
 
 def test_a_run_is_the_same_whatever_the_environment(

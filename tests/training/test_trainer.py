@@ -481,7 +481,7 @@ def test_a_run_is_continued_only_on_request(make_trainer: Make, tmp_path: Path) 
 
 def test_a_folder_with_something_else_is_left_alone(make_trainer: Make, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UsageError, match="holds something that is not a training run"):
+    with pytest.raises(UsageError, match="contains something that is not a training run"):
         make_trainer(tmp_path, resume="auto").fit()
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def measure(
     )
     evaluator = Evaluator(views, config, answers=live_answers(teacher, views))
     neighbours = evaluate_neighbours(model, views, gallery, config, k=5)
-    return {**evaluator(model), **neighbours.metrics()}
+    return {**evaluator(model), **asdict(neighbours)}
 
 
 def exchanged_gradients() -> dict[str, float]:
