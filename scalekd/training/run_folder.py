@@ -206,6 +206,10 @@ class RunFolder:
         names += [f"checkpoint-{epoch}" for epoch in sorted(self.kept_epochs())]
         return [self.root / name for name in names if (self.root / name).is_dir()]
 
+    def keep_best(self) -> None:
+        """Keep ``last`` as ``model_best``."""
+        copy_checkpoint(self.last, self.best)
+
     def keep_epoch(self, epoch: int, metrics: Mapping[int, float], limit: int) -> None:
         """Keep ``last`` as ``checkpoint-<epoch>``, and only the ``limit`` best of those kept.
 

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from scalekd.distributed import Coordinator
 from scalekd.errors import DataError
-from scalekd.training.checkpoint import Checkpoint, Position, copy_checkpoint, write_checkpoint
+from scalekd.training.checkpoint import Checkpoint, Position, write_checkpoint
 from scalekd.training.config import TrainConfig
 from scalekd.training.interfaces import score_texts
 from scalekd.training.progress import TrainingProgress
@@ -156,7 +156,7 @@ class RunWriter:
 
     def _keep(self, epoch: int, *, best: bool) -> None:
         if best:
-            copy_checkpoint(self.folder.last, self.folder.best)
+            self.folder.keep_best()
         self.folder.keep_epoch(epoch, self._metric_by_epoch, self._config.checkpoint_hist)
 
     @property
