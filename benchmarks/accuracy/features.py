@@ -68,7 +68,7 @@ class Setting(NamedTuple):
 SHORT = Setting(_GALLERY, passes=3, epochs=6)
 LONG = Setting("train-{000000..000019}.tar", passes=2, epochs=3)
 SETTINGS = {"short": SHORT, "long": LONG, "tuned": LONG._replace(passes=1), "few": LONG}
-_FEW_EPOCHS = {500: 24, 2_000: 6}  # 12,000 views each
+_FEW_EPOCHS = {500: 24, 2_000: 6}  # 12,000 views each, less incomplete batches
 
 
 class Arm(NamedTuple):
@@ -150,8 +150,8 @@ ARMS = (
         for name, options in {
             "from random weights": {},
             "from random weights, RandAugment": {"aug": _STRONG_AUG},
-            f"from {BEST}": {"start": BEST, "rate": 5e-4},
-            f"from {BEST}, rate 1.5e-3": {"start": BEST},
+            f"from {BEST}, rate 5e-4": {"start": BEST, "rate": 5e-4},
+            f"from {BEST}": {"start": BEST},
             f"from {BEST}, rate 2e-4": {"start": BEST, "rate": 2e-4},
             f"from {BEST}, backbone frozen": {"start": BEST, "freeze": ("backbone",)},
         }.items()

@@ -74,8 +74,8 @@ def test_the_table_has_means_spreads_and_times(tmp_path: Path) -> None:
     rows = [row("summary alone", 1, 30), row("summary alone", 2, 32), row("random weights", 1, 20)]
     (tmp_path / "features.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     text = features_section(tmp_path, tmp_path)
-    assert "| random weights | 20.0 | 30.0 |  | 24,000 | 31 | 1 |" in text
-    assert "| summary alone | 31.0 ± 1.4 | 41.0 ± 1.4 |  | 24,000 | 32 | 2 |" in text
+    assert "| random weights | 20.0 | 30.0 | 24,000 | 31 | 1 |" in text
+    assert "| summary alone | 31.0 ± 1.4 | 41.0 ± 1.4 | 24,000 | 32 | 2 |" in text
     assert text.index("random") < text.index("summary alone")
     assert "no summary" not in text
     assert "### Long runs" not in text
