@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tarfile
 import urllib.request
@@ -126,21 +127,64 @@ def image_set(tmp_path: Path) -> Callable[[Mapping[int, bytes]], Path]:
     return make
 
 
+def tiny_teacher(img_size: int = 32) -> Any:
+    """Return the configuration of a ViT with random weights and the classes of ``tiny_images``."""
+    from scalekd.teachers import TeacherConfig
+
+    return TeacherConfig(
+        model="test_vit",
+        pretrained=False,
+        img_size=img_size,
+        model_kwargs={"num_classes": NUM_CLASSES},
+    )
+
+
+def run_script(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script of bash in a folder, with this environment's programs; it must end with 0."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    ended = subprocess.run(
+        ["bash", "-euc", script],
+        cwd=folder,
+        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended
+
+
+def run_program(code: str, folder: Path, *launcher: str) -> str:
+    """Run a Python program in a folder; return what it prints.
+
+    Args:
+        code: Text of the program.
+        folder: Folder that the program runs in.
+        launcher: Arguments of Python before the program, such as ``-m torch.distributed.run``.
+    """
+    (folder / "program.py").write_text(code)
+    ended = subprocess.run(
+        [sys.executable, *launcher, "program.py"],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=1800,  # against a program that hangs; a loaded machine may be slow
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
 @pytest.fixture(scope="session")
 def make_cache(tiny_images: Path) -> Callable[..., Any]:
     """Runs stage one with a tiny random ViT; keywords go to its configuration."""
     from scalekd.pipelines import _sizes
     from scalekd.pipelines import cache_teacher as stage_one
-    from scalekd.teachers import TeacherConfig
 
     def make(output: Path, *, img_size: int = 32, **changes: Any) -> Any:
         settings = {
-            "teacher": TeacherConfig(
-                model="test_vit",
-                pretrained=False,
-                img_size=img_size,
-                model_kwargs={"num_classes": NUM_CLASSES},
-            ),
+            "teacher": tiny_teacher(img_size),
             "data_dir": str(tiny_images),
             "output": output,
             "passes": 2,

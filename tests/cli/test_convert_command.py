@@ -4,24 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from scalekd.cli.main import main
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Any:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = stop.code
-        return (code or 0, *capsys.readouterr())
-
-    return run
-
 
 def test_convert_info_verify_and_doctor(
     run: Any, sound_cache: Path, tiny_images: Path, tmp_path: Path

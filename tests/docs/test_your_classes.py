@@ -1,9 +1,6 @@
 """``docs/your-classes.md``: its commands run as they are written, on tiny images, for one epoch."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +9,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from tests.conftest import encoded_image
+from tests.conftest import encoded_image, run_script
 
 pytestmark = pytest.mark.slow
 PX = 32
@@ -53,18 +50,6 @@ def test_the_commands_lead_to_a_model_that_names_its_answer(
         script = script.replace(long, short)
     (code,) = programs("docs/your-classes.md", "python").values()
     (folder / "open.py").write_text(code, encoding="utf-8")
-    ended = subprocess.run(
-        ["bash", "-euc", f"{script}\npython open.py"],
-        cwd=folder,
-        env={
-            **os.environ,
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-            "OMP_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
+    ended = run_script(f"{script}\npython open.py", folder)
     classes = {path.name for path in (folder / "photos/train").iterdir()}
     assert ended.stdout.splitlines()[-1] in classes

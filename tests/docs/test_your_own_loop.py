@@ -1,8 +1,5 @@
 """``docs/your-own-loop.md``, run as it is written."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +9,8 @@ import timm
 import torch
 from torch import Tensor
 
-TIMEOUT_SECONDS = 240
+from tests.conftest import run_program
+
 WEIGHTS = "resnet50.pt"
 
 Weights = dict[str, Tensor]
@@ -26,18 +24,8 @@ def loops(programs: Callable[[str, str], Programs]) -> Programs:
 
 def _run(code: str, folder: Path, *launcher: str) -> tuple[Weights, str]:
     """The student's weights that a program saves, and what it prints."""
-    (folder / "train.py").write_text(code)
-    ended = subprocess.run(
-        [sys.executable, *launcher, "train.py"],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    return torch.load(folder / WEIGHTS, weights_only=True), ended.stdout
+    printed = run_program(code, folder, *launcher)
+    return torch.load(folder / WEIGHTS, weights_only=True), printed
 
 
 @pytest.fixture(scope="module")

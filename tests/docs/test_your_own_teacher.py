@@ -1,14 +1,12 @@
 """``docs/your-own-teacher.md``, run as it is written."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from scalekd.cache import open_cache
 from scalekd.pipelines.train_student import train_student
 from scalekd.training import TrainConfig
+from tests.conftest import run_program
 
 
 def test_the_program_writes_a_cache_that_students_learn_from(
@@ -16,19 +14,9 @@ def test_the_program_writes_a_cache_that_students_learn_from(
 ) -> None:
     folder = working_folder()
     code = programs("docs/your-own-teacher.md", "python")["own-teacher"]
-    (folder / "cache.py").write_text(code)
-    ended = subprocess.run(
-        [sys.executable, "cache.py"],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
+    printed = run_program(code, folder)
     reader = open_cache(folder / "my-cache")
-    assert int(ended.stdout) == len(reader.samples)
+    assert int(printed) == len(reader.samples)
     assert reader.identity.teacher["stages"]["4"] == {
         "grid": [8, 8],
         "num_channels": 32,

@@ -17,7 +17,7 @@ from scalekd.pipelines._budget import (
     frontier,
 )
 from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher
-from scalekd.teachers import TeacherConfig
+from tests.conftest import tiny_teacher
 
 
 @pytest.mark.parametrize(
@@ -80,11 +80,8 @@ def test_too_small_a_budget_names_the_cheapest_cache() -> None:
 
 @pytest.fixture
 def options(tiny_images: Path, tmp_path: Path) -> dict[str, Any]:
-    teacher = TeacherConfig(
-        model="test_vit", pretrained=False, img_size=32, model_kwargs={"num_classes": 10}
-    )
     return {
-        "teacher": teacher,
+        "teacher": tiny_teacher(),
         "data_dir": str(tiny_images),
         "output": tmp_path / "cache",
         "workers": 0,

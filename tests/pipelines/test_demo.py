@@ -3,8 +3,6 @@
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import pytest
 from scalekd.images import open_dataset
 from scalekd.pipelines._digits import NUM_LABELLED, NUM_TRAIN, write_digits
 from scalekd.pipelines.demo import DemoResult, run_demo
+from tests.conftest import run_script
 
 MOST_BYTES = 50e6
 DOCUMENT = Path(__file__).parents[2] / "docs/digits.md"
@@ -82,19 +81,7 @@ def test_commands_of_the_document_run_after_the_demo(
     lines = [line for line in suggested if "--help" not in line]
     assert len(lines) >= 2
     script = "\n".join([*lines, blocks["look"], another])
-    ended = subprocess.run(
-        ["bash", "-euc", script],
-        cwd=folder,
-        env={
-            **os.environ,
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-            "OMP_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
+    ended = run_script(script, folder)
     assert "0 damaged" in ended.stdout
     assert shlex.split(lines[0])[:3] == ["scalekd", "cache", "info"]
     assert (folder / "output/another.html").is_file()

@@ -16,6 +16,7 @@ from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._probe import Disk, Probe
 from scalekd.pipelines.estimate import CacheEstimate, Host, estimate_cache
 from scalekd.teachers import Teacher
+from tests.conftest import tiny_teacher
 
 Price = Callable[..., CacheEstimate]
 
@@ -153,13 +154,8 @@ def test_what_people_read() -> None:
 
 @pytest.fixture
 def settings(tiny_images: Path, tmp_path: Path) -> dict[str, Any]:
-    from scalekd.teachers import TeacherConfig
-
-    teacher = TeacherConfig(
-        model="test_vit", pretrained=False, img_size=32, model_kwargs={"num_classes": 10}
-    )
     return {
-        "teacher": teacher,
+        "teacher": tiny_teacher(),
         "data_dir": str(tiny_images),
         "output": tmp_path / "cache",
         "workers": 0,
