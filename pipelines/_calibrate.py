@@ -22,6 +22,7 @@ from scalekd.pipelines._classes import TeacherAnswers
 from scalekd.pipelines._job import Job, Tables
 from scalekd.pipelines._progress import ProgressReport, doing
 from scalekd.pipelines._same_pixels import draw_witnesses
+from scalekd.storage import LocalStorage
 from scalekd.storage.files import explained, temporary_path
 from scalekd.teachers import Teacher, save_tail
 from scalekd.threads import one_thread
@@ -29,7 +30,7 @@ from scalekd.threads import one_thread
 Fitted = dict[int, tuple[FeatureCodec, dict[str, Any]]]  # codec and errors by stage
 _PREFIX_VIEWS = 256  # calibration of the tail's constant prefix tokens; their mean moves little
 NUM_WITNESSES = 8
-_HELD_OUT_VIEWS = 128  # of which the codecs' errors are measured
+_HELD_OUT_VIEWS = 128  # on which the errors of the codecs are measured
 _MOST_FITTING_THREADS = 8  # as many as bands; each measures 128 views in 0.4 GB
 _PARTS = ("fit", "held-out")
 
@@ -51,8 +52,8 @@ def calibrate(
     thread and the features of a stage are used in one order.
 
     Args:
-        job: What is to be cached.
-        folder: Where the tables are written, in the layout of a cache.
+        job: Job that begins a cache.
+        folder: Folder of the cache, to which the tables are written.
         answers: Receives the teacher's answers to the calibration views of this process.
         keep_tail: Keep the teacher's tail even if no stage is kept: students of a live teacher
             need it too.
@@ -89,28 +90,29 @@ def calibrate(
 def _commit(
     job: Job, folder: Path, witnesses: np.ndarray[Any, Any], fitted: Fitted, *, keep_tail: bool
 ) -> Tables:
-    """Write the tables."""
+    """Write the tables into the folder of the cache."""
+    output = LocalStorage(folder)
     infos: dict[Literal["3", "4"], StageInfo] = {}
     measured: dict[str, Any] = {}
     for stage, (codec, errors) in fitted.items():
         name: Literal["3", "4"] = "3" if stage == 3 else "4"
-        infos[name] = stage_info(codec, commit_codec(folder, codec, f"stage{stage}"))
+        infos[name] = stage_info(codec, commit_codec(output, codec, f"stage{stage}"))
         if errors:
             measured[name] = errors
     logits, num_classes = None, job.teacher.spec.num_classes
     if job.request.logits != "none" and num_classes is not None:
-        logits = commit_codec(folder, create_logit_codec(job.request.logits, num_classes), "logits")
+        logits = commit_codec(output, create_logit_codec(job.request.logits, num_classes), "logits")
     return Tables(
         stages=infos,
         logits=logits,
-        tail=_save_tail(folder, job.teacher) if keep_tail else (None, None),
-        witnesses=save_arrays(folder, "witnesses", {"pixels": witnesses}),
+        tail=_save_tail(output, job.teacher) if keep_tail else (None, None),
+        witnesses=save_arrays(output, "witnesses", {"pixels": witnesses}),
         measured=measured,
     )
 
 
 def num_calibration_views(job: Job) -> int:
-    """Views that calibration runs the teacher on, those held out to measure errors included."""
+    """Return the number of views that calibration runs the teacher on, held-out views included."""
     request, stages = parse_codec(job.request.codec), job.teacher.spec.stages
     views = [request.num_calibration_views(stages[stage]) for stage in job.request.stages]
     if stages[3].num_prefix_tokens:
@@ -179,7 +181,7 @@ def _measured(codec: FeatureCodec, original: np.ndarray[Any, Any]) -> dict[str, 
     return measure_errors(original, decoded, codec.shape).model_dump()
 
 
-def _save_tail(output: Path, teacher: Teacher) -> tuple[str, FileDigest]:
+def _save_tail(output: LocalStorage, teacher: Teacher) -> tuple[str, FileDigest]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tail.safetensors"
         save_tail(teacher.tail(), path)

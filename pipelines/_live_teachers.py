@@ -2,10 +2,10 @@
 
 from scalekd.distillation import Objective
 from scalekd.errors import CacheMismatch, UsageError, rewording
+from scalekd.pipelines._sources import same_teacher
 from scalekd.teachers import (
     LIVE_TEACHER_ADVICE,
     Teacher,
-    TeacherConfig,
     TeacherSpec,
     has_class_token,
     load_teacher,
@@ -65,17 +65,11 @@ def _for_each(value: str | None, count: int, *, option: str) -> list[str | None]
 def _live_teacher(
     spec: TeacherSpec, name: str | None, checkpoint: str | None, *, where: str
 ) -> Teacher:
-    asked = TeacherConfig(
+    asked = same_teacher(
+        spec,
         model=name or teacher_named_by_cache(spec.model, option="--teacher"),
         checkpoint=checkpoint,
         pretrained=spec.weights_source != "random",
-        model_kwargs={**spec.model_kwargs, "num_classes": spec.num_classes or 0},
-        img_size=spec.img_size,
-        mean=spec.mean,
-        std=spec.std,
-        tail_blocks=spec.tail_blocks,
-        class_names=spec.class_names,
-        keep_head=True,
     )
     with rewording(LIVE_TEACHER_ADVICE):
         teacher = load_teacher(asked)

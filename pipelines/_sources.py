@@ -1,5 +1,9 @@
 """Open the images and the teacher that a cache was made from, and compare them with its plan."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 from scalekd.cache.documents.manifest import DataInfo
 from scalekd.errors import CacheMismatch, UsageError, rewording
 from scalekd.images import ImageDataset
@@ -64,28 +68,29 @@ def select_images(options: CacheSources, opened: ImageDataset, data: DataInfo) -
     return images
 
 
-def teacher_config(options: CacheSources, cached: TeacherSpec) -> TeacherConfig:
-    """Return the configuration that loads the teacher of the cache.
+def same_teacher(
+    cached: TeacherSpec,
+    *,
+    model: str,
+    checkpoint: str | None,
+    pretrained: bool,
+    model_kwargs: Mapping[str, Any] = MappingProxyType({}),
+) -> TeacherConfig:
+    """Return the configuration that loads the teacher of a cache.
 
     Args:
-        options: Name and weights of the teacher on this machine.
         cached: The plan's description of the teacher.
-
-    Raises:
-        UsageError: The name in the cache is not trusted, or the weights were read from a file
-            that is not given.
+        model: Name of the teacher on this machine.
+        checkpoint: File of its weights, if they are not the published ones.
+        pretrained: Whether to read the published weights if no file is given.
+        model_kwargs: Arguments of its constructor besides those in the plan.
     """
-    if cached.weights_source == "checkpoint" and options.checkpoint is None:
-        raise UsageError(
-            f"{options.cache}: its teacher {cached.model} was read from a file; pass it as"
-            " --checkpoint"
-        )
     kwargs = {**cached.model_kwargs, "num_classes": cached.num_classes or 0}
     return TeacherConfig(
-        model=options.model or teacher_named_by_cache(cached.model, option="--model"),
-        checkpoint=options.checkpoint,
-        pretrained=cached.weights_source == "pretrained",
-        model_kwargs={**kwargs, **options.model_kwargs},
+        model=model,
+        checkpoint=checkpoint,
+        pretrained=pretrained,
+        model_kwargs={**kwargs, **model_kwargs},
         img_size=cached.img_size,
         mean=cached.mean,
         std=cached.std,
@@ -99,11 +104,25 @@ def load_cached_teacher(options: CacheSources, cached: TeacherSpec) -> Teacher:
     """Load the teacher of the cache, on the CPU.
 
     Raises:
+        UsageError: The name in the cache is not trusted, or the weights were read from a file
+            that is not given.
         UsageError, EnvironmentFault: The model cannot be built or its weights cannot be read.
         CacheMismatch: The model is not the teacher of the cache.
     """
+    if cached.weights_source == "checkpoint" and options.checkpoint is None:
+        raise UsageError(
+            f"{options.cache}: its teacher {cached.model} was read from a file; pass it as"
+            " --checkpoint"
+        )
+    config = same_teacher(
+        cached,
+        model=options.model or teacher_named_by_cache(cached.model, option="--model"),
+        checkpoint=options.checkpoint,
+        pretrained=cached.weights_source == "pretrained",
+        model_kwargs=options.model_kwargs,
+    )
     with rewording({", or --no-pretrained for random ones": "", " and --img-size": ""}):
-        teacher = load_teacher(teacher_config(options, cached))
+        teacher = load_teacher(config)
     here, there = teacher.spec.model_dump(mode="json"), cached.model_dump(mode="json")
     different = [
         f"{name} is {there[name]} in the cache, {here[name]} here"

@@ -10,7 +10,6 @@ original files.
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel
@@ -18,7 +17,6 @@ from pydantic import BaseModel
 from scalekd.cache import CacheReader, open_cache
 from scalekd.cache.cache import Cache
 from scalekd.cache.documents.selection import Selection, refuse_part
-from scalekd.cache.files import FileDigest
 from scalekd.cache.forms import Form, form_named
 from scalekd.cache.layout import DIFFERENCES, Layout
 from scalekd.cache.reading.extensions import begun_extensions, extension_path
@@ -28,7 +26,7 @@ from scalekd.cache.tables import table_files
 from scalekd.cache.writing.finishing import finish
 from scalekd.cache.writing.planning import (
     begin_arrays,
-    begin_form,
+    check_form,
     differences,
     read_plan,
 )
@@ -38,9 +36,10 @@ from scalekd.errors import CacheMismatch, UsageError
 from scalekd.loading import open_images, worker_faults
 from scalekd.loading.embedding import BlockImages, BlockRequest, ImagesToEmbed, images_of_blocks
 from scalekd.pipelines._cache_options import ConvertConfig
+from scalekd.pipelines._preflight import check_shards
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.signals import terminable
-from scalekd.storage import Storage, is_remote, open_storage
+from scalekd.storage import Storage, open_storage
 from scalekd.storage.files import remove_abandoned
 from scalekd.text import format_cache_size
 
@@ -91,25 +90,30 @@ def convert_cache(config: ConvertConfig) -> ConvertResult:
     """
     started = time.monotonic()
     form = form_named(config.format, config.embed)
-    _check_options(config)
+    output = open_storage(config.output)
+    if output.root is None:
+        raise UsageError(
+            f"{config.output}: shards are written to a local folder; convert into a folder, then"
+            " copy it with `scalekd cache push`"
+        )
+    source = open_storage(config.source).root
+    both_exist = source is not None and source.exists() and output.root.exists()
+    if source is not None and both_exist and source.samefile(output.root):
+        raise UsageError(f"{config.output}: source and destination are the same folder")
     reader = open_cache(config.source)
     refuse_part(reader.storage, "converted")
     if reader.layout.form == form:
         raise UsageError(f"{reader.location} is in {form} already; copy it instead")
     plan, num_passes = reader.manifest.plan, reader.num_passes
+    check_shards(config.shards, plan.identity.num_shards)
     first, last = config.shards or (0, plan.identity.num_shards - 1)
-    if not 0 <= first <= last < plan.identity.num_shards:
-        raise UsageError(
-            f"--shards {first}-{last}: the cache has shards 0 to {plan.identity.num_shards - 1}"
-        )
     images = None
     if config.data_dir is not None:
         images = open_images(config.data_dir, config.split, options=config.image_options)
     embedding = ImagesToEmbed(reader, config.embed, images)
-    root = Path(config.output)
-    cache = _begin(root, reader, form)
-    begin_arrays(root, plan, cache.layout, num_passes)
-    remove_abandoned(root)
+    cache = _begin(output, reader, form)
+    begin_arrays(output, plan, cache.layout, num_passes)
+    remove_abandoned(output.root)
     with CacheWriter(cache) as writer:
         shards = [
             (pass_index, shard)
@@ -137,7 +141,7 @@ def convert_cache(config: ConvertConfig) -> ConvertResult:
         total_bytes=manifest.total_bytes if manifest else None,
         fixed_bytes=manifest.fixed_bytes if manifest else None,
         bytes_per_view=manifest.bytes_per_view if manifest else None,
-        extensions=_copy_extensions(reader.storage, open_storage(root)) if manifest else (),
+        extensions=_copy_extensions(reader.storage, output) if manifest else (),
     )
 
 
@@ -153,35 +157,21 @@ def _copy_extensions(source: Storage, target: Storage) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _check_options(config: ConvertConfig) -> None:
-    form_named(config.format, config.embed)
-    if is_remote(config.output):
-        raise UsageError(
-            f"{config.output}: shards are written to a local folder; convert into a folder, then"
-            " copy it with `scalekd cache push`"
-        )
-    source, output = Path(config.source), Path(config.output)
-    if source.exists() and output.exists() and source.samefile(output):
-        raise UsageError(f"{config.output}: source and destination are the same folder")
-
-
-def _begin(root: Path, reader: CacheReader, form: Form) -> Cache:
+def _begin(output: Storage, reader: CacheReader, form: Form) -> Cache:
     """Write the plan, its tables and the form, unless another process has done so."""
     plan = reader.manifest.plan
-    committed = read_plan(root)
+    committed = read_plan(output)
     if committed is None:
-        storage = open_storage(root)
-        tables: dict[str, FileDigest] = table_files(plan.identity)
-        for relative, expected in tables.items():
-            storage.commit(relative, reader.file(relative, expected))
-        committed = Cache.begin(root, plan, form).plan
+        for relative, expected in table_files(plan.identity).items():
+            output.commit(relative, reader.file(relative, expected))
+        committed = Cache.begin(output, plan, form).plan
     if committed.cache_id != plan.cache_id:
         raise CacheMismatch(
-            f"{root} contains another cache:"
+            f"{output.location} contains another cache:"
             f" {differences(committed.identity, plan.identity)}. Choose another folder"
         )
-    begin_form(root, form)
-    return Cache(root, plan)
+    check_form(output, form)
+    return Cache(output, plan, form=form)
 
 
 def _requests(

@@ -56,7 +56,7 @@ from scalekd.pipelines._sources import open_source, select_images
 from scalekd.pipelines._teacher_stream import EncoderName
 from scalekd.pipelines._write_shards import write_claimed
 from scalekd.signals import terminable
-from scalekd.storage import LocalStorage, is_remote
+from scalekd.storage import LocalStorage, open_storage
 from scalekd.storage.files import remove_abandoned, temporary_path
 from scalekd.training.compilation import check_backend
 
@@ -139,12 +139,12 @@ def repair_cache(config: RepairConfig) -> RepairResult:
         UsageError: Images are needed, and ``data_dir`` is not given.
     """
     started = time.monotonic()
-    if is_remote(str(config.cache)):
+    root = open_storage(config.cache).root
+    if root is None:
         raise UsageError(
             f"{config.cache}: only a folder can be repaired in place; fetch it with `scalekd cache"
             " pull`, repair it, and send it back with `scalekd cache push --check`"
         )
-    root = Path(config.cache)
     damaged = open_damaged(root)
     refuse_part(LocalStorage(root), "repaired")
     remove_abandoned(root)

@@ -319,6 +319,21 @@ def test_impossible_conversions(
         convert(make_tars("none"), tmp_path / "other", format="zarr")
 
 
+def test_folders_may_be_given_as_file_urls(
+    sound_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = ConvertConfig(
+        source=sound_cache.as_uri(),
+        output=(tmp_path / "tars").as_uri(),
+        format="webdataset",
+        workers=0,
+    )
+    assert convert_cache(config).complete
+    assert [path.name for path in tmp_path.iterdir()] == ["tars"]
+    assert verify(tmp_path / "tars").problems == []
+
+
 def test_passes_are_added_to_tars(make_cache: Callable[..., Any], tmp_path: Path) -> None:
     root = tmp_path / "cache"
     make_cache(root, format="webdataset", embed="view", passes=1)

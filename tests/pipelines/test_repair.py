@@ -104,6 +104,14 @@ def test_documents_are_made_again_from_one_another(
     assert file_contents(cache_copy) == sound
 
 
+def test_the_cache_may_be_given_as_a_file_url(cache_copy: Path, sound_cache: Path) -> None:
+    (cache_copy / "manifest.json").unlink()
+    result = repair_cache(RepairConfig(cache=cache_copy.as_uri()))
+    assert (result.sound, result.mended) == (True, ("manifest.json",))
+    manifest = (sound_cache / "manifest.json").read_bytes()
+    assert (cache_copy / "manifest.json").read_bytes() == manifest
+
+
 @pytest.mark.parametrize("table", ["witnesses", "tail"])
 def test_tables_are_made_again(
     table: str,
