@@ -45,10 +45,7 @@ def initial_weights(model: str, checkpoint: str | None, *, pretrained: bool) -> 
         return InitialWeights(student.weights, student.class_names)
     if (folder / "config.json").is_file():
         return InitialWeights(weights_in(folder), _class_names(f"local-dir:{folder.absolute()}"))
-    raise UsageError(
-        f"--initial-checkpoint {checkpoint}: neither a file, nor a training run, nor a folder that"
-        " scalekd export --format timm wrote"
-    )
+    raise UsageError(_no_weights(checkpoint))
 
 
 def inherited_settings(checkpoint: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,6 +59,7 @@ def inherited_settings(checkpoint: str, given: Mapping[str, Any]) -> dict[str, A
         given: Settings of the new run, which override the result.
 
     Raises:
+        UsageError: ``given`` names no model, and neither does what is at ``checkpoint``.
         DataError: The run is damaged.
     """
     folder = Path(checkpoint).expanduser()
@@ -80,9 +78,24 @@ def inherited_settings(checkpoint: str, given: Mapping[str, Any]) -> dict[str, A
             "img_size": spec.img_size,
             "model_kwargs": {**arguments, **given.get("model_kwargs", {})},
         }
-    if (folder / "config.json").is_file() and not given.get("model"):
+    if given.get("model"):
+        return {}
+    if (folder / "config.json").is_file():
         return {"model": f"local-dir:{folder}"}
-    return {}
+    if folder.is_dir():
+        raise UsageError(_no_weights(checkpoint))
+    if folder.exists():
+        raise UsageError(
+            f"--initial-checkpoint {checkpoint}: holds weights alone; name their student by --model"
+        )
+    raise UsageError(f"--initial-checkpoint {checkpoint}: there is no such file or folder")
+
+
+def _no_weights(checkpoint: str) -> str:
+    return (
+        f"--initial-checkpoint {checkpoint}: neither a file, nor a training run, nor a folder that"
+        " scalekd export --format timm wrote"
+    )
 
 
 def _class_names(name: str) -> tuple[str, ...] | None:

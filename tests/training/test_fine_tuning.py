@@ -330,3 +330,17 @@ def test_the_command_line_needs_no_model_beside_a_run(
     state = json.loads((tmp_path / "r/last/state.json").read_text())
     assert state["student"]["num_classes"] == 4
     assert state["student"]["architecture"] == "test_resnet"
+
+
+def test_weights_that_do_not_name_their_model_are_refused_in_one_line(
+    first_run: Path, tmp_path: Path
+) -> None:
+    weights = first_run / "model_best" / "model.safetensors"
+    (tmp_path / "empty").mkdir()
+    for path, message in (
+        (tmp_path / "nowhere", "nowhere: there is no such file or folder"),
+        (weights, "model.safetensors: holds weights alone; name their student by --model"),
+        (tmp_path / "empty", "empty: neither a file, nor a training run, nor a folder"),
+    ):
+        with pytest.raises(UsageError, match=f"--initial-checkpoint .*{message}"):
+            train_config(None, {"initial_checkpoint": str(path), "output": str(tmp_path / "run")})
