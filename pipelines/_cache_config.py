@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from scalekd.options import Workers
 from scalekd.pipelines._arithmetic import default_num_workers
 from scalekd.pipelines._cache_options import CacheOptions
 from scalekd.teachers import TeacherConfig
@@ -12,7 +13,7 @@ class CacheTeacherConfig(CacheOptions):
 
     teacher: TeacherConfig
     """Configuration of the teacher."""
-    workers: int = Field(default_factory=default_num_workers, ge=0)
+    workers: Workers = Field(default_factory=default_num_workers)
     """Number of processes that draw views."""
     block_size: int | None = Field(default=None, ge=1, le=1 << 16)
     """Number of views in a block; if not given, the largest divisor of the shard size up to 256."""

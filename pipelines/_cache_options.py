@@ -12,6 +12,7 @@ from scalekd.options import (
     ImageSize,
     Options,
     StoredBytes,
+    Workers,
 )
 from scalekd.views import Interpolation
 
@@ -105,7 +106,7 @@ class CacheOptions(ImageOptions):
     batch_size: int = Field(default=64, ge=1)
     """Number of views in a forward pass of the teacher; it decides rounding, and thus the bytes of
     the cache."""
-    workers: int | None = Field(default=None, ge=0)
+    workers: Workers | None = None
     """Number of processes that draw views; if not given, two without a GPU, and otherwise a number
     that depends on the cores."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -150,7 +151,7 @@ class ConvertConfig(ImageOptions):
     """Folder, URL or pattern of the images the cache was made from, which --embed needs."""
     split: str = "train"
     """Name, folder or pattern of these images."""
-    workers: int = Field(default=2, ge=0)
+    workers: Workers = 2
     """Number of processes that read images."""
     shards: tuple[int, int] | None = None
     """Work on these shards only, as A-B, both included."""

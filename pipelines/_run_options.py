@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from scalekd.options import ImageOptions, ImageSize, Options
+from scalekd.options import ImageOptions, ImageSize, Options, Workers
 from scalekd.training.config import default_workers
 from scalekd.views import Interpolation
 
@@ -86,7 +86,7 @@ class EvaluateConfig(ImageOptions):
 
     batch_size: int = Field(default=128, ge=1)
     """Number of images in a batch of each process."""
-    workers: int = Field(default_factory=default_workers, ge=0)
+    workers: Workers = Field(default_factory=default_workers)
     """Number of processes that decode images; 4, or as many as there are cores, if not given."""
     amp: Literal["auto", "bf16", "fp16", "no"] = "no"
     """Precision of autocast: auto is bf16 where the device has it; no, or fp32, for none."""

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ByteSize, Field
 
-from scalekd.options import ImageOptions, StoredBytes
+from scalekd.options import ImageOptions, StoredBytes, Workers
 
 
 class CacheSources(ImageOptions):
@@ -29,7 +29,7 @@ class CacheSources(ImageOptions):
     """File of the teacher's weights, if they were read from a file."""
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Argument of the teacher's constructor as key=value; repeat the option for more."""
-    workers: int | None = Field(default=None, ge=0)
+    workers: Workers | None = None
     """Number of processes that draw views; if not given, two without a GPU, and otherwise a number
     that depends on the cores."""
     local_cache: str | None = None

@@ -8,6 +8,8 @@ from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
 Embed = Literal["none", "source", "view", "pixels"]
 """Images in a cache: none, the encoded files as they are, or the rendered views, either as lossless
 images or as differences between neighbouring pixels."""
+Workers = Annotated[int, Field(ge=0, le=1024)]
+"""Number of worker processes of one process; a mistyped one would fill the machine's memory."""
 StoredBytes = Annotated[ByteSize, Field(gt=0, lt=1 << 60)]
 DEFAULT_FEATURE_CODEC = "transform"
 MAX_SIDE = 4096

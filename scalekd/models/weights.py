@@ -85,7 +85,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise UsageError(f"--checkpoint {path}: there is no such file")
     try:
-        if file.suffix == ".safetensors":
+        if file.suffix == ".safetensors" or _has_safetensors_header(file):
             state: Any = load_file(file)
         else:
             state = _named_tensors(load_plain_tensors(file))
@@ -100,6 +100,13 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not tensors:
         raise DataError(f"--checkpoint {path} contains no named tensors")
     return {name: value for name, value in tensors.items() if not is_computed(name)}
+
+
+def _has_safetensors_header(file: Path) -> bool:
+    """Whether a file of any name begins like safetensors: a JSON object after its length."""
+    with file.open("rb") as stream:
+        start = stream.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < file.stat().st_size
 
 
 def weights_in(folder: Path) -> Path:

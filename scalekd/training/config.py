@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ByteSize, Field, ValidationErro
 
 from scalekd.distillation.config import ObjectiveName, ScaleKDConfig
 from scalekd.errors import DataError, UsageError
-from scalekd.options import ImageOptions, ImageSize, StoredBytes
+from scalekd.options import ImageOptions, ImageSize, StoredBytes, Workers
 from scalekd.text import did_you_mean
 from scalekd.training.plain_yaml import dump_plain, load_plain, read_text
 from scalekd.views import Interpolation
@@ -252,7 +252,7 @@ class TrainConfig(ImageOptions):
     """Use a smaller decay of the averaged weights at the beginning."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of initial weights, order of samples and dropout."""
-    workers: Annotated[int, Field(ge=0)] = Field(default_factory=lambda: default_workers())
+    workers: Workers = Field(default_factory=lambda: default_workers())
     """Number of processes that decode images; 4, or as many as there are cores, if not given."""
 
     resume: str | None = None

@@ -11,11 +11,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import click
 import pytest
-from pydantic import BaseModel, ByteSize, ConfigDict, Field
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, TypeAdapter, ValidationError
 
 from scalekd.cli._output import Reported
 from scalekd.cli._record import GroupedCommand, given, record_command, record_options
@@ -120,6 +120,16 @@ def _fields(path: str) -> Iterator[tuple[str, Any]]:
         for field, info in getattr(importlib.import_module(module), name).model_fields.items():
             if field not in NO_OPTIONS.get(path, ()):
                 yield field, info
+
+
+@pytest.mark.parametrize("path", FROM_RECORDS)
+def test_a_mistyped_number_of_workers_does_not_fill_the_memory(path: str) -> None:
+    for field, info in _fields(path):
+        if field == "workers":
+            adapter: TypeAdapter[object] = TypeAdapter(Annotated[info.annotation, info])
+            assert adapter.validate_python(64) == 64
+            with pytest.raises(ValidationError):
+                adapter.validate_python(999_999)
 
 
 @pytest.mark.parametrize("path", FROM_RECORDS)

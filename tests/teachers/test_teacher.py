@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scalekd.errors import DataError, EnvironmentFault, UsageError
-from scalekd.models.weights import weights_sha256
+from scalekd.models.weights import read_state_dict, weights_sha256
 from scalekd.shapes import FeatureShape
 from scalekd.teachers import Teacher, TeacherConfig, TeacherSpec, load_teacher
 
@@ -176,6 +176,16 @@ def test_a_checkpoint_is_never_unpickled(tmp_path: Path, monkeypatch: pytest.Mon
             load_teacher(_vit(checkpoint=name))
         assert name in str(raised.value)
         assert not Path("exploded").exists()
+
+
+def test_safetensors_of_any_name_are_read(tmp_path: Path) -> None:
+    tensors = {"weight": torch.arange(6.0).reshape(2, 3)}
+    for name in ("weights", "weights.pth", "weights.v2"):
+        save_file(tensors, tmp_path / name)
+        assert torch.equal(read_state_dict(tmp_path / name)["weight"], tensors["weight"])
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x0a\x12\x07pytorch" * 9)
+    with pytest.raises(DataError, match="is damaged"):
+        read_state_dict(tmp_path / "model.onnx")
 
 
 def test_a_damaged_checkpoint_is_a_data_error(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def test_yaml_and_back(tmp_path: Path) -> None:
         ({"sched": "plateau"}, "sched = 'plateau' is not possible"),
         ({"distillation": {"kd_alpah": 1}}, "'distillation.kd_alpah'; did you mean 'kd_alpha'"),
         ({"model": None}, "model = None is not possible"),
+        ({"workers": 999_999}, "workers = 999999 is not possible: .* equal to 1024"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(values: dict[str, object], message: str) -> None:
