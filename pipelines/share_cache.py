@@ -158,7 +158,7 @@ def _bring(
             write_selection(target, wanted)
         complete = transfer.finish()
     if target.is_repository and not optional:
-        card = dataset_card(source.plan, source.at_opening, target.location)
+        card = dataset_card(source.plan, source.manifest_at_opening, target.location)
         target.commit("README.md", card.encode(), exclusive=True)  # its owner may edit it
     return complete, wanted
 
@@ -215,7 +215,7 @@ def _asked(config: ShareConfig, source: SourceCache, *, optional: bool) -> Selec
             raise UsageError(f"{location}: contains no logits, which --logits-only asks for")
         targets = tuple(sorted(group for group in groups if group in targets))
         targets = None if whole and targets == tuple(sorted(groups)) else targets
-    last_pass = source.at_opening.num_passes - 1 if source.at_opening else 9_999
+    last_pass = source.manifest_at_opening.num_passes - 1 if source.manifest_at_opening else 9_999
     passes = _within(config.passes, last_pass, "passes", location, optional)
     shards = _within(config.shards, identity.num_shards - 1, "shards", location, optional)
     if whole:  # a range that covers everything is stored as None: it grows with the cache
@@ -252,12 +252,12 @@ def _within(
 
 def _check_space(source: SourceCache, target: Storage, asked: Selection) -> None:
     """Raise if a whole cache does not fit on the local disk; the size of a part is unknown."""
-    if source.at_opening is None or not asked.is_all or target.root is None:
+    if source.manifest_at_opening is None or not asked.is_all or target.root is None:
         return
     root = target.root.absolute()
     existing = next(folder for folder in (root, *root.parents) if folder.exists())
     there = sum(stored.size for stored in target.list())
-    free, needed = shutil.disk_usage(existing).free, source.at_opening.total_bytes - there
+    free, needed = shutil.disk_usage(existing).free, source.manifest_at_opening.total_bytes - there
     if needed > free:
         raise EnvironmentFault(
             f"{target.location}: {free / 1e9:,.1f} GB are free, and {needed / 1e9:,.1f} GB are"

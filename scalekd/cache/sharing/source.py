@@ -17,7 +17,7 @@ class SourceCache(Cache):
     """A cache to copy from, complete or still growing.
 
     Attributes:
-        at_opening: Manifest at the time of opening, if there was one; its shards are copied.
+        manifest_at_opening: Manifest when the cache was opened, if any; its shards are copied.
 
     Args:
         storage: Storage of the cache.
@@ -29,13 +29,13 @@ class SourceCache(Cache):
     """
 
     def __init__(self, storage: Storage, *, committed: bool = False) -> None:
-        self.at_opening = None if committed else read_manifest_if_any(storage)
-        if self.at_opening is None and not storage.exists(PLAN_FILE):
+        self.manifest_at_opening = None if committed else read_manifest_if_any(storage)
+        if self.manifest_at_opening is None and not storage.exists(PLAN_FILE):
             raise DataError(
                 f"no cache at {storage.location}: neither {MANIFEST_FILE} nor {PLAN_FILE}"
             )
         plan = read_document(storage, PLAN_FILE, Plan, "the plan")
-        if self.at_opening is not None and self.at_opening.plan != plan:
+        if self.manifest_at_opening is not None and self.manifest_at_opening.plan != plan:
             raise CacheMismatch(f"{storage.location}: its plan is not the plan in its manifest")
         super().__init__(storage, plan)
         _ = self.selection  # a damaged one is reported before anything is copied
@@ -46,8 +46,8 @@ class SourceCache(Cache):
         Raises:
             UsageError: The cache is not complete, and the location cannot be listed.
         """
-        if self.at_opening is not None:
-            shards = self.shards(self.at_opening.num_passes)
+        if self.manifest_at_opening is not None:
+            shards = self.shards(self.manifest_at_opening.num_passes)
         else:
             shards = recorded_shards(self.storage, self.identity.num_shards)
         return [
@@ -59,9 +59,9 @@ class SourceCache(Cache):
     def selected_files(self, selection: Selection) -> Iterator[str]:
         """Yield the paths of a selection's files, as if no image had been skipped."""
         yield from (PLAN_FILE, MANIFEST_FILE, *table_files(self.identity))
-        if self.at_opening is not None:
-            self.check_names(self.at_opening)
-            yield from self.at_opening.files
+        if self.manifest_at_opening is not None:
+            self.check_names(self.manifest_at_opening)
+            yield from self.manifest_at_opening.files
         for shard in self.selected(selection):
             yield shard.record_path
             yield from filter(selection.has_file, self.files(shard))

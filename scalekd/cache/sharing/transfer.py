@@ -173,7 +173,7 @@ class Transfer:
         Returns:
             Whether the target is complete; ``False`` if the source is not complete.
         """
-        ours = self._source.at_opening
+        ours = self._source.manifest_at_opening
         while ours is not None:
             if self._target.commit(MANIFEST_FILE, canonical(ours), exclusive=True):
                 return True
@@ -194,9 +194,9 @@ class Transfer:
         """Return tables and array metadata, as digests or as content derived from the plan."""
         source, identity = self._source, self._source.identity
         common: dict[str, FileDigest | bytes] = {**table_files(identity)}
-        if source.at_opening is not None:
-            source.check_names(source.at_opening)
-            common |= source.at_opening.files
+        if source.manifest_at_opening is not None:
+            source.check_names(source.manifest_at_opening)
+            common |= source.manifest_at_opening.files
         else:
             common |= source.layout.form.documents()
             for unit in {shard.unit for shard in source.selected(selection)}:
@@ -214,7 +214,7 @@ class Transfer:
         files: ThreadPoolExecutor,
     ) -> None:
         source, path = self._source, shard.record_path
-        manifest = source.at_opening
+        manifest = source.manifest_at_opening
         if manifest is not None and manifest.records.get(path) != record_hash(record):
             raise CacheCorrupt(
                 f"{source.storage.locate(path)}: not the record that the manifest was written for"
