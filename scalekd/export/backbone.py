@@ -75,11 +75,20 @@ def load_backbone(
     architecture = describe_model(f"local-dir:{path}").architecture
     chosen = {**backbone_arguments(architecture), **arguments}
     if out_indices is not None:
+        if not out_indices or not all(type(index) is int for index in out_indices):
+            raise UsageError(
+                f"{path}: out_indices={out_indices!r} are no levels; give numbers such as (2, 3, 4)"
+            )
         chosen["out_indices"] = tuple(out_indices)
     try:
         backbone: nn.Module = timm.create_model(
             f"local-dir:{path}", pretrained=True, features_only=True, **chosen
         )
+    except IndexError as error:
+        raise UsageError(
+            f"{path}: {architecture} does not have all of the levels {chosen['out_indices']}; leave"
+            " out out_indices for all that it has"
+        ) from error
     except (RuntimeError, AttributeError, AssertionError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: {architecture} does not open as a backbone: {error}") from error
     check_weights(backbone, stored, where=str(path))

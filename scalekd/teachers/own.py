@@ -1,5 +1,6 @@
 """User-defined modules as teachers, for caches written from Python."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 from scalekd.errors import UsageError
 from scalekd.models.weights import weights_sha256
-from scalekd.options import height_and_width
+from scalekd.options import height_and_width, image_size
 from scalekd.shapes import FeatureShape
 from scalekd.teachers.features_only import FEATURES_ONLY, OwnModule, returned
 from scalekd.teachers.spec import TeacherSpec
@@ -42,9 +43,20 @@ def teacher_from_module(
         licence: Licence of the weights.
 
     Raises:
-        UsageError: The outputs have another form, or ``class_names`` another number of classes.
+        UsageError: The outputs have another form, ``class_names`` another number of classes, or an
+            argument is impossible.
     """
-    size = height_and_width(img_size)
+    if not name.isprintable() or not name.strip():
+        raise UsageError(f"name={name!r}: give printable text that names the teacher in caches")
+    try:
+        size = height_and_width(image_size(img_size))  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UsageError(f"{name}: img_size={img_size!r}: {error}") from error
+    moments = (*mean, *std)
+    if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, moments)) or min(std) <= 0:
+        raise UsageError(
+            f"{name}: mean={mean} and std={std}: expected three finite numbers each, std above 0"
+        )
     module = module.eval().requires_grad_(False)
     with torch.no_grad():
         maps, logits = returned(module, torch.zeros(1, 3, *size))

@@ -85,6 +85,13 @@ def test_what_is_no_export_is_refused(tmp_path: Path) -> None:
     folder, _ = exported(tmp_path, "test_resnet", {})
     with pytest.raises(UsageError, match="does not open as a backbone"):
         load_backbone(folder, no_such_argument=1)
+    for levels, message in (
+        ((2, 99), r"test_resnet does not have all of the levels \(2, 99\)"),
+        ((), "are no levels"),
+        ("34", "are no levels"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            load_backbone(folder, out_indices=levels)  # type: ignore[arg-type]
 
 
 def test_the_card_has_the_line_for_the_architecture_at_hand(tmp_path: Path) -> None:

@@ -113,6 +113,28 @@ def test_what_a_module_may_return_is_said(answer: Callable[[Tensor], Any], messa
         teacher_from_module(Own(answer), name="own", img_size=32, class_names=("a", "b"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"img_size": 0}, "own: img_size=0: .* each side in 1..4096"),
+        ({"img_size": "abc"}, "own: img_size='abc'"),
+        ({"name": ""}, "name='': give printable text"),
+        ({"name": "a\nb"}, r"name='a\\nb': give printable text"),
+        ({"mean": (0.5, 0.5)}, "expected three finite numbers each"),
+        ({"std": (0.2, 0.2, 0.0)}, "std above 0"),
+        ({"std": (0.2, 0.2, float("nan"))}, "expected three finite numbers each"),
+    ],
+    ids=str,
+)
+def test_impossible_arguments_of_a_module_are_one_line(
+    arguments: dict[str, Any], message: str
+) -> None:
+    module = Own(lambda maps: maps)
+    with pytest.raises(UsageError, match=message) as raised:
+        teacher_from_module(module, **{"name": "own", "img_size": 32, **arguments})
+    assert "\n" not in str(raised.value)
+
+
 def test_students_learn_from_features_without_a_tail(tiny_images: Path, tmp_path: Path) -> None:
     config = CacheTeacherConfig(
         teacher=TeacherConfig(model="test_convnext", pretrained=False, img_size=(32, 32)),
