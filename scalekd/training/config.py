@@ -250,7 +250,7 @@ class TrainConfig(ImageOptions):
     """Decay of the averaged weights at every update."""
     model_ema_warmup: bool = False
     """Use a smaller decay of the averaged weights at the beginning."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     """Seed of initial weights, order of samples and dropout."""
     workers: Workers = Field(default_factory=lambda: default_workers())
     """Number of processes that decode images; 4, or as many as there are cores, if not given."""

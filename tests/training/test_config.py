@@ -29,6 +29,7 @@ def test_yaml_and_back(tmp_path: Path) -> None:
         ({"sched": "plateau"}, "sched = 'plateau' is not possible"),
         ({"distillation": {"kd_alpah": 1}}, "'distillation.kd_alpah'; did you mean 'kd_alpha'"),
         ({"model": None}, "model = None is not possible"),
+        ({"seed": 1 << 32}, "seed = 4294967296 is not possible"),  # NumPy's limit
         ({"workers": 999_999}, "workers = 999999 is not possible: .* equal to 1024"),
     ],
 )
