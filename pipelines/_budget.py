@@ -20,6 +20,7 @@ from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._job import Job
 from scalekd.pipelines._processes import Processes
 from scalekd.pipelines.estimate import CacheEstimate, estimate_cache, estimate_job
+from scalekd.teachers import Teacher
 
 ERRORS = (0.01, 0.02, 0.05, 0.1)
 """Errors of the transform codec among which bytes are divided; finer ones gained nothing."""
@@ -79,6 +80,7 @@ class Price:
         pass_bytes: Bytes of one pass.
         pass_hours: Hours of one pass.
         start_hours: Hours of calibration.
+        start_bytes: Bytes beside the passes: those of the teacher's tail.
     """
 
     codec: str
@@ -86,9 +88,10 @@ class Price:
     pass_bytes: float
     pass_hours: float
     start_hours: float
+    start_bytes: float = 0.0
 
     @classmethod
-    def of(cls, codec: str, error: float, estimate: CacheEstimate) -> Self:
+    def of(cls, codec: str, error: float, estimate: CacheEstimate, start_bytes: float) -> Self:
         """Divide an estimate into the cost of a pass and the cost of calibration."""
         passes = estimate.num_passes
         return cls(
@@ -97,6 +100,7 @@ class Price:
             pass_bytes=estimate.total_bytes / passes,
             pass_hours=(estimate.hours - estimate.calibration_hours) / passes,
             start_hours=estimate.calibration_hours,
+            start_bytes=start_bytes,
         )
 
 
@@ -205,7 +209,7 @@ def choose(job: Job, config: CacheTeacherConfig) -> Choice:
         codecs = {f"transform:error={error:g}": error for error in ERRORS}
     estimates = estimate_job(job, config.passes, list(codecs))
     prices = [
-        Price.of(codec, error, estimate)
+        Price.of(codec, error, estimate, _tail_bytes(job.teacher))
         for (codec, error), estimate in zip(codecs.items(), estimates, strict=True)
     ]
     ways = frontier(budget, prices, passes=passes)
@@ -218,10 +222,17 @@ def with_codec(job: Job, codec: str) -> Job:
     return replace(job, request=job.request.model_copy(update={"codec": str(parse_codec(codec))}))
 
 
+def _tail_bytes(teacher: Teacher) -> int:
+    """Return the most that the file of a teacher's tail takes; float16 weights take half of it."""
+    if not teacher.has_tail:
+        return 0
+    return sum(t.numel() * t.element_size() for t in teacher.tail().state_dict().values())
+
+
 def _affordable(budget: Budget, price: Price) -> int:
     counts = []
     if budget.num_bytes is not None:
-        counts.append(budget.num_bytes / price.pass_bytes)
+        counts.append((budget.num_bytes - price.start_bytes) / price.pass_bytes)
     if budget.hours is not None:
         counts.append((budget.hours - price.start_hours) / price.pass_hours)
     return max(0, math.floor(min(counts)))
@@ -231,7 +242,7 @@ def _spending(price: Price, passes: int) -> Spending:
     return Spending(
         codec=price.codec,
         passes=passes,
-        total_bytes=passes * price.pass_bytes,
+        total_bytes=price.start_bytes + passes * price.pass_bytes,
         hours=price.start_hours + passes * price.pass_hours,
         expected_loss=_POINTS_OF_ONE_PASS / passes + _POINTS_OF_ERROR_ONE * price.error,
     )

@@ -17,6 +17,7 @@ from scalekd.pipelines._budget import (
     frontier,
 )
 from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher
+from scalekd.teachers import load_teacher
 from tests.conftest import tiny_teacher
 
 
@@ -70,6 +71,14 @@ def test_a_codec_that_cannot_pay_for_the_passes_is_left_out() -> None:
     ]
 
 
+def test_the_tail_is_paid_once() -> None:
+    price = Price("int8", 0.0, pass_bytes=2e9, pass_hours=1.0, start_hours=0.0, start_bytes=3e9)
+    (way,) = frontier(Budget(num_bytes=10 * 10**9), [price])
+    assert (way.passes, way.total_bytes) == (3, 9e9)
+    with pytest.raises(UsageError, match=r"1 pass by int8: 5\.0GB"):
+        frontier(Budget(num_bytes=5 * 10**9 - 1), [price])
+
+
 def test_too_small_a_budget_names_the_cheapest_cache() -> None:
     with pytest.raises(UsageError, match=r"1 pass by transform:error=0.1: 1.0GB.*--limit"):
         frontier(Budget(num_bytes=10**9 - 1), _PRICES)
@@ -90,32 +99,41 @@ def options(tiny_images: Path, tmp_path: Path) -> dict[str, Any]:
     }
 
 
+def _beside_the_tail(num_bytes: int) -> str:
+    tail = load_teacher(tiny_teacher()).tail().state_dict()
+    return str(num_bytes + sum(tensor.nbytes for tensor in tail.values()))
+
+
 def test_a_begun_cache_keeps_what_its_budget_chose(
     options: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = CacheTeacherConfig(**options, budget="60kB")
+    small, large = _beside_the_tail(60_000), _beside_the_tail(200_000)
+    config = CacheTeacherConfig(**options, budget=small)
     dry, estimate = estimate_budget(config)
     assert not options["output"].exists()
     assert estimate.num_passes == dry.passes
     assert estimate.total_bytes <= 60_000
     result = cache_teacher(config)
     assert result.num_passes == dry.passes >= 2
-    assert f"--budget 60kB: {dry.passes} passes by --codec {dry.codec}" in capsys.readouterr().err
+    assert (
+        f"--budget {small}: {dry.passes} passes by --codec {dry.codec}" in capsys.readouterr().err
+    )
     cache = open_cache(options["output"])
     assert cache.identity.request["codec"] == str(parse_codec(dry.codec))
     assert cache.manifest.plan.provenance.num_passes == dry.passes
 
-    again = cache_teacher(config.model_copy(update={"budget": "200kB"}))
+    again = cache_teacher(config.model_copy(update={"budget": large}))
     assert (again.num_passes, again.views_written) == (dry.passes, 0)
     assert "as the cache was begun" in capsys.readouterr().err
-    larger = cache_teacher(config.model_copy(update={"budget": "200kB", "overwrite": True}))
+    larger = cache_teacher(config.model_copy(update={"budget": large, "overwrite": True}))
     assert larger.num_passes > dry.passes
 
 
 def test_options_that_are_given_are_kept(options: dict[str, Any]) -> None:
-    by_int8, _ = estimate_budget(CacheTeacherConfig(**options, budget="200kB", codec="int8"))
+    large = _beside_the_tail(200_000)
+    by_int8, _ = estimate_budget(CacheTeacherConfig(**options, budget=large, codec="int8"))
     assert {way.codec for way in by_int8.ways} == {"int8"}
-    two, _ = estimate_budget(CacheTeacherConfig(**options, budget="200kB", passes=2))
+    two, _ = estimate_budget(CacheTeacherConfig(**options, budget=large, passes=2))
     assert {way.passes for way in two.ways} == {2}
     assert two.codec == "transform:error=0.01"  # bytes are left
     by_time, _ = estimate_budget(CacheTeacherConfig(**options, budget="2d"))
