@@ -1,6 +1,6 @@
 """Teachers that run beside the student: those of a cache, with the same weights."""
 
-from scalekd.distillation import Objective
+from scalekd.distillation import JoinedTargets, Objective
 from scalekd.errors import CacheMismatch, UsageError, rewording
 from scalekd.pipelines._sources import same_teacher
 from scalekd.teachers import (
@@ -11,10 +11,10 @@ from scalekd.teachers import (
     load_teacher,
     teacher_named_by_cache,
 )
-from scalekd.training import CachedTeacher, OnlineTargets, SeveralOnlineTargets, TrainConfig
+from scalekd.training import CachedTeacher, OnlineTargets, TrainConfig
 from scalekd.training.precision import AUTOCAST_DTYPES, choose_precision
 
-LiveTargets = OnlineTargets | SeveralOnlineTargets
+LiveTargets = OnlineTargets | JoinedTargets
 
 
 def live_targets(config: TrainConfig, source: CachedTeacher, objective: Objective) -> LiveTargets:
@@ -43,7 +43,9 @@ def live_targets(config: TrainConfig, source: CachedTeacher, objective: Objectiv
             classes=source.class_indices().get(key) if logits else None,
             class_token=objective.needs_pooled and has_class_token(spec),
         )
-    return targets[owner] if len(targets) == 1 else SeveralOnlineTargets(targets, logits=owner)
+    if len(targets) == 1:
+        return targets[owner]
+    return JoinedTargets(targets, features=tuple(targets), logits=[owner])
 
 
 def _for_each(value: str | None, count: int, *, option: str) -> list[str | None]:

@@ -141,31 +141,36 @@ class TargetDecoder(nn.Module):
 
 
 class JoinedTargets(nn.Module):
-    """Targets of a cache and its extensions together.
+    """Targets of several teachers together: of a cache and its extensions, or of live teachers.
 
     Args:
-        decoders: Decoder of each cache, by name. The logits of those that decode logits are
-            averaged (:class:`~scalekd.distillation.MeanLogits`).
-        features: Names of the caches that decode features; the objective's first teacher first.
+        sources: Target source of each teacher, by name, such as a `TargetDecoder`.
+        features: Names of the teachers whose features are used; the objective's first one first.
+        logits: Names of the teachers whose logits, if they have any, are averaged
+            (:class:`~scalekd.distillation.MeanLogits`); all if not given.
     """
 
     def __init__(
-        self, decoders: Mapping[str, TargetDecoder], *, features: Sequence[str] = ()
+        self,
+        sources: Mapping[str, nn.Module],
+        *,
+        features: Sequence[str] = (),
+        logits: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        self.decoders = nn.ModuleList(decoders.values())
-        self._names, self._features = tuple(decoders), tuple(features)
+        self.sources = nn.ModuleList(sources.values())  # a name may contain a dot
+        self._names, self._features = tuple(sources), tuple(features)
+        self._logits = self._names if logits is None else tuple(logits)
 
     @property
     def groups(self) -> tuple[str, ...]:
         """Groups of arrays that a batch must contain."""
-        return tuple(group for decoder in self.decoders for group in decoder.groups)  # type: ignore[union-attr]
+        return tuple(group for source in self.sources for group in source.groups)  # type: ignore[union-attr]
 
     def forward(self, batch: Mapping[str, Tensor]) -> Targets:
-        """Decode a batch; see :meth:`TargetDecoder.forward`."""
-        decoded = [decoder(batch) for decoder in self.decoders]
-        parts = dict(zip(self._names, decoded, strict=True))
-        each = [part.logits for part in decoded if part.logits is not None]
+        """Compute the targets of a batch; see :meth:`TargetDecoder.forward`."""
+        parts = {n: source(batch) for n, source in zip(self._names, self.sources, strict=True)}
+        each = [parts[n].logits for n in self._logits if parts[n].logits is not None]
         logits = MeanLogits(tuple(each)) if len(each) > 1 else next(iter(each), None)
         if not self._features:
             return Targets(logits=logits)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         parameter_groups,
         planned_epochs,
     )
-    from scalekd.training.targets import NoTargets, OnlineTargets, SeveralOnlineTargets
+    from scalekd.training.targets import NoTargets, OnlineTargets
     from scalekd.training.trained import TrainedStudent, load_trained_student, student_facts
     from scalekd.training.trainer import Trainer
 
@@ -45,7 +45,6 @@ __all__ = [
     "NoTargets",
     "OnlineTargets",
     "Position",
-    "SeveralOnlineTargets",
     "StepOutput",
     "TrainConfig",
     "TrainResult",

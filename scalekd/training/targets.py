@@ -73,32 +73,3 @@ class OnlineTargets(nn.Module):
         logits = FullLogits(output.logits.float())
         selected = logits if self.classes is None else select_classes(logits, self.classes)
         return Targets(features=features, logits=selected, class_token=class_token)
-
-
-class SeveralOnlineTargets(nn.Module):
-    """Runs several teachers on the batch's pixels.
-
-    Args:
-        teachers: Targets of each teacher by name, the objective's first teacher first.
-        logits: Name of the teacher that gives the logits.
-    """
-
-    groups: tuple[str, ...] = ()
-
-    def __init__(self, teachers: Mapping[str, OnlineTargets], *, logits: str) -> None:
-        super().__init__()
-        self.teachers = nn.ModuleList(teachers.values())  # a name may contain a dot
-        self._names, self._logits = tuple(teachers), logits
-
-    def forward(self, batch: Batch) -> Targets:
-        """Compute targets; see :meth:`OnlineTargets.forward`."""
-        each = {
-            name: teacher(batch) for name, teacher in zip(self._names, self.teachers, strict=True)
-        }
-        first, *others = self._names
-        return Targets(
-            each[first].features,
-            each[self._logits].logits,
-            each[first].class_token,
-            {name: each[name] for name in others},
-        )
