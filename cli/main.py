@@ -1,6 +1,5 @@
 """Command line of scalekd; each command is imported when it is called."""
 
-import difflib
 import importlib
 import signal
 import sys
@@ -26,6 +25,7 @@ from scalekd.errors import (
 )
 from scalekd.pipelines._notes import is_main_process
 from scalekd.signals import Terminated
+from scalekd.text import did_you_mean
 
 _COMMANDS = {
     "cache-teacher": ("cache_teacher", "Run a teacher once and write its features and logits."),
@@ -79,9 +79,8 @@ class _LazyGroup(click.Group):
         self, context: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and self.get_command(context, args[0]) is None:
-            near = difflib.get_close_matches(args[0], self.list_commands(context), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "--help lists the commands"
-            context.fail(f"No such command {args[0]!r}; {hint}")
+            hint = did_you_mean(args[0], self.list_commands(context))
+            context.fail(f"No such command {args[0]!r}{hint or '; --help lists the commands'}")
         return super().resolve_command(context, args)
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:

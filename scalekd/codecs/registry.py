@@ -4,7 +4,6 @@ Options have the form ``name`` or ``name:key=value,key=value`` (``transform:erro
 logits ``full`` or ``topk:K``. A plan contains the codec's configuration; its tables are files.
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from scalekd.codecs.planes import PlaneSpec
 from scalekd.codecs.transform import TransformCodec
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.shapes import FeatureShape
+from scalekd.text import did_you_mean
 
 _FEATURE_CODECS: dict[str, type[FeatureCodec]] = {
     codec.name: codec for codec in (Float16Codec, Int8Codec, TransformCodec)
@@ -158,6 +158,5 @@ def logit_codec_from_config(config: JsonDict) -> LogitCodec:
 
 def _unknown(what: str, name: str, known: Iterable[str]) -> str:
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what} {name!r}: this release knows {', '.join(names)}{hint}"
+    listed = ", ".join(names)
+    return f"unknown {what} {name!r}: this release knows {listed}{did_you_mean(name, names)}"

@@ -7,14 +7,14 @@ and unpickles nothing. Images are taken as the encoded bytes of a column and not
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from scalekd.errors import DataError, EnvironmentFault, ScaleKDError, UsageError
-from scalekd.images.labels import Label, numbered
+from scalekd.images.labels import NO_LABEL, Label, Labels, numbered
 from scalekd.images.left_out import LeftOut, listed, shown
 from scalekd.images.samples import ImageDataset, Rows, check_not_empty, encoded_keys
 from scalekd.options import ImageOptions
@@ -91,16 +91,16 @@ class HuggingFaceImages(ImageDataset):
             sizes = _sizes(images, image, left_out)
             rows = np.flatnonzero(sizes >= 0)
             keys = _keys(table, names, rows, location, options)
-            labels, class_names, about_labels = _labels(table, image, rows, keys, location, options)
-        notes = [*left_out.lines(location), *about_labels]
+            labels = _labels(table, image, rows, keys, location, options)
+        notes = (*left_out.lines(location), *labels.notes)
         check_not_empty(len(rows), location, notes)
         dataset = cls(
             location=location,
             keys=encoded_keys(keys, location),
-            labels=labels,
+            labels=labels.numbers,
             sizes=sizes[rows],
-            class_names=class_names,
-            notes=tuple(notes),
+            class_names=labels.class_names,
+            notes=notes,
             table=images,
             rows=rows,
         )
@@ -319,20 +319,17 @@ def _values(table: Any, path: str, option: str, location: str) -> list[Any]:
 
 def _labels(
     table: Any, image: str, rows: Rows, keys: Sequence[str], location: str, options: ImageOptions
-) -> tuple[Rows, tuple[str, ...] | None, tuple[str, ...]]:
-    """Return labels, class names, and notes about them."""
+) -> Labels:
+    none = Labels(np.full(len(rows), NO_LABEL, np.int32), None, ())
     if options.labels == "none":
-        return np.full(len(rows), -1, np.int32), None, ()
+        return none
     column = options.target_key or _label_column(table, image, location)
     if column is None:
-        return (
-            np.full(len(rows), -1, np.int32),
-            None,
-            (
-                f"{location}: has no column of labels (columns: {listed(table.features, 20)}), so"
-                " its images have none; name the column with --target-key, or pass --labels none",
-            ),
+        note = (
+            f"{location}: has no column of labels (columns: {listed(table.features, 20)}), so its"
+            " images have none; name the column with --target-key, or pass --labels none"
         )
+        return replace(none, notes=(note,))
     feature = table.features.get(column)
     class_names = getattr(feature, "names", None)
     values = _values(table, column, "--target-key", location)
@@ -346,8 +343,7 @@ def _labels(
                 " labels are class numbers or class names"
             )
         labels.append(value)
-    result = numbered(labels, None if class_names is None else tuple(class_names), keys, location)
-    return result.numbers, result.class_names, result.notes
+    return numbered(labels, None if class_names is None else tuple(class_names), keys, location)
 
 
 def _label_column(table: Any, image: str, location: str) -> str | None:
