@@ -113,7 +113,7 @@ def test_only_passes_that_all_have_are_read(extended: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"targets": "nobody"}, r"no targets named 'nobody'; it has second, third"),
+        ({"targets": "nobody"}, "has no extension 'nobody'; its extensions: second, third"),
         ({"logits_from": ("../base",)}, "cannot name an extension"),
         ({"logits_from": ("second",), "online": True}, "--logits-from"),
         ({"targets": "third", "objective": "scalekd"}, "teacher tail"),

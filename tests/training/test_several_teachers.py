@@ -212,7 +212,7 @@ def test_their_feature_losses_are_validated_together(
 @pytest.mark.parametrize(
     ("distillation", "changes", "message"),
     [
-        ((), {"targets": "base,nobody"}, "no targets named 'nobody'"),
+        ((), {"targets": "base,nobody"}, "has no extension 'nobody'"),
         ((), {"targets": "base,base"}, "names, each once"),
         ((), {"targets": "base,"}, "names, each once"),
         (
