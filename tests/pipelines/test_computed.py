@@ -227,7 +227,7 @@ def test_a_process_that_is_done_takes_over_shards_of_others() -> None:
     every = {(unit, shard) for unit in range(2) for shard in range(5)}
     own = [w.shards[: w.num_views // 10] for w in work]
     assert sorted(pair for pairs in own for pair in pairs) == sorted(every - {(0, 0)})
-    assert [w.num_found for w in work] == [1, 0, 0]
+    assert [w.num_committed for w in work] == [1, 0, 0]
     assert max(map(len, own)) - min(map(len, own)) <= 1
     for w in work:
         assert set(w.shards) >= every - {(0, 0)}
