@@ -55,7 +55,7 @@ def test_images_labelled_anew_are_refused_with_both_labels(
     with pytest.raises(CacheMismatch) as caught:
         open_loader(teacher)
     for words in (
-        "turned/train-*.tar labels 5 of the 70 samples",
+        "turned/train-*.tar gives 5 of the 70 samples",
         "'sample-065': class 6 here, class 5 ('class 5') in the cache",
         "write the cache again, or restore the labels",
     ):
