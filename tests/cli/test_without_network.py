@@ -24,7 +24,7 @@ def test_published_weights_without_network_are_one_line(
         env={**os.environ, **offline},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1800,
         check=False,
     )
     assert ended.returncode == 5, ended.stderr
@@ -40,7 +40,7 @@ def test_published_weights_without_network_are_one_line(
         env={**os.environ, **offline},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1800,
         check=False,
     )
     assert again.returncode == 2
