@@ -212,11 +212,11 @@ def write_cache(job: Job, order: CacheOrder, processes: Processes) -> CacheTeach
             work = processes.together(lambda: _divide(writer, order.shards, num_passes, processes))
             with ProgressReport("caching", work.num_views, enabled=processes.is_main) as progress:
                 num_written = processes.together(
-                    lambda: _write_shards(job, writer, cache.codecs, work.shards, progress, answers)
+                    lambda: _write_shards(
+                        job, writer, cache.codecs, [*work.shards, *work.others], progress, answers
+                    )
                 )
-            done = _Done(
-                num_written, work.num_committed, progress.done, writer.elsewhere(), answers
-            )
+            done = _Done(num_written, work.num_found, progress.done, writer.elsewhere(), answers)
     all_done = processes.collect(done)
     answers = sum((done.answers for done in all_done), TeacherAnswers(job.match))
     processes.note(_warning(job, answers))
@@ -343,15 +343,16 @@ class _Work:
     """Shards for this process.
 
     Attributes:
-        shards: Missing shards of its own share, then shards of the other processes, to take over
-            those that are left.
-        num_views: Number of views of its own share that are missing.
-        num_committed: Number of shards of its own share that are committed.
+        shards: Missing shards of its own share.
+        others: Shards of the other processes, to take over those that are left.
+        num_views: Number of views in ``shards``.
+        num_found: Number of shards of its own share that are committed.
     """
 
     shards: list[tuple[int, int]]
+    others: list[tuple[int, int]]
     num_views: int
-    num_committed: int
+    num_found: int
 
 
 @dataclass(frozen=True)
@@ -397,7 +398,7 @@ def _divide(
         mine = set(own)
         others = [pair for pair in reversed(every) if pair not in mine]
     num_views = sum(identity.rows_of(shard) for _, shard in missing)
-    return _Work([*missing, *others], num_views, len(own) - len(missing))
+    return _Work(missing, others, num_views, len(own) - len(missing))
 
 
 def _write_shards(
