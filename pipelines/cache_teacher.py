@@ -317,8 +317,8 @@ def _join(job: Job, order: CacheOrder, committed: Plan | None) -> Cache:
         asked, recorded = getattr(order, option), getattr(plan.provenance, option)
         if asked is not None and asked != recorded:
             raise CacheMismatch(
-                f"--{option}: {job.output.location} was begun with {recorded!r}, and {asked!r} was"
-                " given; a plan does not change: leave the option out, or pass --overwrite"
+                f"--{option}: {job.output.location} was begun with {recorded!r}, not {asked!r}; a"
+                " plan does not change: leave the option out, or pass --overwrite"
             )
     check_form(job.output, job.form)
     cache = Cache(job.output, plan, form=job.form)
