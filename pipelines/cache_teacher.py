@@ -7,7 +7,6 @@ shards among them. The same command, run again, writes the missing shards.
 """
 
 import importlib.metadata
-import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +38,7 @@ from scalekd.pipelines._preflight import tidy_and_check_space
 from scalekd.pipelines._processes import Processes
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._same_pixels import check_pixels
+from scalekd.pipelines._shard_division import divide
 from scalekd.pipelines._write_shards import num_coding_threads, write_claimed
 from scalekd.signals import terminable
 from scalekd.storage import LocalStorage, Storage
@@ -209,14 +209,14 @@ def write_cache(job: Job, order: CacheOrder, processes: Processes) -> CacheTeach
             approve=order.base.check_shard if order.base else None,
             computed=job.computed(),
         ) as writer:
-            work = processes.together(lambda: _divide(writer, order.shards, num_passes, processes))
+            work = processes.together(lambda: divide(writer, order.shards, num_passes, processes))
             with ProgressReport("caching", work.num_views, enabled=processes.is_main) as progress:
                 num_written = processes.together(
-                    lambda: _write_shards(
-                        job, writer, cache.codecs, [*work.shards, *work.others], progress, answers
-                    )
+                    lambda: _write_shards(job, writer, cache.codecs, work.shards, progress, answers)
                 )
-            done = _Done(num_written, work.num_found, progress.done, writer.elsewhere(), answers)
+            done = _Done(
+                num_written, work.num_committed, progress.done, writer.elsewhere(), answers
+            )
     all_done = processes.collect(done)
     answers = sum((done.answers for done in all_done), TeacherAnswers(job.match))
     processes.note(_warning(job, answers))
@@ -339,23 +339,6 @@ def _warning(job: Job, answers: TeacherAnswers) -> str:
 
 
 @dataclass(frozen=True)
-class _Work:
-    """Shards for this process.
-
-    Attributes:
-        shards: Missing shards of its own share.
-        others: Shards of the other processes, to take over those that are left.
-        num_views: Number of views in ``shards``.
-        num_found: Number of shards of its own share that are committed.
-    """
-
-    shards: list[tuple[int, int]]
-    others: list[tuple[int, int]]
-    num_views: int
-    num_found: int
-
-
-@dataclass(frozen=True)
 class _Done:
     """What one process did.
 
@@ -372,33 +355,6 @@ class _Done:
     num_views: int
     elsewhere: tuple[str, ...]
     answers: TeacherAnswers
-
-
-def _divide(
-    writer: CacheWriter, shards: tuple[int, int] | None, num_passes: int, processes: Processes
-) -> _Work:
-    """Divide the shards among the processes by number.
-
-    On a shared folder, where leases ensure that each shard is written once, a process then takes
-    over shards of the others.
-    """
-    identity = writer.plan.identity
-    first, last = shards or (0, identity.num_shards - 1)
-    every = [
-        (pass_index, shard) for pass_index in range(num_passes) for shard in range(first, last + 1)
-    ]
-    own = every[processes.index :: processes.count]
-    missing = [
-        (pass_index, shard)
-        for pass_index, group in itertools.groupby(own, key=lambda pair: pair[0])
-        for shard in writer.missing(pass_index, [shard for _, shard in group])
-    ]
-    others = []
-    if not writer.is_remote:  # from the end, which their owners reach last
-        mine = set(own)
-        others = [pair for pair in reversed(every) if pair not in mine]
-    num_views = sum(identity.rows_of(shard) for _, shard in missing)
-    return _Work(missing, others, num_views, len(own) - len(missing))
 
 
 def _write_shards(

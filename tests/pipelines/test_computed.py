@@ -15,9 +15,9 @@ from scalekd.cache.documents.manifest import ShardRecord
 from scalekd.cache.writing.writer import CacheWriter
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.pipelines import _arithmetic, _job, _write_shards
-from scalekd.pipelines import cache_teacher as stage_one
 from scalekd.pipelines._arithmetic import auto_precision, compute_environment, strict_float32
 from scalekd.pipelines._cache_config import CacheTeacherConfig
+from scalekd.pipelines._shard_division import divide
 from scalekd.pipelines._source_options import RepairConfig
 from scalekd.pipelines.inspect_cache import cache_info, verify_cache
 from scalekd.pipelines.repair_cache import repair_cache
@@ -207,7 +207,7 @@ def test_a_compiled_teacher_is_recorded(make_cache: Callable[..., Any], tmp_path
 def test_a_writer_of_a_folder_takes_over_shards_of_others(sound_cache: Path) -> None:
     first: Any = SimpleNamespace(index=0, count=2)
     with CacheWriter(Cache.open(sound_cache)) as writer:
-        assert stage_one._divide(writer, None, 1, first).shards  # of a complete cache: others' only
+        assert divide(writer, None, 1, first).shards  # of a complete cache: others' only
 
 
 def test_a_process_that_is_done_takes_over_shards_of_others() -> None:
@@ -219,11 +219,11 @@ def test_a_process_that_is_done_takes_over_shards_of_others() -> None:
         missing=lambda unit, shards: [s for s in shards if (unit, s) != (0, 0)],
     )
 
-    def divide(rank: int) -> Any:
+    def work_of(rank: int) -> Any:
         processes: Any = SimpleNamespace(index=rank, count=3)
-        return stage_one._divide(writer, None, 2, processes)  # type: ignore[arg-type]
+        return divide(writer, None, 2, processes)  # type: ignore[arg-type]
 
-    work = [divide(rank) for rank in range(3)]
+    work = [work_of(rank) for rank in range(3)]
     every = {(unit, shard) for unit in range(2) for shard in range(5)}
     own = [w.shards[: w.num_views // 10] for w in work]
     assert sorted(pair for pairs in own for pair in pairs) == sorted(every - {(0, 0)})
@@ -233,4 +233,4 @@ def test_a_process_that_is_done_takes_over_shards_of_others() -> None:
         assert set(w.shards) >= every - {(0, 0)}
         assert len(set(w.shards)) == len(w.shards)
     writer.is_remote = True  # sent to a URL: nobody else's shards, for there are no leases
-    assert 10 * len(divide(0).shards) == divide(0).num_views
+    assert 10 * len(work_of(0).shards) == work_of(0).num_views
