@@ -171,10 +171,11 @@ class ImageDataset(ABC):
     def mixed_unless_shuffled(self) -> Self:
         """Mix samples that are sorted by class; keep the order of those that are shuffled.
 
-        Samples without labels are mixed where that makes reading no slower.
+        Samples without labels are mixed where that makes reading no slower, so that folders, shards
+        and tables of the same keys give the same cache.
         """
         if (self.labels < 0).all():
-            if self.is_remote or len(self) <= BLOCK_SIZE:
+            if self.is_remote:
                 return self
             why = "has no labels that would show whether it is shuffled"
         elif is_sorted_by_class(self.labels):
@@ -184,7 +185,9 @@ class ImageDataset(ABC):
         note = f"{self.location}: {why}, so its samples are taken in an order that mixes them"
         if self.is_remote:
             note += "; shuffle the shards if reading them in that order is slow"
-        return replace(self.taken(mixed(self.keys)), notes=(*self.notes, note))
+        # One block is read as a whole, in whatever order it was written.
+        notes = (*self.notes, note) if len(self) > BLOCK_SIZE else self.notes
+        return replace(self.taken(mixed(self.keys)), notes=notes)
 
     def with_fingerprint(self, fingerprint: str, limit: int | None) -> Self | None:
         """Return the first ``limit`` samples, or all, in the order that has this fingerprint.

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 
 from scalekd.images import open_dataset
 from scalekd.images.order import is_sorted_by_class
@@ -105,6 +106,28 @@ def test_a_local_tar_without_labels_is_mixed(tmp_path: Path, write_tar: WriteTar
     assert any("no labels that would show whether it is shuffled" in note for note in images.notes)
     first = np.array([int(images.key(index)) for index in range(256)])
     assert 400 < first.mean() < 600
+
+
+@pytest.mark.parametrize("num_images", [40, 300])
+def test_folder_and_local_tar_without_labels_have_one_order(
+    tmp_path: Path, write_tar: WriteTar, num_images: int
+) -> None:
+    """Keys alone decide the order, also of a set that fits into one block."""
+    names = [f"{number:03d}" for number in range(num_images)]
+    write_tar(tmp_path / "tar/train-0.tar", {f"{name}.jpg": name.encode() for name in names})
+    (tmp_path / "bare").mkdir()
+    for name in names:
+        (tmp_path / "bare" / name).with_suffix(".jpg").write_bytes(name.encode())
+    tar, folder = open_dataset(str(tmp_path / "tar")), open_dataset(str(tmp_path / "bare"))
+    in_tar = [tar.key(index) for index in range(num_images)]
+    digests = [xxhash.xxh3_128_digest(key.encode()) for key in in_tar]
+    assert sorted(in_tar) == names
+    assert digests == sorted(digests)
+    of_folder = [folder.key(index) for index in range(num_images)]
+    digests = [xxhash.xxh3_128_digest(key.encode()) for key in of_folder]
+    assert digests == sorted(digests)
+    assert any("mixes them" in note for note in tar.notes) == (num_images > 256)
+    assert [tar.stored_order().key(index) for index in range(num_images)] == names
 
 
 def test_an_order_that_is_slightly_uneven_is_kept() -> None:

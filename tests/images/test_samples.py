@@ -161,7 +161,7 @@ def test_a_key_must_be_its_own(root: Path, write_tar: WriteTar) -> None:
     with pytest.raises(DataError, match="the key 'a' occurs twice"):
         open_dataset(str(root))
     write_tar(root / "train-1.tar", {"other/a.jpg": b"y"})
-    assert [open_dataset(str(root)).key(i) for i in range(2)] == ["a", "other/a"]
+    assert {open_dataset(str(root)).key(i) for i in range(2)} == {"a", "other/a"}
 
 
 @pytest.mark.parametrize("label", [b"cat", b"-2", b"1.5", b"", b"9" * 40, b"\x80\x04K\x01."])
@@ -251,7 +251,7 @@ def test_a_damaged_header_does_not_end_the_set_early(root: Path, write_tar: Writ
 
 def test_a_file_that_changed_after_indexing_is_named(root: Path, write_tar: WriteTar) -> None:
     path = write_tar(root / "train-0.tar", {"a.jpg": b"x" * 600, "b.jpg": b"y" * 600})
-    images = open_dataset(str(root))
+    images = open_dataset(str(root)).stored_order()
     path.write_bytes(path.read_bytes()[:2100])
     assert images[0].image == b"x" * 600
     with pytest.raises(DataError, match=r"sample b: .*train-0\.tar ends at byte 2,100, and 2,048"):
@@ -265,7 +265,7 @@ def test_positions_are_found_by_key_whatever_the_order_and_width(
     root: Path, write_tar: WriteTar
 ) -> None:
     write_tar(root / "train-0.tar", {f"{key}.jpg": b"x" for key in ("bb", "a", "ccc")})
-    images = open_dataset(str(root))
+    images = open_dataset(str(root)).stored_order()
     asked = np.array([b"ccc", b"a", b"zzzzzz", b"bb", b"", b"b"])
     assert images.positions(asked).tolist() == [2, 1, -1, 0, -1, -1]
 
@@ -289,7 +289,7 @@ def test_the_fingerprint_sees_keys_labels_sizes_and_order(root: Path, write_tar:
 
 def test_a_limit_takes_the_first_samples(root: Path, write_tar: WriteTar) -> None:
     write_tar(root / "train-0.tar", {f"{i}.jpg": bytes([65 + i]) for i in range(5)})
-    images = open_dataset(str(root))
+    images = open_dataset(str(root)).stored_order()
     few = images.limited(2)
     assert [few[i].image for i in range(len(few))] == [b"A", b"B"]
     assert few.fingerprint != images.fingerprint

@@ -62,7 +62,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "photos").symlink_to(PHOTOGRAPHS)
     images = open_dataset(str(root / "photos"), options=ImageOptions(labels="none"))
     assert (len(images), set(images.labels.tolist())) == (100, {-1})
-    samples = list(images.read_many(range(100)))  # in the order of the folder
+    # Shards and tables are written in the order of names, as people do.
+    samples = sorted(images.read_many(range(100)), key=lambda sample: sample.key)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", root / "hf")
         table = datasets.Dataset.from_dict(
