@@ -175,7 +175,7 @@ class ImageDataset(ABC):
         and tables of the same keys give the same cache.
         """
         if (self.labels < 0).all():
-            if self.is_remote:
+            if self.is_remote and len(self) > BLOCK_SIZE:
                 return self
             why = "has no labels that would show whether it is shuffled"
         elif is_sorted_by_class(self.labels):
