@@ -61,7 +61,7 @@ class ExtendConfig(CacheSources):
         "workers",
     )
 
-    cache: Path
+    cache: str | Path
     """Folder of the cache."""
     data_dir: str
     """Folder, URL or pattern of the images the cache was made from."""

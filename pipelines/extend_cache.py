@@ -47,10 +47,20 @@ def extend_cache(config: ExtendConfig) -> CacheTeacherResult:
         ScaleKDError: See :func:`~scalekd.pipelines.cache_teacher.cache_teacher`.
     """
     processes = Processes()
-    base = processes.together(lambda: open_cache(config.cache))
+    base = processes.together(lambda: _open(config))
     order = processes.together(lambda: _order(config, base))
     job = processes.together(lambda: _job(config, base).to(processes.device))
     return write_cache(job, order, processes)
+
+
+def _open(config: ExtendConfig) -> CacheReader:
+    base = open_cache(config.cache)
+    if base.storage.root is None:
+        raise UsageError(
+            f"{config.cache}: only a folder can be extended; fetch the cache with `scalekd cache"
+            " pull`, extend it, and send what is new with `scalekd cache push`"
+        )
+    return base
 
 
 def _order(config: ExtendConfig, base: CacheReader) -> CacheOrder:

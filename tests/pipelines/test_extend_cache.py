@@ -256,3 +256,15 @@ def test_a_cache_is_finished_with_its_own_filter_only(
     make_cache(tmp_path / "cache", passes=1, stages=())
     with pytest.raises(CacheMismatch, match="interpolation"):
         make_cache(tmp_path / "cache", passes=2, stages=(), interpolation="bilinear")
+
+
+def test_the_cache_may_be_given_as_a_file_url(extend: Extend, cache_copy: Path) -> None:
+    result = extend(cache=cache_copy.as_uri(), passes=3)
+    assert (result.complete, result.num_passes) == (True, 3)
+    assert open_cache(cache_copy).num_passes == 3
+
+
+def test_only_a_folder_can_be_extended(extend: Extend, web: Any, cache_copy: Path) -> None:
+    shutil.copytree(cache_copy, web.root / "cache")
+    with pytest.raises(UsageError, match="only a folder can be extended; fetch the cache"):
+        extend(cache=f"{web.url}/cache", passes=3)
