@@ -84,9 +84,11 @@ def demo(config: DemoConfig) -> Result:
 @record_command("recipes", RecipesConfig, arguments=("name",))
 def recipes(config: RecipesConfig) -> Result:
     """List the published pairs, or show the commands and the cost of the recipe NAME."""
+    from scalekd.errors import rewording
     from scalekd.pipelines.recipe_plan import list_or_plan_recipes
 
-    return list_or_plan_recipes(config)
+    with rewording({"--recipe ": ""}):
+        return list_or_plan_recipes(config)
 
 
 @record_command("doctor", DoctorConfig)

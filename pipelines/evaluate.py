@@ -66,7 +66,7 @@ class Evaluation(dict[str, Any]):
         scores = (
             f"top-1 {self['top1']:.2f} %, top-5 {self['top5']:.2f} %, loss {self['loss']:.4f}, "
             if "top1" in self
-            else "no classes of its own, "
+            else "no answers of its own, "
         )
         lines = [
             f"{self['model']} on {self['data']}: {scores}{self['num_samples']:,} images"
@@ -130,8 +130,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         "num_samples": len(views.images),
         "num_classes_evaluated": None,
     }
-    if opened.classes.count:
-        match = _match(config, data, opened)
+    match = _match(config, data, opened) if opened.classes.count else None
+    if match is not None:
         if match.note is not None:
             note(match.note)
         evaluator = Evaluator(
@@ -240,13 +240,20 @@ def _view(
         raise UsageError(f"{config.model}: {error}; choose one with --interpolation") from error
 
 
-def _match(config: EvaluateConfig, data: Classes, opened: _Opened) -> ClassMatch:
+def _match(config: EvaluateConfig, data: Classes, opened: _Opened) -> ClassMatch | None:
+    """Match the classes; ``None`` for other classes, on which only the features are measured."""
     try:
         return match_classes(data, opened.classes, config.class_map)
-    except DataError:
-        if config.class_map != "auto" or not opened.goes_by_number:
+    except DataError as error:
+        if config.class_map != "auto":
             raise
-        return match_classes(data, opened.classes, "none")
+        if opened.goes_by_number:
+            return match_classes(data, opened.classes, "none")
+        by_features = config.knn_split is not None or config.linear_probe is not None
+        if not by_features or config.teacher is not None or config.teacher_cache is not None:
+            raise
+        note(f"only the features are measured, not the model's own answers: {error}")
+        return None
 
 
 def _match_teacher(

@@ -349,6 +349,29 @@ def test_evaluate_measures_a_subset_of_the_classes(
         evaluate(config.model_copy(update={"class_map": str(tmp_path / "short.txt")}))
 
 
+def test_features_are_evaluated_on_other_classes(
+    options: dict[str, Any], tmp_path: Path, image_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Other classes are no obstacle to nearest neighbours; answers of the model are left out."""
+    train_student(TrainConfig.from_mapping({**options, "objective": "none", "epochs": 1}))
+    other = shutil.copytree(image_folder, tmp_path / "other")
+    for split in ("train", "val"):
+        (other / split / "red").rename(other / split / "crimson")
+    config = EvaluateConfig(model=str(tmp_path / "run"), data_dir=str(other), workers=0)
+    with pytest.raises(DataError, match="crimson"):
+        evaluate(config)
+    with pytest.raises(DataError, match="crimson"):  # an agreement has to be of the same classes
+        evaluate(
+            config.model_copy(update={"knn_split": "train", "teacher_cache": options["cache"]})
+        )
+    capfd.readouterr()
+    scores = evaluate(config.model_copy(update={"knn_split": "train", "knn_k": 3}))
+    assert "top1" not in scores
+    assert scores["knn_top1"] > 50
+    assert "only the features are measured, not the model's own answers" in capfd.readouterr().err
+    assert "no answers of its own" in scores.lines()[0]
+
+
 def test_flags_override_a_recipe_and_unknown_keys_name_the_nearest(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
