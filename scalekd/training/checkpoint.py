@@ -40,6 +40,7 @@ STATE_FILE = "state.json"
 _OLD_TEMPORARY_SUFFIX = ".writing"  # of earlier releases
 _MAX_STATE_BYTES = 32 << 20  # class names of ImageNet-21k take 1 MB
 _MAX_COUNT = 2**62
+_MAX_DEPTH = 20
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         state = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(state, dict):
             raise ValueError(f"{STATE_FILE} is not a JSON object")
-        check_depth(state)
+        check_depth(state, at_most=_MAX_DEPTH)
         version = state.get("format_version")
         if version != FORMAT_VERSION:
             raise DataError(

@@ -248,7 +248,7 @@ def test_half_precision_without_a_device_for_it_is_one_line(tmp_path: Path) -> N
 
 
 def test_an_unknown_backend_of_the_compiler_is_named(make_trainer: Make, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--torchcompile inducto: no such .* mean inductor\?"):
+    with pytest.raises(UsageError, match=r"--torchcompile inducto: no such .* mean .inductor.\?"):
         make_trainer(tmp_path / "run", torchcompile="inducto")
 
 

@@ -135,7 +135,7 @@ def test_trackio_has_every_value(kept: Kept) -> None:
 
 def test_a_tracker_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     check_trackers(())
-    with pytest.raises(UsageError, match=r"--log-with tensorbord: no such .* mean tensorboard\?"):
+    with pytest.raises(UsageError, match=r"--log-with tensorbord: no such .* mean .tensorboard.\?"):
         check_trackers(["tensorbord"])
     monkeypatch.setattr("scalekd.training.trackers.get_available_trackers", lambda: [])
     with pytest.raises(UsageError, match=r"package wandb is not installed; `pip install wandb`"):

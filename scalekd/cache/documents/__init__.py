@@ -103,10 +103,10 @@ def parse_committed(model: type[Model], data: bytes, *, where: str) -> Model:
     return document
 
 
-def check_depth(document: Any) -> None:
+def check_depth(document: Any, *, at_most: int = _MAX_JSON_DEPTH) -> None:
     """Raise ``ValueError`` if a parsed document nests deeper than any document of a cache."""
     level = [document] if isinstance(document, dict | list) else []
-    for _ in range(_MAX_JSON_DEPTH):
+    for _ in range(at_most):
         level = [
             inner
             for outer in level
@@ -115,7 +115,7 @@ def check_depth(document: Any) -> None:
         ]
         if not level:
             return
-    raise ValueError(f"it nests deeper than {_MAX_JSON_DEPTH}")
+    raise ValueError(f"it nests deeper than {at_most}")
 
 
 def _check_version(document: Any, where: str) -> None:

@@ -10,6 +10,7 @@ from scalekd.cache.tables import table_files
 from scalekd.cache.writing.lease import remove_settled
 from scalekd.cache.writing.planning import commit_documents
 from scalekd.errors import CacheCorrupt
+from scalekd.storage.files import remove_abandoned
 
 
 def finish(cache: Cache, num_passes: int) -> Manifest | None:
@@ -28,6 +29,7 @@ def finish(cache: Cache, num_passes: int) -> Manifest | None:
         return None
     if storage.root is not None:
         remove_settled(storage.root)
+        remove_abandoned(storage.root)  # of jobs that were killed while this one wrote
     manifest = manifest_of(cache, num_passes)
     commit_documents(storage, _final_documents(cache))
     commit_documents(storage, {MANIFEST_FILE: canonical(manifest)})
