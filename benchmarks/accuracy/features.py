@@ -10,7 +10,8 @@ zero, and bf16 autocast where the processor multiplies bf16. Short runs use 4,00
 cached passes, read twice (24,000 views), at a rate of 1.5e-3 where no other is stated. Long runs
 use 20,000 images: two passes, the first read twice (60,000 views), at a rate of 4e-3. 4,000
 labelled images, part of the training images, serve as gallery of the nearest neighbours and to fit
-the linear probe.
+the linear probe. *The fine-tuned teacher* of two short runs is an extension of the same cache; it
+is the same network, fine-tuned on all training images with their labels.
 
 A finished run is a line of the results, and is not repeated.
 """
@@ -31,9 +32,11 @@ from typing import Any, NamedTuple
 import torch
 
 from scalekd.pipelines._run_options import EvaluateConfig
+from scalekd.pipelines._source_options import ExtendConfig
 from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher
 from scalekd.pipelines.configure import train_config
 from scalekd.pipelines.evaluate import evaluate
+from scalekd.pipelines.extend_cache import extend_cache
 from scalekd.pipelines.train_student import train_student
 from scalekd.teachers import TeacherConfig
 from scalekd.training.precision import choose_precision
@@ -85,6 +88,7 @@ class Arm(NamedTuple):
         rate: Learning rate.
         aug: Views of a student without a teacher.
         freeze: As ``--freeze``.
+        targets: As ``--targets``; ``tuned`` is an extension by the fine-tuned teacher.
     """
 
     name: str
@@ -97,6 +101,7 @@ class Arm(NamedTuple):
     rate: float = _RATE
     aug: str = _AUG
     freeze: tuple[str, ...] = ()
+    targets: str = ""
 
     @property
     def setting(self) -> Setting:
@@ -138,6 +143,8 @@ ARMS = (
     ),
     Arm("attention and tail, no summary", "features", _ATTENTION | _NO_SUMMARY),
     Arm("convolutions, no summary", "features", _CONVOLUTION | _NO_SUMMARY),
+    Arm("summary alone: the fine-tuned teacher", "features", _ALONE, targets="tuned"),
+    Arm("summary alone: both teachers", "features", _ALONE, targets="base,tuned"),
     Arm("all labels, no teacher", "none", table="long", rate=4e-3),
     Arm(BEST, "features", _ALONE, table="long", rate=4e-3),
     Arm("convolutions and summary", "features", _CONVOLUTION, table="long", rate=4e-3),
@@ -217,6 +224,8 @@ def train(arm: Arm, seed: int, *, data: Path, work: Path) -> dict[str, Any]:
             "labels": "none",
             "distillation": list(arm.distillation.items()),
         }
+        if arm.targets:
+            options["targets"] = arm.targets
     else:
         options |= {"objective": "none", "aug": arm.aug}
     if arm.labels:
@@ -305,6 +314,21 @@ def make_cache(arm: Arm, data: Path, work: Path) -> Path:
             workers=0,
         )
     )
+    if "tuned" in arm.targets:
+        extend_cache(
+            ExtendConfig(
+                cache=cache,
+                data_dir=str(data / "cifar10"),
+                split=arm.setting.split,
+                labels="none",
+                name="tuned",
+                model=f"local-dir:{data / 'teacher' / TUNED}",
+                stages=(4,),
+                logits="none",
+                codec="float16",
+                workers=0,
+            )
+        )
     return cache
 
 
