@@ -135,6 +135,9 @@ ARMS = (
     Arm("convolutions and summary", "features", _CONVOLUTION),
     Arm("convolutions and summary: direction", "features", _CONVOLUTION | _DIRECTION),
     Arm("attention, tail and summary", "features", _ATTENTION),
+    Arm("attention and summary, no tail", "features", {"cap": True, "tpp": False}),
+    Arm("attention, tail and summary, spatial view", "features", _ATTENTION | {"frequency": False}),
+    Arm("attention, tail and summary, frequency view", "features", _ATTENTION | {"spatial": False}),
     Arm("attention, tail and summary: direction", "features", _ATTENTION | _DIRECTION),
     Arm(
         "attention, tail and summary: direction, weight 16",
