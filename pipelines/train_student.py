@@ -88,6 +88,11 @@ def train_student(config: TrainConfig) -> TrainResult:
         channels_last=_channels_last(config, student, accelerator),
         tail_checkpointing=config.tail_checkpointing,
     )
+    if module.objective.contrasts_images and config.batch_size == 1:
+        raise UsageError(
+            "--batch-size 1: the summary loss tells the images of a batch apart, and learns nothing"
+            " from one; give 2 or more (better 32), or --distillation summary=standardised"
+        )
     note(*_notes(config, source, module.objective))
     targets = _make_targets(config, source, module.objective, accelerator)
     loader = _make_loader(config, source, student, targets, accelerator)

@@ -111,14 +111,11 @@ def host_cost(
     shutil.rmtree(root, ignore_errors=True)
 
     def begun(turn: int) -> Cache:
-        return _inputs.begin_cache(
+        return scheduling.begin_cache(
             root / f"{turn}",
             num_samples=num_views,
-            view_size=(8, 8),
             codec=codec,
             logits=logits,
-            witnesses=np.zeros((8, 8, 8, 3), np.uint8),
-            max_key_bytes=9,
             batch_size=_HOST_BATCH,
             shard_size=_SHARD_SIZE,
         )

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks.speed import _inputs
 from benchmarks.speed._measure import Settings
+from scalekd.cache.cache import Cache
 from scalekd.cache.codecs import CacheCodecs
 from scalekd.cache.forms.zarr import _ZarrShard
 from scalekd.cache.writing.writer import CacheWriter
@@ -78,6 +79,14 @@ class SleepingCodec(Float16Codec):
     def encode(self, features: np.ndarray) -> dict[str, np.ndarray]:
         time.sleep(self.seconds * len(features))
         return super().encode(features)
+
+
+def begin_cache(root: Path, **settings: Any) -> Cache:
+    """Begin a cache of the views of `FixedViews`; see :func:`_inputs.begin_cache`."""
+    witnesses = np.zeros((8, 8, 8, 3), np.uint8)
+    return _inputs.begin_cache(
+        root, view_size=(8, 8), witnesses=witnesses, max_key_bytes=9, **settings
+    )
 
 
 class FixedViews:
@@ -188,14 +197,11 @@ def measure(
     codec = SleepingCodec(_SHAPE)
     codec.seconds = coding_seconds * stretch
     logits = create_logit_codec("full", _CLASSES)
-    cache = _inputs.begin_cache(
+    cache = begin_cache(
         root,
         num_samples=num_views,
-        view_size=(8, 8),
         codec=codec,
         logits=logits,
-        witnesses=np.zeros((8, 8, 8, 3), np.uint8),
-        max_key_bytes=9,
         batch_size=batch_size,
         shard_size=shard_size,
     )

@@ -33,7 +33,7 @@ class ScaleKDObjective(Objective):
 
     If ``config.summary_weight`` is positive, a linear layer projects the student's pooled features,
     which are compared with the teacher's class token (the mean of its patch tokens, if it has
-    none) by `summary_loss`.
+    none) as ``config.summary`` says.
 
     The tail is set to eval mode and its parameters to ``requires_grad=False``; gradients pass
     through it. It moves with the objective between devices and dtypes but is not a submodule:
@@ -107,6 +107,7 @@ class ScaleKDObjective(Objective):
                 }
             )
         self.needs_pooled = any(terms.needs_pooled for terms in self._teachers.values())
+        self.contrasts_images = any(terms.contrasts_images for terms in self._teachers.values())
 
     @property
     def tail(self) -> nn.Module | None:

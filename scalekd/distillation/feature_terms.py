@@ -65,6 +65,7 @@ class FeatureTerms:
         tail: The frozen tail in eval mode; ``None`` if the terms use none.
         names: Names of the losses in their order; empty if every weight is 0.
         needs_pooled: Whether the student's pooled features are read.
+        contrasts_images: Whether a loss compares the images of a batch, so that it needs two.
 
     Raises:
         UsageError: The tail or a shape is missing, or a head count does not divide its stage's
@@ -97,6 +98,7 @@ class FeatureTerms:
         self._querying = frozenset(querying)
         self._summary_weight = config.weight * summary_weight
         self.needs_pooled = self._summary_weight > 0
+        self.contrasts_images = self.needs_pooled and config.summary == "contrast"
         summary = (f"{_SUMMARY}_loss",) if self.needs_pooled else ()
         self.names = (*(name for name, _, _ in self._compared()), *summary)
 
@@ -165,7 +167,7 @@ class FeatureTerms:
         """Compare the student's pooled features with the teacher's summaries."""
         projector = self.projectors[_SUMMARY]
         predicted, target = projector(pooled), projector.standardise(target)  # type: ignore[operator]
-        if self._config.summary == "contrast":
+        if self.contrasts_images:
             temperature = self._config.summary_temperature
             return contrast_loss(predicted, target, temperature=temperature)
         return summary_loss(predicted, target)

@@ -33,11 +33,13 @@ class Objective(nn.Module):
         needs_logits: Whether the objective reads `Targets.logits`.
         needs_features: Whether the objective reads `Targets.features`.
         needs_pooled: Whether the objective reads the student's pooled features.
+        contrasts_images: Whether a loss compares the images of a batch, so that it needs two.
         trains_classifier: Whether the objective reads the student's logits.
     """
 
     needs_features = False
     needs_pooled = False
+    contrasts_images = False
 
     def __init__(self, config: ScaleKDConfig, *, task_weight: float, kd_weight: float) -> None:
         super().__init__()
