@@ -246,14 +246,15 @@ class DocumentReader:
         views, components = self.identity["views"], self.components()
         height, width = views["view_size"]
         policy = views["policy"]
-        filter_ = Image.Resampling[policy["interpolation"].upper()]
+        name = policy["interpolation"]
+        filter_ = Image.Resampling[name.removesuffix("-opencv").upper()]
         fill = tuple(min(255, round(255 * mean)) for mean in policy["mean"])
         if "crop" in components:
             top, left, rows_, columns = (int(v) for v in rows["view/crop"][row])
             image = image.crop((left, top, left + columns, top + rows_))
-            image = image.resize((width, image.height), filter_).resize((width, height), filter_)
+            image = _resize(image, height, width, name)
         else:
-            image = _centre(image, float(components["center"] or 0.875), height, width, filter_)
+            image = _centre(image, float(components["center"] or 0.875), height, width, name)
         if "view/flip" in rows:
             flipped = bool(rows["view/flip"][row])
         else:
@@ -302,9 +303,9 @@ def _dequantised(stored: np.ndarray, config: Document, groups: np.ndarray) -> np
 
 
 def _bands(height: int, width: int, prefix: int, num_bands: int) -> list[int]:
-    radius = [math.hypot(i / height, j / width) for i in range(height) for j in range(width)]
-    largest = max(radius) or 1
-    bands = [min(int(r / largest * num_bands), num_bands - 1) for r in radius]
+    q = [(i / height) ** 2 + (j / width) ** 2 for i in range(height) for j in range(width)]
+    largest = max(*q, 1e-12)
+    bands = [min(int(math.sqrt(r / largest) * num_bands), num_bands - 1) for r in q]
     used = sorted(set(bands))
     return [len(used)] * prefix + [used.index(band) for band in bands]
 
@@ -316,7 +317,29 @@ def _cosine(size: int) -> np.ndarray:
     return np.asarray(basis)
 
 
-def _centre(image: Image.Image, f: float, height: int, width: int, filter_: Any) -> Image.Image:
+def _resize(image: Image.Image, height: int, width: int, interpolation: str) -> Image.Image:
+    if interpolation != "bilinear-opencv":
+        filter_ = Image.Resampling[interpolation.upper()]
+        return image.resize((width, image.height), filter_).resize((width, height), filter_)
+    pixels = np.array(image).astype(int)
+    upper, lower, down = _neighbours(image.height, height)
+    left, right, across = _neighbours(image.width, width)
+    sums = pixels[:, left] * (2048 - across)[:, None] + pixels[:, right] * across[:, None] >> 4
+    above, below = (
+        sums[rows] * weight[:, None, None] >> 16
+        for rows, weight in ((upper, 2048 - down), (lower, down))
+    )
+    return Image.fromarray((above + below + 2 >> 2).astype(np.uint8))
+
+
+def _neighbours(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    x = ((np.arange(new) + 0.5) * (1 / (new / old)) - 0.5).astype(np.float32)
+    first = np.floor(x).astype(int)
+    weight = np.array([round(2048 * float(w)) for w in x - np.floor(x)])
+    return first.clip(0, old - 1), (first + 1).clip(0, old - 1), weight
+
+
+def _centre(image: Image.Image, f: float, height: int, width: int, name: str) -> Image.Image:
     rows, columns = math.floor(height / f), math.floor(width / f)
     if rows == columns:
         shorter = min(image.size)
@@ -324,7 +347,7 @@ def _centre(image: Image.Image, f: float, height: int, width: int, filter_: Any)
     else:
         ratio = min(image.height / rows, image.width / columns)
         size = [round(side / ratio) for side in image.size]
-    image = image.resize((size[0], image.height), filter_).resize((size[0], size[1]), filter_)
+    image = _resize(image, size[1], size[0], name)
     top, left = round((image.height - height) / 2), round((image.width - width) / 2)
     return image.crop((left, top, left + width, top + height))
 
@@ -491,6 +514,40 @@ def test_jittered_views_are_redrawn_to_the_stored_hashes(
     theirs = DocumentReader(tmp_path / "cache")
     keys, rows = theirs.samples()[0], theirs.rows(0)[0]
     assert len(set(rows["view/jitter_order"].tolist())) > 1
+    for row, key in enumerate(keys):
+        with Image.open(io.BytesIO(image_bytes[int(key[-3:])])) as image:
+            pixels = theirs.redraw(image.convert("RGB"), rows, row)
+        assert xxhash.xxh3_64_intdigest(pixels.tobytes()) == rows["pixel_hash"][row]
+
+
+@pytest.mark.parametrize("num_bands", range(1, 17))
+def test_bands_are_those_of_the_codec_on_every_grid(num_bands: int) -> None:
+    """Dividing radii instead of their squares gives other bands, on a grid of 5 x 5 for example."""
+    from scalekd.codecs._spatial import radial_bands
+    from scalekd.shapes import FeatureShape
+
+    for side in range(1, 33):
+        for grid in ((side, side), (side, side + 1), (2 * side, side)):
+            ours = radial_bands(FeatureShape(grid, 8, 1), num_bands).tolist()
+            assert _bands(*grid, 1, num_bands) == ours, grid
+
+
+@pytest.mark.parametrize("aug", ["crop+rand-m9-n4-p1-inc1", "center:0.7"])
+def test_views_with_the_filter_of_opencv_are_redrawn(
+    aug: str, make_cache: Callable[..., Any], image_bytes: dict[int, bytes], tmp_path: Path
+) -> None:
+    made = make_cache(
+        tmp_path / "cache",
+        aug=aug,
+        interpolation="bilinear-opencv",
+        passes=1,
+        stages=(4,),
+        limit=24,
+    )
+    assert made.complete
+    theirs = DocumentReader(tmp_path / "cache")
+    assert theirs.identity["views"]["policy"]["interpolation"] == "bilinear-opencv"
+    keys, rows = theirs.samples()[0], theirs.rows(0)[0]
     for row, key in enumerate(keys):
         with Image.open(io.BytesIO(image_bytes[int(key[-3:])])) as image:
             pixels = theirs.redraw(image.convert("RGB"), rows, row)
