@@ -88,7 +88,7 @@ def train_student(config: TrainConfig) -> TrainResult:
         channels_last=_channels_last(config, student, accelerator),
         tail_checkpointing=config.tail_checkpointing,
     )
-    if module.objective.contrasts_images and config.batch_size == 1:
+    if module.objective.contrasts_images and config.batch_size * accelerator.num_processes == 1:
         raise UsageError(
             "--batch-size 1: the summary loss tells the images of a batch apart, and learns nothing"
             " from one; give 2 or more (better 32), or --distillation summary=standardised"

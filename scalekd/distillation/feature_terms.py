@@ -158,19 +158,19 @@ class FeatureTerms:
                     "the summary loss needs the student's pooled features; pass pooled, or set"
                     " summary_weight=0"
                 )
-            target = features.mean(dim=1) if targets.class_token is None else targets.class_token
-            loss = self._summary(pooled, target)
+            loss = self._summary(pooled, targets)
             losses[f"{_SUMMARY}_loss"] = self._summary_weight * loss
         return losses
 
-    def _summary(self, pooled: Tensor, target: Tensor) -> Tensor:
+    def _summary(self, pooled: Tensor, targets: Targets) -> Tensor:
         """Compare the student's pooled features with the teacher's summaries."""
         projector = self.projectors[_SUMMARY]
-        predicted, target = projector(pooled), projector.standardise(target)  # type: ignore[operator]
+        parts = [part for part in (targets.summary, targets.elsewhere) if part is not None]
+        predicted, target = projector(pooled), projector.standardise(torch.cat(parts))  # type: ignore[operator]
         if self.contrasts_images:
             temperature = self._config.summary_temperature
             return contrast_loss(predicted, target, temperature=temperature)
-        return summary_loss(predicted, target)
+        return summary_loss(predicted, target[: len(predicted)])
 
     def _weight(self, stage: Stage, view: View) -> float:
         return self._config.feature_weight(stage, view, self._final.num_patch_tokens)

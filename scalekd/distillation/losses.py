@@ -157,28 +157,30 @@ def summary_loss(
 
 def contrast_loss(
     predicted: Float[Tensor, "batch channel"],
-    target: Float[Tensor, "batch channel"],
+    target: Float[Tensor, "view channel"],
     *,
     temperature: float,
 ) -> Float[Tensor, ""]:
-    """Cross entropy of finding each image's target among those of the batch, by their cosines.
+    """Cross entropy of finding each image's target among all targets, by their cosines.
 
     Only what differs between images lowers it, and as much as it tells them apart (InfoNCE, van den
     Oord et al. 2018; between student and teacher: Tian et al., *Contrastive Representation
-    Distillation*, ICLR 2020). The images to choose among are those of one process.
+    Distillation*, ICLR 2020).
 
     Args:
         predicted: The student's pooled features, in the teacher's width.
-        target: The teacher's standardised summaries; no gradient flows.
+        target: The teacher's standardised summaries: first those of the same images in the same
+            order, then those of any other images. No gradient flows.
         temperature: Divides the cosines.
 
     Returns:
-        Mean over the batch in nats: about log(batch) for unrelated ones, 0 for a batch of one.
+        Mean over the batch in nats: about log(number of targets) if the two are unrelated, and 0
+        for a single target.
 
     Raises:
-        ValueError: The shapes differ.
+        ValueError: The widths differ, or there are fewer targets than images.
     """
-    _check_same_shape(predicted[:, None], target[:, None])
+    _check_same_shape(predicted[:, None], target[: len(predicted), None])
     units = _unit(at_least_float32(predicted)), _unit(at_least_float32(target.detach()))
     own = torch.arange(len(predicted), device=predicted.device)
     with torch.autocast(predicted.device.type, enabled=False):  # a cosine of 0.996 is not 1

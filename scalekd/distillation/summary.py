@@ -21,7 +21,7 @@ class SummaryProjector(nn.Linear):
 
     Mean and variance are those of all training targets so far, so that they depend on neither the
     size of a batch nor its other images. They are buffers: checkpoints contain them, and data
-    parallelism takes those of the first process.
+    parallelism takes those of the first process, which for a contrast count the targets of all.
 
     Args:
         student_features: Width of the student's pooled features.

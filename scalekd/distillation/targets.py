@@ -163,12 +163,22 @@ class Targets:
         logits: The teacher's scores for the same views.
         class_token: The class token of the final stage after its last norm, if the teacher has one.
         others: Features and class token of further teachers, by name.
+        elsewhere: Summaries of other views, such as those of the batches of other processes. They
+            are what `contrast_loss` tells this batch's views apart from, beside one another.
     """
 
     features: Float[Tensor, "batch token channel"] | None = None
     logits: LogitTargets | None = None
     class_token: Float[Tensor, "batch channel"] | None = None
     others: Mapping[str, "Targets"] = field(default_factory=dict)
+    elsewhere: Float[Tensor, "view channel"] | None = None
+
+    @property
+    def summary(self) -> Float[Tensor, "batch channel"] | None:
+        """The class token, or the mean of the patch tokens of a teacher that has none."""
+        if self.class_token is not None or self.features is None:
+            return self.class_token
+        return self.features.mean(dim=1)
 
 
 def at_least_float32(values: Tensor) -> Tensor:

@@ -7,6 +7,7 @@
 import fnmatch
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from scalekd.distillation import (
     SelectedClasses,
     Targets,
 )
+from scalekd.distillation.targets import at_least_float32
 from scalekd.errors import UsageError
 from scalekd.models.build import classifier_names
 from scalekd.models.normalise import Normalise
@@ -97,6 +99,8 @@ class DistillationModule(nn.Module):
         )
         if objective.needs_pooled:
             extra["pooled"] = output.pooled
+        if objective.contrasts_images and self.training:
+            targets = _with_summaries_elsewhere(targets)
         if objective.needs_labels and self._labelled == "some":
             extra["num_labelled"] = _mean_over_processes((labels >= 0).sum().float())
         losses = objective(output.levels, output.logits, labels, targets, **extra)
@@ -117,9 +121,31 @@ class DistillationModule(nn.Module):
         return metrics
 
 
+def _has_processes() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _with_summaries_elsewhere(targets: Targets) -> Targets:
+    """Add the summaries of the other processes' batches, which are as large as this one.
+
+    The loss of a view is then that of one process with the batches of all.
+    """
+    if not _has_processes():
+        return targets
+    elsewhere = None
+    if targets.summary is not None:
+        own = at_least_float32(targets.summary).contiguous()  # not every backend has bfloat16
+        rank, number = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        batches = [torch.empty_like(own) for _ in range(number)]
+        torch.distributed.all_gather(batches, own)
+        elsewhere = torch.cat([*batches[:rank], own[:0], *batches[rank + 1 :]])
+    others = {name: _with_summaries_elsewhere(other) for name, other in targets.others.items()}
+    return replace(targets, elsewhere=elsewhere, others=others)
+
+
 def _mean_over_processes(value: Tensor) -> Tensor:
     """Return the mean of a value over the processes of a run, without waiting for the device."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not _has_processes():
         return value
     torch.distributed.all_reduce(value)
     return value / torch.distributed.get_world_size()

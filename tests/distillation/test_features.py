@@ -169,6 +169,15 @@ def test_the_contrast_is_small_for_the_own_target_only() -> None:
         contrast_loss(torch.randn(4, 5), target, temperature=0.1)
 
 
+def test_the_contrast_chooses_among_targets_of_other_images_too() -> None:
+    predicted, target = torch.randn(4, 6), torch.randn(7, 6)
+    cosines = torch.nn.functional.cosine_similarity(predicted[:, None], target[None], dim=2)
+    expected = -torch.stack([row.div(0.1).log_softmax(0)[i] for i, row in enumerate(cosines)])
+    torch.testing.assert_close(contrast_loss(predicted, target, temperature=0.1), expected.mean())
+    with pytest.raises(ValueError, match="shape"):
+        contrast_loss(target, predicted, temperature=0.1)
+
+
 def test_the_contrast_is_exact_under_autocast() -> None:
     predicted, target = torch.randn(2, 8, 96, generator=torch.Generator().manual_seed(3))
     exact = contrast_loss(predicted, target, temperature=0.01)

@@ -80,6 +80,10 @@ def test_a_label_counts_the_same_in_either_process(told: Told) -> None:
     assert told[1]["partly"]["top1"] in (0, 100)  # of one labelled view
 
 
+def test_a_contrast_chooses_among_the_views_of_both_processes(told: Told) -> None:
+    assert max(told[1]["contrast"], told[2]["contrast"]) < 1e-4
+
+
 def test_a_signal_to_one_process_stops_both_at_one_update(told: Told) -> None:
     _, first, second = told
     assert first["preempted"].startswith("TrainingInterrupted 143 4 signal 15 received")

@@ -15,7 +15,13 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from scalekd.distillation import FullLogits, ScaleKDConfig, Targets, build_objective
+from scalekd.distillation import (
+    FullLogits,
+    ScaleKDConfig,
+    Targets,
+    TeacherFeatures,
+    build_objective,
+)
 from scalekd.distributed import Coordinator
 from scalekd.errors import CacheMismatch, DataError, ScaleKDError
 from scalekd.evaluation import (
@@ -32,6 +38,7 @@ from scalekd.teachers import TeacherConfig, load_teacher
 from scalekd.training import DistillationModule, NoTargets, TrainConfig, Trainer
 from scalekd.training.checkpoint import find_checkpoint
 from scalekd.training.interfaces import Evaluate
+from scalekd.training.module import freeze_unread
 
 accelerator = Accelerator(cpu=True)
 rank = accelerator.process_index
@@ -165,6 +172,59 @@ def exchanged_gradients() -> dict[str, float]:
     return found
 
 
+def contrast_gradient(**settings: Any) -> float:
+    """Distance of the common gradient of a contrast from that of one batch of all views."""
+    torch.manual_seed(0)
+    student = create_student("test_vit", num_classes=0, img_size=32)
+    objective = build_objective(
+        "features",
+        ScaleKDConfig(spatial=False, frequency=False, **settings),
+        student_levels=student.spec.levels,
+        teacher_stages={4: FeatureShape((3, 3), 8)},
+        student_features=student.num_features(),
+        others={
+            "second": TeacherFeatures(
+                ScaleKDConfig(spatial=False, frequency=False), {4: FeatureShape((2, 2), 4)}
+            )
+        },
+    )
+    module = DistillationModule(
+        student, objective, mean=student.spec.mean, std=student.spec.std, labelled="none"
+    )
+    freeze_unread(student, pooled=True)
+    random = torch.Generator().manual_seed(5)
+    pixels = torch.randint(0, 256, (8, 3, 32, 32), generator=random, dtype=torch.uint8)
+    features, second = (
+        torch.randn(8, 9, 8, generator=random),
+        torch.randn(8, 4, 4, generator=random),
+    )
+    tokens = torch.randn(8, 8, generator=random)
+
+    def targets(part: slice) -> Targets:
+        further = {"second": Targets(second[part].bfloat16())}
+        return Targets(features[part], class_token=tokens[part], others=further)
+
+    trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    parallel = accelerator.prepare(module)
+    mine = slice(4 * rank, 4 * rank + 4)
+    parallel(pixels[mine], torch.zeros(4), targets(mine)).losses["total"].backward()
+    found = {name: parameter.grad.clone() for name, parameter in trained.items()}
+    module.zero_grad()
+    for name, buffer in module.named_buffers():  # the statistics so far
+        if name.rpartition(".")[2] in ("target_mean", "target_variance", "num_targets"):
+            buffer.zero_()
+    everything = slice(0, 8)
+    levels = student(module.normalise(pixels), pooled=True)
+    losses = objective(
+        levels.levels, levels.logits, torch.zeros(8), targets(everything), pooled=levels.pooled
+    )
+    losses["total"].backward()
+    return max(
+        float((found[name] - parameter.grad).norm() / parameter.grad.norm().clamp(min=1e-2))
+        for name, parameter in trained.items()
+    )
+
+
 def partly_labelled_gradient() -> dict[str, float]:
     """Distance of the common gradient from that of one batch of all views, of which few count."""
     torch.manual_seed(0)
@@ -199,6 +259,7 @@ def partly_labelled_gradient() -> dict[str, float]:
 def main(output: Path, images: str) -> None:
     told: dict[str, Any] = {"gradients": exchanged_gradients()}
     told["partly"] = partly_labelled_gradient()
+    told["contrast"] = contrast_gradient()
     whole = make_trainer(str(output / "whole"))
     told["whole"] = attempt(whole)
     told["statistics"] = [float(b.double().sum()) for b in whole._state.student.buffers()]
