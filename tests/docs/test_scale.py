@@ -134,7 +134,12 @@ def test_a_job_of_two_nodes(launch: Launch, folder: Path) -> None:
     for name, script in stand_ins.items():
         (folder / name).write_text(f"#!/bin/bash\nset -e\n{script}\n")
         (folder / name).chmod(stat.S_IRWXU)
-    slurm = {"SLURM_JOB_NODELIST": "node-[0-1]", "SLURM_NNODES": 2, "SLURM_JOB_ID": 7}
+    slurm = {
+        "SLURM_JOB_NODELIST": "node-[0-1]",
+        "SLURM_NNODES": 2,
+        "SLURM_JOB_ID": 7,
+        "SLURM_CPUS_PER_TASK": 1,
+    }
     launch("slurm-train", slurm, processes=1)
     _assert_trained(folder, processes=2)
 
