@@ -46,9 +46,9 @@ def test_arms_have_different_names_and_losses() -> None:
 def test_fine_tuned_students_start_from_an_arm_that_is_trained() -> None:
     long = {arm.name for arm in features.ARMS if arm.table == "long"}
     few = [arm for arm in features.ARMS if arm.table == "few"]
-    assert {arm.start for arm in few} == {"", features.BEST}
-    assert features.BEST in long
-    assert {arm.labels * arm.epochs for arm in few if arm.labels} == {12_000}
+    assert {arm.start for arm in few} == {"", features.BEST, features.LONGER}
+    assert {features.BEST, features.LONGER} <= long
+    assert {arm.labels * arm.epochs / arm.longer for arm in few if arm.labels} == {12_000}
 
 
 def test_labelled_images_are_the_first_of_the_training_images(tmp_path: Path) -> None:
