@@ -100,7 +100,7 @@ def convert(config: ConvertConfig) -> Result:
 
 @record_command("repair", RepairConfig, arguments=("cache",))
 def repair(config: RepairConfig) -> Result:
-    """Make damaged and missing files again, to the bytes that were committed."""
+    """Write damaged and missing files again, with the bytes that were committed."""
     check_cache_folder(config.cache)
 
     from scalekd.pipelines.repair_cache import repair_cache

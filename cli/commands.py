@@ -19,9 +19,9 @@ from scalekd.pipelines._source_options import DoctorConfig
 
 @record_command("evaluate", EvaluateConfig, arguments=("model",))
 def evaluate(config: EvaluateConfig) -> Result:
-    """Top-1 and top-5 of MODEL: a training run, a checkpoint in it, or any timm model.
+    """Measure top-1 and top-5 of MODEL: a training run, a checkpoint in it, or any timm model.
 
-    A model without classes is evaluated by its features: --knn-split, --linear-probe.
+    A model without a classifier is measured by its features, with --knn-split or --linear-probe.
     """
     check_data_dir(config.data_dir, config.split)
 
@@ -93,7 +93,7 @@ def recipes(config: RecipesConfig) -> Result:
 
 @record_command("doctor", DoctorConfig)
 def doctor(config: DoctorConfig) -> Result:
-    """Check this machine, an image set, and that a cache's views are redrawn exactly.
+    """Check this machine, an image set, and whether a cache's views are redrawn exactly.
 
     The exit code is 3 if images cannot be decoded, and 4 if views of the cache differ.
     """

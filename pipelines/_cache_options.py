@@ -35,8 +35,8 @@ class TeacherOptions(Options):
     """Size of the views in pixels, as S for a square or H,W for height and width; if not given, the
     teacher's own size."""
     teacher_classes: Path | None = None
-    """File with the names of the teacher's classes, one a line, in the order of its logits; if not
-    given, the names in its config.json or in timm."""
+    """File with the names of the teacher's classes, one per line, in the order of its logits; if
+    not given, the names in its config.json or in timm."""
 
 
 class CacheOptions(ImageOptions):
@@ -44,7 +44,7 @@ class CacheOptions(ImageOptions):
 
     headings: ClassVar[dict[str, str]] = {
         "data_dir": "Images and cache",
-        "labels": "Reading of the images",
+        "labels": "How images are read",
         "passes": "Views",
         "stages": "Targets",
         "batch_size": "Computation",
@@ -78,8 +78,8 @@ class CacheOptions(ImageOptions):
     passes: int = Field(default=1, ge=1, le=9999)
     """Number of views of every sample."""
     budget: str | None = None
-    """Bytes on disk and hours that the cache may take, such as 200GB, 40h or 200GB,40h, from which
-    --passes and --codec are chosen where they are not given."""
+    """Limit of the cache's size, of the time to write it, or of both, such as 200GB, 40h or
+    200GB,40h; it determines --passes and --codec unless they are given."""
     aug: str = "crop-flip"
     """View policy: components joined by +, such as crop+flip+rand-m9-n2-mstd0.5-inc1+erase:0.25;
     `--aug help` explains them all."""
@@ -89,23 +89,24 @@ class CacheOptions(ImageOptions):
     """Seed of the views."""
 
     stages: tuple[Literal[3, 4], ...] = (3, 4)
-    """Stages whose features are kept: 3,4, final or none."""
+    """Stages whose features are kept: 3,4, final (stage 4) or none."""
     logits: str | None = None
-    """Logits that are kept: full, topk:K or none; if not given, full for a teacher with a
-    classifier and none for others."""
+    """Logits that are kept: full for all classes, topk:K for the K likeliest, or none; if not
+    given, full for a teacher with a classifier and none for others."""
     codec: str = DEFAULT_FEATURE_CODEC
-    """Codec of the features: transform[:error=E], where E is 0.01 if not given, float16 or int8."""
+    """Codec of the features: transform[:error=E] for a mean error E, which is 0.01 if not given;
+    float16; or int8."""
     class_map: str = "auto"
-    """The teacher's class of each label: auto, by name; none, by number; or a file with one number
-    or name a line."""
+    """The teacher's class of each label: auto to match by name; none to match by number; or a file
+    with one number or name per line."""
     licence: str | None = Field(default=None, min_length=1, max_length=1000)
     """Licence of the teacher's weights; if not given, the one that timm records."""
     note: str | None = Field(default=None, max_length=100_000)
     """Text to keep in the manifest."""
 
     batch_size: int = Field(default=64, ge=1)
-    """Number of views in a forward pass of the teacher; it decides rounding, and thus the bytes of
-    the cache."""
+    """Number of views in a forward pass of the teacher; it affects rounding, and therefore the
+    bytes of the cache."""
     workers: Workers | None = None
     """Number of processes that draw views; if not given, two without a GPU, and otherwise a number
     that depends on the cores."""
@@ -117,7 +118,7 @@ class CacheOptions(ImageOptions):
     shards: tuple[int, int] | None = None
     """Work on these shards only, as A-B, both included."""
     shard_size: int | None = Field(default=None, ge=1, le=1 << 24)
-    """Number of views in a shard; if not given, chosen by the number of samples."""
+    """Number of views in a shard; if not given, it depends on the number of samples."""
 
     local_cache: str | None = None
     """Folder for copies of remote image shards."""
@@ -135,7 +136,7 @@ class CacheOptions(ImageOptions):
 class ConvertConfig(ImageOptions):
     """Options of ``scalekd cache convert``."""
 
-    headings: ClassVar[dict[str, str]] = {"source": "Conversion", "labels": "Reading of the images"}
+    headings: ClassVar[dict[str, str]] = {"source": "Conversion", "labels": "How images are read"}
 
     source: str
     """Folder or URL of the cache."""
@@ -171,7 +172,7 @@ class ShareConfig(Options):
     shards: tuple[int, int] | None = None
     """Copy these shards only, as A-B, both included."""
     stages: tuple[Literal[3, 4], ...] | None = None
-    """Copy these stages only: 3,4, final or none."""
+    """Copy these stages only: 3,4, final (stage 4) or none."""
     logits_only: bool = False
     """Copy logits and views, without features and the teacher's tail."""
     jobs: int = Field(default=8, ge=1, le=64)
@@ -217,7 +218,7 @@ class ExportTargetsConfig(Options):
     cache: str
     """Folder or URL of the cache."""
     what: Literal["logits", "pooled", "tokens"]
-    """Values to export: logits, pooled for one vector a view (--pool), or tokens for all features
+    """Values to export: logits, pooled for one vector per view (--pool), or tokens for all features
     of a stage."""
     stage: Literal[3, 4] = 4
     """Stage of the features, 3 or 4."""
@@ -226,10 +227,10 @@ class ExportTargetsConfig(Options):
     passes: tuple[int, int] | None = None
     """Export these passes only, as A-B, both included; all passes if not given."""
     keys: tuple[str, ...] | None = None
-    """Key of a sample to export, in this order; repeat the option for more; all samples if not
-    given."""
+    """Key of a sample to export; repeat the option for more, which are written in this order; all
+    samples if not given."""
     to: Literal["npy", "parquet", "safetensors"]
-    """Form of the export: npy for a folder of NumPy arrays, parquet for a table with one row a
+    """Form of the export: npy for a folder of NumPy arrays, parquet for a table with one row per
     view, or safetensors for one file of tensors."""
     output: Path
     """Folder or file to write, which must not exist."""

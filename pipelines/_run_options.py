@@ -18,7 +18,7 @@ class EvaluateConfig(ImageOptions):
 
     headings: ClassVar[dict[str, str]] = {
         "model": "Model and images",
-        "labels": "Reading of the images",
+        "labels": "How images are read",
         "teacher": "Agreement with a teacher",
         "knn_split": "Classification by features",
         "batch_size": "Computation",
@@ -58,8 +58,8 @@ class EvaluateConfig(ImageOptions):
     """Filter that resizes the images, where bilinear-opencv is cv2.resize without antialiasing; the
     model's own if not given."""
     class_map: str = "auto"
-    """The model's class of each label, for subsets of its classes: auto, by name where both have
-    names; none, by number; or a file with one number or name a line."""
+    """The model's class of each label, for subsets of its classes: auto to match by name if both
+    have names; none to match by number; or a file with one number or name per line."""
 
     teacher: str | None = None
     """Name of a teacher to run on the same images; the agreement with it is measured."""
@@ -68,11 +68,11 @@ class EvaluateConfig(ImageOptions):
     teacher_pretrained: bool = True
     """Read the teacher's published weights; without them, or a checkpoint, weights are random."""
     teacher_cache: str | None = None
-    """Cache of this split to read the teacher's logits from, in place of --teacher."""
+    """Cache of this split whose logits are used in place of --teacher."""
 
     knn_split: str | None = None
-    """Split whose features also classify the images by nearest neighbours; no such classification
-    if not given."""
+    """Split whose images also classify the evaluated images as nearest neighbours of their
+    features; no such classification if not given."""
     knn_k: int = Field(default=20, ge=1)
     """Number of nearest neighbours that vote."""
     knn_temperature: float = Field(default=0.07, gt=0)
@@ -81,15 +81,15 @@ class EvaluateConfig(ImageOptions):
     """Split on whose frozen features a logistic regression is fitted, which also classifies the
     images; none is fitted if not given."""
     linear_probe_seeds: int = Field(default=1, ge=1, le=100)
-    """Number of seeds, which divide that split differently to choose the strength of the penalty;
-    the mean is reported."""
+    """Number of seeds; each divides that split differently to choose the strength of the penalty,
+    and the mean is reported."""
 
     batch_size: int = Field(default=128, ge=1)
     """Number of images in a batch of each process."""
     workers: Workers = Field(default_factory=default_workers)
     """Number of processes that decode images; 4, or as many as there are cores, if not given."""
     amp: Literal["auto", "bf16", "fp16", "no"] = "no"
-    """Precision of autocast: auto is bf16 where the device has it; no, or fp32, for none."""
+    """Precision of autocast: auto for bf16 if the device supports it; no or fp32 for none."""
 
 
 def _onnx_size(value: object) -> object:
@@ -138,8 +138,8 @@ class ReportConfig(Options):
     output: Path = Path("report.html")
     """HTML file to write; an existing file is replaced."""
     cache_page: Path | None = None
-    """Page of the runs' cache, written by scalekd cache show, to link to; cache.html beside
-    --output, if it exists, by default."""
+    """Page of the runs' cache, written by scalekd cache show, to which the report links; if not
+    given, cache.html beside --output, if it exists."""
 
 
 class DemoConfig(Options):

@@ -13,7 +13,7 @@ class CacheSources(ImageOptions):
 
     headings: ClassVar[dict[str, str]] = {
         "cache": "Images and teacher",
-        "labels": "Reading of the images",
+        "labels": "How images are read",
         "workers": "Computation",
     }
 
@@ -46,7 +46,7 @@ class ExtendConfig(CacheSources):
         "cache": "Images and teacher",
         "passes": "What is added",
         "pretrained": "Another teacher",
-        "labels": "Reading of the images",
+        "labels": "How images are read",
         "workers": "Computation",
     }
     common: ClassVar[tuple[str, ...]] = (
@@ -66,32 +66,35 @@ class ExtendConfig(CacheSources):
     data_dir: str
     """Folder, URL or pattern of the images the cache was made from."""
     model: str | None = None
-    """With --name, another teacher, named as in cache-teacher; without it, the name of the cache's
-    teacher on this machine."""
+    """With --name, another teacher, named as in cache-teacher; without --name, the name of the
+    cache's teacher on this machine."""
     passes: int | None = Field(default=None, ge=1, le=9999)
-    """Number of passes to have in the end; with --name at most as many as the cache has, which is
-    the default."""
+    """Number of passes that the cache will have; with --name, at most as many as the cache has,
+    which is the default."""
     name: str | None = None
     """Name of an extension: add targets in extensions/NAME/ instead of passes to the cache."""
     stages: tuple[Literal[3, 4], ...] | None = None
-    """Stages whose features the extension keeps: 3,4, final or none; if not given, none, or final
-    if it keeps no logits."""
+    """Stages whose features the extension keeps: 3,4, final (stage 4) or none; if not given, none,
+    or final if it keeps no logits."""
     logits: str | None = None
-    """Logits that the extension keeps: full, topk:K or none."""
+    """Logits that the extension keeps: full for all classes, topk:K for the K likeliest, or
+    none."""
     codec: str | None = None
-    """Codec of the features of the extension: transform[:error=E], float16 or int8."""
+    """Codec of the features of the extension: transform[:error=E] for a mean error E, float16 or
+    int8."""
     note: str | None = None
     """Text to keep in the manifest of the extension."""
     shards: tuple[int, int] | None = None
     """Work on these shards only, as A-B, both included."""
     pretrained: bool = True
-    """Read another teacher's published weights; without them and without a checkpoint, weights are
-    random."""
+    """Read the published weights of another teacher; without them and without a checkpoint, weights
+    are random."""
     teacher_classes: Path | None = None
-    """File with the names of another teacher's classes, one a line, in the order of its logits."""
+    """File with the names of another teacher's classes, one per line, in the order of its
+    logits."""
     class_map: str | None = None
-    """Another teacher's class of each label: auto, by name; none, by number; or a file with one
-    number or name a line; auto if not given."""
+    """Another teacher's class of each label: auto to match by name; none to match by number; or a
+    file with one number or name per line; auto if not given."""
     licence: str | None = None
     """Licence of another teacher's weights."""
 
@@ -109,14 +112,13 @@ class VerifyConfig(CacheSources):
     headings: ClassVar[dict[str, str]] = {
         "quick": "Verification",
         "cache": "Images and teacher, for --deep",
-        "labels": "Reading of the images",
+        "labels": "How images are read",
     }
 
     quick: bool = False
     """Check records and file sizes only, without reading the data."""
     deep: int | None = Field(default=None, ge=1)
-    """After the files, draw this many views again and run the teacher again; compare both with the
-    cache."""
+    """Also draw this many views again, run the teacher on them, and compare both with the cache."""
 
 
 class DoctorConfig(ImageOptions):
@@ -124,7 +126,7 @@ class DoctorConfig(ImageOptions):
 
     headings: ClassVar[dict[str, str]] = {
         "cache": "What is checked",
-        "labels": "Reading of the images",
+        "labels": "How images are read",
     }
 
     cache: str | None = None
@@ -148,7 +150,7 @@ class ShowConfig(CacheSources):
         "output": "Page",
         "keys": "Choice of views",
         "cache": "Images and teacher",
-        "labels": "Reading of the images",
+        "labels": "How images are read",
     }
     common: ClassVar[tuple[str, ...]] = (
         "output",
@@ -174,9 +176,9 @@ class ShowConfig(CacheSources):
     class_name: str | None = None
     """Name or number of the only class whose samples are shown."""
     worst: int | None = Field(default=None, ge=1, le=1000)
-    """Show this many views, those with the largest coding error among sixteen times as many (at
-    least 256) that are drawn; runs the teacher."""
+    """Show this many views with the largest coding error, among sixteen times as many random ones
+    (at least 256) on which the teacher is run."""
     views: int = Field(default=12, ge=1, le=1000)
-    """Number of views that are drawn where neither --keys nor --worst is given."""
+    """Number of random views to show if neither --keys nor --worst is given."""
     pass_index: int = Field(default=0, ge=0)
     """Number of the pass whose views are shown."""

@@ -59,18 +59,18 @@ class ImageOptions(Options):
     """How the samples of an image set are read."""
 
     labels: Literal["auto", "none"] = "auto"
-    """Where labels come from: auto reads class folders, label members of shards or a label column;
-    none ignores them and takes the images of a folder at any depth (of the training split:
-    validation keeps its labels)."""
+    """Source of the labels: auto for class folders, label members of shards or a label column; none
+    to ignore labels and take the images of a folder at any depth. Validation images keep their
+    labels."""
     input_key: str | None = Field(default=None, min_length=1, max_length=200)
     """Extension of the images in shards, such as jpg or 'jpg;png', or column of the images in a
-    table; whatever holds images if not given."""
+    table; if not given, any that contains images."""
     target_key: str | None = Field(default=None, min_length=1, max_length=200)
-    """Extension of the label member in shards (cls, txt), a field of the json member, or column of
-    the labels in a table; cls or label if not given."""
+    """Extension of the label member in shards (cls, txt), field of the json member, or column of
+    the labels in a table; if not given, whole numbers in cls, json or txt, or the column label."""
     key_column: str | None = Field(default=None, min_length=1, max_length=200)
     """Column of a table that names each sample, such as id or image/path, so that keys do not
-    change with the files; file and row if not given."""
+    change with the files; if not given, keys are made of file and row."""
 
     @property
     def image_options(self) -> "ImageOptions":

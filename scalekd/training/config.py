@@ -45,10 +45,10 @@ class TrainConfig(ImageOptions):
     """
 
     headings: ClassVar[dict[str, str]] = {
-        "recipe": "What is trained, and where",
-        "labels": "Reading of the images",
+        "recipe": "Data and validation",
+        "labels": "How images are read",
         "img_size": "Student",
-        "objective": "What it learns from",
+        "objective": "Objective and teacher",
         "epochs": "Optimisation",
         "sched": "Learning rate",
         "amp": "Computation",
@@ -84,39 +84,41 @@ class TrainConfig(ImageOptions):
     val_split: Annotated[str | None, BeforeValidator(_nothing)] = "val"
     """Name, folder or pattern of the validation images, or none for training without validation."""
     val_cache: str | None = None
-    """Cache of the validation images, to measure the agreement with its teacher, or the feature
-    loss of the objective features."""
+    """Cache of the validation images, to measure the agreement with its teacher; with the objective
+    features, to measure the feature loss."""
     knn_split: str | None = None
-    """Split whose labelled images are the neighbours of those of --val-split, by which the
-    objective features chooses the best epoch; each half of --val-split is the neighbour of the
-    other if not given."""
+    """Split whose labelled images classify those of --val-split as their nearest neighbours, which
+    chooses the best epoch of the objective features; if not given, each half of --val-split
+    classifies the other."""
     local_cache: str | None = None
     """Folder for copies of remote shards and blocks."""
     local_cache_size: StoredBytes = ByteSize(100 * 10**9)
-    """Largest size of --local-cache, such as 500GB; what was used longest ago is deleted."""
+    """Largest size of --local-cache, such as 500GB; the copies that were used longest ago are
+    deleted."""
 
     img_size: ImageSize | None = None
     """Size of the student's images in pixels, as S for a square or H,W for height and width; the
     teacher's if not given."""
     num_classes: Annotated[int, Field(ge=0)] | None = None
-    """Number of classes, where neither the teacher nor the images determine it; 0 for a student
+    """Number of classes, if neither the teacher nor the images determine it; 0 for a student
     without a classifier, which is the default of the objective features."""
     class_map: str = "auto"
-    """The teacher's class of each label: auto, as the cache says or by name; none, by number; or a
-    file with one number or name a line."""
+    """The teacher's class of each label: auto to use the mapping in the cache or match by name;
+    none to match by number; or a file with one number or name per line."""
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Argument of the student's constructor as key=value; repeat the option for more."""
     mean: Mean | None = None
-    """Mean of red, green and blue in 0..1 that normalises the student's pixels; timm's if not
-    given. It stays with the run."""
+    """Mean of red, green and blue in 0..1, subtracted from the student's pixels; timm's if not
+    given. It is stored with the run."""
     std: tuple[Deviation, Deviation, Deviation] | None = None
-    """Standard deviation of red, green and blue in 0..1, which belongs to --mean."""
+    """Standard deviation of red, green and blue in 0..1, by which the student's pixels are divided;
+    given together with --mean."""
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of the shorter side that the evaluation crop keeps; timm's if not given. It stays with
-    the run."""
+    """Share of the shorter side that the evaluation crop keeps; timm's if not given. It is stored
+    with the run."""
     interpolation: Interpolation | None = None
     """Resize filter of evaluation and of --aug, where bilinear-opencv is cv2.resize without
-    antialiasing; timm's if not given. It stays with the run."""
+    antialiasing; timm's if not given. It is stored with the run."""
     pretrained: bool = False
     """Start from the student's published weights."""
     initial_checkpoint: str | None = None
@@ -141,20 +143,22 @@ class TrainConfig(ImageOptions):
     temperature=2, summary_weight=1 or stage3.softmax_scale=1, or of one teacher of --targets, such
     as NAME.weight=0.5; repeat the option for more."""
     targets: str | None = None
-    """Extension of the cache to take features, tail and logits from; several names with commas
-    between them, base for the cache itself, are several teachers whose feature losses are added."""
+    """Extension of the cache whose features, tail and logits are used, or base for the cache
+    itself; with several names, separated by commas, the feature losses of these teachers are
+    added."""
     logits_from: tuple[str, ...] = ()
-    """Extension of the cache to take logits from, or base; repeat the option for the mean of
-    several teachers."""
+    """Extension of the cache whose logits are used, or base for the cache itself; repeat the option
+    for the mean of several teachers."""
     online: bool = False
     """Run the teacher, or those of --targets, during training, for views that the cache does not
     contain."""
     teacher: str | None = None
-    """Name of the online teacher, where the name in the cache is unknown here; with several
-    --targets one for each, with commas between them, empty where the cache's name is right."""
+    """Name of the teacher for --online, if the name in the cache cannot be used on this machine;
+    with several --targets, one name for each, separated by commas, and empty to use the name in the
+    cache."""
     teacher_checkpoint: str | None = None
-    """Weights of the online teacher on disk; with several --targets one file for each, as for
-    --teacher."""
+    """Weights of the teacher for --online on disk; with several --targets, one file for each, as
+    for --teacher."""
     aug: str | None = None
     """View policy of training without a cache, as for cache-teacher, with new views in every epoch;
     crop-flip if not given."""
@@ -228,15 +232,15 @@ class TrainConfig(ImageOptions):
     lr_k_decay: float = 1.0
     """Exponent of k-decay in the cosine and poly schedules."""
     lr_noise: tuple[float, ...] | None = None
-    """Share of the run, in 0..1, from which the learning rate is noisy, or two shares between which
-    it is."""
+    """Share of the run, in 0..1, after which noise is added to the learning rate, or the two shares
+    between which it is added."""
     lr_noise_pct: float = 0.67
     """Largest relative change of the learning rate by noise."""
     lr_noise_std: float = 1.0
     """Standard deviation of the noise of the learning rate."""
 
     amp: Annotated[Literal["auto", "bf16", "fp16", "no"], BeforeValidator(_no)] = "auto"
-    """Precision of autocast: auto is bf16 where the device has it; no, or fp32, for none."""
+    """Precision of autocast: auto for bf16 if the device supports it; no or fp32 for none."""
     sync_bn: bool = False
     """Compute the student's batch norms over the views of all processes, which must be GPUs."""
     channels_last: bool | None = None
@@ -245,7 +249,7 @@ class TrainConfig(ImageOptions):
     torchcompile: str | None = None
     """Compile the student with this backend of torch.compile; inductor if no backend is named."""
     model_ema: bool = False
-    """Average the weights over updates, and evaluate the average beside the student."""
+    """Average the weights over updates, and evaluate the average as well as the student."""
     model_ema_decay: Fraction = 0.9998
     """Decay of the averaged weights at every update."""
     model_ema_warmup: bool = False
@@ -258,7 +262,7 @@ class TrainConfig(ImageOptions):
     resume: str | None = None
     """Continue a run: auto for the newest checkpoint in --output, or the folder of a checkpoint."""
     overwrite: bool = False
-    """Delete the run in --output and begin it anew."""
+    """Delete the run in --output and start a new one."""
     eval_interval: Positive = 1
     """Number of epochs between validations."""
     checkpoint_hist: Positive = 3
