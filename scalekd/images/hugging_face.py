@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from scalekd.errors import DataError, EnvironmentFault, ScaleKDError, UsageError
-from scalekd.images.labels import NO_LABEL, Label, Labels, numbered
+from scalekd.images.labels import NO_LABEL, Label, Labels, as_number, numbered
 from scalekd.images.left_out import LeftOut, listed, shown
 from scalekd.images.samples import ImageDataset, Rows, check_not_empty, encoded_keys
 from scalekd.options import ImageOptions
@@ -25,7 +25,6 @@ _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp", "pixel_values")
 _LABEL_COLUMNS = ("label", "labels", "cls")
 _ROWS_AT_ONCE = 1000
 _MAX_STATE_BYTES = 16 << 20
-_MAX_LABEL = 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +81,7 @@ class HuggingFaceImages(ImageDataset):
             UsageError: A column does not exist, or several columns could be meant.
             DataError: The table has no image, or a label or key cannot be read.
         """
+        check_not_empty(len(table), location)
         library = _library()
         image = _image_column(table, options, location)
         images = table.select_columns([image]).cast_column(image, library.Image(decode=False))
@@ -142,6 +142,7 @@ def open_parquet(files: Sequence[Path], location: str, options: ImageOptions) ->
             if count > file.stat().st_size:  # names are made before the file is read
                 raise DataError(f"{file}: states {count:,} rows, more than it has bytes")
             names += [f"{file.stem}/{row:08d}" for row in range(count)]
+        check_not_empty(len(names), location)  # `datasets` would not say what is missing
         table = library.load_dataset(
             "parquet", data_files={"train": [str(file) for file in files]}, split="train"
         )
@@ -165,6 +166,7 @@ def open_saved(folder: Path, options: ImageOptions) -> HuggingFaceImages:
     for name in files:
         if not isinstance(name, str) or Path(name).name != name or name == "..":
             raise DataError(f"{state}: {shown(str(name))} is not the name of a file beside it")
+    check_not_empty(len(files), str(folder))
     with _explained(str(folder)):
         table = _library().Dataset.load_from_disk(str(folder))
     return HuggingFaceImages.of(table, None, str(folder), options)
@@ -234,8 +236,9 @@ def _holds_images(feature: Any) -> bool:
     library = _library()
     if isinstance(feature, library.Image):
         return True
-    if isinstance(feature, dict):
-        return "bytes" in feature
+    if isinstance(feature, dict):  # its bytes have the type null if no row has any
+        encoded = feature.get("bytes")
+        return getattr(encoded, "dtype", None) in ("binary", "large_binary", "null")
     return getattr(feature, "dtype", None) in ("binary", "large_binary")
 
 
@@ -304,8 +307,16 @@ def _values(table: Any, path: str, option: str, location: str) -> list[Any]:
             f" {listed(table.features, 20)})"
         )
     column = table.select_columns([name])
-    if fields and isinstance(table.features[name], _library().Image):
+    if isinstance(table.features[name], _library().Image):
         column = column.cast_column(name, _library().Image(decode=False))
+        exists = fields in ([], ["bytes"], ["path"])
+    else:
+        exists = _feature(table, path) is not None
+    if not exists:
+        raise UsageError(
+            f"{option} {path}: {location} has no such field (the column is"
+            f" {printable(table.features[name], limit=200)})"
+        )
     import pyarrow.compute as arrow
 
     rows: list[Any] = []
@@ -330,20 +341,44 @@ def _labels(
             " images have none; name the column with --target-key, or pass --labels none"
         )
         return replace(none, notes=(note,))
-    feature = table.features.get(column)
-    class_names = getattr(feature, "names", None)
     values = _values(table, column, "--target-key", location)
     labels: list[Label] = []
     for row in rows.tolist():
-        value = values[row]
-        is_number = isinstance(value, int) and -1 <= value < _MAX_LABEL
-        if not (is_number or isinstance(value, str | None)):
+        try:
+            labels.append(_label(values[row]))
+        except ValueError:
             raise DataError(
-                f"--target-key {column}: row {row:,} of {location} holds {shown(str(value))};"
-                " labels are class numbers or class names"
-            )
-        labels.append(value)
+                f"--target-key {column}: row {row:,} of {location} holds"
+                f" {shown(str(values[row]))}; labels are class numbers or class names: name"
+                " another column, or pass --labels none"
+            ) from None
+    # Texts that are all numbers are class numbers, not names to be put in alphabetical order.
+    texts = {label for label in labels if isinstance(label, str)}
+    numbers = {text: as_number(text) for text in texts}
+    if None not in numbers.values():
+        labels = [numbers[label] if isinstance(label, str) else label for label in labels]
+    class_names = getattr(_feature(table, column), "names", None)
     return numbered(labels, None if class_names is None else tuple(class_names), keys, location)
+
+
+def _label(value: Any) -> Label:
+    """Return the label that a table holds as ``value``; raise ``ValueError`` if it is none."""
+    if isinstance(value, str):
+        return value.strip() or None
+    if value is None or value != value:  # NaN is how pandas marks a missing number
+        return None
+    number = as_number(int(value) if isinstance(value, bool) else value)
+    if number is None:
+        raise ValueError(value)
+    return number
+
+
+def _feature(table: Any, path: str) -> Any:
+    """Return the type of a column, or of a nested field; ``None`` if there is no such field."""
+    feature: Any = table.features
+    for name in [path] if path in feature else path.split("/"):
+        feature = feature.get(name) if isinstance(feature, dict) else None
+    return feature
 
 
 def _label_column(table: Any, image: str, location: str) -> str | None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ CLS_EXTENSIONS = ("cls", "cls.txt")
 MAX_LABEL_BYTES = 1 << 20
 _NUMBER = re.compile(r"\s*(-1|\d{1,9})\s*")
 _MAX_CLASSES = 1 << 20
+_MAX_LABEL = 10**9
 _JSON_LABEL = "label"
 NO_LABEL = -1
 
@@ -72,22 +74,28 @@ class LabelReader:
         """Read the label from a member's content.
 
         Raises:
-            DataError: The member that should contain the label does not contain one.
+            DataError: The member that should contain the label does not contain one, or another
+                than the sample has from another member of that kind.
         """
         if self.target_key is None:
             if extension in CLS_EXTENSIONS:
-                labels.stated[key] = _class_number(data, where)
+                label = _class_number(data, where)
+                if labels.stated.setdefault(key, label) != label:
+                    raise DataError(
+                        f"{where} holds the label {label}, and another member of the sample"
+                        f" {labels.stated[key]}; remove one of them, or pass --labels none"
+                    )
             elif extension == "json":
                 value = _parsed(data)
                 label = value.get(_JSON_LABEL, "") if isinstance(value, dict) else ""
-                labels.in_json[key] = NO_LABEL if label is None else _as_number(label)
+                labels.in_json[key] = NO_LABEL if label is None else as_number(label)
             else:
-                labels.in_text[key] = _as_number(_decoded(data))
+                labels.in_text[key] = as_number(_decoded(data))
         elif extension == self.target_key and extension != "json":
             text = _decoded(data)
             if text is None or not text.strip():
                 raise DataError(f"{where} contains no label, which is a line of text or a number")
-            number = _as_number(text)
+            number = as_number(text)
             labels.stated[key] = text.strip() if number is None else number
         elif key not in labels.stated:
             field_label, problem = self._field(_parsed(data))
@@ -105,7 +113,7 @@ class LabelReader:
                 if not isinstance(value, dict) or part not in value:
                     return None, f"has no field {shown(part)} (fields: {names})"
                 value = value[part]
-        number = _as_number(value)
+        number = as_number(value)
         if number is None and isinstance(value, str) and value.strip():
             return value.strip(), None
         if number is None and value is not None:
@@ -115,7 +123,7 @@ class LabelReader:
 
 def _class_number(data: bytes, where: str) -> int:
     text = _decoded(data) if len(data) <= 32 else None
-    number = None if text is None else _as_number(text)
+    number = None if text is None else as_number(text)
     if number is None:
         raise DataError(
             f"{where} is not a class number; read names of classes with --target-key cls, name"
@@ -124,12 +132,15 @@ def _class_number(data: bytes, where: str) -> int:
     return number
 
 
-def _as_number(value: Any) -> int | None:
+def as_number(value: Any) -> int | None:
     """Return a class number, -1 for no label, or ``None`` for other values."""
-    if isinstance(value, bool) or not isinstance(value, int | str):
+    if isinstance(value, float) and value.is_integer():  # what pandas makes of 3 beside a gap
+        value = int(value)
+    if isinstance(value, str) and len(value) <= 32 and (match := _NUMBER.fullmatch(value)):
+        value = int(match[1])
+    if isinstance(value, bool) or not isinstance(value, int):
         return None
-    match = _NUMBER.fullmatch(str(value)) if len(str(value)) <= 32 else None
-    return int(match[1]) if match else None
+    return value if NO_LABEL <= value < _MAX_LABEL else None
 
 
 def _decoded(data: bytes) -> str | None:
@@ -231,10 +242,15 @@ def numbered(
         notes: Notes to put first.
 
     Raises:
-        DataError: A label is a name that the list of classes does not have, or labels are names
-            and numbers at once.
+        DataError: A label is a name that the list of classes does not have or has twice, a label
+            is a number beyond the list, or labels are names and numbers at once.
     """
     numbers, class_names = _numbered(labels, class_names, location)
+    if class_names and numbers.max(initial=NO_LABEL) >= len(class_names):
+        raise DataError(
+            f"{location}: labels run up to {numbers.max():,}, and only {len(class_names):,} classes"
+            " have names; correct its list of classes, or pass --labels none"
+        )
     missing = np.flatnonzero(numbers < 0)
     if len(missing) and len(missing) == len(numbers):
         notes = (
@@ -280,6 +296,14 @@ def _numbered(
             f"{location}: {len(unknown):,} labels are not among the {len(class_names):,} classes"
             f" that it lists, such as {shown(unknown[0])}"
         )
+    if len(number_of) < len(class_names):
+        counts = Counter(class_names)
+        if doubled := sorted(name for name in names if counts[name] > 1):
+            raise DataError(
+                f"{location}: {counts[doubled[0]]} of the classes that it lists are called"
+                f" {shown(doubled[0])}, so labels of this name are ambiguous; give the classes"
+                " names of their own, or use class numbers as labels"
+            )
     numbers = [
         NO_LABEL if label is None else number_of[label] if isinstance(label, str) else label
         for label in labels

@@ -30,6 +30,9 @@ _TEST_NAMES = ("val", "valid", "validation", "dev", "test", "testing", "eval")
 _SPLIT_NAMES = {"train": _TRAIN_NAMES, **dict.fromkeys(_TEST_NAMES, _TEST_NAMES)}
 """Names that data sets give to the folder of a split, by the name that was asked for."""
 
+_TRAIN_TABLE = re.compile(r"(?<![a-z])train(ing|set)?(?![a-z])", re.IGNORECASE)
+_OTHER_TABLE = re.compile(rf"(?<![a-z])({'|'.join(_TEST_NAMES)})(set|s)?(?![a-z])", re.IGNORECASE)
+
 
 def open_dataset(
     data_dir: str,
@@ -120,7 +123,7 @@ def recognise(
     if split == "." or name in folders:
         folder = "" if split == "." else split
         return partial(FolderImages.open, storage, folder, labelled=labelled)
-    images = [f for f in files if _base(f).rpartition(".")[2].lower() in IMAGE_EXTENSIONS]
+    images = _has_images(files)
     if split == "train" and (not labelled or (images and not has_class_folders(storage, ""))):
         return partial(FolderImages.open, storage, "", labelled=labelled)
     raise DataError(_nothing_there(storage, split, folders, files))
@@ -177,7 +180,10 @@ def _saved(root: Path, split: str) -> Path | None:
 def _tables(
     storage: Storage, split: str, folders: Sequence[str], files: Sequence[StoredFile]
 ) -> list[StoredFile]:
-    """Return the parquet files of a split, named as the Hub names them."""
+    """Return the parquet files of a split, named as the Hub names them.
+
+    Tables beside images, such as a ``metadata.parquet``, are not taken.
+    """
     parent, _, name = split.rpartition("/")
 
     def of_split(candidates: Sequence[StoredFile]) -> list[StoredFile]:
@@ -187,14 +193,20 @@ def _tables(
     matching = of_split(files)
     if not matching and name in folders:
         below = storage.files(split)
-        matching = [file for file in below if file.path.endswith(".parquet")]
+        nested = [folder for folder in storage.folders(split) if not folder.startswith(".")]
+        if not nested and not _has_images(below):
+            matching = [file for file in below if file.path.endswith(".parquet")]
     if not matching and not parent and "data" in folders:
         matching = of_split(storage.files("data"))
-    if not matching and split == "train":
-        others = re.compile(r"(val|valid|validation|dev|test|eval)\b", re.IGNORECASE)
+    if not matching and split == "train" and name not in folders and not _has_images(files):
         tables = [file for file in files if file.path.endswith(".parquet")]
-        matching = [file for file in tables if not others.match(_base(file))]
+        own = [file for file in tables if _TRAIN_TABLE.search(_base(file))]
+        matching = own or [file for file in tables if not _OTHER_TABLE.search(_base(file))]
     return matching
+
+
+def _has_images(files: Sequence[StoredFile]) -> bool:
+    return any(_base(file).rpartition(".")[2].lower() in IMAGE_EXTENSIONS for file in files)
 
 
 def _nothing_there(

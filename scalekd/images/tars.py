@@ -1,6 +1,7 @@
 """WebDataset shards: tar files in which members with one base name are one sample."""
 
 import posixpath
+import re
 import tarfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,11 +22,13 @@ from scalekd.storage.in_flight import REQUESTS_IN_FLIGHT, submit
 from scalekd.text import printable
 
 _CLASS_FILES = ("classes.txt", "classnames.txt")
+_LINE_END = re.compile(r"\r\n|\r|\n")
 _MAX_CLASS_FILE_BYTES = 16 << 20
 _DOTTED = (
     "images whose names have a second dot (the key ends at the first; rename them, or pass what"
     " follows it as --input-key)"
 )
+_NOT_ASKED_FOR = "images whose extension --input-key does not name"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,9 @@ class TarImages(StoredImages):
             DataError: A shard is damaged or has no image, a key occurs twice, a label cannot be
                 read.
         """
-        extensions = tuple(input_key.lower().split(";")) if input_key else IMAGE_EXTENSIONS
+        extensions = IMAGE_EXTENSIONS
+        if input_key:
+            extensions = tuple(part.strip(" .") for part in input_key.lower().split(";"))
         left_out, shards = LeftOut(), []
         for file, shard in zip(files, _indexed(storage, files, extensions, labels), strict=True):
             shards.append(shard)
@@ -179,7 +184,7 @@ def _index(
     extents: dict[str, tuple[int, int]] = {}  # of images, by the member's name
     links: list[tarfile.TarInfo] = []
     first: dict[str, str] = {}  # member of each key that is no image
-    dotted: set[str] = set()  # keys whose images have a second dot, which are counted as such
+    counted: set[str] = set()  # keys whose images are left out, which are counted as such
     with storage.open(file.path, version=file.version) as opened:
         for archive, member in members(opened, name, shard.left_out):
             if member.isdir():
@@ -198,8 +203,9 @@ def _index(
             elif not extension:
                 shard.left_out.add("files without an extension", member.name)
             elif extension.rpartition(".")[2] in IMAGE_EXTENSIONS:
-                shard.left_out.add(_DOTTED, member.name)
-                dotted.add(key)
+                has_dot = "." in extension
+                shard.left_out.add(_DOTTED if has_dot else _NOT_ASKED_FOR, member.name)
+                counted.add(key)
             else:
                 first.setdefault(key, member.name)
                 if labels.wants(extension):
@@ -210,7 +216,7 @@ def _index(
     for link in links:
         shard.follow(name, link, extents, extensions, labels)
     for key, name_of_first in first.items():
-        if key not in shard.images and key not in dotted:
+        if key not in shard.images and key not in counted:
             shard.left_out.add("samples without an image", name_of_first)
     if shard.num_members and not shard.images:
         left_out = f"; {shard.left_out.summary}" if len(shard.left_out) else ""
@@ -237,8 +243,12 @@ def _class_names(storage: Storage) -> tuple[str, ...] | None:
         except NotStored:
             continue
         try:
-            return tuple(encoded.decode().splitlines())
+            text = encoded.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             where = storage.locate(name)
             raise DataError(f"{where}: class names are not UTF-8 ({error})") from error
+        # Not splitlines(), which also divides at characters that a name may contain.
+        return (
+            tuple(line.strip() for line in _LINE_END.split(text.rstrip())) if text.strip() else ()
+        )
     return None

@@ -118,6 +118,28 @@ def test_keys_of_a_column_do_not_depend_on_the_files(
         ({"label": [0.5] * NUM_ROWS}, {}, DataError, r"--target-key label: row 0 .*holds '0\.5'"),
         ({"label": [-2] * NUM_ROWS}, {}, DataError, r"--target-key label: row 0 .*holds '-2'"),
         ({"label": [[1]] * NUM_ROWS}, {}, DataError, r"--target-key label: row 0 .*holds '\[1\]'"),
+        (
+            {"label": [10**9] * NUM_ROWS},
+            {},
+            DataError,
+            r"row 0 .*holds '1000000000'.*--labels none",
+        ),
+        (
+            {},
+            {"target_key": "label/x"},
+            UsageError,
+            r"--target-key label/x: .*no such field.*Class",
+        ),
+        ({}, {"key_column": "image/name"}, UsageError, r"--key-column image/name: .*no such field"),
+        ({}, {"key_column": "id/x"}, UsageError, r"--key-column id/x: .*no such field.*string"),
+        (
+            {"label": [{"kind": 1}] * NUM_ROWS},
+            {"target_key": "label/sort"},
+            UsageError,
+            r"--target-key label/sort: .*no such field.*kind",
+        ),
+        ({"image": [{"bytes": 3, "path": "x"}] * NUM_ROWS}, {}, UsageError, r"no image column"),
+        ({"image": [{"bytes": "x"}] * NUM_ROWS}, {}, UsageError, r"no image column"),
         ({"image": [b""] * NUM_ROWS}, {}, DataError, r"no image in it.*12 rows without an image"),
         (
             {"image": [{"bytes": None, "path": "/etc/passwd"}] * NUM_ROWS},
@@ -177,6 +199,88 @@ def test_labels_may_be_names_numbers_or_missing(table: Callable[..., Any], tmp_p
     images = open_dataset(str(tmp_path / "none"))
     assert (images.labels == -1).all()
     assert "has no column of labels (columns: image, id)" in images.notes[0]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["2", "10", "", None] * 3,  # not in alphabetical order
+        ["2 ", " 10", "  ", "-1"] * 3,
+        [2.0, 10.0, float("nan"), None] * 3,
+    ],
+)
+def test_numbers_may_be_written_as_texts_or_floats(
+    labels: list[Any], table: Callable[..., Any], tmp_path: Path
+) -> None:
+    write(table(label=labels), tmp_path / "set/train-0.parquet")
+    images = open_dataset(str(tmp_path / "set"))
+    assert images.labels.tolist() == [2, 10, -1, -1] * 3
+    assert images.class_names is None
+    assert "6 of the 12 samples have no label" in images.notes[0]
+
+
+def test_names_are_stripped_and_an_empty_one_is_no_label(
+    table: Callable[..., Any], tmp_path: Path
+) -> None:
+    write(table(label=["wolf ", "wolf", "", "7"] * 3), tmp_path / "set/train-0.parquet")
+    images = open_dataset(str(tmp_path / "set"))
+    assert images.class_names == ("7", "wolf")
+    assert images.labels.tolist() == [1, 1, -1, 0] * 3
+
+
+def test_class_names_of_a_nested_column_are_read(table: Callable[..., Any], tmp_path: Path) -> None:
+    names = ["tench, Tinca tinca", "a/b", "c"]
+    nested = table(label=None, found=[{"kind": i % 3} for i in range(NUM_ROWS)])
+    features = nested.features.copy()
+    features["found"] = {"kind": datasets.ClassLabel(names=names)}
+    write(nested.cast(features), tmp_path / "set/train-0.parquet")
+    images = open_dataset(str(tmp_path / "set"), options=ImageOptions(target_key="found/kind"))
+    assert images.class_names == tuple(names)
+    assert images.labels.tolist() == [0, 1, 2] * 4
+
+
+@pytest.mark.parametrize("form", ["parquet", "saved"])
+def test_a_table_without_rows_has_no_image(
+    form: str, table: Callable[..., Any], tmp_path: Path
+) -> None:
+    empty = table().select(range(0))
+    if form == "parquet":
+        write(empty, tmp_path / "set/train-0.parquet")
+    else:
+        empty.save_to_disk(str(tmp_path / "set"))
+    with pytest.raises(DataError, match=r"set.*: no image in it"):
+        open_dataset(str(tmp_path / "set"))
+
+
+@pytest.mark.parametrize(
+    "others", [("test_00",), ("valset", "Test-1"), ("my-dev.v2", "pets_validation"), ("tests",)]
+)
+@pytest.mark.parametrize("own", ["train_00", "my-train", "Training", "pets"])
+def test_tables_of_other_splits_are_not_trained_on(
+    own: str, others: tuple[str, ...], table: Callable[..., Any], tmp_path: Path
+) -> None:
+    write(table(), tmp_path / f"set/{own}.parquet")
+    for name in others:
+        write(table().select(range(3)), tmp_path / f"set/{name}.parquet")
+    images = open_dataset(str(tmp_path / "set"))
+    assert len(images) == NUM_ROWS
+    assert images.key(0).startswith(f"{own}/")
+
+
+def test_tables_beside_images_are_not_taken_for_them(
+    table: Callable[..., Any], image_bytes: dict[int, bytes], tmp_path: Path
+) -> None:
+    names = table(image=None)
+    for root in ("flat", "above/train/a", "beside/train/a"):
+        (tmp_path / root).mkdir(parents=True)
+        (tmp_path / root / "1.png").write_bytes(image_bytes[0])
+    write(names, tmp_path / "flat/metadata.parquet")
+    write(names, tmp_path / "above/metadata.parquet")
+    write(names, tmp_path / "beside/train/metadata.parquet")
+    for root, key in (("flat", "1.png"), ("above", "a/1.png"), ("beside", "a/1.png")):
+        images = open_dataset(str(tmp_path / root))
+        assert [images.key(row) for row in range(len(images))] == [key]
+    assert "1 files that are no images" in images.notes[0]
 
 
 def test_rows_without_an_image_are_counted(

@@ -128,3 +128,63 @@ def test_a_target_key_that_does_not_exist_is_named(opened: Callable[..., ImageDa
         opened({"cls": b"x" * (2 << 20)})
     with pytest.raises(DataError, match="some labels are numbers, such as 3, and some are names"):
         opened({"txt": b"3"}, {"txt": b"dog"}, target_key="txt")
+
+
+def test_classes_of_one_name_cannot_be_labels_by_name(
+    opened: Callable[..., ImageDataset], tmp_path: Path
+) -> None:
+    (tmp_path / "classes.txt").write_text("crane\ntench\ncrane\n")
+    assert opened({"cls": b"2"}, {"cls": b"0"}).labels.tolist() == [2, 0]
+    assert opened({"txt": b"tench"}, target_key="txt").labels.tolist() == [1]
+    with pytest.raises(DataError, match=r"2 of the classes that it lists are called 'crane'"):
+        opened({"txt": b"tench"}, {"txt": b"crane"}, target_key="txt")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffant\nbee: x\u2028y\x0c\n",
+        "ant\r\nbee: x\u2028y\x0c\r\n",
+        " ant \nbee: x\u2028y\x0c\n\n \n",
+    ],
+)
+def test_a_list_of_classes_has_one_name_a_line(
+    opened: Callable[..., ImageDataset], tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "classes.txt").write_bytes(text.encode())
+    images = opened({"cls": b"0"}, {"cls": b"1"})
+    assert images.class_names == ("ant", "bee: x\u2028y")
+    assert opened({"txt": b"ant"}, target_key="txt").labels.tolist() == [0]
+
+
+def test_numbers_beyond_the_list_of_classes_are_refused(
+    opened: Callable[..., ImageDataset], tmp_path: Path
+) -> None:
+    (tmp_path / "classes.txt").write_text("ant\nbee\n")
+    with pytest.raises(DataError, match=r"labels run up to 5, and only 2 classes have names"):
+        opened({"cls": b"1"}, {"cls": b"5"})
+    assert opened({"cls": b"5"}, labels="none").labels.tolist() == [-1]
+
+
+def test_two_labels_of_one_sample_must_agree(opened: Callable[..., ImageDataset]) -> None:
+    assert opened({"cls": b"1", "cls.txt": b"1\n"}).labels.tolist() == [1]
+    with pytest.raises(DataError, match=r"a\.cls\.txt holds the label 2, and another .* 1"):
+        opened({"cls": b"1", "cls.txt": b"2"})
+
+
+def test_whole_numbers_may_be_written_as_floats(opened: Callable[..., ImageDataset]) -> None:
+    samples = {"json": b'{"label": 1.0}'}, {"json": b'{"label": 0}'}
+    assert opened(*samples).labels.tolist() == [1, 0]
+    assert opened(*samples, target_key="label").labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("input_key", [".png", "png; jpg2", "PNG"])
+def test_an_input_key_is_an_extension_with_or_without_its_dot(
+    opened: Callable[..., ImageDataset], input_key: str
+) -> None:
+    images = opened({"png": b"P"}, {"png": b"Q"}, {"depth.png": b"D"}, input_key=input_key)
+    assert {sample.image for sample in images.read_many(range(len(images)))} == {b"P", b"Q"}
+    (note, _) = images.notes
+    assert "3 images whose extension --input-key does not name (first: 'a.jpg')" in note
+    assert "1 images whose names have a second dot" in note
+    assert "samples without an image" not in note
