@@ -7,6 +7,7 @@ from typing import Any
 from scalekd.cache.documents.manifest import DataInfo
 from scalekd.errors import CacheMismatch, UsageError, rewording
 from scalekd.images import ImageDataset
+from scalekd.images.samples import Rows
 from scalekd.loading import open_images
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._progress import doing
@@ -47,22 +48,26 @@ def open_source(options: CacheSources) -> ImageDataset:
     return index_images(options.data_dir, options)
 
 
-def select_images(options: CacheSources, opened: ImageDataset, data: DataInfo) -> ImageDataset:
+def select_images(
+    options: CacheSources, opened: ImageDataset, data: DataInfo, keys: Rows | None = None
+) -> ImageDataset:
     """Select the images of the cache from its image set, in the order of the cache.
 
     Args:
         options: Location of the cache, for messages.
         opened: The whole image set.
         data: The plan's description of the images of the cache.
+        keys: Keys of the cache in its order, if they have been read; without them, ``opened`` must
+            have its samples in the order of the cache.
 
     Raises:
         CacheMismatch: ``opened`` is another image set.
     """
-    images = opened.with_fingerprint(data.fingerprint, data.num_samples)
+    images = opened.with_fingerprint(data.fingerprint, data.num_samples, keys)
     if images is None:
         raise CacheMismatch(
             f"{opened.location} is not the image set of {options.cache}: {len(opened):,} samples"
-            f" here, {data.num_samples:,} there, or other keys, labels or sizes; pass the"
+            f" here, {data.num_samples:,} there, or other keys, labels, sizes or order; pass the"
             " --data-dir, --split and options of the image set that the cache was made with"
         )
     return images

@@ -162,7 +162,7 @@ def deep_verify(config: CacheSources, num_views: int) -> DeepFindings:
     if config.data_dir is None and reader.embed == "source":
         images: ImageDataset = EmbeddedImages.of(reader)
     else:
-        images = select_images(config, open_source(config), identity.data)
+        images = select_images(config, open_source(config), identity.data, reader.samples.keys)
     job = Job.of(reader.cache, config, drawn=views_of(reader.cache, images))
     teacher = job.to(default_device()).teacher
     groups = tuple(f"stage{stage}" for stage in reader.codecs.stages)

@@ -101,7 +101,7 @@ def _job(config: ExtendConfig, base: CacheReader) -> Job:
         _refuse_changes(config, plan.identity)
     cache = base.cache if plan is None else Cache(output, plan, form=form)
     opened = open_source(config)
-    drawn = views_of(cache, select_images(config, opened, cache.identity.data))
+    drawn = views_of(cache, select_images(config, opened, cache.identity.data, base.samples.keys))
     drawn = replace(drawn, embed=form.embed)
     if plan is not None:
         job = Job.of(cache, config, drawn=drawn)

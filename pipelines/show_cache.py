@@ -131,7 +131,7 @@ def show_cache(config: ShowConfig) -> ShownCache:
 def _images(config: ShowConfig, reader: CacheReader) -> ImageDataset | None:
     """Open the images that the cache was made from; ``None`` if they are not available."""
     if config.data_dir is not None:
-        return select_images(config, open_source(config), reader.identity.data)
+        return select_images(config, open_source(config), reader.identity.data, reader.samples.keys)
     return EmbeddedImages.of(reader) if reader.embed == "source" else None
 
 

@@ -79,10 +79,10 @@ class LabelReader:
         """
         if self.target_key is None:
             if extension in CLS_EXTENSIONS:
-                label = _class_number(data, where)
-                if labels.stated.setdefault(key, label) != label:
+                number = _class_number(data, where)
+                if labels.stated.setdefault(key, number) != number:
                     raise DataError(
-                        f"{where} holds the label {label}, and another member of the sample"
+                        f"{where} holds the label {number}, and another member of the sample"
                         f" {labels.stated[key]}; remove one of them, or pass --labels none"
                     )
             elif extension == "json":
@@ -95,8 +95,8 @@ class LabelReader:
             text = _decoded(data)
             if text is None or not text.strip():
                 raise DataError(f"{where} contains no label, which is a line of text or a number")
-            number = as_number(text)
-            labels.stated[key] = text.strip() if number is None else number
+            class_number = as_number(text)
+            labels.stated[key] = text.strip() if class_number is None else class_number
         elif key not in labels.stated:
             field_label, problem = self._field(_parsed(data))
             if problem:

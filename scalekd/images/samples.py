@@ -189,15 +189,22 @@ class ImageDataset(ABC):
         notes = (*self.notes, note) if len(self) > BLOCK_SIZE else self.notes
         return replace(self.taken(mixed(self.keys)), notes=notes)
 
-    def with_fingerprint(self, fingerprint: str, limit: int | None) -> Self | None:
+    def with_fingerprint(
+        self, fingerprint: str, limit: int | None, keys: Rows | None = None
+    ) -> Self | None:
         """Return the first ``limit`` samples, or all, in the order that has this fingerprint.
 
         Caches written before samples sorted by class were mixed hold them in the order of the
-        source.
+        source. A source whose samples were distributed over other files since has its ``keys`` in
+        another order than the cache.
         """
         for ordered in (self, self.stored_order()):
             if (chosen := ordered.limited(limit)).fingerprint == fingerprint:
                 return chosen
+        positions = None if keys is None else self.positions(keys)
+        if positions is not None and (positions >= 0).all():
+            chosen = self.taken(positions)
+            return chosen if chosen.fingerprint == fingerprint else None
         return None
 
 

@@ -67,7 +67,7 @@ class TarImages(StoredImages):
             DataError: A shard is damaged or has no image, a key occurs twice, a label cannot be
                 read.
         """
-        extensions = IMAGE_EXTENSIONS
+        extensions: tuple[str, ...] = IMAGE_EXTENSIONS
         if input_key:
             extensions = tuple(part.strip(" .") for part in input_key.lower().split(";"))
         left_out, shards = LeftOut(), []

@@ -11,6 +11,7 @@ import pytest
 from scalekd.cache import open_cache
 from scalekd.cache.care.verify import verify
 from scalekd.errors import CacheMismatch, DataError, UsageError
+from scalekd.images import open_dataset
 from scalekd.pipelines._source_options import ExtendConfig
 from scalekd.pipelines.cache_teacher import CacheTeacherResult
 from scalekd.pipelines.extend_cache import extend_cache
@@ -124,6 +125,36 @@ def test_what_makes_no_sense_is_refused(
     with pytest.raises(UsageError, match=message):
         extend(**changes)
     assert not (cache_copy / "extensions").exists()
+
+
+def test_samples_may_have_moved_to_other_shards(
+    extend: Extend,
+    cache_copy: Path,
+    tiny_images: Path,
+    write_tar: Callable[..., Path],
+    file_contents: Contents,
+    make_cache: Any,
+    tmp_path: Path,
+) -> None:
+    images = open_dataset(str(tiny_images))
+    moved = np.random.default_rng(0).permutation(len(images))
+    for number, part in enumerate(np.array_split(moved, 3)):
+        members = {}
+        for sample in images.read_many(part.tolist()):
+            members |= {
+                f"{sample.key}.jpg": sample.image,
+                f"{sample.key}.cls": b"%d" % sample.label,
+            }
+        write_tar(tmp_path / f"moved/train-{number}.tar", members)
+    (tmp_path / "moved/classes.txt").write_text("\n".join(images.class_names or ()))
+    assert open_dataset(str(tmp_path / "moved")).keys.tolist() != images.keys.tolist()
+    assert extend(passes=3, data_dir=str(tmp_path / "moved")).complete
+    make_cache(tmp_path / "at-once", passes=3)
+    assert file_contents(tmp_path / "at-once") == file_contents(cache_copy)
+    members |= {f"{sample.key}.cls": b"%d" % ((sample.label + 1) % 10)}
+    write_tar(tmp_path / "moved/train-2.tar", members)
+    with pytest.raises(CacheMismatch, match=r"or other keys, labels, sizes or order"):
+        extend(passes=4, data_dir=str(tmp_path / "moved"))
 
 
 def test_other_images_are_refused(
