@@ -70,7 +70,8 @@ def demo(config: DemoConfig) -> Result:
     if output.exists() and any(output.iterdir()):
         if not config.overwrite or not (output / "data").is_dir():
             raise UsageError(
-                f"{output} is not empty; choose another --output, or --overwrite a demo"
+                f"{output} is not empty; choose another --output, or pass --overwrite to replace a"
+                " demo"
             )
         shutil.rmtree(output)
     echo("· loading PyTorch", err=True)

@@ -162,11 +162,11 @@ class CacheEstimate(BaseModel):
         )
         lines = [
             f"{self.num_samples:,} samples x {self.num_passes} passes:"
-            f" {self.total_bytes / 1e9:,.2f} GB ({self.bytes_per_view:,.0f} B a view,"
+            f" {self.total_bytes / 1e9:,.2f} GB ({self.bytes_per_view:,.0f} B per view,"
             f" without tail and tables){free}",
             f"about {self.hours:,.2f} h with one process here, {self.calibration_hours:,.2f} h of"
             f" them calibration (fitting the codec adds minutes): {teacher}, drawing"
-            f" {self.drawn_views_per_second_per_worker:,.0f} views/s a worker",
+            f" {self.drawn_views_per_second_per_worker:,.0f} views/s per worker",
             f"memory so far {self.peak_memory_bytes / 1e9:.1f} GB; {self.num_files:,} files",
         ]
         return lines if self.live_epoch_hours is None else [*lines, self._break_even()]

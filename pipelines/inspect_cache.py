@@ -93,7 +93,7 @@ class CacheInfo(BaseModel):
         sizes = (self.total_bytes, self.fixed_bytes, self.bytes_per_view)
         yield "size", format_cache_size(*sizes)
         for name, num_bytes in self.bytes_per_view_by_array.items():
-            yield f"  {name}", f"{num_bytes:,.2f} B a view"
+            yield f"  {name}", f"{num_bytes:,.2f} B per view"
         yield "drawn with", ", ".join(f"{k} {v}" for k, v in self.environment.items())
         if self.computed is not None:
             yield "computed on", _machine(self.computed)
@@ -240,11 +240,11 @@ class Verification(BaseModel):
         )
         if self.deep is not None:
             deep = self.deep
-            lines += [f"untrue: {problem}" for problem in deep.problems]
+            lines += [f"differs: {problem}" for problem in deep.problems]
             errors = ", ".join(f"{name} {error:.2g}" for name, error in deep.largest_error.items())
             lines.append(
-                f"{deep.num_views:,} views drawn and the teacher asked again:"
-                f" {len(deep.problems)} untrue; largest relative squared error: {errors or 'none'}"
+                f"{deep.num_views:,} views drawn again and given to the teacher:"
+                f" {len(deep.problems)} differ; largest relative squared error: {errors or 'none'}"
             )
         return lines
 
@@ -255,7 +255,9 @@ class Verification(BaseModel):
             return CacheCorrupt(f"{self.path}: {count} problems, first: {first}")
         if self.deep is not None and self.deep.problems:
             count, first = len(self.deep.problems), self.deep.problems[0]
-            return CacheMismatch(f"{self.path}: {count} views are untrue, first: {first}")
+            return CacheMismatch(
+                f"{self.path}: {count} views differ from the cache, first: {first}"
+            )
         return None
 
 

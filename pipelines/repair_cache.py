@@ -85,11 +85,12 @@ class RepairResult(BaseModel):
     def lines(self) -> list[str]:
         """Return the lines to print."""
         return [
-            *(f"mended: {path}" for path in self.mended),
+            *(f"repaired: {path}" for path in self.mended),
             *(f"removed: {path}" for path in self.removed),
             *(f"still wrong: {problem}" for problem in self.problems),
-            f"{self.path}: {len(self.mended)} files mended, {len(self.shards_redone)} shards"
-            f" drawn again, {len(self.removed)} unexpected files removed, in {self.seconds:,.1f} s",
+            f"{self.path}: {len(self.mended)} files repaired, {len(self.shards_redone)} shards"
+            f" computed again, {len(self.removed)} unexpected files removed,"
+            f" in {self.seconds:,.1f} s",
         ]
 
     def failure(self) -> CacheCorrupt | None:
@@ -206,7 +207,7 @@ def _mend_tables(root: Path, damaged: DamagedCache, maker: _Maker, scratch: Path
     for path in lost:
         if not holds(LocalStorage(scratch), path, expected[path]):
             raise CacheMismatch(
-                f"{root / path}: made again, it is not the file that was committed;"
+                f"{root / path}: computed again, it is not the file that was committed;"
                 f" {_why(damaged.plan, None, maker)}"
             )
         write_file(root, path, (scratch / path).read_bytes())
@@ -332,21 +333,21 @@ def _committed_record(
         committed = damage.record.files
         other = [path for path, d in redone.files.items() if committed.get(path) != d]
         raise CacheMismatch(
-            f"{what}, made again, has other bytes than were committed, such as"
+            f"{what}, computed again, has other bytes than were committed, such as"
             f" {(other or ['its samples'])[0]}: {why}"
         )
     if expected is not None:
         committed_record = record_in_manifest(damaged, redone)
         if committed_record is None:
             raise CacheMismatch(
-                f"{what}, made again, is not the one the manifest was written for: {why}"
+                f"{what}, computed again, is not the one the manifest was written for: {why}"
             )
         return committed_record
     for unit in damaged.units:
         twin = intact_record(damaged, ShardId(unit, shard.number))
         if twin is not None and twin.samples_sha256 != redone.samples_sha256:
             raise CacheCorrupt(
-                f"{what}, made again, holds other images than the record of {unit} names;"
+                f"{what}, computed again, has other images than the record of {unit} names;"
                 " pass the --data-dir that the cache was made from"
             )
     # Nothing is left to prove that the same bytes were made; the views at least must be the same.

@@ -211,7 +211,7 @@ def _open_images_alone(config: TrainConfig) -> LabelledImages:
     for name in _NEED_A_CACHE:
         if getattr(config, name) not in (None, (), False, "auto"):
             raise UsageError(
-                f"--{name.replace('_', '-')}: is of a teacher's cache, and no --cache is given"
+                f"--{name.replace('_', '-')}: applies to a teacher's cache, and no --cache is given"
             )
     if config.data_dir is None:
         raise UsageError("--data-dir is missing: without --cache, the student learns from images")

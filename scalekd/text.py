@@ -114,7 +114,7 @@ def format_cache_size(total: float, fixed: float, per_view: float) -> str:
     """Describe the bytes of a cache: what it has once, and what a view adds."""
     return (
         f"{format_bytes(total)}: {format_bytes(fixed)} of tail, witnesses and tables, and"
-        f" {format_bytes(per_view)} a view"
+        f" {format_bytes(per_view)} per view"
     )
 
 

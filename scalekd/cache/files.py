@@ -67,7 +67,7 @@ def check(where: str, data: bytes | memoryview, expected: FileDigest) -> None:
     if len(data) != expected.num_bytes:
         raise CacheCorrupt(
             f"{where} has {len(data):,} bytes, {expected.num_bytes:,} were committed"
-            " (run `scalekd cache verify`, then redo the damaged shard)"
+            " (run `scalekd cache verify`, then `scalekd cache repair`)"
         )
     sha256 = hashlib.sha256(data).hexdigest()
     if sha256 != expected.sha256:

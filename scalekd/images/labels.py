@@ -255,15 +255,16 @@ def numbered(
     if len(missing) and len(missing) == len(numbers):
         notes = (
             *notes,
-            f"{location}: none of the {len(numbers):,} samples has a label; if they have, name what"
-            " holds it with --target-key, otherwise pass --labels none",
+            f"{location}: none of the {len(numbers):,} samples has a label; if they have labels,"
+            " name their member or field with --target-key, otherwise pass --labels none",
         )
     elif len(missing):
         notes = (
             *notes,
             f"{location}: {len(missing):,} of the {len(numbers):,} samples have no label, such as"
-            f" {shown(keys[missing[0]])}; they take part where no label is needed. Name what holds"
-            " their labels with --target-key, or ignore all labels with --labels none",
+            f" {shown(keys[missing[0]])}; they are used where no label is needed. Name the"
+            " member or field of their labels with --target-key, or ignore all labels with --labels"
+            " none",
         )
     return Labels(numbers, class_names, tuple(notes))
 

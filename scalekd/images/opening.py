@@ -217,7 +217,7 @@ def _nothing_there(
         return f"{storage.location} has neither {split}-*.tar nor a folder {split}/ (it is empty)"
     advice = "".join(f"; {way}" for way in _ways_out(split, folders, [_base(f) for f in files]))
     return (
-        f"{storage.location} has neither {split}-*.tar nor a folder {split}/ (it holds"
+        f"{storage.location} has neither {split}-*.tar nor a folder {split}/ (it has"
         f" {listed(names)}){advice}"
     )
 

@@ -93,7 +93,9 @@ class RunFolder:
             EnvironmentFault: The folder cannot be made, or another process trains in it.
         """
         if config.overwrite and config.resume is not None:
-            raise UsageError("--overwrite and --resume: one begins anew, the other continues")
+            raise UsageError(
+                "--overwrite and --resume: the first starts a new run, the second continues one"
+            )
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self._refuse_other_content()
@@ -150,8 +152,8 @@ class RunFolder:
         if args.is_file():
             if config.resume is None:
                 raise UsageError(
-                    f"{self.root}: a run is here already; continue it with --resume auto, begin it "
-                    "anew with --overwrite, or choose another --output"
+                    f"{self.root}: contains a run already; continue it with --resume auto, replace "
+                    "it with --overwrite, or choose another --output"
                 )
             notes += _changes(TrainConfig.from_yaml(args), config)
         commit_file(args, config.to_yaml().encode())
@@ -171,7 +173,7 @@ class RunFolder:
         folder = Path(resume)
         checkpoint = find_checkpoint(folder) or find_checkpoint(folder / "last")
         if checkpoint is None:
-            raise UsageError(f"--resume {resume}: no checkpoint is there")
+            raise UsageError(f"--resume {resume}: contains no checkpoint")
         inside = self.root.resolve() in checkpoint.resolve().parents
         if not inside and (self._checkpoint_folders() or self.summary.num_epochs()):
             raise UsageError(
@@ -191,7 +193,7 @@ class RunFolder:
                 state = f"cannot be read: {damaged}" if damaged else "are gone"
                 raise DataError(
                     f"{self.root}: the run's checkpoints {state} ({num_epochs} epochs are in its "
-                    "summary.csv); give a copy of one with --resume FOLDER, or begin anew with "
+                    "summary.csv); give a copy of one with --resume FOLDER, or start again with "
                     "--overwrite"
                 )
             return None, [f"{self.root}: nothing to resume, starting"]

@@ -134,7 +134,7 @@ class TrainingState:
             return []
         return [
             f"the run had {len(states)} processes and has {self._accelerator.num_processes} "
-            "now: random states start anew and the rest of this epoch comes in another order, "
+            "now: random states start again and the rest of this epoch has another order, "
             "so the weights will not be those of an uninterrupted run"
         ]
 

@@ -82,8 +82,8 @@ class Trackers:
             except Exception as error:  # each tracker has its own
                 self._accelerator.trackers.remove(tracker)
                 say(
-                    f"--log-with {tracker.name}: {type(error).__name__}: {error}. It gets no more "
-                    "records; summary.csv and log.jsonl go on"
+                    f"--log-with {tracker.name}: {type(error).__name__}: {error}. It receives no "
+                    "more records; summary.csv and log.jsonl are still written"
                 )
 
     def close(self) -> None:

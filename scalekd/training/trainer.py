@@ -239,7 +239,7 @@ class Trainer:
         start, repeated = divmod(self._position.epoch_samples, per_batch)
         if repeated and start < self._num_batches:
             self._writer.say(
-                f"batches hold {per_batch} views now: {repeated} views of this epoch are trained "
+                f"batches have {per_batch} views now: {repeated} views of this epoch are trained "
                 "on a second time"
             )
             self._position = replace(self._position, epoch_samples=start * per_batch)
@@ -365,7 +365,7 @@ class Trainer:
             self._save()
         raise TrainingInterrupted(
             f"signal {signal_number} received: stopped after update {self._position.num_updates} "
-            f"with a checkpoint in {self._run.last}; go on with --resume auto",
+            f"with a checkpoint in {self._run.last}; continue with --resume auto",
             signal_number,
         )
 

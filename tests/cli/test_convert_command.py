@@ -21,7 +21,7 @@ def test_convert_info_verify_and_doctor(
     assert "tars" in out
     code, out, _ = run("cache", "verify", tars, "--deep", 4)
     assert code == 0, out
-    assert "4 views drawn and the teacher asked again: 0 untrue" in out
+    assert "4 views drawn again and given to the teacher: 0 differ" in out
     code, out, _ = run("doctor", "--cache", tars, "--json")
     assert code == 0
     assert json.loads(out.splitlines()[-1])["cache"]["num_exact"] == 64

@@ -138,7 +138,7 @@ def test_what_is_not_there_is_said(root: Path, write_tar: WriteTar) -> None:
     with pytest.raises(DataError, match="it is empty"):
         open_dataset(str(root))
     (root / "pictures").mkdir()
-    with pytest.raises(DataError, match=r"neither train-\*\.tar nor a folder.*it holds pictures"):
+    with pytest.raises(DataError, match=r"neither train-\*\.tar nor a folder.*it has pictures"):
         open_dataset(str(root))
     (root / "train").mkdir()
     (root / "train" / ".cat").mkdir()

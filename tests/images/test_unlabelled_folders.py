@@ -95,5 +95,5 @@ def test_a_folder_without_images_says_what_it_has(tmp_path: Path) -> None:
     put(tmp_path, "notes.txt", "a/data.npy")
     with pytest.raises(DataError, match=r"no image in it .*left out 2 files.*'a/data\.npy'"):
         open_dataset(str(tmp_path), options=NONE)
-    with pytest.raises(DataError, match=r"neither train-\*\.tar nor a folder train/ \(it holds a,"):
+    with pytest.raises(DataError, match=r"neither train-\*\.tar nor a folder train/ \(it has a,"):
         open_dataset(str(tmp_path))

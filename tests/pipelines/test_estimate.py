@@ -135,16 +135,16 @@ def test_the_disk_may_be_the_slowest_part() -> None:
 def test_what_people_read() -> None:
     probe = replace(PROBE, student_seconds=1 / 1500)
     assert priced(probe, num_calibration_views=360_000).lines() == [
-        "900,000 samples x 8 passes: 64.92 GB (9,016 B a view, without tail and"
+        "900,000 samples x 8 passes: 64.92 GB (9,016 B per view, without tail and"
         " tables), 1,000.0 GB are free",
         "about 2.10 h with one process here, 0.10 h of them calibration (fitting the codec adds"
-        " minutes): teacher 1,000.0 views/s, drawing 250 views/s a worker",
+        " minutes): teacher 1,000.0 views/s, drawing 250 views/s per worker",
         "memory so far 2.0 GB; 880 files",
         "pays for itself after 8.4 epochs of training, of all students together: an epoch of"
         " resnet50 (its bare step) takes 0.42 h with the live teacher and 0.17 h with the cache",
     ]
     views_only = priced(replace(PROBE, teacher_seconds=0.0), free_bytes=None).lines()
-    assert views_only[0].endswith("B a view, without tail and tables)")
+    assert views_only[0].endswith("B per view, without tail and tables)")
     assert "no teacher is run" in views_only[1]
     assert not any("pays" in line for line in views_only)
 

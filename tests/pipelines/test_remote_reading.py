@@ -199,7 +199,7 @@ def test_remote_shards_without_labels_keep_their_order(
 @pytest.mark.parametrize(
     ("split", "words"),
     [
-        ("val", "neither val-.*it holds classes.txt, train-000000.tar"),
+        ("val", "neither val-.*it has classes.txt, train-000000.tar"),
         ("x*.tar", "no file matches"),
     ],
 )

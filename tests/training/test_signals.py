@@ -55,5 +55,5 @@ def test_a_signal_to_trainer_and_workers_ends_with_a_checkpoint(
         os.killpg(process.pid, signal.SIGTERM)
         _, err = process.communicate(timeout=TIMEOUT_SECONDS)
     assert process.returncode == 143, err
-    assert "go on with --resume auto" in " ".join(err.split())
+    assert "continue with --resume auto" in " ".join(err.split())
     assert read_checkpoint(tmp_path / "run/last").position.num_updates >= 2

@@ -259,7 +259,7 @@ class CacheWriter:
         if committed.samples_sha256 != samples_sha256:
             raise CacheMismatch(
                 f"{self.storage.location}: shard {shard} was cached with other samples, labels or"
-                " images than the data set contains now; restore the files of that time, or write a"
+                " images than the data set contains now; restore the original files, or write a"
                 " new cache"
             )
         return samples_sha256
