@@ -173,7 +173,7 @@ def test_a_tracker_that_fails_does_not_stop_training(
     assert result.epochs == 2
     assert [record["samples_viewed"] for record in failing.records] == [16, 32, 48]
     said = " ".join(capsys.readouterr().err.split())
-    assert said.count("failing: ConnectionError: the server is gone. It gets no more") == 1
+    assert said.count("failing: ConnectionError: the server is gone. It receives no") == 1
 
 
 def test_trackers_are_finished_however_the_run_ends(
