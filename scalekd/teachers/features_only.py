@@ -85,15 +85,28 @@ def returned(model: Callable[[Tensor], Any], images: Tensor) -> tuple[list[Tenso
     output = model(images)
     features, logits = output if isinstance(output, tuple) and len(output) == 2 else (output, None)
     maps = list(features) if isinstance(features, list) else [features]
-    if not 1 <= len(maps) <= 2 or not all(isinstance(m, Tensor) and m.ndim == 4 for m in maps):
+    if not 1 <= len(maps) <= 2 or not all(_is_array(m, 4, len(images)) for m in maps):
         raise UsageError(
             "a teacher's module must return its final feature map (batch, channel, row, column), or"
             " a list of the one before it and the final one; or a pair of that and logits (batch,"
-            f" class) or None; it returned {_described(output)}"
+            f" class) or None; for {len(images)} images it returned {_described(output)}"
         )
-    if logits is not None and (not isinstance(logits, Tensor) or logits.ndim != 2):
-        raise UsageError(f"logits must be (batch, class), not {_described(logits)}")
+    if logits is not None and not _is_array(logits, 2, len(images)):
+        raise UsageError(
+            f"logits must be (batch, class), not {_described(logits)} for {len(images)} images"
+        )
     return maps, logits
+
+
+def _is_array(value: Any, num_dimensions: int, num_images: int) -> bool:
+    """Return whether a value is a tensor of real numbers with a row for every image."""
+    return (
+        isinstance(value, Tensor)
+        and value.ndim == num_dimensions
+        and len(value) == num_images
+        and value.numel() > 0
+        and value.is_floating_point()
+    )
 
 
 def _tokens(level: Map) -> Tokens:
@@ -102,7 +115,8 @@ def _tokens(level: Map) -> Tokens:
 
 def _described(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"a tensor {tuple(value.shape)}"
+        kind = "" if value.is_floating_point() else f" of {value.dtype}"
+        return f"a tensor {tuple(value.shape)}{kind}"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return f"{type(value).__name__} of {', '.join(_described(item) for item in value[:4])}"
     return type(value).__name__

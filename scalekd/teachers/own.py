@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torch import nn
+from torch import Tensor, nn
 
 from scalekd.errors import UsageError
 from scalekd.models.weights import weights_sha256
@@ -14,6 +14,8 @@ from scalekd.shapes import FeatureShape
 from scalekd.teachers.features_only import FEATURES_ONLY, OwnModule, returned
 from scalekd.teachers.spec import TeacherSpec
 from scalekd.teachers.teacher import Teacher
+
+_MAX_DIFFERENCE = 0.02  # relative; twice the default error of the codec, far above rounding
 
 
 def teacher_from_module(
@@ -34,7 +36,7 @@ def teacher_from_module(
     other images of the batch.
 
     Args:
-        module: The module, on the CPU; it is run once on a blank image.
+        module: The module, on the CPU; it is run on two images of noise.
         name: Name of the teacher in caches.
         img_size: Height and width of the views in pixels; one number for a square.
         mean: Mean per RGB channel, in 0..1, for the normalisation of the input.
@@ -43,8 +45,8 @@ def teacher_from_module(
         licence: Licence of the weights.
 
     Raises:
-        UsageError: The outputs have another form, ``class_names`` another number of classes, or an
-            argument is impossible.
+        UsageError: The outputs have another form or depend on the other images of the batch,
+            ``class_names`` has another number of classes, or an argument is impossible.
     """
     if not name.isprintable() or not name.strip():
         raise UsageError(f"name={name!r}: give printable text that names the teacher in caches")
@@ -58,8 +60,7 @@ def teacher_from_module(
             f"{name}: mean={mean} and std={std}: expected three finite numbers each, std above 0"
         )
     module = module.eval().requires_grad_(False)
-    with torch.no_grad():
-        maps, logits = returned(module, torch.zeros(1, 3, *size))
+    maps, logits = _checked(module, name, size)
     shapes = [FeatureShape((m.shape[2], m.shape[3]), m.shape[1]) for m in maps]
     num_classes = None if logits is None else logits.shape[1]
     if class_names is not None and len(class_names) != (num_classes or 0):
@@ -86,3 +87,33 @@ def teacher_from_module(
     )
     reason = "its module returns none" if num_classes is None else None
     return Teacher(module, spec, OwnModule(spec.stages), no_classifier=reason)
+
+
+def _checked(
+    module: nn.Module, name: str, size: tuple[int, int]
+) -> tuple[list[Tensor], Tensor | None]:
+    """Return a module's outputs for one image, compared with its row in a batch of two.
+
+    Raises:
+        UsageError: They differ by more than rounding, or are none that a teacher can return.
+    """
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        alone = returned(module, images[:1].clone())  # which the module may change in place
+        together = returned(module, images)
+    rows = [(maps if logits is None else [*maps, logits]) for maps, logits in (alone, together)]
+    for one, both in zip(*rows, strict=True):
+        if one.shape[1:] != both.shape[1:]:
+            raise UsageError(
+                f"{name}: the module returned {tuple(one.shape)} for one image and"
+                f" {tuple(both.shape)} for two; the output for an image must not depend on others"
+            )
+        first, second = one[0].float(), both[0].float()
+        difference = (first - second).norm() / torch.maximum(first.norm(), second.norm())
+        if difference > _MAX_DIFFERENCE:
+            raise UsageError(
+                f"{name}: the module's output for an image differs by {difference:.0%} between the"
+                " image alone and a batch of two, so it depends on the other images (batch norm"
+                " with the statistics of the batch?) or on chance (dropout?); a teacher's must not"
+            )
+    return alone

@@ -78,6 +78,16 @@ class Own(nn.Module):
         return self.answer(self.conv(images))
 
 
+class ChangesItsInput(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.sub_(1.0)
+
+
+def test_a_module_may_change_its_input_in_place() -> None:
+    teacher = teacher_from_module(ChangesItsInput(), name="own", img_size=8)
+    assert teacher.spec.stages[4].num_channels == 3
+
+
 def test_a_module_of_ones_own_is_a_teacher() -> None:
     teacher = teacher_from_module(
         Own(lambda x: ([x, x[:, :4]], x.mean(dim=(2, 3)))),
@@ -103,6 +113,16 @@ def test_a_module_of_ones_own_is_a_teacher() -> None:
         (lambda x: x.mean(dim=(2, 3)), r"returned a tensor \(1, 8\)"),
         (lambda x: {"features": x}, "returned dict"),
         (lambda x: (x, x), r"logits must be \(batch, class\), not a tensor \(1, 8, 4, 4\)"),
+        (lambda x: (x, x.mean(dim=(2, 3))[:, :0]), r"logits must be .*, not a tensor \(1, 0\)"),
+        (lambda x: x[:, :0], r"for 1 images it returned a tensor \(1, 0, 4, 4\)"),
+        (lambda x: x.long(), r"returned a tensor \(1, 8, 4, 4\) of torch\.int64"),
+        (lambda x: torch.complex(x, x), r"a tensor \(1, 8, 4, 4\) of torch\.complex64"),
+        (
+            lambda x: x.mean(dim=0, keepdim=True),
+            r"for 2 images it returned a tensor \(1, 8, 4, 4\)",
+        ),
+        (lambda x: (x, x.mean(dim=(0, 2, 3))[None]), r"not a tensor \(1, 8\) for 2 images"),
+        (lambda x: x[:, :, len(x) :], r"\(1, 8, 3, 4\) for one image and \(2, 8, 2, 4\) for two"),
         (lambda x: [x, x, x], "returned list"),
         (lambda x: (x, x.mean(dim=(2, 3))), "2 class names for 8 classes"),
         (lambda x: x, "2 class names for 0 classes"),
@@ -111,6 +131,39 @@ def test_a_module_of_ones_own_is_a_teacher() -> None:
 def test_what_a_module_may_return_is_said(answer: Callable[[Tensor], Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         teacher_from_module(Own(answer), name="own", img_size=32, class_names=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda x: x - x.mean(dim=0, keepdim=True),
+        lambda x: torch.nn.functional.batch_norm(x, None, None, training=True),
+        lambda x: torch.nn.functional.dropout(x, 0.1),
+        lambda x: [x / x.norm(), x],
+        lambda x: (x, x.mean(dim=(2, 3)).softmax(dim=0)),
+        lambda x: x.flip(0),
+    ],
+)
+def test_outputs_that_depend_on_other_images_or_chance_are_refused(
+    answer: Callable[[Tensor], Any],
+) -> None:
+    with pytest.raises(UsageError, match=r"own: .* differs by \d+% .* other images .* chance"):
+        teacher_from_module(Own(answer), name="own", img_size=32)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda x: x.half(),
+        lambda x: x.double(),
+        lambda x: x * 0,
+        lambda x: torch.nn.functional.batch_norm(x, torch.zeros(8), torch.ones(8)),
+        lambda x: torch.nn.functional.layer_norm(x, x.shape[1:]).bfloat16(),
+    ],
+)
+def test_rounding_and_constants_are_no_dependence(answer: Callable[[Tensor], Any]) -> None:
+    teacher = teacher_from_module(Own(answer), name="own", img_size=(16, 24))
+    assert teacher.spec.stages[4].grid == (2, 3)
 
 
 @pytest.mark.parametrize(
