@@ -51,7 +51,7 @@ for command in (["--help"], ["train-student", "--help"], ["cache", "pull", "--he
     assert ended.stdout.count("Usage: scalekd") == 3
 
 
-def test_what_needs_file_locks_says_so_in_one_line(sound_cache: Path, tmp_path: Path) -> None:
+def test_commands_that_need_file_locks_end_with_one_line(sound_cache: Path, tmp_path: Path) -> None:
     program = f"""
 from scalekd.cli.main import main
 main(["train-student", "--model=resnet18", "--output=run", "--cache={sound_cache}", "--data-dir=."])

@@ -46,7 +46,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_the_package_and_nothing_else(distributions: Path) -> None:
+def test_the_wheel_contains_only_the_package(distributions: Path) -> None:
     (wheel,) = distributions.glob("scalekd-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -55,7 +55,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(distributions: Path) -> No
 
 
 @pytest.mark.slow
-def test_the_sdist_holds_package_tests_documents_and_licence(distributions: Path) -> None:
+def test_the_sdist_contains_package_tests_documents_and_licence(distributions: Path) -> None:
     (sdist,) = distributions.glob("scalekd-*.tar.gz")
     with tarfile.open(sdist) as archive:
         members = archive.getmembers()

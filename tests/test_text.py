@@ -29,19 +29,21 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("given", "shown"), HOSTILE.values(), ids=list(HOSTILE))
-def test_what_cannot_be_seen_is_written_as_an_escape(given: str, shown: str) -> None:
+def test_invisible_characters_are_written_as_escapes(given: str, shown: str) -> None:
     assert text.printable(given) == shown
 
 
 @pytest.mark.parametrize(
     "given", ["swin_l", "n01440764 tench, Tinca tinca", "Käsespätzle", "猫", "a\\b", "🐈", "–·±…"]
 )
-def test_what_can_be_seen_stays(given: str) -> None:
+def test_visible_characters_are_unchanged(given: str) -> None:
     assert text.printable(given) == given
 
 
 @given(st.text(st.characters()), st.integers(8, 60))
-def test_a_printable_line_is_bounded_and_has_nothing_to_hide(given: str, limit: int) -> None:
+def test_a_printable_line_is_bounded_and_has_only_visible_characters(
+    given: str, limit: int
+) -> None:
     shown = text.printable(given, limit=limit)
     assert len(shown) <= limit
     assert not {unicodedata.category(c) for c in shown} & {"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"}
@@ -58,7 +60,7 @@ def test_long_text_keeps_its_beginning_and_its_end() -> None:
     assert len(text.printable(10**6 * "\x1b")) == text.MAX_LINE
 
 
-def test_an_error_is_one_line_of_what_can_be_seen() -> None:
+def test_an_error_is_one_line_of_visible_characters() -> None:
     assert str(CacheCorrupt("class\n  'a\x1b[2Jb'\u202e")) == r"class 'a\x1b[2Jb'\u202e"
     assert len(str(CacheCorrupt(10**6 * "x"))) == text.MAX_LINE
 

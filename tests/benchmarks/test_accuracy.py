@@ -37,7 +37,7 @@ def _rows(group: str, *, seeds: tuple[int, ...]) -> list[dict[str, Any]]:
     ]
 
 
-def test_a_run_is_its_settings_and_every_arm_another() -> None:
+def test_every_arm_has_its_own_settings() -> None:
     for arms in grid.GROUPS.values():
         keys = [run.key for arm in arms for run in arm.runs()]
         assert len(set(keys)) == len(keys)
@@ -72,7 +72,7 @@ def test_times_of_one_precision_are_not_mixed_with_those_of_another(tmp_path: Pa
     assert "| live teacher | 14.0 ± 2.0 (n = 3) | +12.0 ± 1.0 | 100 | 8 |  | 0.001 |" in text
 
 
-def test_finished_and_claimed_runs_are_left_alone(
+def test_finished_and_claimed_runs_are_not_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     main = __main__
@@ -93,7 +93,7 @@ def test_finished_and_claimed_runs_are_left_alone(
         assert mine
 
 
-def test_caches_of_another_regime_are_not_taken_for_these(tmp_path: Path) -> None:
+def test_caches_of_another_regime_are_not_used(tmp_path: Path) -> None:
 
     run = grid.Run(grid.CNN, "kd")
     old = tmp_path / "float16"  # where an earlier version kept them

@@ -150,7 +150,7 @@ def test_arms_take_turns() -> None:
     assert [len(found) for found in costs.values()] == [3, 3]
 
 
-def test_a_ratio_is_taken_turn_by_turn() -> None:
+def test_a_ratio_is_computed_for_each_turn() -> None:
     """A load that trebles one turn of both arms leaves their ratio alone."""
     cost = _measure.Cost
     slow = [cost(wall=2.0, cpu=2.0, thread=0), cost(6.0, 6.0, 0), cost(2.2, 2.2, 0)]
@@ -223,7 +223,7 @@ def test_figures_of_the_document_are_those_of_the_results() -> None:
     assert "quick form" not in text
 
 
-def test_a_question_that_was_only_asked_quickly_stands_beside_the_others(
+def test_quick_figures_fill_in_for_missing_full_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tables, "markdown", lambda found: repr(sorted(found.items())))

@@ -68,12 +68,12 @@ def test_a_manifest_of_another_cache_is_named(cache_copy: Path) -> None:
         Cache(cache_copy, other).manifest()
 
 
-def test_where_there_is_no_cache(tmp_path: Path) -> None:
+def test_opening_a_folder_without_a_cache_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no cache"):
         Cache.open(tmp_path / "nowhere")
 
 
-def test_the_first_plan_is_in_force(cache_copy: Path, tmp_path: Path) -> None:
+def test_a_later_plan_does_not_replace_the_first(cache_copy: Path, tmp_path: Path) -> None:
     plan = Cache.open(cache_copy).plan
     later = plan.model_copy(
         update={"provenance": plan.provenance.model_copy(update={"note": "later"})}
@@ -102,7 +102,7 @@ def test_a_part_without_shards_has_no_samples(cache_copy: Path) -> None:
         _ = open_cache(cache_copy).samples
 
 
-def test_a_shard_says_what_it_is() -> None:
+def test_a_shard_id_has_a_readable_text() -> None:
     assert str(ShardId("samples", 3)) == "shard 3 of the samples"
     assert str(ShardId(1, 3)) == "shard 3 of pass 1"
     assert ShardId(1, 3).record_path == "records/0001/000003.json"

@@ -80,7 +80,7 @@ def other_cache(make_cache: Any, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return root
 
 
-def test_a_sound_cache_has_no_finding(cache: Path) -> None:
+def test_an_intact_cache_has_no_findings(cache: Path) -> None:
     found = verify(cache)
     assert found.problems == []
     assert found.num_files == sum(1 for path in cache.rglob("*") if path.is_file()) - 1
@@ -140,7 +140,7 @@ def test_verify_names_every_damaged_file_and_its_shard(damage: str, cache: Path)
     assert verify(cache).problems == []
 
 
-def test_shards_in_each_others_place_are_noticed(cache_copy: Path) -> None:
+def test_swapped_shards_are_noticed(cache_copy: Path) -> None:
     """Files of the same shape with valid checksums, but of another shard."""
     first, second = (cache_copy / f"passes/0000/stage4/values/c/{c}/0/0" for c in (0, 3))
     one, other = first.read_bytes(), second.read_bytes()
@@ -151,7 +151,7 @@ def test_shards_in_each_others_place_are_noticed(cache_copy: Path) -> None:
         _read_everything(cache_copy)
 
 
-def test_a_pass_in_anothers_place_is_noticed(cache_copy: Path) -> None:
+def test_swapped_passes_are_noticed(cache_copy: Path) -> None:
     for folder in ("passes", "records"):
         zero, one, aside = (cache_copy / folder / name for name in ("0000", "0001", "aside"))
         zero.rename(aside)
@@ -182,7 +182,7 @@ def test_manifest_or_plan_of_another_cache_is_noticed(
     assert verify(cache_copy).problems
 
 
-def test_a_manifest_from_before_the_cache_grew_is_stale(
+def test_an_older_manifest_is_reported_as_stale(
     cache_copy: Path, make_cache: Any, tmp_path: Path
 ) -> None:
     """Training continues with the passes that the manifest names; verification reports it."""
@@ -213,7 +213,7 @@ def test_a_manifest_that_was_edited_and_sealed_again_is_noticed(
     assert f"{next(iter(change))} does not follow from the records" in problem
 
 
-def test_strangers_are_named_but_not_unfinished_files(cache_copy: Path) -> None:
+def test_unexpected_files_are_named_but_unfinished_ones_are_not(cache_copy: Path) -> None:
     (cache_copy / "samples" / ".key.somewhere-1-0123abcd.partial").write_bytes(b"")
     (cache_copy / "passes" / "0007").mkdir()  # a pass that is being added
     (cache_copy / "passes" / "0007" / "zarr.json").write_bytes(b"{}")
@@ -240,7 +240,7 @@ def test_a_link_is_not_followed(kind: str, cache_copy: Path, tmp_path: Path) -> 
     assert verify(cache_copy).problems
 
 
-def test_a_folder_or_pipe_where_a_file_was_does_not_hang(cache_copy: Path) -> None:
+def test_a_folder_or_pipe_instead_of_a_file_does_not_hang(cache_copy: Path) -> None:
     first, second = (cache_copy / f"passes/0000/pixel_hash/c/{shard}" for shard in (0, 1))
     first.unlink()
     os.mkfifo(first)
@@ -265,7 +265,9 @@ def test_a_codec_of_another_format_is_not_run(cache_copy: Path) -> None:
         _read_everything(cache_copy)
 
 
-def test_what_is_no_cache_is_told_from_a_damaged_one(tmp_path: Path, cache_copy: Path) -> None:
+def test_a_folder_without_a_cache_is_a_data_error_and_not_damage(
+    tmp_path: Path, cache_copy: Path
+) -> None:
     with pytest.raises(DataError, match="no such folder"):
         open_cache(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()

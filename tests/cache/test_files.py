@@ -50,7 +50,7 @@ def test_every_flipped_bit_and_every_length_is_noticed(
     assert digest_on_disk(root / "file") == digest(content)
 
 
-def test_what_is_no_plain_file_is_not_opened(tmp_path: Path) -> None:
+def test_only_plain_files_are_opened(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_bytes(b"x")
     os.mkfifo(tmp_path / "pipe")  # opening it would wait for ever
@@ -62,7 +62,7 @@ def test_what_is_no_plain_file_is_not_opened(tmp_path: Path) -> None:
             read_bounded(LocalStorage(tmp_path), name, max_bytes=9, what="a test")
 
 
-def test_a_large_file_is_refused_by_its_size_alone(tmp_path: Path) -> None:
+def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
     with (tmp_path / "huge").open("wb") as file:
         file.truncate(1 << 40)  # a hole: takes no disk, and reading it would take all memory
     with pytest.raises(CacheCorrupt, match="1,099,511,627,776 bytes"):

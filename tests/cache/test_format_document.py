@@ -427,7 +427,7 @@ _FROZEN = Path(__file__).parent / "frozen" / "format1"
 _CACHES = ["float16", "int8", "transform"]
 
 
-def test_the_reader_knows_no_line_of_scalekd() -> None:
+def test_the_reader_imports_nothing_from_scalekd() -> None:
     tree = ast.parse(Path(__file__).read_text())
     imported = [
         alias.name if isinstance(node, ast.Import) else str(node.module)
@@ -462,7 +462,7 @@ def test_samples_and_every_array_are_those_of_our_reader(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", _CACHES)
-def test_features_are_decoded_alike(name: str) -> None:
+def test_features_equal_those_of_our_decoder(name: str) -> None:
     theirs = DocumentReader(_FROZEN / name)
     found = theirs.features("4", theirs.rows(0)[0])
     with np.load(_FROZEN / "features.npz", allow_pickle=False) as frozen:
@@ -471,7 +471,7 @@ def test_features_are_decoded_alike(name: str) -> None:
         assert np.abs(found - frozen[name]).max() < 1e-4 * largest
 
 
-def test_logits_are_decoded_alike() -> None:
+def test_logits_equal_those_of_our_decoder() -> None:
     from scalekd.cache import open_cache
 
     theirs, ours = DocumentReader(_FROZEN / "float16"), open_cache(_FROZEN / "float16")
@@ -555,7 +555,7 @@ def test_views_with_the_filter_of_opencv_are_redrawn(
 
 
 @pytest.mark.parametrize("kind", ["manifest.json", "plan.json", "records/0000/000001.json"])
-def test_its_checks_are_checks(kind: str, tmp_path: Path) -> None:
+def test_the_reader_refuses_edited_documents(kind: str, tmp_path: Path) -> None:
     """Of this reader: a number changed in a document, canonical as before, is noticed."""
     import shutil
 

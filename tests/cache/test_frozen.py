@@ -103,7 +103,7 @@ def decoded(root: Path) -> np.ndarray:
 
 
 @pytest.fixture
-def told(name: str) -> dict[str, Any]:
+def frozen(name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text())
     return found
 
@@ -113,27 +113,27 @@ def reader(name: str) -> CacheReader:
     return open_cache(FOLDER / name)
 
 
-def test_it_is_sound(name: str) -> None:
+def test_a_frozen_cache_is_intact(name: str) -> None:
     found = verify(FOLDER / name)
     assert found.problems == []
     assert found.num_files > 30
 
 
-def test_it_says_what_it_holds(name: str, told: dict[str, Any]) -> None:
+def test_info_describes_a_frozen_cache(name: str, frozen: dict[str, Any]) -> None:
     info = cache_info(FOLDER / name)
     assert (info.num_samples, info.num_skipped, info.format_version) == (7, 1, 1)
-    assert info.num_passes == len(told["passes"])
+    assert info.num_passes == len(frozen["passes"])
     assert info.skipped == ("class-1/image-1.png",)
-    assert info.cache_id == told["cache_id"]
+    assert info.cache_id == frozen["cache_id"]
 
 
-def test_samples_views_and_targets_are_those_of_the_day(name: str, told: dict[str, Any]) -> None:
+def test_stored_values_equal_the_frozen_ones(name: str, frozen: dict[str, Any]) -> None:
     """Every stored value of every array, by hash, and the views in words."""
-    assert expected(FOLDER / name) == told
+    assert expected(FOLDER / name) == frozen
 
 
 def test_views_are_redrawn_to_the_pixels_the_teacher_saw(
-    reader: CacheReader, told: dict[str, Any]
+    reader: CacheReader, frozen: dict[str, Any]
 ) -> None:
     """From PNG, whose decoding is exact; the operations are Pillow's and NumPy's."""
     images = open_dataset(str(IMAGES), "train")
@@ -151,10 +151,10 @@ def test_views_are_redrawn_to_the_pixels_the_teacher_saw(
                 seen.append(f"{pixel_hash(pixels):016x}")
                 if index == 0 and first + row < len(reader.witnesses):
                     np.testing.assert_array_equal(pixels, reader.witnesses[first + row])
-    assert seen == [found for each in told["passes"] for found in each["pixel_hashes"]]
+    assert seen == [found for each in frozen["passes"] for found in each["pixel_hashes"]]
 
 
-def test_features_decode_to_those_of_the_day(name: str) -> None:
+def test_features_decode_to_the_frozen_values(name: str) -> None:
     with np.load(FOLDER / "features.npz", allow_pickle=False) as frozen:
         # Matrix products may differ in their last bits between machines.
         np.testing.assert_allclose(decoded(FOLDER / name), frozen[name], rtol=1e-4, atol=1e-4)

@@ -94,7 +94,7 @@ def test_a_bomb_is_refused_by_its_header(coding: Compression) -> None:
 
 @pytest.mark.usefixtures("little_memory")
 @pytest.mark.parametrize("coding", ["blosc", "zstd", "pcodec"])
-def test_a_few_bytes_may_not_stand_for_a_gigabyte(coding: Compression) -> None:
+def test_a_few_bytes_may_not_decode_to_a_gigabyte(coding: Compression) -> None:
     """Even if the plan has an array of this size."""
     with pytest.raises(CacheCorrupt, match="more than 4096 times as many"):
         decode_chunk(b"\0" * 10_000, coding, INT16, (1 << 29,))
@@ -235,7 +235,7 @@ def _edited(manifest: Manifest, changes: dict[str, Any], **of_data: Any) -> byte
         ({"tail_digest": {"num_bytes": 1 << 40, "sha256": "0" * 64}}, {}, "tail_digest"),
     ],
 )
-def test_a_plan_beyond_all_measure_is_refused(
+def test_a_plan_with_excessive_sizes_is_refused(
     change: dict[str, Any], of_data: dict[str, Any], message: str, manifest: Manifest
 ) -> None:
     with pytest.raises(CacheCorrupt, match=message):
@@ -252,7 +252,7 @@ def test_a_plan_beyond_all_measure_is_refused(
         {"stages": [4], "logits": "full", "codec": "int8", "more": 1},
     ],
 )
-def test_a_request_is_one(request_: dict[str, Any], manifest: Manifest) -> None:
+def test_a_malformed_request_is_refused(request_: dict[str, Any], manifest: Manifest) -> None:
     with pytest.raises(CacheCorrupt, match="request"):
         parse(Plan, _edited(manifest, {"request": request_}), where="here")
 
@@ -273,7 +273,7 @@ def _errors(**changes: Any) -> dict[str, Any]:
         {"4": _errors(raw={"mean": 10**400, "p95": 0.2, "max": 1})},
     ],
 )
-def test_measured_errors_are_numbers(measured: dict[str, Any], manifest: Manifest) -> None:
+def test_measured_errors_must_be_numbers(measured: dict[str, Any], manifest: Manifest) -> None:
     document = json.loads(canonical(manifest.plan))
     document["provenance"]["measured"] = {"4": _errors()}
     assert parse(Plan, json.dumps(document).encode(), where="here").provenance.measured
@@ -297,7 +297,7 @@ def test_json_is_bounded_in_depth_and_number_of_values() -> None:
         parse(Plan, b"[" + b"[]," * (2 << 20) + b"[]]", where="here")
 
 
-def test_depth_is_counted_wherever_the_deep_part_stands(manifest: Manifest) -> None:
+def test_depth_is_counted_in_every_part_of_a_document(manifest: Manifest) -> None:
     document = json.loads(canonical(manifest.plan))
     document["identity"]["request"] = {"a": [0, json.loads("[" * 40 + "]" * 40)]}
     with pytest.raises(CacheCorrupt, match="nests deeper"):
@@ -318,7 +318,9 @@ def test_blocks_of_the_largest_teachers_fit_and_larger_ones_do_not(manifest: Man
 
 
 @pytest.mark.parametrize("codec", [["float16"], {"a": 1}, None, 3, "pickle"])
-def test_a_codec_is_a_known_name(codec: Any, sound_cache: Path, manifest: Manifest) -> None:
+def test_an_unknown_codec_name_is_refused(
+    codec: Any, sound_cache: Path, manifest: Manifest
+) -> None:
     document = json.loads(canonical(manifest.plan))["identity"]
     document["stages"]["4"]["codec"]["config"]["codec"] = codec
     with pytest.raises(CacheMismatch, match="unknown codec"):
@@ -330,7 +332,7 @@ def test_a_codec_is_a_known_name(codec: Any, sound_cache: Path, manifest: Manife
 
 
 @pytest.mark.parametrize("value", [10**400, float("inf"), float("nan"), True, "1", None])
-def test_a_number_of_a_codec_is_finite(value: Any) -> None:
+def test_a_number_of_a_codec_must_be_finite(value: Any) -> None:
     assert _real({"step": 1}, "step") == 1.0
     with pytest.raises(CacheCorrupt, match=r"step=.* is not a number"):
         _real({"step": value}, "step")
@@ -394,7 +396,7 @@ _SHAPE = {"grid": [2, 2], "num_channels": 64, "num_prefix_tokens": 1}
         ({"model": "x" * 10_000}, "characters"),
     ],
 )
-def test_the_teacher_described_is_the_teacher_stored(
+def test_a_teacher_that_disagrees_with_the_stored_shapes_is_refused(
     change: dict[str, Any], message: str, manifest: Manifest
 ) -> None:
     document = json.loads(canonical(manifest.plan))["identity"]
@@ -428,7 +430,7 @@ def test_the_teacher_described_is_the_teacher_stored(
         ("logits", "tables/stage4-0123456789abcdef.safetensors"),
     ],
 )
-def test_a_table_has_the_name_of_its_kind(field: str, value: str, manifest: Manifest) -> None:
+def test_a_table_must_have_the_name_of_its_kind(field: str, value: str, manifest: Manifest) -> None:
     document = json.loads(canonical(manifest.plan))["identity"]
     digest = document["tail_digest"]
     if field == "tail":
@@ -456,7 +458,7 @@ def test_a_table_has_the_name_of_its_kind(field: str, value: str, manifest: Mani
         "passes/0000/stage4/\u202ezarr.json",
     ],
 )
-def test_a_manifest_names_documents_of_a_cache_alone(path: str, manifest: Manifest) -> None:
+def test_a_manifest_may_name_documents_of_a_cache_only(path: str, manifest: Manifest) -> None:
     document = json.loads(canonical(manifest))
     document["digest"] = ""
     document["files"][path] = document["files"]["plan.json"]
@@ -465,7 +467,7 @@ def test_a_manifest_names_documents_of_a_cache_alone(path: str, manifest: Manife
 
 
 @pytest.mark.parametrize("path", ["../../home", "passes/0000/.git/c/0", "passes/0000/000000.zip"])
-def test_a_record_names_files_of_shards_alone(path: str, sound_cache: Path) -> None:
+def test_a_record_may_name_files_of_shards_only(path: str, sound_cache: Path) -> None:
     document = json.loads((sound_cache / "records/0000/000000.json").read_text())
     document["files"][path] = next(iter(document["files"].values()))
     with pytest.raises(CacheCorrupt, match="is not the path of"):

@@ -80,16 +80,14 @@ def forged(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
     return root, path
 
 
-def test_the_unforged_cache_is_sound(tmp_path: Path) -> None:
+def test_the_cache_before_forging_is_intact(tmp_path: Path) -> None:
     root = Path(shutil.copytree(_FROZEN, tmp_path / "cache"))
     base = {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
     assert sealed(base, {}) == {}
     assert verify(root).problems == []
 
 
-def test_a_table_that_is_something_else_is_never_fetched(
-    forged: tuple[Path, str], tmp_path: Path
-) -> None:
+def test_a_table_with_other_content_is_not_copied(forged: tuple[Path, str], tmp_path: Path) -> None:
     root, path = forged
     target = tmp_path / "target"
     for command in (
@@ -105,7 +103,7 @@ def test_a_table_that_is_something_else_is_never_fetched(
         shutil.rmtree(target, ignore_errors=True)
 
 
-def test_a_table_that_is_something_else_is_found(forged: tuple[Path, str]) -> None:
+def test_verify_reports_a_table_with_other_content(forged: tuple[Path, str]) -> None:
     root, path = forged
 
     def read() -> None:

@@ -74,7 +74,7 @@ def refused(ran: Any, code: int, *words: str) -> None:
         ("3,4", "none", 3, ("has a label", "--objective features")),
     ],
 )
-def test_an_objective_that_teacher_or_data_cannot_serve(
+def test_an_objective_without_its_targets_or_labels_is_refused(
     run: Run,
     cache: Callable[..., Path],
     tiny_images: Path,
@@ -93,7 +93,7 @@ def test_an_objective_that_teacher_or_data_cannot_serve(
     assert not (tmp_path / "run/last").exists()
 
 
-def test_logits_of_a_teacher_without_a_classifier(
+def test_logits_of_a_teacher_without_a_classifier_are_refused(
     run: Run, no_forward: Callable[[], None], tiny_images: Path, tmp_path: Path
 ) -> None:
     no_forward()
@@ -111,7 +111,7 @@ def test_logits_of_a_teacher_without_a_classifier(
         ("image", ("--key-column", "id"), 2, ("id", "--key-column")),
     ],
 )
-def test_tables_without_the_column(
+def test_tables_without_the_column_are_refused(
     run: Run,
     no_forward: Callable[[], None],
     image_bytes: dict[int, bytes],
@@ -130,7 +130,7 @@ def test_tables_without_the_column(
     refused(run(*command, *options, "--output", tmp_path / "c"), code, *words)
 
 
-def test_a_data_set_without_any_image(
+def test_a_data_set_without_images_is_refused(
     run: Run, no_forward: Callable[[], None], tmp_path: Path
 ) -> None:
     no_forward()
@@ -141,7 +141,7 @@ def test_a_data_set_without_any_image(
     refused(ran, 3, "no image in it", "notes.txt")
 
 
-def test_mixed_labels_are_one_note(
+def test_partly_labelled_images_give_one_note(
     run: Run,
     image_bytes: dict[int, bytes],
     write_tar: Callable[..., Path],

@@ -74,7 +74,7 @@ def test_a_short_name_prints_its_expansion(cache_teacher: Run) -> None:
     assert ran.err.startswith("test_vit stands for test_vit.r160_in1k")
 
 
-def test_a_dry_run_prices_the_job_and_writes_nothing(
+def test_a_dry_run_estimates_the_job_and_writes_nothing(
     cache_teacher: Run, options: dict[str, object]
 ) -> None:
     ran = cache_teacher("--dry-run", "--json", passes=3, codec="float16")
@@ -110,7 +110,7 @@ def test_a_dry_run_prices_the_job_and_writes_nothing(
     ],
     ids=str,
 )
-def test_what_cannot_be_done_is_one_line_before_any_work(
+def test_an_impossible_request_is_one_line_before_any_work(
     changes: dict[str, object],
     code: int,
     message: str,
@@ -227,7 +227,7 @@ def test_options_that_would_be_ignored_are_refused(
     assert not (tmp_path / "x").exists()
 
 
-def test_no_cache_is_a_matter_of_input(tmp_path: Path, run: Run) -> None:
+def test_a_missing_cache_is_a_data_error(tmp_path: Path, run: Run) -> None:
     for command in ("info", "verify"):
         ran = run("cache", command, tmp_path / "nowhere")
         assert ran.code == 3
@@ -235,7 +235,7 @@ def test_no_cache_is_a_matter_of_input(tmp_path: Path, run: Run) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_permission_is_the_machines_fault(
+def test_a_folder_without_permission_is_an_environment_fault(
     cache_teacher: Run, tmp_path: Path
 ) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
@@ -244,13 +244,13 @@ def test_a_folder_without_permission_is_the_machines_fault(
     assert "permission denied" in ran.err
 
 
-def test_a_file_system_that_refuses_is_the_machines_fault(cache_teacher: Run) -> None:
+def test_an_error_of_the_file_system_is_an_environment_fault(cache_teacher: Run) -> None:
     ran = cache_teacher(output="/proc/scalekd-cache")
     assert ran.code == 5
     assert _is_one_line(ran.err)
 
 
-def test_ctrl_c_says_that_nothing_is_lost(
+def test_ctrl_c_reports_that_committed_work_is_kept(
     cache_teacher: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from scalekd.pipelines import cache_teacher as stage_one

@@ -112,7 +112,7 @@ def test_the_page_shows_views_features_and_answers(
     assert len(page.all("i")) == 5
 
 
-def test_nothing_is_referred_to_outside(
+def test_the_page_refers_to_no_other_file(
     run: Run, cache: Path, photos: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "cache.html"
@@ -128,7 +128,7 @@ def test_nothing_is_referred_to_outside(
     assert not re.search(r"url\(|@import|https?:", text)
 
 
-def test_hostile_names_stay_text(run: Run, tmp_path: Path) -> None:
+def test_hostile_names_are_shown_as_text(run: Run, tmp_path: Path) -> None:
     name = HOSTILE.replace("/", "_")
     photos = _folder(tmp_path, (name, "cats"))
     cache = _cache(run, photos, tmp_path / "cache", "--note", HOSTILE)
@@ -170,7 +170,7 @@ def test_views_are_chosen_by_key_class_and_error(
         (("--keys", "x", "--worst", 2), 2, "leave out --worst"),
     ],
 )
-def test_wrong_choices_are_one_line(
+def test_wrong_choices_of_views_are_one_line(
     run: Run, cache: Path, tmp_path: Path, options: tuple[object, ...], code: int, message: str
 ) -> None:
     output = tmp_path / "c.html"
@@ -223,7 +223,7 @@ def test_topk_logits_give_probabilities(run: Run, photos: Path, tmp_path: Path) 
     assert np.allclose(sums, 1, atol=2e-3)
 
 
-def test_colours_have_a_common_basis_and_tell_tokens_apart(cache: Path) -> None:
+def test_colours_have_a_common_basis_and_distinguish_tokens(cache: Path) -> None:
     reader = open_cache(cache)
     shape = reader.codecs.stages[4].shape
     tokens = read_features(reader, stage=4, pass_index=0, first=0, count=12)
@@ -242,7 +242,7 @@ def test_colours_have_a_common_basis_and_tell_tokens_apart(cache: Path) -> None:
     assert (basis.colours(3 * views[0], shape.grid) == pictures[0]).all()
 
 
-def test_errors_of_tokens_by_hand() -> None:
+def test_errors_of_tokens_equal_numbers_worked_by_hand() -> None:
     live = np.array([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0]], np.float32)
     stored = np.array([[3.0, 4.0], [0.0, 1.0], [0.0, 0.0]], np.float32)
     errors = token_errors(stored, live)

@@ -33,9 +33,7 @@ def test_convert_info_verify_and_doctor(
     assert "pass --data-dir" in error
 
 
-def test_what_cannot_be_converted_is_a_sentence(
-    run: Any, sound_cache: Path, tmp_path: Path
-) -> None:
+def test_an_impossible_conversion_is_one_line(run: Any, sound_cache: Path, tmp_path: Path) -> None:
     output = tmp_path / "tars"
     convert = ("cache", "convert", sound_cache, output)
     assert run(*convert)[0] == 2

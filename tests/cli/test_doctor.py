@@ -57,7 +57,7 @@ def test_part_of_a_large_set_is_decoded(run: Run, photos: Path) -> None:
     assert "5 of 5 images decoded, 0 unreadable\n" in everything.out
 
 
-def test_files_that_are_not_taken_are_named(run: Run, photos: Path) -> None:
+def test_files_that_are_not_read_are_named(run: Run, photos: Path) -> None:
     (photos / "train" / "stray.jpg").write_bytes((photos / "train/cats/0.jpg").read_bytes())
     (photos / "train" / "cats" / "notes.txt").write_text("x")
     out = run("doctor", "--data-dir", photos).out

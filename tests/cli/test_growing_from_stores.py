@@ -38,7 +38,7 @@ def test_extend_and_repair_fetch_each_image_shard_once(
 
 
 @pytest.mark.parametrize("command", ["extend", "repair"])
-def test_a_size_that_is_no_size_is_refused(
+def test_an_invalid_size_of_the_local_cache_is_refused(
     command: str, cache_copy: Path, tiny_images: Path, run: Callable[..., Any]
 ) -> None:
     ran = run(

@@ -76,7 +76,7 @@ def test_misspelt_names_are_answered_with_the_nearest(run: Run) -> None:
 
 
 @pytest.mark.parametrize("option", ["--aa", "--mixup", "--color-jitter", "--dataset"])
-def test_options_that_users_of_timm_expect_are_answered_with_ours(run: Run, option: str) -> None:
+def test_options_of_timm_are_answered_with_the_equivalent_here(run: Run, option: str) -> None:
     ran = run("train-student", option, "1")
     assert ran.code == 2
     line = ran.err.splitlines()[-1]

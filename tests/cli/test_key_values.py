@@ -65,7 +65,7 @@ def test_every_command_reads_them_with_one_parser(name: str) -> None:
         assert (key, value) == ("bias", False), path
 
 
-def test_only_knobs_of_the_objective_have_dotted_names() -> None:
+def test_only_settings_of_the_objective_have_dotted_names() -> None:
     assert KeyValue(dotted=True).convert("stage3.heads=2", None, None) == ("stage3.heads", 2)
     for text in ("stage3.heads=2", "heads", "=2", "a b=1"):
         with pytest.raises(click.BadParameter, match="key=value"):

@@ -63,7 +63,7 @@ def current() -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def test_no_option_is_lost_and_no_default_moves() -> None:
+def test_options_and_defaults_are_those_recorded() -> None:
     written, found = json.loads(OPTIONS.read_text(encoding="utf-8")), current()
     assert found.keys() >= written.keys()
     for path, options in written.items():
@@ -271,7 +271,7 @@ class _Judged(BaseModel):
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])
-def test_a_commands_result_is_printed_once_and_then_judged(
+def test_a_commands_result_is_printed_before_its_failure_is_raised(
     flags: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @record_command("it", _Numbers, arguments=("number",))

@@ -48,7 +48,7 @@ def test_one_number_is_a_square(given: object, size: object) -> None:
 @pytest.mark.parametrize(
     "given", ["", "a", "12,x", "1,2,3", "0", "-3", "32,0", "4097", True, 1.5, [32, None], "[1,2]"]
 )
-def test_what_is_no_size_is_refused(given: object) -> None:
+def test_an_invalid_image_size_is_refused(given: object) -> None:
     with pytest.raises(ValidationError, match=r"an image size is S or H,W, each side in 1\.\.4096"):
         Record.model_validate({"size": given})
 
@@ -67,7 +67,7 @@ def done(run: Run) -> Callable[..., dict[str, Any]]:
 
 
 @pytest.mark.parametrize("codec", ["transform", "int8"])
-def test_the_whole_path_with_oblong_views(
+def test_all_commands_work_with_rectangular_views(
     done: Callable[..., dict[str, Any]], tiny_images: Path, tmp_path: Path, codec: str
 ) -> None:
     images = ("--data-dir", tiny_images)
@@ -136,7 +136,9 @@ _STUDENTS: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("model", "kwargs"), _STUDENTS)
-def test_students_of_every_kind_take_oblong_images(model: str, kwargs: dict[str, Any]) -> None:
+def test_students_of_every_kind_accept_rectangular_images(
+    model: str, kwargs: dict[str, Any]
+) -> None:
     student = create_student(model, num_classes=3, img_size=(64, 128), model_kwargs=kwargs)
     assert student.spec.img_size == (64, 128)
     output = student(torch.zeros(2, 3, 64, 128))
@@ -164,7 +166,7 @@ def test_a_student_that_cannot_take_the_size_is_refused_before_the_first_view(
 @pytest.mark.parametrize(
     "model", ["dinov2_s", "vit_small_patch16_dinov3", "swin_t", "beit_base_patch16_224", "resnet18"]
 )
-def test_teachers_of_every_kind_take_oblong_images(model: str) -> None:
+def test_teachers_of_every_kind_accept_rectangular_images(model: str) -> None:
     size = (56, 112) if model == "dinov2_s" else (64, 128)
     teacher = load_teacher(TeacherConfig(model=model, pretrained=False, img_size=size))
     rows, columns = teacher.spec.stages[4].grid

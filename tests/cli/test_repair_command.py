@@ -8,7 +8,7 @@ import pytest
 from scalekd.cli.main import main
 
 
-def test_damage_is_found_mended_and_gone(
+def test_damage_is_reported_repaired_and_gone(
     cache_copy: Path, tiny_images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (cache_copy / "passes/0001/pixel_hash/c/1").unlink()
@@ -22,7 +22,7 @@ def test_damage_is_found_mended_and_gone(
     main(["cache", "verify", str(cache_copy)])
 
 
-def test_a_stranger_that_is_left_is_a_failure(
+def test_an_unexpected_file_that_remains_is_a_failure(
     cache_copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (cache_copy / "extra").write_bytes(b"")

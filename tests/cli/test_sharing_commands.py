@@ -22,7 +22,7 @@ def _documented() -> list[str]:
 
 
 @pytest.mark.parametrize("line", _documented())
-def test_documented_lines_are_understood(line: str) -> None:
+def test_documented_command_lines_are_accepted(line: str) -> None:
     arguments, command = shlex.split(line)[1:], group
     while isinstance(command, click.Group):
         found = command.get_command(click.Context(command), arguments.pop(0))
@@ -31,7 +31,7 @@ def test_documented_lines_are_understood(line: str) -> None:
     command.make_context(command.name, arguments)
 
 
-def test_a_cache_goes_its_way(
+def test_a_cache_is_extended_pushed_pulled_and_listed(
     run: Callable[..., Any], make_cache: Any, tiny_images: Path, tmp_path: Path
 ) -> None:
     cache, bucket = tmp_path / "cache", tmp_path / "bucket"
@@ -90,7 +90,7 @@ def test_a_cache_goes_its_way(
         (("extend", "{tmp}/nothing", "--data-dir", "{tmp}", "--passes", "2"), 3),
     ],
 )
-def test_rubbish_is_refused_with_the_right_code(
+def test_invalid_arguments_have_the_right_exit_code(
     run: Callable[..., Any], sound_cache: Path, tmp_path: Path, arguments: Any, code: int
 ) -> None:
     filled = [

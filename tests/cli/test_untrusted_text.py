@@ -80,7 +80,7 @@ def assert_harmless(shown: str) -> None:
 
 
 @pytest.mark.parametrize("text", [HOSTILE, 2 * 10**5 * "long\x1b"], ids=["hostile", "long"])
-def test_a_cache_cannot_steer_the_terminal(
+def test_text_of_a_cache_cannot_control_the_terminal(
     text: str, cache_copy: Path, run: Run, tiny_images: Path, tmp_path: Path
 ) -> None:
     cache = hostile_copy(cache_copy, text)
@@ -115,7 +115,7 @@ def test_a_cache_cannot_steer_the_terminal(
     assert ran.json["note"] == text
 
 
-def test_a_name_of_a_folder_cannot_steer_the_terminal(cache_copy: Path, run: Run) -> None:
+def test_the_name_of_a_folder_cannot_control_the_terminal(cache_copy: Path, run: Run) -> None:
     folder = cache_copy.rename(cache_copy.with_name("a\nscalekd: error: pay\x1b[31m\u202e"))
     odd = Path(os.fsdecode(bytes(folder.with_name("b")) + b"\xff"))
     odd.mkdir()
@@ -137,7 +137,7 @@ def test_a_name_of_a_folder_cannot_steer_the_terminal(cache_copy: Path, run: Run
         assert r"\x1b" in ran.out + ran.err or r"\udcff" in ran.out + ran.err
 
 
-def test_a_card_shows_what_a_cache_says_as_text(cache_copy: Path) -> None:
+def test_a_card_shows_text_of_a_cache_without_markup(cache_copy: Path) -> None:
     cache = hostile_copy(cache_copy, HOSTILE)
     manifest = Manifest.model_validate_json((cache / "manifest.json").read_bytes())
     card = dataset_card(manifest.plan, manifest, "hf://datasets/lab/cache")
@@ -154,7 +154,7 @@ def test_a_card_shows_what_a_cache_says_as_text(cache_copy: Path) -> None:
     assert len(dataset_card(manifest.plan, manifest, "hf://datasets/lab/cache")) < 10_000
 
 
-def test_a_fault_of_the_program_keeps_its_traceback_and_loses_its_escapes(
+def test_a_traceback_is_printed_with_control_characters_escaped(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(**options: Any) -> None:
@@ -197,7 +197,7 @@ def test_warnings_and_log_records_of_libraries_are_escaped(
     ],
     ids=str,
 )
-def test_any_encoding_of_the_terminal_will_do(
+def test_output_works_in_any_terminal_encoding(
     environment: dict[str, str], cache_copy: Path
 ) -> None:
     cache = hostile_copy(cache_copy, "é – … 猫")

@@ -99,7 +99,7 @@ def test_bfloat16_decoding_is_close(codec: FeatureCodec, views: np.ndarray) -> N
     assert float((rough - exact).square().sum() / exact.square().sum()) < 1e-3
 
 
-def test_configuration_survives_json_and_tables_survive_safetensors(
+def test_configuration_and_tables_round_trip_through_files(
     codec: FeatureCodec, views: np.ndarray, tmp_path: Path
 ) -> None:
     config = json.loads(json.dumps(codec.to_config(), allow_nan=False))
@@ -115,7 +115,7 @@ def test_configuration_survives_json_and_tables_survive_safetensors(
     assert codec_to_bytes(loaded) == codec_to_bytes(codec)
 
 
-def test_a_thread_that_leaves_first_does_not_end_the_silence_of_another() -> None:
+def test_a_thread_that_leaves_first_keeps_the_warning_filter_of_another() -> None:
     notice = "Numcodecs codecs are not in the Zarr version 3 specification"
     first, second = quiet_zarr(), quiet_zarr()
     filters = list(warnings.filters)
@@ -182,7 +182,7 @@ def test_packed_bytes_round_trip(codec: FeatureCodec, views: np.ndarray, num_vie
         np.testing.assert_array_equal(plane, planes[name])
 
 
-def test_damaged_bytes_raise_our_error(codec: FeatureCodec, views: np.ndarray) -> None:
+def test_damaged_bytes_raise_cache_errors(codec: FeatureCodec, views: np.ndarray) -> None:
     packed = codec.pack(codec.encode(views))
     for spec in codec.planes:
         good = packed[spec.name]
@@ -194,7 +194,7 @@ def test_damaged_bytes_raise_our_error(codec: FeatureCodec, views: np.ndarray) -
             unpack(codec, packed, num_views)
 
 
-def test_foreign_planes_raise_our_error(codec: FeatureCodec, views: np.ndarray) -> None:
+def test_planes_of_another_codec_raise_cache_errors(codec: FeatureCodec, views: np.ndarray) -> None:
     planes = codec.encode(views)
     name = codec.planes[0].name
     with pytest.raises(CacheCorrupt, match=rf"{name}|disagree on views"):
@@ -233,7 +233,7 @@ def test_versions_names_and_keys_are_checked(codec: FeatureCodec) -> None:
         codec_from_config(config, {**tables, "extra": np.zeros(3, np.float32)}, SHAPE)
 
 
-def test_damaged_tables_raise_our_error(codecs: dict[str, FeatureCodec]) -> None:
+def test_damaged_tables_raise_cache_errors(codecs: dict[str, FeatureCodec]) -> None:
     codec = codecs["transform:error=0.02"]
     config, tables = codec.to_config(), codec.tables()
     for name, table in tables.items():

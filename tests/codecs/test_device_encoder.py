@@ -55,7 +55,7 @@ def _compare(codec: FeatureCodec, features: np.ndarray, planes: dict[str, torch.
 
 
 @pytest.mark.parametrize("num_views", [1, 11, 24])
-def test_it_gives_the_integers_of_the_codec(
+def test_the_device_encoder_gives_the_integers_of_the_codec(
     codec: FeatureCodec, make_features: MakeFeatures, num_views: int
 ) -> None:
     features = make_features(codec.shape, num_views, seed=5).astype(np.float32)
@@ -104,7 +104,7 @@ def test_large_batches_are_encoded_in_chunks(
     _compare(codec, features, encoding.planes)
 
 
-def test_values_that_are_not_finite_are_reported_where_they_are(
+def test_values_that_are_not_finite_are_reported_with_view_and_token(
     codec: FeatureCodec, make_features: MakeFeatures
 ) -> None:
     features = torch.from_numpy(make_features(codec.shape, 4, seed=10)).float()
@@ -142,7 +142,9 @@ def test_codecs_without_tables_are_encoded_on_the_host() -> None:
 
 
 @pytest.mark.parametrize(("lanes", "views", "scale"), [(1, 1, 3000.0), (3, 5, 3.0), (2, 9, 40.0)])
-def test_the_search_finds_the_paths_of_the_codec(lanes: int, views: int, scale: float) -> None:
+def test_the_trellis_search_finds_the_paths_of_the_codec(
+    lanes: int, views: int, scale: float
+) -> None:
     values, weights = _search_inputs(lanes, views, scale)
     expected = encode(values.copy(), weights)
     found = search_stepwise(torch.from_numpy(values), torch.from_numpy(weights))
@@ -195,7 +197,7 @@ assert "fma." not in text, text
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
-def test_without_a_compiler_the_search_goes_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_the_search_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton compiles a launcher with the system's C compiler, which may be missing."""
     pytest.importorskip("triton")
     from scalekd.codecs import _viterbi, _viterbi_triton

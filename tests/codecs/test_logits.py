@@ -48,7 +48,7 @@ def test_temperature_can_change_later(logits: np.ndarray) -> None:
     assert decoded["tail_mass"].max() == 0
 
 
-def test_topk_ten_fits_in_few_bytes(logits: np.ndarray) -> None:
+def test_topk_of_ten_classes_takes_few_bytes(logits: np.ndarray) -> None:
     codec = create_logit_codec("topk:10", 1000)
     many = np.tile(logits, (6, 1))[:256]
     assert sum(map(len, codec.pack(codec.encode(many)).values())) / 256 <= 44
@@ -95,7 +95,7 @@ def test_bad_logits_are_refused(text: str, logits: np.ndarray) -> None:
         codec.encode(logits[:, 1:])
 
 
-def test_half_precision_overflow_is_refused_with_a_way_out(logits: np.ndarray) -> None:
+def test_half_precision_overflow_is_refused_with_advice(logits: np.ndarray) -> None:
     bad = logits.copy()
     bad[2, 5] = 1e5
     with pytest.raises(DataError, match=r"view 2 .*topk"):

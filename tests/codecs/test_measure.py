@@ -5,7 +5,7 @@ from scalekd.codecs import measure_errors, view_errors
 from scalekd.shapes import FeatureShape
 
 
-def test_hand_worked_numbers() -> None:
+def test_errors_equal_numbers_worked_by_hand() -> None:
     shape = FeatureShape((1, 2), 2)
     before = np.array([[[3.0, 0.0], [0.0, 4.0]]])
     after = np.array([[[0.0, 3.0], [0.0, 8.0]]])
@@ -37,7 +37,7 @@ def test_constant_and_zero_maps_have_no_direction() -> None:
     assert errors["spatial"].max() < 1e-12
 
 
-def test_summary_is_over_views() -> None:
+def test_the_summary_is_over_views() -> None:
     shape = FeatureShape((1, 1), 1)
     before = np.ones((100, 1, 1))
     after = before.copy()

@@ -29,7 +29,7 @@ SHAPE = FeatureShape((4, 4), 32)
 
 @pytest.mark.parametrize("metric", ["spatial", "frequency", "raw"])
 @pytest.mark.parametrize("target", [0.003, 0.03])
-def test_target_is_met_on_views_never_seen(
+def test_the_target_error_is_met_on_new_views(
     make_features: Callable[..., np.ndarray], metric: str, target: float
 ) -> None:
     codec = fit_codec(
@@ -73,7 +73,7 @@ def test_prefix_tokens_are_coded_as_well_as_patch_tokens(
     assert error[:, :2].mean() < 0.03
 
 
-def test_it_is_much_smaller_than_int8(make_features: Callable[..., np.ndarray]) -> None:
+def test_transform_is_much_smaller_than_int8(make_features: Callable[..., np.ndarray]) -> None:
     shape = FeatureShape((6, 6), 64)
     views = make_features(shape, 256, seed=2)
     sizes = {}
@@ -108,7 +108,9 @@ def test_rate_is_close_to_the_gaussian_bound() -> None:
     assert 0 < bits - bound < 0.2
 
 
-def test_massive_tokens_do_not_drown_the_others(make_features: Callable[..., np.ndarray]) -> None:
+def test_tokens_of_large_norm_do_not_worsen_the_others(
+    make_features: Callable[..., np.ndarray],
+) -> None:
     def draw(views: int, seed: int) -> np.ndarray:
         features = make_features(SHAPE, views, seed).astype(np.float32)
         rng = np.random.default_rng(seed)
@@ -135,14 +137,14 @@ def test_dead_channels_stay_dead_and_cost_nothing(make_features: Callable[..., n
 
 
 @pytest.mark.parametrize("value", [0.0, 1.5])
-def test_constant_maps(value: float) -> None:
+def test_constant_maps_round_trip(value: float) -> None:
     views = np.full((40, 16, 32), value, np.float32)
     codec = fit_codec("transform", SHAPE, [views])
     decoded = codec.decode(codec.encode(views))
     np.testing.assert_allclose(decoded, views, atol=1e-3)
 
 
-def test_zero_tokens_and_constant_views_among_others(
+def test_zero_tokens_and_constant_views_round_trip_among_others(
     make_features: Callable[..., np.ndarray],
 ) -> None:
     codec = fit_codec("transform:error=0.01", SHAPE, [make_features(SHAPE, 600)])
@@ -227,7 +229,9 @@ def test_bad_calibration_is_refused(make_features: Callable[..., np.ndarray]) ->
         fit_codec("transform", SHAPE, [calibration[:, 1:]])
 
 
-def test_gains_follow_what_the_features_ask_for(make_features: Callable[..., np.ndarray]) -> None:
+def test_gains_are_per_token_or_per_view_as_the_features_need(
+    make_features: Callable[..., np.ndarray],
+) -> None:
     """Even lengths: one gain a view. Lengths that differ by octaves: one a token."""
     even = make_features(SHAPE, 400)
     assert fit_codec("transform", SHAPE, [even]).to_config()["gain"] == "view"
@@ -263,7 +267,7 @@ def test_bad_options_are_refused(text: str) -> None:
         parse_codec(text)
 
 
-def test_calibration_sizes_are_those_of_the_design() -> None:
+def test_numbers_of_calibration_views_are_as_specified() -> None:
     options = TransformOptions()
     assert options.num_calibration_views(FeatureShape((8, 8), 384)) >= 900  # 150 tokens a channel
     assert options.num_calibration_views(FeatureShape((7, 7), 1536)) >= 4702

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 KIND = "cap"
 
 
-def test_projector(golden: "Golden", dtype: torch.dtype) -> None:
+def test_the_projector_equals_the_reference(golden: "Golden", dtype: torch.dtype) -> None:
     settings = golden.meta["cfg"]
     if tuple(settings["window_shapes"]) != (1, 1):
         pytest.skip("windowed attention is a quirk of the published code that no recipe uses")

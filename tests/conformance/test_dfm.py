@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 KIND = "dfm"
 
 
-def test_spatial_loss(golden: "Golden", dtype: torch.dtype) -> None:
+def test_the_spatial_loss_equals_the_reference(golden: "Golden", dtype: torch.dtype) -> None:
     alpha = float(golden.tensor("in/alpha", torch.float64)[0])
     preds = golden.leaf("in/preds", dtype)
     loss = alpha * spatial_loss(preds, _target_tokens(golden, dtype))
@@ -26,7 +26,7 @@ def test_spatial_loss(golden: "Golden", dtype: torch.dtype) -> None:
     _assert_gradient(golden, preds, "grad/spat_preds", singular)
 
 
-def test_frequency_loss(golden: "Golden", dtype: torch.dtype) -> None:
+def test_the_frequency_loss_equals_the_reference(golden: "Golden", dtype: torch.dtype) -> None:
     alpha = float(golden.tensor("in/alpha", torch.float64)[1])
     preds = golden.leaf("in/preds", dtype)
     loss = alpha * frequency_loss(preds, _target_tokens(golden, dtype))

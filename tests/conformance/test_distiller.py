@@ -36,7 +36,7 @@ _TASKS = {"ce": ("cross_entropy", 0.0), "ls": ("cross_entropy", 0.1), "bce": ("b
 _STORED_IN_HALF = 2e-3
 
 
-def test_objective(
+def test_the_objective_equals_the_reference(
     golden: "Golden", golden_folder: "GoldenFolder", dtype: torch.dtype, tmp_path: Path
 ) -> None:
     exact = _Run(golden, golden_folder, torch.float64, tmp_path)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 KIND = "kd"
 
 
-def test_kd_loss(golden: "Golden", dtype: torch.dtype) -> None:
+def test_the_kd_loss_equals_the_reference(golden: "Golden", dtype: torch.dtype) -> None:
     alpha, temperature = golden.meta["alpha"], golden.meta["temp"]
     student = golden.leaf("in/logit_s", dtype)
     loss = kd_loss(student, golden.tensor("in/logit_t", dtype), temperature=temperature)

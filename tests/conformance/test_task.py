@@ -13,7 +13,7 @@ KIND = "task"
 _LOSSES = {"ce": ("cross_entropy", 0.0), "ls": ("cross_entropy", 0.1), "bce": ("bce", 0.0)}
 
 
-def test_task_loss(golden: "Golden", dtype: torch.dtype) -> None:
+def test_the_task_loss_equals_the_reference(golden: "Golden", dtype: torch.dtype) -> None:
     which = golden.meta["which"]
     name, label_smoothing = _LOSSES[which]
     logits = golden.leaf("in/logits", dtype)

@@ -12,7 +12,7 @@ KIND = "teacher"
 _TOLERANCE = 1e-5  # these outputs were stored from a float32 run only
 
 
-def test_teacher(
+def test_the_teacher_equals_the_reference(
     golden: "Golden", golden_folder: "GoldenFolder", dtype: torch.dtype, tmp_path: Path
 ) -> None:
     inputs, all_weights = golden_folder.teacher_files(golden.meta["tag"])

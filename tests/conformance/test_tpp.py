@@ -14,7 +14,7 @@ KIND = "tpp"
 _PIXELS_PER_TOKEN = 16  # of a Swin's third stage with patches of 4
 
 
-def test_tail(golden: "Golden", dtype: torch.dtype) -> None:
+def test_the_tail_equals_the_reference(golden: "Golden", dtype: torch.dtype) -> None:
     tail = _tail(golden).to(dtype)
     tokens = golden.leaf("in/tokens", dtype)
     merged: list[torch.Tensor] = []

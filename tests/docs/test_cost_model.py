@@ -51,7 +51,7 @@ def _hours(cell: str) -> float:
     return float(cell.split(" h")[0])
 
 
-def test_the_slower_of_gpu_and_cores_decides() -> None:
+def test_the_slower_of_gpu_and_cores_determines_the_time() -> None:
     # 1,281,167 views x 9 passes; the GPU takes 1 ms, and fitting both codecs 0.3 h.
     start = "ImageNet-1K: cache, 9 passes |"
     assert _row(start, passes=9, cores_per_gpu=1000)[0] == "3.5 h, 0.0037"

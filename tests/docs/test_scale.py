@@ -91,19 +91,19 @@ def _assert_trained(folder: Path, *, processes: int) -> None:
     assert state["num_updates"] == 70 // (8 * processes)
 
 
-def test_one_machine(launch: Launch, folder: Path) -> None:
+def test_caching_and_training_run_on_one_machine(launch: Launch, folder: Path) -> None:
     launch("one-machine-cache")
     _assert_cached(folder)
     launch("one-machine-train")
     _assert_trained(folder, processes=2)
 
 
-def test_accelerate_launch(launch: Launch, folder: Path) -> None:
+def test_accelerate_launch_trains_a_student(launch: Launch, folder: Path) -> None:
     launch("accelerate", processes=1)  # as the document says: on CPUs, it starts no more
     _assert_trained(folder, processes=1)
 
 
-def test_two_machines(launch: Launch, folder: Path) -> None:
+def test_caching_and_training_run_on_two_machines(launch: Launch, folder: Path) -> None:
     ranks = [{"NODE_RANK": 0}, {"NODE_RANK": 1}]
     launch("two-machines-cache", *ranks, processes=1)
     _assert_cached(folder)
@@ -116,7 +116,7 @@ def test_an_array_divides_the_shards_itself(launch: Launch, folder: Path) -> Non
     _assert_cached(folder)
 
 
-def test_the_tasks_of_an_array_do_every_shard_once(launch: Launch, folder: Path) -> None:
+def test_the_tasks_of_an_array_write_every_shard_once(launch: Launch, folder: Path) -> None:
     array = {"SHARDS": NUM_SHARDS, "SLURM_ARRAY_TASK_COUNT": 2}
     records = "new-cache/records/0000/*.json"
     launch("slurm-cache-shards", {**array, "SLURM_ARRAY_TASK_ID": 1})
@@ -125,7 +125,7 @@ def test_the_tasks_of_an_array_do_every_shard_once(launch: Launch, folder: Path)
     _assert_cached(folder)
 
 
-def test_a_job_of_two_nodes(launch: Launch, folder: Path) -> None:
+def test_a_slurm_job_of_two_nodes_trains_a_student(launch: Launch, folder: Path) -> None:
     """With stand-ins for Slurm's own commands: two tasks on this machine."""
     stand_ins = {
         "scontrol": 'printf "127.0.0.1\\nsecond\\n"',
@@ -144,6 +144,6 @@ def test_a_job_of_two_nodes(launch: Launch, folder: Path) -> None:
     _assert_trained(folder, processes=2)
 
 
-def test_every_line_of_the_document_is_one_of_these(lines: Programs) -> None:
+def test_every_program_of_the_page_is_tested(lines: Programs) -> None:
     text = Path(__file__).read_text()
     assert [name for name in lines if name != "settings" and f'"{name}"' not in text] == []

@@ -84,7 +84,7 @@ def test_answers_follow_the_class_map(views: EvaluationViews, centre_cache: Path
     assert np.array_equal(answers, cached)
 
 
-def test_answers_that_are_no_answers_to_these_images_are_refused(
+def test_answers_to_other_images_are_refused(
     views: EvaluationViews, sound_cache: Path, centre_cache: Path
 ) -> None:
     with pytest.raises(UsageError, match=r"contains random views .* --aug center"):
@@ -103,7 +103,7 @@ def test_unlabelled_images_are_refused(views: EvaluationViews) -> None:
         replace(views, images=replace(views.images, labels=labels))
 
 
-def test_the_command_measures_all_of_it(tiny_images: Path, centre_cache: Path) -> None:
+def test_the_command_measures_accuracy_and_agreement(tiny_images: Path, centre_cache: Path) -> None:
     where = ["test_vit", "--no-pretrained", "--data-dir", str(tiny_images), "--split=train"]
     common = [*where, "-j0", "--img-size=32", "--knn-split=train", "--knn-k=3"]
     arguments = [*common, "--teacher=test_vit2", "--no-teacher-pretrained", "--json"]

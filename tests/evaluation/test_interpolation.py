@@ -12,7 +12,7 @@ _PIXELS: dict[str, Any] = {"img_size": (32, 32), "mean": (0.5,) * 3, "std": (0.5
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_a_filter_that_views_know_is_the_one_they_are_drawn_with(interpolation: str) -> None:
+def test_evaluation_uses_the_models_filter_if_views_support_it(interpolation: str) -> None:
     assert EvaluationConfig(**_PIXELS, interpolation=interpolation).policy.interpolation == (
         interpolation
     )

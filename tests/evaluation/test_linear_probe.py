@@ -57,7 +57,7 @@ def features_of(views: EvaluationViews) -> tuple[np.ndarray, np.ndarray]:
     return torch.cat(features).numpy(), torch.cat([b.labels for b in batches]).numpy()
 
 
-def test_it_is_logistic_regression_of_standardised_features(
+def test_the_probe_is_logistic_regression_of_standardised_features(
     views: Callable[..., EvaluationViews],
 ) -> None:
     training, asked = views(slice(0, 50)), views(slice(50, 70))
@@ -74,7 +74,7 @@ def test_it_is_logistic_regression_of_standardised_features(
     assert again == result
 
 
-def test_separable_classes_are_told_apart_and_numbered_as_in_the_training_split(
+def test_separable_classes_are_classified_with_the_numbers_of_the_training_split(
     views: Callable[..., EvaluationViews],
 ) -> None:
     features, _ = features_of(views(slice(0, 70)))
@@ -100,7 +100,7 @@ def test_every_seed_holds_out_a_fifth_of_each_class() -> None:
     ("labels", "message"),
     [([0] * 10, "has one class"), (range(10), "no class of .* has two images")],
 )
-def test_splits_that_cannot_be_probed(
+def test_splits_that_cannot_be_probed_are_refused(
     views: Callable[..., EvaluationViews], labels: Any, message: str
 ) -> None:
     training = views(slice(0, 10), labels=list(labels))
@@ -129,7 +129,7 @@ def test_a_model_without_classes_is_evaluated_by_its_features(tiny_images: Path)
         evaluate(settings.model_copy(update={"knn_split": "train", "teacher": "test_vit"}))
 
 
-def test_the_command_prints_both(tiny_images: Path) -> None:
+def test_the_command_prints_neighbours_and_probe(tiny_images: Path) -> None:
     where = ["test_vit", "--no-pretrained", f"--data-dir={tiny_images}", "-j0", "--split=train"]
     where += ["--img-size=32", "--class-map=none", "--linear-probe=train", "--linear-probe-seeds=2"]
     ran = CliRunner().invoke(evaluate_command, where, catch_exceptions=False)

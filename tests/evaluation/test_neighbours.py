@@ -106,7 +106,7 @@ def test_queries_numbered_differently_are_matched(split: Callable[..., Evaluatio
     assert found.knn_top1 == 100
 
 
-def test_only_the_best_are_kept_and_ties_go_to_the_first() -> None:
+def test_only_the_nearest_vote_and_ties_go_to_the_first_class() -> None:
     best = Neighbours(torch.tensor([[0.9, 0.5]]), torch.tensor([[8, 6]]))
     other = Neighbours(torch.tensor([[0.5, 0.5, 0.7]]), torch.tensor([[9, 2, 4]]))
     for joined in (best.joined(other, 3), other.joined(best, 3)):

@@ -85,7 +85,7 @@ def test_at_another_size_views_are_drawn_from_images_and_never_from_views(
             loader(caches[form], None)
 
 
-def test_the_embedded_image_set_is_the_image_set(
+def test_the_embedded_image_set_equals_the_original(
     caches: dict[str, Path], tiny_images: Path
 ) -> None:
     there, here = open_dataset(str(tiny_images)), open_images(str(caches["source"]))
@@ -124,7 +124,7 @@ def test_swapped_images_and_edited_views_are_noticed(
         (b"RIFF no image", "does not decode"),
     ],
 )
-def test_embedded_views_that_are_none(
+def test_invalid_embedded_views_are_refused(
     caches: dict[str, Path], monkeypatch: pytest.MonkeyPatch, image: bytes, message: str
 ) -> None:
     found = loader(caches["view"], None)
@@ -151,7 +151,7 @@ def test_a_damaged_tar_stops_training(caches: dict[str, Path], tmp_path: Path) -
 
 @pytest.mark.parametrize("form", ["pixels", "zarr-pixels"])
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_differences_travel_to_the_device_and_give_the_same_pixels(
+def test_differences_are_restored_on_the_device_to_the_same_pixels(
     caches: dict[str, Path], form: str, num_workers: int
 ) -> None:
     whole = loader(caches[form], None)
@@ -168,7 +168,7 @@ def test_differences_travel_to_the_device_and_give_the_same_pixels(
 
 @pytest.mark.parametrize("form", ["pixels", "zarr-pixels"])
 @pytest.mark.parametrize("differences", [False, True])
-def test_pixels_without_their_hash_stop_training_and_verify_finds_them(
+def test_pixels_with_another_hash_stop_training_and_are_reported_by_verify(
     caches: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
     form: str,
@@ -185,7 +185,7 @@ def test_pixels_without_their_hash_stop_training_and_verify_finds_them(
     assert all("do not have their pixel hash" in problem for problem in problems)
 
 
-def test_later_batches_check_every_view_or_the_share_that_is_promised(
+def test_later_batches_check_every_view_or_one_in_a_hundred(
     caches: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, parts = (loader(caches["pixels"], None, differences=d) for d in (False, True))

@@ -44,7 +44,7 @@ def pixels(batches: Any, name: str = "pixels") -> Tensor:
 
 @pytest.mark.parametrize("form", ["zarr", "none", "source", "view"])
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_they_are_those_of_a_cache_with_more_passes(
+def test_fresh_views_are_those_of_a_cache_with_more_passes(
     caches: dict[str, Path], tiny_images: Path, form: str, num_workers: int
 ) -> None:
     theirs = loader(caches["five"], tiny_images)
@@ -61,7 +61,9 @@ def test_they_are_those_of_a_cache_with_more_passes(
             assert torch.equal(there["pixels"], here["pixels"])
 
 
-def test_without_them_passes_are_read_again(caches: dict[str, Path], tiny_images: Path) -> None:
+def test_without_fresh_views_passes_are_read_again(
+    caches: dict[str, Path], tiny_images: Path
+) -> None:
     again = loader(caches["zarr"], tiny_images)
     fresh = loader(caches["zarr"], tiny_images, fresh_views=True)
     assert torch.equal(pixels(again.epoch(1)), pixels(fresh.epoch(1)))
@@ -69,7 +71,9 @@ def test_without_them_passes_are_read_again(caches: dict[str, Path], tiny_images
     assert not torch.equal(pixels(fresh.epoch(3)), pixels(fresh.epoch(5)))
 
 
-def test_a_teacher_sees_its_own_size_of_them(caches: dict[str, Path], tiny_images: Path) -> None:
+def test_a_teacher_receives_fresh_views_at_its_own_size(
+    caches: dict[str, Path], tiny_images: Path
+) -> None:
     options = {"view_size": (48, 40), "teacher_pixels": True}
     theirs = loader(caches["five"], tiny_images, **options)
     ours = loader(caches["zarr"], tiny_images, fresh_views=True, **options)
@@ -79,7 +83,9 @@ def test_a_teacher_sees_its_own_size_of_them(caches: dict[str, Path], tiny_image
         assert torch.equal(pixels(theirs.epoch(3), name), here)
 
 
-def test_an_epoch_of_them_starts_in_the_middle(caches: dict[str, Path], tiny_images: Path) -> None:
+def test_an_epoch_of_fresh_views_can_start_in_the_middle(
+    caches: dict[str, Path], tiny_images: Path
+) -> None:
     ours = loader(caches["zarr"], tiny_images, fresh_views=True)
     whole = list(ours.epoch(4))
     rest = list(ours.epoch(4, start_batch=6))
@@ -87,7 +93,7 @@ def test_an_epoch_of_them_starts_in_the_middle(caches: dict[str, Path], tiny_ima
     assert all(torch.equal(a["pixels"], b["pixels"]) for a, b in zip(whole[6:], rest, strict=True))
 
 
-def test_a_cache_of_views_needs_the_images_for_them(
+def test_a_cache_that_embeds_views_needs_images_for_fresh_views(
     caches: dict[str, Path], tiny_images: Path
 ) -> None:
     with pytest.raises(UsageError, match=r"contains the views of 2 passes.*pass --data-dir"):
@@ -105,11 +111,11 @@ def test_images_that_changed_are_refused(
         list(ours.epoch(2))
 
 
-def test_a_part_of_a_cache_goes_on_behind_its_last_pass() -> None:
+def test_fresh_views_of_a_part_follow_its_last_pass() -> None:
     assert [fresh_pass((0, 1), epoch) for epoch in range(4)] == [None, None, 2, 3]
     assert [fresh_pass((3, 7), epoch) for epoch in range(4)] == [None, None, 8, 9]
 
 
-def test_they_have_no_cached_targets(caches: dict[str, Path], tiny_images: Path) -> None:
+def test_fresh_views_have_no_cached_targets(caches: dict[str, Path], tiny_images: Path) -> None:
     with pytest.raises(ValueError, match="no cached targets"):
         loader(caches["zarr"], tiny_images, fresh_views=True, groups=("logits",))

@@ -300,7 +300,7 @@ def test_one_wrong_bit_in_one_view_stops_training(
     assert "\n" not in message
 
 
-def test_drift_is_found_before_the_first_batch(
+def test_drift_is_reported_before_the_first_batch(
     recorded: Any, images: ImageDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _flip_one_bit(monkeypatch)
@@ -308,7 +308,7 @@ def test_drift_is_found_before_the_first_batch(
         CachedViewLoader(open_cache(recorded.root), images, batch_size=5)
 
 
-def test_a_measured_drift_is_accepted_up_to_what_was_stated(
+def test_a_measured_drift_is_accepted_up_to_the_allowed_one(
     recorded: Any, images: ImageDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One of 32 x 32 x 3 values off by one: a mean difference of 1 / 3072."""
@@ -321,7 +321,7 @@ def test_a_measured_drift_is_accepted_up_to_what_was_stated(
     assert len(list(loader.epoch(0))) == 14
 
 
-def test_where_the_witnesses_are_exact_no_view_may_differ_whatever_was_allowed(
+def test_if_witnesses_are_exact_no_view_may_differ_whatever_drift_is_allowed(
     recorded: Any, images: ImageDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loader = CachedViewLoader(open_cache(recorded.root), images, batch_size=5, allowed_drift=9.0)
@@ -395,7 +395,7 @@ def test_another_image_under_the_same_key_stops_training(
         CachedViewLoader(open_cache(recorded.root), images, batch_size=7)
 
 
-def test_samples_are_found_by_key_not_by_place(
+def test_samples_are_found_by_key_not_by_position(
     recorded: Any,
     tmp_path: Path,
     image_bytes: Mapping[int, bytes],

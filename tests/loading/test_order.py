@@ -42,7 +42,7 @@ def test_ranks_share_an_epoch_without_overlap_or_loss(
 
 @given(_CACHES, st.integers(1, 5), st.integers(0, 200))
 @settings(max_examples=100, deadline=None)
-def test_going_on_in_the_middle_gives_the_rest_of_the_epoch(
+def test_starting_in_the_middle_gives_the_rest_of_the_epoch(
     blocks: Any, batch_size: int, start: int
 ) -> None:
     order = EpochOrder(blocks, batch_size, 1, rank=1, world_size=2)
@@ -57,7 +57,7 @@ def test_an_epoch_depends_on_seed_and_number_alone() -> None:
     assert _epoch(EpochOrder(blocks, 10, seed=0), 1) != base
 
 
-def test_over_epochs_no_view_is_left_out_for_good() -> None:
+def test_no_view_is_left_out_of_all_epochs() -> None:
     """23 views in batches of 5 leave three over; other ones each time."""
     order = EpochOrder(_blocks([8, 8, 7]), 5, seed=0)
     seen = set()
@@ -68,7 +68,7 @@ def test_over_epochs_no_view_is_left_out_for_good() -> None:
     assert seen == set(range(23))
 
 
-def test_views_of_far_blocks_meet_in_a_batch() -> None:
+def test_a_batch_mixes_views_of_distant_blocks() -> None:
     """A buffer of four shuffled blocks: a batch of 16 drawn from one block would be no shuffle."""
     order = EpochOrder(_blocks([16] * 64), 16, seed=0)
     blocks_per_batch = [len({view // 16 for view in batch}) for batch in _epoch(order)]

@@ -97,7 +97,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /
 @linux
 @pytest.mark.parametrize("place", ["local", "remote"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_workers_go_on_after_a_signal_to_their_group(
+def test_workers_continue_after_a_signal_to_their_group(
     place: str, number: signal.Signals, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     process = start("obedient", place)
@@ -109,7 +109,7 @@ def test_workers_go_on_after_a_signal_to_their_group(
 
 
 @linux
-def test_workers_end_in_silence_with_a_main_process_that_is_killed(
+def test_workers_end_without_output_if_the_main_process_is_killed(
     start: Callable[..., subprocess.Popen[str]],
 ) -> None:
     process = start("plain")
@@ -120,7 +120,9 @@ def test_workers_end_in_silence_with_a_main_process_that_is_killed(
 
 
 @linux
-def test_a_program_ends_with_a_loader_open(start: Callable[..., subprocess.Popen[str]]) -> None:
+def test_a_program_ends_although_a_loader_is_open(
+    start: Callable[..., subprocess.Popen[str]],
+) -> None:
     process = start("open")
     out, err = process.communicate(timeout=TIMEOUT_SECONDS)
     assert (process.returncode, out, err) == (0, "[0]\n", "")

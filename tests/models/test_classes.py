@@ -65,7 +65,7 @@ def test_the_same_classes_in_the_same_order_need_no_map() -> None:
         ("crane", ("n02012849", "n03126707"), [0, 1]),  # ImageNet's bird and machine
     ],
 )
-def test_names_are_alike_but_for_spelling_and_synonyms(
+def test_names_match_despite_spelling_and_synonyms(
     wanted: str, names: tuple[str, ...], positions: list[int]
 ) -> None:
     assert find_by_name([wanted], names) == [positions]
@@ -80,7 +80,7 @@ def test_names_are_alike_but_for_spelling_and_synonyms(
         (("cat", "dog"), unnamed(10, "M"), r"pets has 2 classes \(cat, dog\), M has 10 classes"),
     ],
 )
-def test_what_cannot_be_matched_names_both_sides_and_the_option(
+def test_an_error_of_matching_names_both_sides_and_the_option(
     names: tuple[str, ...], model: Classes, message: str
 ) -> None:
     with pytest.raises(DataError, match=f"{message}.*--class-map FILE"):
@@ -102,7 +102,7 @@ def test_data_without_labels_leaves_all_classes_of_the_model() -> None:
     assert (match.indices, match.count, match.names) == (None, 10, TEN)
 
 
-def test_numbers_are_taken_on_request() -> None:
+def test_classes_are_matched_by_number_on_request() -> None:
     match = match_classes(unnamed(7), TEACHER, "none")
     assert (match.indices, match.count, match.names) == (None, 10, TEN)
     match = match_classes(data(*"abcdefghij"), TEACHER, "none")
@@ -127,7 +127,7 @@ def test_a_file_maps_each_label(tmp_path: Path) -> None:
         match_classes(data("boat", "sparrow"), TEACHER, str(path))
 
 
-def test_a_stored_map_is_taken_as_it_is() -> None:
+def test_a_stored_map_is_used_unchanged() -> None:
     assert match_classes(data("boat", "sparrow"), TEACHER, (8, 2)).indices == (8, 2)
 
 
@@ -162,7 +162,7 @@ def test_labels_beyond_the_names_are_refused() -> None:
         ("", "is empty"),
     ],
 )
-def test_what_is_no_class_map_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_an_invalid_class_map_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "map.txt"
     path.write_text(text)
     with pytest.raises(UsageError, match=message):
@@ -181,7 +181,7 @@ def test_what_is_no_class_map_is_refused(tmp_path: Path, text: str, message: str
         (b"\xff\xfe", "cannot be read"),
     ],
 )
-def test_class_names_of_a_teacher_are_one_a_line(
+def test_class_names_of_a_teacher_are_one_per_line(
     tmp_path: Path, content: bytes, message: str
 ) -> None:
     path = tmp_path / "names.txt"

@@ -46,5 +46,5 @@ def test_targets_differ_by_the_teachers_rounding_at_most(name: str, pair: Any) -
             assert (np.abs(one - other) <= bound).all()
 
 
-def test_a_cache_goes_on_with_its_own_batch_size_only(pair: Any) -> None:
+def test_a_cache_is_continued_with_its_own_batch_size_only(pair: Any) -> None:
     assert pair[0].manifest.plan.cache_id != pair[1].manifest.plan.cache_id

@@ -37,7 +37,7 @@ def test_a_budget_is_bytes_or_hours(text: str, num_bytes: int | None, hours: flo
 
 
 @pytest.mark.parametrize("text", ["", "much", "0GB", "0h", "-3GB", "3h,4h", "1GB,2GB", "5 weeks"])
-def test_another_text_is_no_budget(text: str) -> None:
+def test_an_invalid_budget_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="give bytes on disk"):
         Budget.parse(text)
 
@@ -57,7 +57,7 @@ def test_few_bytes_are_spent_on_passes_and_many_on_precision() -> None:
     assert ample.total_bytes == 3000e9
 
 
-def test_a_spending_keeps_to_both_limits() -> None:
+def test_a_choice_satisfies_both_limits() -> None:
     ways = frontier(Budget(20 * 10**9, hours=9.5), [_price(0.05, 2.0, start=0.75)])
     assert [way.passes for way in ways] == [8]  # 8.75 hours; the bytes would pay for 10
     assert ways[0].hours == 8.75
@@ -71,7 +71,7 @@ def test_a_codec_that_cannot_pay_for_the_passes_is_left_out() -> None:
     ]
 
 
-def test_the_tail_is_paid_once() -> None:
+def test_the_tail_counts_once() -> None:
     price = Price("int8", 0.0, pass_bytes=2e9, pass_hours=1.0, start_hours=0.0, start_bytes=3e9)
     (way,) = frontier(Budget(num_bytes=10 * 10**9), [price])
     assert (way.passes, way.total_bytes) == (3, 9e9)
@@ -104,7 +104,7 @@ def _beside_the_tail(num_bytes: int) -> str:
     return str(num_bytes + sum(tensor.nbytes for tensor in tail.values()))
 
 
-def test_a_begun_cache_keeps_what_its_budget_chose(
+def test_an_incomplete_cache_keeps_the_choice_of_its_budget(
     options: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     small, large = _beside_the_tail(60_000), _beside_the_tail(200_000)

@@ -26,7 +26,7 @@ MakeCache = Callable[..., Any]
 FileContents = Callable[[Path], dict[str, bytes]]
 
 
-def test_what_was_asked_for_is_what_the_manifest_says(sound_cache: Path) -> None:
+def test_the_manifest_describes_the_requested_cache(sound_cache: Path) -> None:
     reader = open_cache(sound_cache)
     identity = reader.identity
     assert reader.num_passes == 2
@@ -101,7 +101,7 @@ def test_an_interrupted_run_is_finished_to_the_same_bytes(
     assert file_contents(root) == file_contents(sound_cache)
 
 
-def test_only_what_lost_its_record_is_done_again(
+def test_only_shards_without_a_record_are_written_again(
     cache_copy: Path, sound_cache: Path, make_cache: MakeCache, file_contents: FileContents
 ) -> None:
     for lost in ("records/0001/000001.json", "records/samples/000001.json", "manifest.json"):
@@ -116,7 +116,7 @@ def test_only_what_lost_its_record_is_done_again(
     assert file_contents(cache_copy) == file_contents(sound_cache)
 
 
-def test_a_finished_cache_is_left_alone(
+def test_a_finished_cache_is_not_changed(
     cache_copy: Path, make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in cache_copy.rglob("*")}
@@ -125,7 +125,7 @@ def test_a_finished_cache_is_left_alone(
     assert {path: path.stat().st_mtime_ns for path in cache_copy.rglob("*")} == before
 
 
-def test_parts_done_by_several_commands_make_one_cache(
+def test_several_commands_with_shards_write_one_cache(
     tmp_path: Path, sound_cache: Path, make_cache: MakeCache, file_contents: FileContents
 ) -> None:
     root = tmp_path / "cache"
@@ -165,7 +165,7 @@ def test_a_job_of_fewer_passes_that_ends_last_does_not_shrink_the_manifest(
     assert open_cache(cache_copy).num_passes == 2
 
 
-def test_passes_hold_different_views_of_the_same_samples(sound_cache: Path) -> None:
+def test_passes_contain_different_views_of_the_same_samples(sound_cache: Path) -> None:
     reader = open_cache(sound_cache)
     for first, count in reader.blocks():
         zero, one = (reader.read_rows(p, first, count, ["pixel_hash"]) for p in (0, 1))
@@ -192,7 +192,7 @@ def test_passes_hold_different_views_of_the_same_samples(sound_cache: Path) -> N
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_another_job_is_refused_by_name_and_changes_nothing(
+def test_other_options_are_refused_by_name_and_change_nothing(
     change: dict[str, Any],
     named: str,
     cache_copy: Path,
@@ -222,7 +222,7 @@ def test_images_that_changed_between_passes_are_noticed(
         make_cache(tmp_path / "cache", data_dir=str(data), passes=2)
 
 
-def test_a_shard_that_another_job_commits_meanwhile_is_left_to_it(
+def test_a_shard_that_another_job_commits_meanwhile_is_skipped(
     cache_copy: Path,
     make_cache: MakeCache,
     sound_cache: Path,
@@ -244,7 +244,7 @@ def test_a_shard_that_another_job_commits_meanwhile_is_left_to_it(
     assert file_contents(cache_copy) == file_contents(sound_cache)
 
 
-def test_machines_that_begin_at_once_go_on_with_the_tables_of_the_first(
+def test_machines_that_begin_at_once_use_the_tables_of_the_first(
     tmp_path: Path,
     make_cache: MakeCache,
     file_contents: FileContents,
@@ -295,7 +295,7 @@ def test_a_folder_of_something_else_is_neither_used_nor_deleted(
     assert [p for p in (tmp_path / "mine").rglob("*") if p.is_file()] == [path]
 
 
-def test_overwriting_deletes_caches_alone(cache_copy: Path, make_cache: MakeCache) -> None:
+def test_overwrite_deletes_caches_only(cache_copy: Path, make_cache: MakeCache) -> None:
     (cache_copy / "thesis.txt").write_text("precious")
     with pytest.raises(UsageError, match=r"thesis\.txt"):
         make_cache(cache_copy, overwrite=True, seed=1)
@@ -309,7 +309,7 @@ def test_overwriting_deletes_caches_alone(cache_copy: Path, make_cache: MakeCach
     assert verify(cache_copy).problems == []
 
 
-def test_what_the_hub_puts_beside_a_cache_stays(cache_copy: Path, make_cache: MakeCache) -> None:
+def test_files_of_a_hub_repository_are_kept(cache_copy: Path, make_cache: MakeCache) -> None:
     for name in ("README.md", ".gitattributes"):
         (cache_copy / name).write_text("of the repository")
     assert verify(cache_copy).problems == []
@@ -319,7 +319,7 @@ def test_what_the_hub_puts_beside_a_cache_stays(cache_copy: Path, make_cache: Ma
 
 
 @pytest.mark.parametrize("option", ["licence", "note"])
-def test_a_plan_keeps_its_licence_and_note(
+def test_licence_and_note_of_a_plan_do_not_change(
     option: str, tmp_path: Path, make_cache: MakeCache
 ) -> None:
     make_cache(tmp_path / "cache", passes=1, shards=(0, 0), **{option: "mit"})
@@ -344,14 +344,14 @@ def test_nothing_is_overwritten_for_a_job_that_cannot_start(
     assert file_contents(cache_copy) == before
 
 
-def test_a_file_in_the_way_is_said(tmp_path: Path, make_cache: MakeCache) -> None:
+def test_a_file_at_the_output_is_refused(tmp_path: Path, make_cache: MakeCache) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="is a file"):
         make_cache(tmp_path / "file")
 
 
 @pytest.mark.parametrize("shards", [(0, 3), (2, 1), (3, 3)])
-def test_shards_that_are_not_there_are_refused_before_anything_is_written(
+def test_shards_beyond_the_last_are_refused_before_anything_is_written(
     shards: tuple[int, int], tmp_path: Path, make_cache: MakeCache
 ) -> None:
     with pytest.raises(UsageError, match="the cache has shards 0 to 2"):
@@ -376,7 +376,7 @@ def test_a_corrupt_image_is_named(tmp_path: Path, corrupt_set: Path, make_cache:
     assert "\n" not in str(caught.value)
 
 
-def test_skipped_images_are_counted_and_the_rest_is_right(
+def test_skipped_images_are_counted_and_the_others_are_cached(
     tmp_path: Path, corrupt_set: Path, make_cache: MakeCache, file_contents: FileContents
 ) -> None:
     from scalekd.images import open_dataset
@@ -423,7 +423,7 @@ def test_a_shard_may_lose_all_its_images(
     assert verify(tmp_path / "cache").problems == []
 
 
-def test_a_set_without_one_sound_image_is_refused(
+def test_an_image_set_of_corrupt_images_is_refused(
     tmp_path: Path, image_set: Callable[..., Path], make_cache: MakeCache
 ) -> None:
     data = image_set(dict.fromkeys(range(3), b"x"))
@@ -434,7 +434,7 @@ def test_a_set_without_one_sound_image_is_refused(
 # The machine's faults
 
 
-def test_a_job_that_cannot_fit_is_refused_at_its_start(
+def test_a_job_larger_than_the_free_space_is_refused_at_its_start(
     tmp_path: Path, make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """140 views of 2 stages x 5 tokens x 64 channels in float16 take 179 kB, 0.8 of it at least."""
@@ -475,7 +475,7 @@ def test_a_disk_that_fills_up_leaves_a_cache_that_can_be_finished(
     assert file_contents(tmp_path / "cache") == file_contents(sound_cache)
 
 
-def test_a_damaged_manifest_is_made_again_from_the_records(
+def test_a_damaged_manifest_is_written_again_from_the_records(
     cache_copy: Path, make_cache: MakeCache, sound_cache: Path, file_contents: FileContents
 ) -> None:
     (cache_copy / "manifest.json").write_text("{}")
@@ -498,7 +498,7 @@ def test_a_damaged_manifest_is_made_again_from_the_records(
     ],
     ids=["logits-only", "features-only", "int8"],
 )
-def test_lean_caches(
+def test_caches_of_chosen_targets_contain_only_these(
     options: dict[str, Any], groups: set[str], tmp_path: Path, make_cache: MakeCache
 ) -> None:
     make_cache(tmp_path / "cache", passes=1, limit=20, **options)
@@ -523,11 +523,15 @@ def test_blocks_cut_a_shard_evenly_and_as_large_as_they_may(
     ("num_samples", "shard_size"),
     [(1, 256), (16_384, 256), (16_385, 512), (1_281_167, 4096), (10**9, 4096)],
 )
-def test_shards_by_default(num_samples: int, shard_size: int) -> None:
+def test_the_default_shard_size_depends_on_the_number_of_samples(
+    num_samples: int, shard_size: int
+) -> None:
     assert _sizes.default_shard_size(num_samples) == shard_size
 
 
-def test_a_manifest_holds_no_date_and_no_place(sound_cache: Path, tiny_images: Path) -> None:
+def test_a_manifest_contains_neither_paths_nor_the_machines_name(
+    sound_cache: Path, tiny_images: Path
+) -> None:
     text = (sound_cache / "manifest.json").read_text()
     for place in (str(sound_cache), str(tiny_images), os.uname().nodename, "20"):
         if place != "20":
@@ -535,7 +539,7 @@ def test_a_manifest_holds_no_date_and_no_place(sound_cache: Path, tiny_images: P
     assert Manifest.model_validate_json(text).plan.provenance.note is None
 
 
-def test_calibration_asks_the_teacher_once_about_each_view(
+def test_calibration_runs_the_teacher_once_on_each_view(
     tmp_path: Path, make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two codecs, prefix tokens and held-out errors come out of one pass; nothing stays behind."""

@@ -108,7 +108,7 @@ def test_killed_runs_are_finished_to_the_same_bytes(
     assert verify(output).problems == []
 
 
-def test_two_processes_write_the_cache_of_one(
+def test_two_processes_write_the_same_cache_as_one(
     tiny_images: Path,
     tmp_path: Path,
     reference: dict[str, bytes],

@@ -40,7 +40,7 @@ def _launch(num_processes: int, folder: Path, images: Path, *more: str) -> list[
 
 
 @pytest.mark.parametrize("num_processes", [2, 3])
-def test_processes_share_the_calibration_and_make_the_cache_of_one(
+def test_processes_share_the_calibration_and_write_the_same_cache_as_one(
     num_processes: int,
     tmp_path: Path,
     image_bytes: dict[int, bytes],

@@ -55,7 +55,7 @@ def _deep(root: Path, images: Path, num_views: int = 140) -> DeepFindings:
 
 @pytest.mark.parametrize("codec", ["float16", "transform"])
 @pytest.mark.parametrize("logits", ["full", "topk:3"])
-def test_a_true_cache_is_true(
+def test_a_valid_cache_passes_deep_verification(
     codec: str, logits: str, tmp_path: Path, make_cache: Any, tiny_images: Path
 ) -> None:
     make_cache(tmp_path / "cache", codec=codec, logits=logits)
@@ -76,7 +76,7 @@ _FORGERIES: dict[str, tuple[str, Callable[[Rows], Rows], str]] = {
 
 
 @pytest.mark.parametrize("kind", _FORGERIES)
-def test_a_forgery_that_every_checksum_confirms_is_named(
+def test_a_forgery_with_consistent_digests_is_reported(
     kind: str, forge: Forge, cache_copy: Path, tiny_images: Path
 ) -> None:
     name, function, told = _FORGERIES[kind]
@@ -88,7 +88,7 @@ def test_a_forgery_that_every_checksum_confirms_is_named(
 
 
 @pytest.mark.parametrize("name", ["model.head.weight", "model.blocks.1.mlp.fc2.bias"])
-def test_a_tail_that_is_not_the_teachers_is_named(
+def test_a_tail_with_other_weights_is_reported(
     name: str, cache_copy: Path, tiny_images: Path, file_contents: Callable[..., dict[str, bytes]]
 ) -> None:
     base = file_contents(cache_copy)
@@ -161,7 +161,7 @@ def test_drift_is_measured_and_the_versions_are_named(
     assert "mean difference up to 1/255" in err or "mean difference up to 0.9" in err
 
 
-def test_without_images_the_doctor_says_that_it_cannot_know(
+def test_without_images_the_doctor_compares_versions_only(
     sound_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["doctor", "--cache", str(sound_cache)])

@@ -148,7 +148,7 @@ def by_hand(data: Path) -> tuple[list[str], list[int]]:
 
 
 @pytest.mark.parametrize("logits", ["full", "topk:10", "topk:3"])
-def test_targets_are_the_teachers_of_the_named_classes(
+def test_targets_are_the_teachers_logits_of_the_named_classes(
     setting: Setting, five: Path, tmp_path: Path, logits: str
 ) -> None:
     result = cached(setting, five, tmp_path / "cache", logits=logits)
@@ -258,7 +258,7 @@ def test_classes_that_the_teacher_does_not_have_are_refused_before_it_runs(
         cached(setting, data, tmp_path / "cache", class_map=str(path))
 
 
-def test_an_unnamed_teacher_is_taken_by_number_where_the_counts_agree(
+def test_an_unnamed_teacher_is_matched_by_number_if_the_counts_agree(
     setting: Setting, five: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     unnamed = {"teacher": {"model": setting.unnamed}}
@@ -287,7 +287,7 @@ def test_an_unnamed_teacher_is_taken_by_number_where_the_counts_agree(
         cached(setting, five, tmp_path / "named", **other)
 
 
-def test_a_cache_without_names_of_its_teacher_still_opens_and_goes_on(
+def test_a_cache_without_class_names_still_opens_and_continues(
     setting: Setting, tmp_path: Path
 ) -> None:
     """As caches of earlier releases: neither names nor a map in the plan."""
@@ -344,7 +344,7 @@ def test_a_projection_of_an_image_tower_is_no_classifier(model: str) -> None:
     assert "projection" in teacher.no_classifier
 
 
-def test_what_a_stranger_writes_about_classes_is_bounded(
+def test_class_maps_and_names_of_an_untrusted_plan_are_checked(
     setting: Setting, five: Path, tmp_path: Path
 ) -> None:
     cached(setting, five, tmp_path / "cache")

@@ -44,7 +44,7 @@ def _record(root: Path, path: str = RECORD) -> ShardRecord:
     return ShardRecord.model_validate_json((root / path).read_bytes())
 
 
-def test_a_plan_says_how_its_machine_computes(sound_cache: Path) -> None:
+def test_a_plan_records_how_targets_were_computed(sound_cache: Path) -> None:
     plan = json.loads((sound_cache / "plan.json").read_bytes())
     computed = plan["provenance"]["computed"]
     assert computed == compute_environment(torch.device("cpu"), "numpy", None)
@@ -60,7 +60,7 @@ def test_documents_of_older_releases_keep_their_bytes(sound_cache: Path) -> None
     assert canonical(ShardRecord.model_validate_json(content)) == content
 
 
-def test_a_mixed_cache_says_so(mixed: Path, sound_cache: Path) -> None:
+def test_a_cache_computed_on_two_machines_records_both(mixed: Path, sound_cache: Path) -> None:
     assert _record(mixed).computed == ELSEWHERE
     assert _record(mixed, "records/0000/000001.json").computed is None
     info = cache_info(mixed)
@@ -71,14 +71,16 @@ def test_a_mixed_cache_says_so(mixed: Path, sound_cache: Path) -> None:
     assert verify_cache(str(mixed)).sound
 
 
-def test_the_lost_record_of_a_mixed_cache_is_made_again(mixed: Path, tiny_images: Path) -> None:
+def test_a_lost_record_of_a_cache_of_two_machines_is_written_again(
+    mixed: Path, tiny_images: Path
+) -> None:
     content = (mixed / RECORD).read_bytes()
     (mixed / RECORD).unlink()
     assert repair_cache(RepairConfig(cache=mixed, data_dir=str(tiny_images))).sound
     assert (mixed / RECORD).read_bytes() == content
 
 
-def test_a_shard_is_mended_with_the_encoder_that_made_it(
+def test_a_shard_is_repaired_with_the_encoder_that_wrote_it(
     make_cache: Callable[..., Any],
     file_contents: FileContents,
     tiny_images: Path,
@@ -140,7 +142,7 @@ def test_a_gpu_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "cudnn" in compute_environment(torch.device("cuda"), "torch", None)["tf32"]
 
 
-def test_float32_is_strict_inside_and_as_before_outside() -> None:
+def test_tf32_is_off_inside_the_block_and_restored_after_it() -> None:
     backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
 
@@ -154,14 +156,14 @@ def test_float32_is_strict_inside_and_as_before_outside() -> None:
     assert [backend.allow_tf32 for backend in backends] == before
 
 
-def test_auto_is_bfloat16_where_a_gpu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_precision_is_bfloat16_if_the_gpu_supports_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert auto_precision(torch.device("cpu")) == "fp32"
     for has_it, expected in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has_it=has_it, **_: has_it)
         assert auto_precision(torch.device("cuda")) == expected
 
 
-def test_auto_goes_on_in_the_precision_that_a_cache_was_begun_in(
+def test_auto_precision_is_that_of_an_existing_cache(
     make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     make_cache(tmp_path / "cache", passes=1, precision="bf16")
@@ -210,7 +212,7 @@ def test_a_writer_of_a_folder_takes_over_shards_of_others(sound_cache: Path) -> 
         assert divide(writer, None, 1, first).shards  # of a complete cache: others' only
 
 
-def test_a_process_that_is_done_takes_over_shards_of_others() -> None:
+def test_a_process_without_work_takes_over_shards_of_others() -> None:
     """Every shard is somebody's own, and the others come after it, the last first."""
     identity = SimpleNamespace(num_shards=5, rows_of=lambda shard: 10)
     writer = SimpleNamespace(

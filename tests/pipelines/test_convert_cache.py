@@ -138,7 +138,7 @@ def test_views_are_made_of_embedded_images_without_the_image_set(
         convert(make_tars("view"), tmp_path / "images", embed="source")
 
 
-def test_pixels_go_from_form_to_form_without_the_image_set(
+def test_embedded_pixels_are_converted_without_the_image_set(
     make_cache: Callable[..., Any],
     sound_cache: Path,
     make_tars: Callable[[str], Path],
@@ -188,7 +188,7 @@ def test_keys_with_dots_and_folders_make_one_sample_each(
     assert len(timm_samples(root)) == 12
 
 
-def test_skipped_images_and_a_shard_that_lost_all(
+def test_skipped_images_and_a_shard_without_images_are_converted(
     make_cache: Callable[..., Any],
     image_set: Callable[..., Path],
     image_bytes: dict[int, bytes],
@@ -206,7 +206,7 @@ def test_skipped_images_and_a_shard_that_lost_all(
     assert file_contents(tmp_path / "back") == file_contents(tmp_path / "zarr")
 
 
-def test_shards_are_divided_and_the_last_completes(
+def test_shards_are_divided_and_the_last_part_completes_the_cache(
     sound_cache: Path, make_tars: Callable[[str], Path], tmp_path: Path, file_contents: Files
 ) -> None:
     assert not convert(sound_cache, tmp_path / "tars", shards=(1, 2)).complete
@@ -225,7 +225,7 @@ def _run(source: Path, output: Path) -> "subprocess.Popen[bytes]":
 
 
 @pytest.mark.slow
-def test_killed_conversions_go_on_and_two_at_once_give_one_cache(
+def test_killed_conversions_continue_and_two_at_once_give_one_cache(
     sound_cache: Path, make_tars: Callable[[str], Path], tmp_path: Path, file_contents: Files
 ) -> None:
     output = tmp_path / "tars"
@@ -242,7 +242,7 @@ def test_killed_conversions_go_on_and_two_at_once_give_one_cache(
     assert file_contents(output) == file_contents(make_tars("none"))
 
 
-def test_what_an_interrupted_conversion_left_is_replaced(
+def test_files_of_an_interrupted_conversion_are_replaced(
     sound_cache: Path, make_tars: Callable[[str], Path], tmp_path: Path, file_contents: Files
 ) -> None:
     output = tmp_path / "tars"
@@ -282,7 +282,7 @@ def test_other_images_are_refused(
         convert(sound_cache, tmp_path / "c", embed="source", data_dir=str(image_set(fewer)))
 
 
-def test_impossible_conversions(
+def test_impossible_conversions_are_refused(
     sound_cache: Path,
     make_tars: Callable[[str], Path],
     make_cache: Callable[..., Any],
@@ -344,14 +344,14 @@ def test_passes_are_added_to_tars(make_cache: Callable[..., Any], tmp_path: Path
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_members_are_plain_files_of_nobody_and_no_time(make_tars: Callable[[str], Path]) -> None:
+def test_members_have_no_owner_and_no_time(make_tars: Callable[[str], Path]) -> None:
     with tarfile.open(make_tars("view") / "passes/0000/000002.tar") as tar:
         members = tar.getmembers()
     assert len(members) == 3 * 22
     assert {(m.mtime, m.uid, m.gid, m.uname, m.mode) for m in members} == {(0, 0, 0, "", 0o644)}
 
 
-def test_extensions_come_along(
+def test_extensions_are_copied(
     cache_copy: Path, tiny_images: Path, tmp_path: Path, file_contents: Files
 ) -> None:
     extend_cache(

@@ -85,13 +85,13 @@ def test_calibration_on_a_cpu_has_one_thread() -> None:
         ),
     ],
 )
-def test_bytes(changes: dict[str, Any], num_bytes: int) -> None:
+def test_bytes_follow_from_the_probe(changes: dict[str, Any], num_bytes: int) -> None:
     price = priced(replace(PROBE, **changes))
     assert price.bytes_per_view == num_bytes
     assert price.total_bytes == 7_200_000 * num_bytes
 
 
-def test_it_pays_once_a_live_teacher_would_have_taken_longer() -> None:
+def test_the_break_even_compares_cached_and_live_epochs() -> None:
     """A student of 1,500 views/s: 1,500 s an epoch beside the teacher, 600 s without."""
     student = replace(PROBE, student_seconds=1 / 1500)
     price = priced(student)
@@ -132,7 +132,7 @@ def test_the_disk_may_be_the_slowest_part() -> None:
     assert priced(files).disk_bytes_per_second is None
 
 
-def test_what_people_read() -> None:
+def test_the_printed_estimate() -> None:
     probe = replace(PROBE, student_seconds=1 / 1500)
     assert priced(probe, num_calibration_views=360_000).lines() == [
         "900,000 samples x 8 passes: 64.92 GB (9,016 B per view, without tail and"
@@ -168,7 +168,7 @@ def settings(tiny_images: Path, tmp_path: Path) -> dict[str, Any]:
     [{}, {"embed": "pixels"}, {"format": "webdataset"}, {"format": "webdataset", "embed": "view"}],
     ids=str,
 )
-def test_the_bytes_are_those_that_a_cache_takes(
+def test_estimated_bytes_are_those_of_the_written_cache(
     form: dict[str, Any], settings: dict[str, Any], make_cache: Callable[..., Any]
 ) -> None:
     sizes = {"shard_size": 80, "block_size": 80}

@@ -88,7 +88,7 @@ _READ = {"npy": _numpy, "parquet": _parquet, "safetensors": _safetensors}
 @pytest.mark.parametrize(
     ("what", "array"), [("logits", "logits/values"), ("tokens", "stage4/values")]
 )
-def test_values_are_exactly_those_stored(
+def test_exported_values_equal_the_decoded_ones(
     cache: Path, tmp_path: Path, form: str, what: str, array: str
 ) -> None:
     result = _export(cache, tmp_path / "out", what=what, to=form)
@@ -192,7 +192,7 @@ def test_topk_logits_are_log_probabilities(make_cache: MakeCache, tmp_path: Path
         ({"what": "pooled", "keys": ("nobody",)}, DataError, "has no sample 'nobody'"),
     ],
 )
-def test_what_is_missing_is_refused_before_writing(
+def test_missing_targets_are_refused_before_writing(
     make_cache: MakeCache, tmp_path: Path, options: Any, error: type[Exception], message: str
 ) -> None:
     make_cache(tmp_path / "cache", logits="none", stages=(4,), limit=10)
@@ -208,7 +208,7 @@ def test_an_existing_file_is_not_replaced(cache: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out").read_text() == "mine"
 
 
-def test_an_error_leaves_nothing(
+def test_an_error_leaves_no_file(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any, **__: Any) -> Rows:

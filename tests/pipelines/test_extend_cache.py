@@ -44,7 +44,7 @@ OTHER = {
 }
 
 
-def test_passes_are_added_and_what_stands_is_not_touched(
+def test_passes_are_added_without_changing_existing_files(
     extend: Extend, cache_copy: Path, file_contents: Contents, make_cache: Any, tmp_path: Path
 ) -> None:
     before = file_contents(cache_copy)
@@ -56,7 +56,7 @@ def test_passes_are_added_and_what_stands_is_not_touched(
     assert file_contents(tmp_path / "at-once") == after  # as if it had been asked for at once
 
 
-def test_a_second_teacher_leaves_the_cache_as_it_is(
+def test_a_second_teacher_does_not_change_the_cache(
     extend: Extend, cache_copy: Path, file_contents: Contents
 ) -> None:
     before = file_contents(cache_copy)
@@ -73,7 +73,7 @@ def test_a_second_teacher_leaves_the_cache_as_it_is(
         assert np.array_equal(*(rows["pixel_hash"] for rows in hashes))
 
 
-def test_stages_of_the_same_teacher(
+def test_stages_of_the_same_teacher_are_added(
     make_cache: Any, extend: Extend, cache_copy: Path, tmp_path: Path, sound_cache: Path
 ) -> None:
     """Logits now, features later: they are those that one job would have written."""
@@ -96,7 +96,7 @@ def test_a_teacher_without_a_classifier_gives_its_features(
     assert (other.logits, set(other.stages)) == (None, {"4"})
 
 
-def test_an_extension_goes_on_where_it_stopped(extend: Extend, cache_copy: Path) -> None:
+def test_an_interrupted_extension_is_continued(extend: Extend, cache_copy: Path) -> None:
     first = extend(**OTHER, passes=1, shards=(0, 1))
     assert not first.complete
     rest = extend(**OTHER, passes=1)
@@ -119,7 +119,7 @@ def test_an_extension_goes_on_where_it_stopped(extend: Extend, cache_copy: Path)
         ({"name": "x", "logits": "full", "passes": 3}, "an extension has views of the cache only"),
     ],
 )
-def test_what_makes_no_sense_is_refused(
+def test_contradictory_options_are_refused(
     extend: Extend, cache_copy: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
@@ -218,7 +218,7 @@ def test_verify_looks_into_extensions(extend: Extend, cache_copy: Path) -> None:
     assert any("extensions/other" in problem for problem in verify(cache_copy).problems)
 
 
-def test_an_extension_of_another_cache_is_no_extension(
+def test_an_extension_of_another_cache_is_refused(
     extend: Extend, cache_copy: Path, make_cache: Any, tmp_path: Path
 ) -> None:
     make_cache(tmp_path / "stranger", seed=1, passes=1)
@@ -237,7 +237,7 @@ def test_licence_and_note_of_an_extension_are_its_own(extend: Extend, cache_copy
     "changed",
     [{"stages": (4,)}, {"logits": "topk:2"}, {"codec": "int8"}, {"licence": "mit"}, {"note": "x"}],
 )
-def test_what_an_extension_was_begun_with_does_not_change(
+def test_options_of_an_extension_cannot_be_changed_later(
     extend: Extend, changed: dict[str, Any]
 ) -> None:
     begun = {"name": "x", "stages": (3, 4), "logits": "full", "codec": "float16", "passes": 1}
@@ -248,7 +248,7 @@ def test_what_an_extension_was_begun_with_does_not_change(
     assert extend(**again, licence="cc0", note="one").complete
 
 
-def test_no_cache_cannot_be_extended(extend: Extend, tmp_path: Path) -> None:
+def test_extending_a_missing_cache_is_a_data_error(extend: Extend, tmp_path: Path) -> None:
     with pytest.raises(DataError):
         extend(cache=tmp_path / "nothing", passes=2)
 

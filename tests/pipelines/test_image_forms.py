@@ -55,7 +55,7 @@ def assert_same(ours: list[dict[str, torch.Tensor]], theirs: list[dict[str, torc
         assert all(torch.equal(one[name], other[name]) for name in other)
 
 
-def test_a_table_gives_the_cache_of_the_tars(
+def test_a_table_and_tars_of_the_same_images_give_the_same_cache(
     sound_cache: Path,
     tables: Path,
     tiny_images: Path,
@@ -69,7 +69,7 @@ def test_a_table_gives_the_cache_of_the_tars(
     assert_same(batches(sound_cache, images), batches(sound_cache, open_dataset(str(tiny_images))))
 
 
-def test_a_cache_of_folders_is_trained_from_the_table(
+def test_a_cache_of_folders_can_be_trained_from_the_table(
     tables: Path, tiny_images: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     images = open_dataset(str(tiny_images))

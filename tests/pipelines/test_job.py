@@ -41,7 +41,7 @@ def job_of(tiny_images: Path) -> Callable[[Path], Job]:
     ],
     ids=lambda options: "+".join(options),
 )
-def test_the_job_of_a_cache_gives_its_identity_again(
+def test_the_job_of_a_cache_has_its_identity(
     options: dict[str, Any], tmp_path: Path, make_cache: MakeCache, job_of: Callable[[Path], Job]
 ) -> None:
     make_cache(tmp_path / "cache", passes=1, **options)
@@ -60,7 +60,7 @@ def test_the_job_of_a_cache_gives_its_identity_again(
         ({"precision": "fp16"}, "precision is fp32 in the cache, fp16 here"),
     ],
 )
-def test_another_job_does_not_go_on_with_a_cache(
+def test_another_job_cannot_continue_a_cache(
     change: dict[str, Any], named: str, sound_cache: Path, job_of: Callable[[Path], Job]
 ) -> None:
     plan = open_cache(sound_cache).manifest.plan
@@ -68,7 +68,7 @@ def test_another_job_does_not_go_on_with_a_cache(
         replace(job_of(sound_cache), **change).check(plan)
 
 
-def test_versions_and_where_weights_came_from_make_no_other_job(
+def test_versions_and_the_source_of_weights_do_not_change_the_job(
     sound_cache: Path, job_of: Callable[[Path], Job]
 ) -> None:
     job, plan = job_of(sound_cache), open_cache(sound_cache).manifest.plan

@@ -29,7 +29,7 @@ def _by_name(found: list[ListedCache]) -> dict[str, ListedCache]:
     return {Path(cache.path).name: cache for cache in found}
 
 
-def test_complete_and_begun_caches_are_told_apart(shelf: Path) -> None:
+def test_complete_and_incomplete_caches_are_distinguished(shelf: Path) -> None:
     found = _by_name(list_caches(shelf))
     assert list(found) == ["whole", "begun"]
     whole, begun = found["whole"], found["begun"]
@@ -45,7 +45,7 @@ def test_complete_and_begun_caches_are_told_apart(shelf: Path) -> None:
     assert (begun.licence, begun.note) == ("mit", "for a friend")
 
 
-def test_damaged_ones_are_listed_with_the_reason(shelf: Path) -> None:
+def test_damaged_caches_are_listed_with_the_reason(shelf: Path) -> None:
     (shelf / "begun/plan.json").write_text("{}")
     (shelf / "a/whole/plan.json").unlink()
     shutil.copytree(shelf / "a/whole", shelf / "lost")
@@ -73,7 +73,7 @@ def test_extensions_are_listed_below_their_cache(shelf: Path) -> None:
     assert set(_by_name(list_caches(shelf))) == {"whole", "more", "begun"}
 
 
-def test_nothing_is_an_error_and_no_cache_is_none(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error_and_one_without_caches_is_empty(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist or is empty"):
         list_caches(tmp_path / "missing")
     (tmp_path / "file").write_text("text")
@@ -86,7 +86,7 @@ def test_no_data_is_read(shelf: Path) -> None:
     assert _by_name(list_caches(shelf))["whole"].state == "complete"
 
 
-def test_what_a_person_reads(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_printed_list(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from scalekd.cli.main import main
 
     main(["cache", "ls", str(shelf)])

@@ -52,7 +52,7 @@ def test_files_are_linked_unless_copies_are_wanted(
     assert not (tmp_path / "copied" / chunk).samefile(parts[0] / chunk)
 
 
-def test_complete_caches_merge_with_parts_that_hold_more(
+def test_complete_caches_merge_with_parts_of_more_passes(
     sound_cache: Path, make_cache: Any, tmp_path: Path
 ) -> None:
     make_cache(tmp_path / "more", passes=3)
@@ -113,7 +113,7 @@ def test_a_file_that_is_missing_is_damage(
         merge_caches(parts, tmp_path / "joined", copy=copy)
 
 
-def test_what_is_no_part_is_refused(sound_cache: Path, tmp_path: Path) -> None:
+def test_impossible_merges_are_refused(sound_cache: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError):
         merge_caches([sound_cache, tmp_path / "nothing"], tmp_path / "joined")
     with pytest.raises(UsageError, match="must be different folders"):

@@ -159,7 +159,7 @@ def test_an_unfinished_cache_is_finished(
     assert file_contents(older) == complete
 
 
-def test_repair_makes_lost_files_again(
+def test_repair_restores_lost_files(
     older: Path, tiny_images: Path, file_contents: Contents
 ) -> None:
     complete = file_contents(older)
@@ -236,7 +236,7 @@ def test_the_same_versions_are_not_drawn_again(
     assert len(drawn) >= 48
 
 
-def test_repair_without_proof_refuses_other_pixels(
+def test_repair_without_records_refuses_other_pixels(
     cache_copy: Path, tiny_images: Path, file_contents: Contents
 ) -> None:
     change_witnesses(cache_copy)

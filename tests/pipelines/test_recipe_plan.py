@@ -152,7 +152,7 @@ def test_reused_views_are_a_departure() -> None:
         assert not [t for t in plan("swin_l-vit_s16", **options).departures if "times" in t]
 
 
-def test_what_cannot_be_planned_is_refused() -> None:
+def test_an_impossible_plan_is_refused() -> None:
     with pytest.raises(UsageError, match=r"swin_l-resnet5x: neither.*swin_l-resnet50"):
         plan("swin_l-resnet5x")
     with pytest.raises(UsageError, match=r"--gpus 7: swin_l-resnet50 makes an update of 256"):

@@ -82,7 +82,9 @@ def test_worker_processes_read_from_a_bucket(
     )
 
 
-def test_a_second_time_only_what_may_have_changed_is_asked_for(on_s3: Any, tmp_path: Path) -> None:
+def test_a_second_reading_fetches_only_files_that_may_have_changed(
+    on_s3: Any, tmp_path: Path
+) -> None:
     local_cache = LocalCache(tmp_path / "copies", 10**9)
 
     def read() -> list[dict[str, torch.Tensor]]:
@@ -142,7 +144,9 @@ def test_neighbours_in_a_shard_come_in_one_request(on_s3: Any, tiny_images: Path
         ("images/train-{000000,000001}.tar", "train"),
     ],
 )
-def test_every_way_to_name_shards(on_s3: Any, tiny_images: Path, data_dir: str, split: str) -> None:
+def test_shards_can_be_named_by_split_glob_and_braces(
+    on_s3: Any, tiny_images: Path, data_dir: str, split: str
+) -> None:
     found = open_dataset(f"{on_s3.bucket}/{data_dir}", split)
     local = open_dataset(str(tiny_images))
     assert found.fingerprint == local.fingerprint
@@ -150,7 +154,7 @@ def test_every_way_to_name_shards(on_s3: Any, tiny_images: Path, data_dir: str, 
     assert found[7] == local[7]
 
 
-def test_a_web_server_is_told_the_names_of_its_shards(on_web: Any, tiny_images: Path) -> None:
+def test_shards_on_a_web_server_must_be_named(on_web: Any, tiny_images: Path) -> None:
     found = open_dataset(f"{on_web.url}/images", "train-{000000..000001}.tar")
     assert found.fingerprint == open_dataset(str(tiny_images)).fingerprint
     with pytest.raises(UsageError, match=r"cannot list its files.*--split 'train-\{000000"):
@@ -159,7 +163,7 @@ def test_a_web_server_is_told_the_names_of_its_shards(on_web: Any, tiny_images: 
         open_dataset(f"{on_web.url}/images", "train-{000000..000002}.tar")
 
 
-def test_a_folder_of_classes_in_a_bucket(
+def test_a_folder_of_classes_in_a_bucket_is_read(
     s3: Any, upload: Upload, tmp_path: Path, image_bytes: dict[int, bytes]
 ) -> None:
     for number in range(12):
@@ -203,7 +207,7 @@ def test_remote_shards_without_labels_keep_their_order(
         ("x*.tar", "no file matches"),
     ],
 )
-def test_no_such_images(on_s3: Any, split: str, words: str) -> None:
+def test_missing_images_are_named(on_s3: Any, split: str, words: str) -> None:
     with pytest.raises(DataError, match=words):
         open_dataset(f"{on_s3.bucket}/images", split)
 
@@ -240,7 +244,7 @@ def train(tmp_path: Path) -> Callable[..., dict[str, torch.Tensor]]:
     return run
 
 
-def test_a_student_is_the_same_wherever_cache_and_images_are(
+def test_a_student_does_not_depend_on_the_location_of_cache_and_images(
     on_s3: Any,
     on_web: Any,
     sound_cache: Path,
@@ -261,7 +265,7 @@ def test_a_student_is_the_same_wherever_cache_and_images_are(
         assert all(torch.equal(local[name], other[name]) for name in local)
 
 
-def test_a_student_is_the_same_on_a_store_that_stumbles(
+def test_a_student_does_not_depend_on_faults_of_the_store(
     on_s3: Any,
     sound_cache: Path,
     tiny_images: Path,
@@ -289,7 +293,7 @@ def test_a_student_is_the_same_on_a_store_that_stumbles(
         train("expired", **places)
 
 
-def test_verify_info_and_doctor_take_a_url(on_s3: Any, sound_cache: Path) -> None:
+def test_verify_info_and_doctor_accept_a_url(on_s3: Any, sound_cache: Path) -> None:
     place = f"{on_s3.bucket}/cache"
     found, local = verify_cache(place), verify_cache(sound_cache)
     assert found.problems == ()
@@ -303,7 +307,7 @@ def test_verify_info_and_doctor_take_a_url(on_s3: Any, sound_cache: Path) -> Non
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_verify_names_what_is_damaged_in_a_bucket(on_s3: Any, quick: bool) -> None:
+def test_verify_names_damaged_files_in_a_bucket(on_s3: Any, quick: bool) -> None:
     storage = open_storage(f"{on_s3.bucket}/cache")
     gone, cut, flipped = (f"passes/0001/logits/values/c/{n}/0" for n in range(3))
     storage.delete(gone)
@@ -320,7 +324,9 @@ def test_verify_names_what_is_damaged_in_a_bucket(on_s3: Any, quick: bool) -> No
         open_cache(storage).read_rows(1, 0, 8, ["logits/values"])
 
 
-def test_what_is_no_cache_is_said(s3: Any, on_web: Any, upload: Upload, tmp_path: Path) -> None:
+def test_a_url_without_a_cache_is_an_error(
+    s3: Any, on_web: Any, upload: Upload, tmp_path: Path
+) -> None:
     for place in (f"{s3.bucket}/nothing", f"{on_web.url}/nothing"):
         with pytest.raises(DataError, match="no cache at"):
             open_cache(place)

@@ -47,7 +47,7 @@ def test_students_read_blocks_of_a_web_server_one_request_each(
     )
 
 
-def test_a_block_that_came_damaged_is_fetched_again_and_then_refused(
+def test_a_block_damaged_in_transit_is_fetched_again_and_then_refused(
     web: Any, view_tars: Path
 ) -> None:
     shutil.copytree(view_tars, web.root / "cache")

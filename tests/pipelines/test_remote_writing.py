@@ -29,7 +29,7 @@ def local(sound_cache: Path, file_contents: Callable[[Path], dict[str, bytes]]) 
     return file_contents(sound_cache)
 
 
-def test_a_bucket_gets_the_bytes_that_a_folder_gets(
+def test_a_bucket_receives_the_same_bytes_as_a_folder(
     s3: Any, make_cache: Callable[..., Any], local: dict[str, bytes], tmp_path: Path
 ) -> None:
     place = f"{s3.bucket}/deep/cache"
@@ -53,7 +53,7 @@ def test_a_bucket_gets_the_bytes_that_a_folder_gets(
     assert written == [], "nothing that stood there was replaced"
 
 
-def test_a_tar_cache_goes_to_a_bucket(
+def test_a_tar_cache_is_written_to_a_bucket(
     s3: Any,
     make_cache: Callable[..., Any],
     tmp_path: Path,
@@ -96,7 +96,7 @@ def test_another_job_is_refused(s3: Any, make_cache: Callable[..., Any]) -> None
 
 
 @pytest.mark.slow
-def test_overwrite_removes_a_cache_and_nothing_else(
+def test_overwrite_removes_only_a_cache(
     s3: Any, make_cache: Callable[..., Any], local: dict[str, bytes]
 ) -> None:
     place = f"{s3.bucket}/cache"
@@ -130,7 +130,7 @@ def test_a_web_server_cannot_be_written_to(web: Any, make_cache: Callable[..., A
         make_cache(f"{web.url}/cache")
 
 
-def test_what_another_machine_computes_otherwise_replaces_nothing(
+def test_files_with_other_bytes_replace_nothing_that_is_committed_or_recent(
     s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sound_cache: Path
 ) -> None:
     """Files are sent to a place where the same, other, or old other bytes stand."""
@@ -171,7 +171,7 @@ stage_one.cache_teacher(CacheTeacherConfig(
 
 
 @pytest.mark.slow
-def test_a_job_killed_at_any_moment_goes_on(
+def test_a_job_killed_at_any_moment_can_be_continued(
     s3: Any, tiny_images: Path, local: dict[str, bytes], tmp_path: Path
 ) -> None:
     """Killed when the n-th file arrives, for several n, then let finish."""

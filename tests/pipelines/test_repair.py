@@ -56,7 +56,7 @@ _NEEDS_NOTHING = [
 
 @pytest.mark.parametrize("damage", ["flipped", "emptied", "missing"])
 @pytest.mark.parametrize("kind", [*_NEEDS_TEACHER, *_NEEDS_IMAGES])
-def test_a_damaged_shard_is_redone_and_only_that_file_written(
+def test_only_the_damaged_file_of_a_shard_is_written_again(
     kind: str,
     damage: str,
     cache_copy: Path,
@@ -87,7 +87,7 @@ def test_a_damaged_shard_is_redone_and_only_that_file_written(
 
 @pytest.mark.parametrize("relative", _NEEDS_NOTHING)
 @pytest.mark.parametrize("damage", [b"", b"{}", None])
-def test_documents_are_made_again_from_one_another(
+def test_documents_are_restored_from_one_another(
     relative: str,
     damage: bytes | None,
     cache_copy: Path,
@@ -113,7 +113,7 @@ def test_the_cache_may_be_given_as_a_file_url(cache_copy: Path, sound_cache: Pat
 
 
 @pytest.mark.parametrize("table", ["witnesses", "tail"])
-def test_tables_are_made_again(
+def test_tables_are_computed_again(
     table: str,
     cache_copy: Path,
     repair: Callable[..., RepairResult],
@@ -125,7 +125,7 @@ def test_tables_are_made_again(
     assert file_contents(cache_copy) == sound
 
 
-def test_codec_tables_and_all_else_at_once(
+def test_codec_tables_and_all_other_files_are_restored_at_once(
     tmp_path: Path,
     make_cache: Any,
     repair: Callable[..., RepairResult],
@@ -152,7 +152,7 @@ def test_codec_tables_and_all_else_at_once(
     assert repair(root).mended == ()
 
 
-def test_files_in_each_others_place_come_home(
+def test_swapped_files_are_restored(
     cache_copy: Path,
     repair: Callable[..., RepairResult],
     sound: dict[str, bytes],
@@ -166,7 +166,7 @@ def test_files_in_each_others_place_come_home(
     assert file_contents(cache_copy) == sound
 
 
-def test_plan_and_manifest_in_each_others_place(
+def test_swapped_plan_and_manifest_are_restored(
     cache_copy: Path,
     repair: Callable[..., RepairResult],
     sound: dict[str, bytes],
@@ -179,7 +179,7 @@ def test_plan_and_manifest_in_each_others_place(
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "plan.json"])
-def test_a_document_of_another_cache_is_outvoted(
+def test_a_document_of_another_cache_is_replaced(
     name: str,
     cache_copy: Path,
     tmp_path: Path,
@@ -194,7 +194,7 @@ def test_a_document_of_another_cache_is_outvoted(
     assert file_contents(cache_copy) == sound
 
 
-def test_strangers_are_named_and_removed_only_when_asked(
+def test_unexpected_files_are_named_and_removed_on_request_only(
     cache_copy: Path,
     repair: Callable[..., RepairResult],
     sound: dict[str, bytes],
@@ -213,7 +213,7 @@ def test_strangers_are_named_and_removed_only_when_asked(
     assert file_contents(cache_copy) == sound
 
 
-def test_links_folders_and_pipes_in_place_of_files_give_way(
+def test_links_folders_and_pipes_instead_of_files_are_replaced(
     cache_copy: Path,
     tmp_path: Path,
     repair: Callable[..., RepairResult],
@@ -236,7 +236,7 @@ def test_links_folders_and_pipes_in_place_of_files_give_way(
     assert (outside / "file").read_bytes() == b"not ours"
 
 
-def test_what_cannot_be_proven_replaces_nothing(
+def test_bytes_that_differ_from_the_committed_ones_replace_nothing(
     cache_copy: Path,
     repair: Callable[..., RepairResult],
     file_contents: FileContents,
@@ -260,7 +260,7 @@ def test_what_cannot_be_proven_replaces_nothing(
     assert file_contents(cache_copy) == before
 
 
-def test_a_shard_is_made_again_and_verified_without_tf32(
+def test_a_shard_is_computed_again_and_verified_without_tf32(
     cache_copy: Path,
     tiny_images: Path,
     repair: Callable[..., RepairResult],
@@ -312,7 +312,7 @@ def test_other_images_or_another_teacher_are_refused(
     assert verify(cache_copy).problems
 
 
-def test_what_is_no_cache_is_not_repaired(
+def test_a_folder_without_a_cache_is_not_repaired(
     tmp_path: Path, cache_copy: Path, repair: Callable[..., RepairResult]
 ) -> None:
     with pytest.raises(DataError, match="no such folder"):

@@ -22,7 +22,7 @@ _DAMAGED = [
 ]
 
 
-def test_all_that_is_damaged_is_mended_to_the_byte(
+def test_all_damaged_files_are_repaired_to_the_same_bytes(
     make_cache: Callable[..., Any],
     tiny_images: Path,
     tmp_path: Path,
@@ -47,7 +47,7 @@ def test_all_that_is_damaged_is_mended_to_the_byte(
         repair_cache(config)
 
 
-def test_embedded_pixels_are_mended_in_both_forms(
+def test_embedded_pixels_are_repaired_in_both_forms(
     make_cache: Callable[..., Any],
     tiny_images: Path,
     tmp_path: Path,

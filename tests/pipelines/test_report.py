@@ -79,7 +79,7 @@ def test_seeds_make_one_row_with_mean_and_standard_deviation(tmp_path: Path) -> 
     assert page.loads == []
 
 
-def test_a_page_does_not_replace_a_folder(tmp_path: Path) -> None:
+def test_a_folder_at_the_output_is_not_replaced(tmp_path: Path) -> None:
     run = _write_run(tmp_path / "run", [1.0])
     with pytest.raises(UsageError, match="is a folder"):
         report([run], tmp_path)
@@ -121,7 +121,7 @@ def test_the_same_runs_give_the_same_page(tmp_path: Path) -> None:
         ("epoch,samples_viewed,seconds\n0,10,1\n", 3, "has no train_loss"),
     ],
 )
-def test_what_is_no_run_is_one_line_and_a_code(
+def test_a_folder_that_is_no_run_is_one_line_and_an_exit_code(
     content: str | None,
     code: int,
     message: str,
@@ -140,7 +140,7 @@ def test_what_is_no_run_is_one_line_and_a_code(
     assert message in capsys.readouterr().err
 
 
-def test_the_command_ends_with_json_when_asked(
+def test_the_command_prints_json_on_request(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = _write_run(tmp_path / "run", [1.0])
@@ -149,7 +149,7 @@ def test_the_command_ends_with_json_when_asked(
     assert last["rows"][0]["top1"] == 1.0
 
 
-def test_the_folder_of_the_page_is_made(tmp_path: Path) -> None:
+def test_the_folder_of_the_page_is_created(tmp_path: Path) -> None:
     run = _write_run(tmp_path / "run", [1.0, 2.0])
     report([run], tmp_path / "new/folder/page.html")
     assert (tmp_path / "new/folder/page.html").is_file()
@@ -172,7 +172,7 @@ SUMMARY = "epoch,train_loss,train_task_loss,samples_viewed,seconds\n0,1,1,100,1\
         "a\nb",
     ],
 )
-def test_any_name_fits_the_page(tmp_path: Path, name: str) -> None:
+def test_any_name_is_shown_as_text(tmp_path: Path, name: str) -> None:
     one = _write_run(tmp_path / "one", [50.0])
     two = _write_run(tmp_path / "two", [60.0])
     config = TrainConfig(model=name, objective="kd", output="o", lr=0.1, workers=0)

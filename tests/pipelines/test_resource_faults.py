@@ -86,7 +86,7 @@ def _left_by_writers(root: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_leaves_a_cache_to_go_on_with(
+def test_a_cache_can_be_continued_after_a_signal(
     sent: signal.Signals,
     code: int,
     tmp_path: Path,
@@ -103,7 +103,7 @@ def test_a_signal_leaves_a_cache_to_go_on_with(
     assert harness.contents(output) == reference
 
 
-def test_a_worker_that_the_kernel_kills_is_no_traceback(
+def test_a_killed_worker_is_reported_in_one_line(
     tmp_path: Path,
     run: Callable[..., tuple[int, str]],
     reference: dict[str, bytes],
@@ -118,7 +118,7 @@ def test_a_worker_that_the_kernel_kills_is_no_traceback(
 
 
 @pytest.mark.parametrize("limit", [8, 12, 14, 16])
-def test_too_few_open_files_end_in_advice_and_never_in_a_hang(
+def test_too_few_open_files_end_with_advice_and_do_not_hang(
     limit: int,
     tmp_path: Path,
     run: Callable[..., tuple[int, str]],
@@ -160,7 +160,7 @@ def test_a_full_disk_keeps_what_was_committed(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_a_folder_of_somebody_else_is_refused_before_any_work(
+def test_a_folder_without_permission_is_refused_before_any_work(
     folder: Path, run: Callable[..., tuple[int, str]]
 ) -> None:
     theirs = folder / "theirs"

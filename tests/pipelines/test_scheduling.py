@@ -63,7 +63,7 @@ def test_bytes_do_not_depend_on_which_task_is_slow(
     assert file_contents(tmp_path / "slow") == file_contents(tmp_path / "quick")
 
 
-def test_a_result_that_is_taken_a_batch_later_changes_nothing(
+def test_results_read_one_batch_later_are_the_same(
     make_cache: Callable[..., Any],
     sound_cache: Path,
     file_contents: FileContents,
@@ -112,7 +112,7 @@ def test_shards_are_written_one_after_the_other(
     assert len(seen) == result.num_shards * 2
 
 
-def test_a_fault_in_a_coding_thread_stops_the_run(
+def test_an_error_in_a_coding_thread_stops_the_run(
     make_cache: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = _write_shards.run_teacher
@@ -134,7 +134,7 @@ def test_a_fault_in_a_coding_thread_stops_the_run(
     assert make_cache(tmp_path / "cache").complete
 
 
-def test_a_fault_in_the_commit_behind_stops_the_run(
+def test_an_error_in_a_background_commit_stops_the_run(
     make_cache: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = ShardWriter.commit
@@ -156,7 +156,7 @@ def test_a_fault_in_the_commit_behind_stops_the_run(
     assert make_cache(tmp_path / "cache").complete
 
 
-def test_a_task_is_whole_steps_of_its_codec(
+def test_a_coding_task_is_a_multiple_of_the_codecs_step(
     make_cache: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Products of another number of rows may round otherwise."""

@@ -53,7 +53,7 @@ def bucket(s3: Any) -> str:
     return f"{s3.bucket}/lab/cache"
 
 
-def test_a_round_trip_gives_the_cache_to_the_byte(
+def test_push_and_pull_give_the_same_bytes(
     sound_cache: Path, bucket: str, s3: Any, tmp_path: Path, file_contents: Contents
 ) -> None:
     pushed = share(sound_cache, bucket)
@@ -70,7 +70,7 @@ def test_a_round_trip_gives_the_cache_to_the_byte(
     assert file_contents(tmp_path / "back") == file_contents(sound_cache)
 
 
-def test_only_what_is_missing_travels(small: Path, bucket: str, s3: Any) -> None:
+def test_only_missing_files_are_transferred(small: Path, bucket: str, s3: Any) -> None:
     share(small, bucket)
     s3.requests.clear()
     again = share(small, bucket)
@@ -107,7 +107,7 @@ def test_only_what_is_missing_travels(small: Path, bucket: str, s3: Any) -> None
         ),
     ],
 )
-def test_a_part_is_a_cache_that_can_be_checked(
+def test_a_part_is_a_cache_that_can_be_verified(
     sound_cache: Path, tmp_path: Path, options: dict[str, Any], groups: set[str], part: str
 ) -> None:
     root = tmp_path / "part"
@@ -123,7 +123,9 @@ def test_a_part_is_a_cache_that_can_be_checked(
     assert len(verify(root).problems) == 1
 
 
-def test_what_was_not_fetched_is_a_clear_error(sound_cache: Path, tmp_path: Path) -> None:
+def test_data_that_were_not_fetched_are_named_in_the_error(
+    sound_cache: Path, tmp_path: Path
+) -> None:
     root = tmp_path / "part"
     share(sound_cache, root, logits_only=True, passes=(1, 1), shards=(0, 1))
     reader = open_cache(root)
@@ -158,7 +160,7 @@ def test_a_part_without_the_first_samples_has_no_witnesses(
     assert blocks == [(0, 8), (8, 8), (16, 8)]
 
 
-def test_a_later_pull_widens_the_part_until_it_is_all(
+def test_later_pulls_extend_a_part_to_the_whole_cache(
     sound_cache: Path, tmp_path: Path, file_contents: Contents
 ) -> None:
     root = tmp_path / "part"
@@ -174,7 +176,7 @@ def test_a_later_pull_widens_the_part_until_it_is_all(
     assert (again.num_files, again.part) == (0, None)
 
 
-def test_a_part_may_be_passed_on_as_it_is(small: Path, bucket: str, tmp_path: Path) -> None:
+def test_a_part_can_be_pushed_and_pulled(small: Path, bucket: str, tmp_path: Path) -> None:
     share(small, bucket, logits_only=True)
     result = share(bucket, tmp_path / "part")
     assert result.part == "targets logits"
@@ -189,7 +191,7 @@ def test_a_part_may_be_passed_on_as_it_is(small: Path, bucket: str, tmp_path: Pa
         ({"shards": (3, 3)}, r"--shards 3-3: .* has shards 0 to 2"),
     ],
 )
-def test_what_the_cache_does_not_have_cannot_be_asked_for(
+def test_passes_and_shards_that_the_cache_lacks_are_refused(
     sound_cache: Path, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
@@ -197,7 +199,7 @@ def test_what_the_cache_does_not_have_cannot_be_asked_for(
     assert not (tmp_path / "part").exists()
 
 
-def test_targets_that_the_cache_lacks_cannot_be_asked_for(make_cache: Any, tmp_path: Path) -> None:
+def test_targets_that_the_cache_lacks_are_refused(make_cache: Any, tmp_path: Path) -> None:
     make_cache(tmp_path / "lean", stages=(4,), logits="none", passes=1)
     with pytest.raises(UsageError, match="but not stage3"):
         share(tmp_path / "lean", tmp_path / "part", stages=(3, 4))
@@ -205,7 +207,7 @@ def test_targets_that_the_cache_lacks_cannot_be_asked_for(make_cache: Any, tmp_p
         share(tmp_path / "lean", tmp_path / "part", logits_only=True)
 
 
-def test_a_web_server_is_a_source_and_no_target(
+def test_a_web_server_can_be_pulled_from_but_not_pushed_to(
     sound_cache: Path, web: Any, tmp_path: Path, file_contents: Contents
 ) -> None:
     shutil.copytree(sound_cache, web.root / "cache")
@@ -240,7 +242,7 @@ def at_once(*calls: Callable[[], object]) -> None:
         raise errors[0]
 
 
-def test_two_pushes_to_one_place_and_two_pulls_from_it(
+def test_two_pushes_and_two_pulls_may_run_at_once(
     small: Path, bucket: str, s3: Any, tmp_path: Path, file_contents: Contents
 ) -> None:
     s3.latency = 0.002  # so that they meet
@@ -251,7 +253,7 @@ def test_two_pushes_to_one_place_and_two_pulls_from_it(
     assert file_contents(root) == file_contents(small)
 
 
-def test_two_pulls_of_different_parts_into_one_place(
+def test_two_pulls_of_different_parts_may_run_at_once(
     small: Path, bucket: str, s3: Any, tmp_path: Path
 ) -> None:
     share(small, bucket)
@@ -272,7 +274,7 @@ def test_two_pulls_of_different_parts_into_one_place(
     }
 
 
-def test_a_pull_while_the_cache_is_written(
+def test_a_cache_can_be_pulled_while_it_is_written(
     make_cache: Any, tmp_path: Path, file_contents: Contents
 ) -> None:
     """Whatever was committed at each moment comes, and nothing else; then the rest."""
@@ -303,7 +305,7 @@ def test_a_pull_while_the_cache_is_written(
     assert file_contents(target) == file_contents(source)
 
 
-def test_a_cache_that_was_only_begun_is_fetched_as_such(
+def test_an_incomplete_cache_is_pulled_as_incomplete(
     make_cache: Any, tmp_path: Path, file_contents: Contents
 ) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
@@ -339,7 +341,7 @@ def test_a_part_is_not_mistaken_for_a_cache_to_be_written(
 # What is not to be mixed, or is damaged.
 
 
-def test_another_cache_is_never_mixed_in(
+def test_files_of_another_cache_are_not_mixed_in(
     sound_cache: Path, make_cache: Any, tmp_path: Path, file_contents: Contents
 ) -> None:
     make_cache(tmp_path / "other", seed=3, passes=1)
@@ -374,7 +376,7 @@ def test_other_bytes_of_the_same_cache_are_refused(
     assert not (target / "manifest.json").exists()
 
 
-def test_damage_at_the_source_is_not_passed_on(cache_copy: Path, tmp_path: Path) -> None:
+def test_damage_at_the_source_is_not_copied(cache_copy: Path, tmp_path: Path) -> None:
     chunk = cache_copy / "passes/0001/logits/values/c/4/0"
     content = bytearray(chunk.read_bytes())
     content[7] ^= 4
@@ -385,7 +387,7 @@ def test_damage_at_the_source_is_not_passed_on(cache_copy: Path, tmp_path: Path)
     assert not (tmp_path / "target/records/0001/000001.json").exists()
 
 
-def test_damage_at_the_target_is_mended(
+def test_check_repairs_damage_at_the_target(
     sound_cache: Path, cache_copy: Path, file_contents: Contents
 ) -> None:
     short, flipped = (cache_copy / f"passes/0000/stage3/values/c/{n}/0/0" for n in (1, 5))
@@ -399,7 +401,7 @@ def test_damage_at_the_target_is_mended(
     assert file_contents(cache_copy) == file_contents(sound_cache)
 
 
-def test_an_interrupted_copy_is_replaced_when_asked(sound_cache: Path, tmp_path: Path) -> None:
+def test_an_interrupted_copy_is_replaced_on_request(sound_cache: Path, tmp_path: Path) -> None:
     target = tmp_path / "target"
     chunk = target / "passes/0000/stage3/values/c/1/0/0"
     chunk.parent.mkdir(parents=True)
@@ -423,7 +425,7 @@ def test_an_interrupted_copy_is_replaced_when_asked(sound_cache: Path, tmp_path:
         [{"kind": "lost", "times": 1, "method": "PUT", "path": "/plan.json"}],
     ],
 )
-def test_a_push_survives_a_store_that_stumbles(
+def test_a_push_retries_temporary_faults_of_the_store(
     small: Path, bucket: str, s3: Any, faults: list[dict[str, Any]]
 ) -> None:
     for fault in faults:
@@ -434,7 +436,7 @@ def test_a_push_survives_a_store_that_stumbles(
 
 
 @pytest.mark.parametrize("kind", ["drop", "flip"])
-def test_a_pull_survives_bodies_that_break(
+def test_a_pull_retries_broken_bodies(
     small: Path, bucket: str, s3: Any, kind: str, tmp_path: Path, file_contents: Contents
 ) -> None:
     share(small, bucket)
@@ -443,7 +445,7 @@ def test_a_pull_survives_bodies_that_break(
     assert file_contents(tmp_path / "back") == file_contents(small)
 
 
-def test_a_short_body_is_never_accepted(small: Path, bucket: str, s3: Any, tmp_path: Path) -> None:
+def test_a_short_body_is_refused(small: Path, bucket: str, s3: Any, tmp_path: Path) -> None:
     share(small, bucket)
     s3.fail("short", times=None, method="GET", path="/stage4/values/c/")
     with pytest.raises((CacheCorrupt, EnvironmentFault)):
@@ -453,7 +455,7 @@ def test_a_short_body_is_never_accepted(small: Path, bucket: str, s3: Any, tmp_p
     assert share(bucket, tmp_path / "back").complete
 
 
-def test_expired_credentials_are_said_at_once(
+def test_expired_credentials_are_an_error_without_retries(
     small: Path, bucket: str, s3: Any, servers: Any
 ) -> None:
     s3.fail("status", status=403, body=servers.EXPIRED, times=None)
@@ -462,7 +464,7 @@ def test_expired_credentials_are_said_at_once(
     assert s3.count() <= 4
 
 
-def test_what_did_not_arrive_as_sent_is_noticed(small: Path, bucket: str, s3: Any) -> None:
+def test_a_file_that_arrives_with_other_bytes_is_noticed(small: Path, bucket: str, s3: Any) -> None:
     """The store keeps a byte wrong: reading back tells, and no record promises it."""
     s3.fail("flip", times=None, method="GET", path="/passes/0000/stage4/values/c/3/")
     with pytest.raises(CacheCorrupt, match="was damaged in transit"):
@@ -471,7 +473,7 @@ def test_what_did_not_arrive_as_sent_is_noticed(small: Path, bucket: str, s3: An
     assert not open_storage(bucket).exists("manifest.json")
 
 
-def test_a_listing_that_lags_costs_requests_and_nothing_else(
+def test_an_outdated_listing_costs_only_requests(
     sound_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_contents: Contents
 ) -> None:
     target = tmp_path / "target"
@@ -513,7 +515,9 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) ->
 
 
 @pytest.mark.slow
-def test_a_killed_push_goes_on(sound_cache: Path, bucket: str, s3: Any, slow_command: Any) -> None:
+def test_a_killed_push_can_be_continued(
+    sound_cache: Path, bucket: str, s3: Any, slow_command: Any
+) -> None:
     s3.latency = 0.05
     process = slow_command("push", sound_cache, bucket, "--jobs", 2)
     wait_for(lambda: s3.count("PUT", "/records/") >= 2, process)
@@ -527,7 +531,7 @@ def test_a_killed_push_goes_on(sound_cache: Path, bucket: str, s3: Any, slow_com
 
 
 @pytest.mark.slow
-def test_a_killed_pull_goes_on(
+def test_a_killed_pull_can_be_continued(
     sound_cache: Path,
     bucket: str,
     s3: Any,
@@ -553,7 +557,9 @@ def test_a_killed_pull_goes_on(
 # The WebDataset form.
 
 
-def test_tars_travel_as_arrays_do(make_cache: Any, tmp_path: Path, file_contents: Contents) -> None:
+def test_tars_are_pushed_and_pulled_like_arrays(
+    make_cache: Any, tmp_path: Path, file_contents: Contents
+) -> None:
     source = tmp_path / "source"
     make_cache(source, passes=2, limit=40, stages=(4,), format="webdataset", embed="view")
     share(source, tmp_path / "whole")
@@ -572,7 +578,9 @@ def test_tars_travel_as_arrays_do(make_cache: Any, tmp_path: Path, file_contents
         *("passes/0000/other/zarr.json", "tables/tail-0123456789abcdef.safetensors"),
     ],
 )
-def test_files_that_no_cache_has_are_not_taken(name: str, cache_copy: Path, tmp_path: Path) -> None:
+def test_files_that_the_format_does_not_define_are_not_copied(
+    name: str, cache_copy: Path, tmp_path: Path
+) -> None:
     """A folder with a ``.git/config`` of a stranger runs the stranger's commands."""
     content = b"[core]"
     path = cache_copy / name
@@ -594,7 +602,9 @@ def test_files_that_no_cache_has_are_not_taken(name: str, cache_copy: Path, tmp_
     assert any(name in problem for problem in problems)
 
 
-def test_a_table_is_the_one_of_the_plan(cache_copy: Path, tmp_path: Path) -> None:
+def test_a_table_with_another_digest_than_the_plans_is_refused(
+    cache_copy: Path, tmp_path: Path
+) -> None:
     manifest = read_manifest(open_storage(cache_copy))
     tail = manifest.plan.identity.tail
     assert tail is not None
@@ -607,7 +617,7 @@ def test_a_table_is_the_one_of_the_plan(cache_copy: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("stranger", ["README.mdx", "README.md/photo.jpg", "README.md.txt"])
-def test_what_only_begins_like_a_card_is_no_card(
+def test_files_with_names_similar_to_a_card_are_unexpected(
     stranger: str, sound_cache: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "taken" / stranger

@@ -96,7 +96,7 @@ def test_a_shard_appears_with_its_record(small: Path, fake: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own
-def test_large_files_go_by_lfs(small: Path, fake: Any, tmp_path: Path) -> None:
+def test_large_files_are_uploaded_with_lfs(small: Path, fake: Any, tmp_path: Path) -> None:
     fake.hub.lfs_from = 2000
     share(small, PLACE)
     assert fake.count("PUT", "/upload/") > 0
@@ -104,21 +104,21 @@ def test_large_files_go_by_lfs(small: Path, fake: Any, tmp_path: Path) -> None:
     assert verify(tmp_path / "back").problems == []
 
 
-def test_a_part_of_a_repository(small: Path, fake: Any, tmp_path: Path) -> None:
+def test_a_part_is_pulled_from_a_repository(small: Path, fake: Any, tmp_path: Path) -> None:
     share(small, PLACE)
     part = share(PLACE, tmp_path / "part", logits_only=True, shards=(1, 1))
     assert part.part == "shards 1, targets logits"
     assert verify(tmp_path / "part").problems == []
 
 
-def test_an_owners_card_is_left_alone(small: Path, fake: Any) -> None:
+def test_an_existing_card_is_not_replaced(small: Path, fake: Any) -> None:
     storage = open_storage(PLACE)
     storage.commit("README.md", b"---\nlicense: mit\n---\nMine.\n")
     share(small, PLACE)
     assert storage.read("README.md", max_bytes=99).endswith(b"Mine.\n")
 
 
-def test_of_two_commits_at_once_both_arrive(fake: Any) -> None:
+def test_two_concurrent_commits_both_succeed(fake: Any) -> None:
     storage = open_storage(PLACE)
     assert storage.commit("first", b"1")
     commits = fake.hub.repos["lab/swin-cache"]
@@ -136,7 +136,7 @@ def test_of_two_commits_at_once_both_arrive(fake: Any) -> None:
     assert not storage.commit("theirs", b"4", exclusive=True)
 
 
-def test_files_of_a_repository(fake: Any) -> None:
+def test_files_of_a_repository_are_listed_and_read(fake: Any) -> None:
     storage = open_storage(f"{PLACE}/inner")
     assert [*storage.list()] == []
     assert storage.folders() == []
@@ -162,7 +162,7 @@ def test_refusals_are_one_line(small: Path, fake: Any) -> None:
         open_storage("hf://models/lab/name")
 
 
-def test_more_files_than_the_hub_takes_are_refused_before_the_first() -> None:
+def test_more_files_than_the_hub_accepts_are_refused_before_the_first() -> None:
     check_hub_limits((f"a/{n}" for n in range(MAX_FILES_PER_FOLDER)), PLACE)
     with pytest.raises(UsageError, match=r"10,001 files in a/.*webdataset"):
         check_hub_limits((f"a/{n}" for n in range(MAX_FILES_PER_FOLDER + 1)), PLACE)
@@ -170,7 +170,7 @@ def test_more_files_than_the_hub_takes_are_refused_before_the_first() -> None:
         check_hub_limits((f"{n % 50}/{n}" for n in range(MAX_FILES + 1)), PLACE)
 
 
-def test_the_card_tells_what_matters(small: Path) -> None:
+def test_the_card_describes_the_cache(small: Path) -> None:
     manifest = read_manifest(small)
     card = dataset_card(manifest.plan, manifest, PLACE)
     identity = manifest.plan.identity

@@ -57,7 +57,7 @@ def test_calibrating_and_coding_give_the_same_bytes_with_any_number_of_threads(
     assert file_contents(tmp_path / "2") == file_contents(tmp_path / "1")
 
 
-def test_a_block_in_one_thread_ends_as_it_began_even_after_an_error() -> None:
+def test_the_number_of_threads_is_restored_even_after_an_error() -> None:
     @one_thread()
     def failing() -> None:
         assert (torch.get_num_threads(), _blas_threads()) == (1, {1})
@@ -69,7 +69,7 @@ def test_a_block_in_one_thread_ends_as_it_began_even_after_an_error() -> None:
         assert (torch.get_num_threads(), _blas_threads()) == (3, {3})
 
 
-def test_coding_leaves_torch_its_threads() -> None:
+def test_coding_does_not_change_torchs_threads() -> None:
     with _threads(3), one_blas_thread():
         assert (torch.get_num_threads(), _blas_threads()) == (3, {1})
 

@@ -171,7 +171,9 @@ def torchrun(*arguments: object) -> None:
     assert ended.returncode == 0, ended.stderr[-3000:]
 
 
-def test_two_processes(work: Path, file_contents: Callable[[Path], dict[str, bytes]]) -> None:
+def test_two_processes_cache_and_train_without_labels(
+    work: Path, file_contents: Callable[[Path], dict[str, bytes]]
+) -> None:
     images = ("--data-dir", work / "photos", "--labels", "none")
     torchrun(*CACHE, *images, "--passes", 2, "--output", work / "of-two")
     ours, theirs = (file_contents(work / name) for name in ("of-two", "of-photos"))
@@ -187,7 +189,7 @@ def test_two_processes(work: Path, file_contents: Callable[[Path], dict[str, byt
     )
 
 
-def test_remote_tars_without_labels(
+def test_remote_tars_without_labels_are_cached(
     work: Path, web: Any, s3: Any, upload: Callable[[Path, str], None], tmp_path: Path
 ) -> None:
     expected = open_cache(work / "of-tars")

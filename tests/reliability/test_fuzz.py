@@ -10,7 +10,7 @@ from scalekd.cache.forms import zarr as reader
 from tests.reliability import fuzz_reader as fuzzer
 
 
-def test_mutated_caches_are_read_or_refused_in_our_own_words() -> None:
+def test_mutated_caches_are_read_or_refused_with_our_errors() -> None:
     result = fuzzer.fuzz(600, seed=7, share=0.0)
     assert result["failures"] == []
     assert result["refused"] > 400
@@ -18,7 +18,7 @@ def test_mutated_caches_are_read_or_refused_in_our_own_words() -> None:
     assert result["peak_growth_megabytes"] < 500
 
 
-def test_whole_caches_of_another_meaning_are_read_or_refused_in_our_own_words() -> None:
+def test_semantically_changed_caches_are_read_or_refused_with_our_errors() -> None:
     result = fuzzer.fuzz(200, seed=7, share=1.0)
     assert result["failures"] == []
     assert result["refused"] > 60
@@ -26,7 +26,9 @@ def test_whole_caches_of_another_meaning_are_read_or_refused_in_our_own_words() 
     assert result["peak_growth_megabytes"] < 700
 
 
-def test_the_fuzzer_notices_what_it_looks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fuzzer_detects_planted_errors_crashes_and_excess_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Foreign errors, crashes and memory beyond the limit, each planted in the reader."""
     sound, parent = reader.decode_chunk, os.getpid()
 

@@ -78,7 +78,7 @@ def test_write_once_keeps_the_first_content(tmp_path: Path) -> None:
         (errno.EMFILE, "ulimit -n"),
     ],
 )
-def test_the_systems_refusal_says_what_to_do_and_leaves_nothing(
+def test_an_error_of_the_system_gives_advice_and_leaves_no_file(
     number: int, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(descriptor: int) -> None:
@@ -90,13 +90,13 @@ def test_the_systems_refusal_says_what_to_do_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_where_a_folder_is_needed_is_said(tmp_path: Path) -> None:
+def test_a_file_instead_of_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "taken").write_bytes(b"")
     with pytest.raises(EnvironmentFault, match="there is a file where a folder is needed"):
         commit_file(tmp_path / "taken" / "file", b"x")
 
 
-def test_only_temporary_files_of_the_dead_are_removed(tmp_path: Path) -> None:
+def test_only_temporary_files_of_ended_processes_are_removed(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     host = files.host_name()
@@ -125,7 +125,7 @@ def test_a_path_that_could_lead_elsewhere_is_refused(relative: str, tmp_path: Pa
 
 @given(st.text(max_size=40))
 @settings(max_examples=200, deadline=None)
-def test_no_text_leads_outside(relative: str) -> None:
+def test_no_relative_path_leads_outside_the_folder(relative: str) -> None:
     root = Path("/nowhere/cache")
     try:
         found = inside(root, relative)

@@ -37,7 +37,7 @@ def copies(cache: LocalCache) -> list[Path]:
     return [p for p in cache.folder.glob("??/*") if p.is_file()]
 
 
-def test_a_digest_is_fetched_once(web: Any, cache: LocalCache) -> None:
+def test_a_file_with_a_digest_is_fetched_once(web: Any, cache: LocalCache) -> None:
     (web.root / "file").write_bytes(CONTENT)
     for _ in range(3):  # a reader opened again uses the copies of the one before
         storage = open_storage(web.url, local_cache=cache)
@@ -45,7 +45,7 @@ def test_a_digest_is_fetched_once(web: Any, cache: LocalCache) -> None:
     assert web.count() == 1
 
 
-def test_what_has_no_digest_is_asked_for_every_time(web: Any, cache: LocalCache) -> None:
+def test_a_file_without_a_digest_is_fetched_every_time(web: Any, cache: LocalCache) -> None:
     storage = open_storage(web.url, local_cache=cache)
     for content in (b"first", b"second"):
         (web.root / "file").write_bytes(content)
@@ -106,7 +106,7 @@ def test_a_damaged_copy_is_fetched_again_once(web: Any, cache: LocalCache, damag
     assert web.count() == 1
 
 
-def test_damage_at_the_source_is_an_error_and_no_loop(web: Any, cache: LocalCache) -> None:
+def test_damage_at_the_source_is_an_error_after_one_retry(web: Any, cache: LocalCache) -> None:
     (web.root / "file").write_bytes(CONTENT[::-1])
     files = CommittedFiles(open_storage(web.url, local_cache=cache), {"file": digest(CONTENT)})
     with pytest.raises(CacheCorrupt, match=r"/file: its bytes changed"):
@@ -115,7 +115,7 @@ def test_damage_at_the_source_is_an_error_and_no_loop(web: Any, cache: LocalCach
 
 
 @pytest.mark.parametrize("kind", ["short", "flip"])
-def test_what_came_damaged_over_the_network_is_asked_for_again(web: Any, kind: str) -> None:
+def test_a_file_damaged_in_transit_is_fetched_again(web: Any, kind: str) -> None:
     (web.root / "file").write_bytes(CONTENT)
     files = CommittedFiles(open_storage(web.url), {"file": digest(CONTENT)})
     web.fail(kind)
@@ -126,7 +126,7 @@ def test_what_came_damaged_over_the_network_is_asked_for_again(web: Any, kind: s
         files.read("file")
 
 
-def test_the_limit_holds_and_the_oldest_goes_first(web: Any, tmp_path: Path) -> None:
+def test_the_size_limit_removes_the_least_recently_used_first(web: Any, tmp_path: Path) -> None:
     cache = LocalCache(tmp_path / "copies", 10_000)
     storage = open_storage(web.url, local_cache=cache)
     contents = [bytes([number]) * 1000 for number in range(30)]
@@ -151,7 +151,7 @@ def test_the_limit_holds_and_the_oldest_goes_first(web: Any, tmp_path: Path) -> 
     assert web.count() == 1
 
 
-def test_a_copy_counts_before_it_has_arrived(tmp_path: Path) -> None:
+def test_a_copy_in_progress_counts_towards_the_size_limit(tmp_path: Path) -> None:
     cache = LocalCache(tmp_path / "copies", 4000)
 
     def fetch(name: str, size: int, meanwhile: Callable[[], None] = lambda: None) -> None:
@@ -170,7 +170,7 @@ def test_a_copy_counts_before_it_has_arrived(tmp_path: Path) -> None:
     kept.close()
 
 
-def test_what_is_larger_than_the_limit_is_not_kept(web: Any, tmp_path: Path) -> None:
+def test_a_file_larger_than_the_limit_is_not_kept(web: Any, tmp_path: Path) -> None:
     storage = open_storage(web.url, local_cache=LocalCache(tmp_path / "copies", 100))
     (web.root / "file").write_bytes(CONTENT)
     found = storage.describe("file")
@@ -230,11 +230,11 @@ def test_a_fetch_that_failed_leaves_nothing_and_the_next_one_works(
     assert storage.read("file", max_bytes=len(CONTENT), sha256=sha(CONTENT)) == CONTENT
 
 
-def test_a_folder_of_this_machine_is_not_copied(tmp_path: Path, cache: LocalCache) -> None:
+def test_a_local_folder_is_not_copied(tmp_path: Path, cache: LocalCache) -> None:
     assert isinstance(open_storage(tmp_path, local_cache=cache), LocalStorage)
 
 
-def test_a_place_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(EnvironmentFault, match="--local-cache"):
         make_local_cache(str(tmp_path / "file" / "below"), 100)

@@ -33,7 +33,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     return open_storage(request.getfixturevalue("s3").bucket + "/some/place")
 
 
-def test_what_was_committed_is_read_back_whole_and_in_parts(storage: Any) -> None:
+def test_committed_files_are_read_whole_and_in_ranges(storage: Any) -> None:
     assert storage.commit("a/b/file.bin", CONTENT)
     assert storage.read("a/b/file.bin", max_bytes=len(CONTENT)) == CONTENT
     assert storage.read_range("a/b/file.bin", 100, 300) == CONTENT[100:400]
@@ -59,7 +59,7 @@ def test_write_once_keeps_the_first_content(storage: Any) -> None:
     assert storage.read("record", max_bytes=9) == b"first"
 
 
-def test_of_many_writers_at_once_one_wins(storage: Any) -> None:
+def test_one_of_many_concurrent_writers_succeeds(storage: Any) -> None:
     won: list[bytes] = []
 
     def write(content: bytes) -> None:
@@ -74,7 +74,7 @@ def test_of_many_writers_at_once_one_wins(storage: Any) -> None:
     assert won == [storage.read("record", max_bytes=9)]
 
 
-def test_missing_and_too_large_files_are_told_apart(storage: Any) -> None:
+def test_missing_and_too_large_files_have_different_errors(storage: Any) -> None:
     storage.commit("file", CONTENT)
     with pytest.raises(StoredFileError, match=r"has 10,240 bytes, more than the 10,239 allowed"):
         storage.read("file", max_bytes=len(CONTENT) - 1)
@@ -127,7 +127,7 @@ def test_a_name_that_leads_elsewhere_is_refused(storage: Any, relative: str) -> 
             ask()
 
 
-def test_a_storage_travels_to_other_processes(s3: Any) -> None:
+def test_a_storage_can_be_pickled_for_other_processes(s3: Any) -> None:
     storage = open_storage(s3.bucket + "/p")
     storage.commit("file", b"x")
     sent = pickle.dumps(storage)
@@ -164,7 +164,7 @@ def test_a_web_server_is_read_only(web: Any) -> None:
         ("a", False),
     ],
 )
-def test_places(place: str, remote: bool) -> None:
+def test_locations_are_local_or_remote(place: str, remote: bool) -> None:
     assert is_remote(place) == remote
     assert open_storage(place).is_remote == remote
     assert isinstance(open_storage(place), LocalStorage) != remote
@@ -179,7 +179,7 @@ def test_places(place: str, remote: bool) -> None:
         ("s3:///x", "the bucket or host is missing"),
     ],
 )
-def test_a_place_that_cannot_be_is_refused_without_its_secret(place: str, words: str) -> None:
+def test_an_invalid_url_is_refused_without_printing_its_secret(place: str, words: str) -> None:
     with pytest.raises(UsageError, match=re.escape(words)) as refused:
         open_storage(place)
     assert "secret" not in str(refused.value)
@@ -207,7 +207,7 @@ def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
         {"kind": "lost"},
     ],
 )
-def test_what_passes_is_waited_for(s3: Any, fault: dict[str, Any]) -> None:
+def test_temporary_faults_are_retried(s3: Any, fault: dict[str, Any]) -> None:
     storage = open_storage(s3.bucket)
     storage.commit("file", CONTENT)
     for read in (
@@ -236,7 +236,9 @@ def test_a_write_that_was_interrupted_is_repeated(s3: Any, kind: str) -> None:
         ({"kind": "drop"}, "body"),
     ],
 )
-def test_what_does_not_pass_ends_within_bounds(s3: Any, fault: dict[str, Any], words: str) -> None:
+def test_permanent_faults_end_after_bounded_retries(
+    s3: Any, fault: dict[str, Any], words: str
+) -> None:
     storage = open_storage(s3.bucket)
     storage.commit("file", CONTENT)
     s3.reset()
@@ -257,7 +259,7 @@ def test_what_does_not_pass_ends_within_bounds(s3: Any, fault: dict[str, Any], w
         {"status": 401, "body": b""},
     ],
 )
-def test_refused_credentials_are_said_at_once(s3: Any, fault: dict[str, Any]) -> None:
+def test_refused_credentials_are_an_error_without_retries(s3: Any, fault: dict[str, Any]) -> None:
     storage = open_storage(s3.bucket)
     for ask in (
         lambda: storage.read("file", max_bytes=9),
@@ -278,7 +280,7 @@ def test_refused_credentials_are_said_at_once(s3: Any, fault: dict[str, Any]) ->
         assert "secret-of-the-tests" not in str(refused.value)
 
 
-def test_a_missing_bucket_is_said(s3: Any) -> None:
+def test_a_missing_bucket_is_named(s3: Any) -> None:
     storage = open_storage("s3://no-such-bucket-here/cache")
     for ask in (
         lambda: storage.read("file", max_bytes=9),
@@ -289,7 +291,9 @@ def test_a_missing_bucket_is_said(s3: Any) -> None:
             ask()
 
 
-def test_nobody_there(monkeypatch: pytest.MonkeyPatch, s3: Any) -> None:
+def test_a_server_that_does_not_answer_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, s3: Any
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(EnvironmentFault, match="cannot read s3://bucket/x/file") as failed:
         open_storage("s3://bucket/x").read("file", max_bytes=1)
@@ -305,7 +309,7 @@ def test_a_body_cut_short_by_a_proxy_is_never_accepted(web: Any) -> None:
         storage.read_range("file", 0, len(CONTENT))
 
 
-def test_a_forked_process_says_so_rather_than_hang(s3: Any) -> None:
+def test_use_after_a_fork_is_an_error_and_does_not_hang(s3: Any) -> None:
     import multiprocessing
 
     storage = open_storage(s3.bucket)
@@ -341,7 +345,7 @@ def test_every_read_is_one_request(s3: Any) -> None:
         assert s3.count() == 1
 
 
-def test_what_a_store_said_is_repeated_without_its_query() -> None:
+def test_messages_of_a_store_are_shown_without_the_query_of_a_url() -> None:
     said = "Error performing GET https://a.blob.core.windows.net/c/x?sv=1&sig=secret in 3ms - lost"
     assert objects._answer(f"{said}\n\nDebug source: secret") == (
         "Error performing GET https://a.blob.core.windows.net/c/x?… in 3ms - lost"

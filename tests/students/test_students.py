@@ -161,7 +161,7 @@ def test_bfloat16_and_channels_last_keep_the_shapes(name: str) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in student.parameters())
 
 
-def test_a_seed_decides_the_weights() -> None:
+def test_the_seed_determines_the_weights() -> None:
     def weights(seed: int) -> Tensor:
         torch.manual_seed(seed)
         return next(create_student("test_resnet", num_classes=5).parameters())
@@ -170,7 +170,7 @@ def test_a_seed_decides_the_weights() -> None:
     assert not torch.equal(weights(1), weights(2))
 
 
-def test_spec_survives_json_and_says_what_was_made() -> None:
+def test_the_spec_round_trips_through_json() -> None:
     student = create_student(
         "resnet18",
         num_classes=10,
@@ -222,7 +222,7 @@ def test_a_folder_timm_exported_is_a_student(tmp_path: Path) -> None:
         ("test_vit", {"checkpoint": "nowhere.safetensors"}, "there is no such file"),
     ],
 )
-def test_what_cannot_be_a_student_is_refused_with_a_reason(
+def test_an_impossible_student_is_refused_with_a_reason(
     name: str, options: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(UsageError) as raised:

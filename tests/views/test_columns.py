@@ -59,7 +59,7 @@ def draw_many(policy: ViewPolicy, count: int, sources: list[tuple[int, int]]) ->
 
 
 @pytest.mark.parametrize("text", POLICIES)
-def test_a_view_read_back_from_compressed_bytes_gives_the_very_pixels(
+def test_a_view_read_from_compressed_bytes_has_identical_pixels(
     image: Image.Image, text: str
 ) -> None:
     policy = ViewPolicy.parse(text)
@@ -118,7 +118,7 @@ views = st.builds(
 
 
 @given(st.lists(views, max_size=5))
-def test_any_view_of_the_policy_survives(originals: list[ViewParams]) -> None:
+def test_any_view_of_the_policy_round_trips(originals: list[ViewParams]) -> None:
     columns = pack_views(originals, FULL)
     assert [unpack_view(columns, row, FULL) for row in range(len(originals))] == originals
 
@@ -185,7 +185,7 @@ def test_packing_with_the_wrong_policy_is_refused_rather_than_lossy() -> None:
         pack_views(erased, bilinear)
 
 
-def test_nothing_to_store_of_a_deterministic_policy() -> None:
+def test_a_deterministic_policy_has_no_columns() -> None:
     policy = ViewPolicy.parse("center")
     assert view_columns(policy) == {}
     (view,) = draw_many(policy, 1, [(50, 50)])
@@ -201,7 +201,7 @@ def test_nothing_to_store_of_a_deterministic_policy() -> None:
         (str(FULL), 15),
     ],
 )
-def test_bytes_a_view(text: str, limit: float) -> None:
+def test_compressed_columns_take_few_bytes_per_view(text: str, limit: float) -> None:
     policy = ViewPolicy.parse(text)
     sources = [(375, 500), (333, 500), (500, 375), (500, 500), (480, 640)]  # as ImageNet has
     columns = pack_views(draw_many(policy, 1024, sources), policy)

@@ -66,7 +66,7 @@ def test_other_modes_are_converted_as_timm_converts_them(
 
 @pytest.mark.parametrize("transparency", [b"\x00\x80\xff", 3])
 @pytest.mark.parametrize("mode", ["P", "RGB", "L"])
-def test_transparency_is_dropped_without_a_word(
+def test_transparency_is_dropped_without_a_warning(
     image: Image.Image, mode: str, transparency: object
 ) -> None:
     if mode != "P":
@@ -98,7 +98,7 @@ def test_exif_rotation_is_not_applied(image: Image.Image) -> None:
     assert decoded.size == image.size
 
 
-def test_the_first_frame_of_an_animation(image: Image.Image) -> None:
+def test_the_first_frame_of_an_animation_is_decoded(image: Image.Image) -> None:
     data = encode(image, "GIF", save_all=True, append_images=[image.rotate(90)])
     first = encode(image, "GIF")
     assert decode_image(data, key="a").tobytes() == decode_image(first, key="a").tobytes()
@@ -167,7 +167,7 @@ def test_truncation_is_an_error_even_where_another_library_allows_it(
 
 
 @pytest.mark.usefixtures("lenient")
-def test_and_in_every_thread(image: Image.Image) -> None:
+def test_truncation_is_an_error_in_every_thread(image: Image.Image) -> None:
     data = encode(image, "JPEG")
     wrong = []
 

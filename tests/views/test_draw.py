@@ -77,7 +77,7 @@ def test_parameters_vary() -> None:
     assert len({view.of(EraseBox) for view in erased}) == len(erased) > 20
 
 
-def test_changing_one_component_leaves_the_decisions_of_the_others() -> None:
+def test_changing_one_component_does_not_change_draws_of_the_others() -> None:
     before = draw_many(FULL, 100)
     for text in (
         "crop+flip:0.9+rand-m9-n2-mstd0.5-inc1+erase:0.25",
@@ -161,7 +161,7 @@ def test_crops_of_any_image_lie_inside_it(source: tuple[int, int]) -> None:
         assert 1 <= width <= source[1] - left
 
 
-def test_flips_and_erasing_come_as_often_as_asked() -> None:
+def test_flips_and_erasing_have_the_requested_frequency() -> None:
     views = draw_many(ViewPolicy.parse("center+flip:0.2+erase:0.7"), 2000)
     # Standard errors are 0.009 and 0.010.
     assert 0.16 < mean(len(view.of(Mirror)) for view in views) < 0.24
@@ -241,7 +241,7 @@ def test_magnitudes_follow_timms_scale() -> None:
     assert set(drawn["invert"]) == set(drawn["equalize"]) == set(drawn["autocontrast"]) == {0}
 
 
-def test_the_set_that_does_not_increase_and_uniform_magnitudes() -> None:
+def test_arguments_without_increasing_severity_and_with_uniform_magnitudes() -> None:
     drawn: dict[str, list[float]] = {}
     for view in draw_many(ViewPolicy.parse("center+rand-m10-n4-p1-mstd101"), 2000):
         for name, argument in view.of(Operation):

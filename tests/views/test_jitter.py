@@ -92,7 +92,7 @@ def test_factors_and_orders_are_uniform() -> None:
     assert all(60 < count < 140 for count in orders.values())  # 100 expected, standard error 10
 
 
-def test_what_has_no_strength_is_left_alone() -> None:
+def test_adjustments_of_strength_zero_are_omitted() -> None:
     """A hue shift of nothing would still move pixels: HSV in bytes loses some."""
     for view in draw_many("crop+jitter:0.4-0-0.3", 20):
         assert sorted(step.name for step in view.of(Adjustment)) == ["brightness", "saturation"]
@@ -100,7 +100,7 @@ def test_what_has_no_strength_is_left_alone() -> None:
     assert view.steps == ()
 
 
-def test_jitter_moves_nobodys_random_words() -> None:
+def test_jitter_does_not_change_draws_of_other_components() -> None:
     text = "crop+flip+rand-m9-n2-mstd0.5-inc1{}+erase:0.25"
     for old, new in zip(
         draw_many(text.format(""), 50), draw_many(text.format("+jitter:0.4"), 50), strict=True
@@ -112,7 +112,7 @@ def test_jitter_moves_nobodys_random_words() -> None:
         assert sorted(names, key=["Mirror", "Operation", "Adjustment", "EraseBox"].index) == names
 
 
-def test_its_stream_is_its_own() -> None:
+def test_jitter_has_its_own_random_stream() -> None:
     shared = view_words(5, "k0", 0, 200)
     own = view_words(5, "k0", 0, 5, component="jitter")
     assert not set(own) & set(shared)
@@ -134,7 +134,7 @@ def _place(step: Adjustment) -> int:
     return list(THEIRS).index(step.name)
 
 
-def test_one_view_in_full() -> None:
+def test_one_jittered_view_equals_its_recorded_parameters() -> None:
     """Frozen on the day that jitter was added: caches that have it must replay."""
     (view,) = draw_many("crop+jitter:0.4-0.4-0.4-0.1", 1)
     assert view.of(Adjustment) == FROZEN

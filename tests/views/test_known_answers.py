@@ -63,7 +63,7 @@ def short_sha256(*parts: bytes) -> str:
 
 
 @pytest.mark.parametrize(("text", "packed", "pixels"), ANSWERS)
-def test_draws_and_pixels(text: str, packed: str, pixels: str) -> None:
+def test_draws_and_pixels_equal_the_recorded_ones(text: str, packed: str, pixels: str) -> None:
     image, policy = arithmetic_image(61, 83), ViewPolicy.parse(text)
     views = [
         draw(
@@ -82,7 +82,7 @@ def test_draws_and_pixels(text: str, packed: str, pixels: str) -> None:
     assert short_sha256(*(value.to_bytes(8, "big") for value in hashes)) == pixels
 
 
-def test_one_view_in_full() -> None:
+def test_one_view_equals_its_recorded_parameters() -> None:
     view = draw(
         ViewPolicy.parse("crop+flip+rand-m9-n2-mstd0.5-inc1+erase:0.25"),
         seed=2024,
@@ -108,19 +108,19 @@ def test_one_view_in_full() -> None:
     ("name", "expected"),
     [("picture.png", 0x580A869C672F348), ("picture.jpg", 0x78A4D23498AA77ED)],
 )
-def test_decoded_files(name: str, expected: int) -> None:
+def test_decoded_files_equal_the_recorded_ones(name: str, expected: int) -> None:
     """The JPEG has halved chroma, so its upsampling is fixed here too."""
     decoded = decode_image((FROZEN / name).read_bytes(), key=name)
     assert decoded.size == (32, 24)
     assert pixel_hash(np.asarray(decoded)) == expected
 
 
-def test_the_hash_of_known_bytes() -> None:
+def test_the_hash_of_known_bytes_equals_the_recorded_one() -> None:
     assert pixel_hash(np.zeros((0, 1, 3), np.uint8)) == 0x2D06800538D394C2  # of nothing, published
     assert pixel_hash(np.asarray(arithmetic_image(61, 83))) == 0x7E08A641AECE1DF3
 
 
-def test_random_numbers_and_the_tables_made_from_them() -> None:
+def test_random_numbers_and_tables_equal_the_recorded_ones() -> None:
     assert view_words(1, "a", 2, 2) == [0xB5325B4F78137EC6, 0x7FAE6C083FA76386]
     own = view_words(1, "a", 2, 2, component="jitter")
     assert own == [0x96E343EA91ABD2E5, 0x2369C0A1895FDC85]
@@ -132,7 +132,7 @@ def test_random_numbers_and_the_tables_made_from_them() -> None:
     assert short_sha256(exponentials.tobytes()) == "85a69b8e2e7849be"
 
 
-def test_those_tables_are_what_they_are_named() -> None:
+def test_tables_have_their_distributions() -> None:
     normals = np.array([normal(i << 48) for i in range(65536)])
     assert abs(normals.mean()) < 1e-6
     assert abs(normals.std() - 1) < 1e-4

@@ -46,14 +46,14 @@ policies = st.builds(
 
 
 @given(policies)
-def test_json_gives_back_an_equal_policy(policy: ViewPolicy) -> None:
+def test_a_policy_round_trips_through_json(policy: ViewPolicy) -> None:
     again = ViewPolicy.from_config(json.loads(json.dumps(policy.to_config())))
     assert again == policy
     assert hash(again) == hash(policy)
 
 
 @given(policies)
-def test_text_gives_back_the_components(policy: ViewPolicy) -> None:
+def test_a_policy_round_trips_through_text(policy: ViewPolicy) -> None:
     again = ViewPolicy.parse(
         str(policy), interpolation=policy.interpolation, mean=policy.mean, std=policy.std
     )
@@ -168,7 +168,7 @@ def test_constants_are_checked() -> None:
         ViewPolicy(std=(0.5, 0.0, 0.5))
 
 
-def test_a_config_of_another_version_says_so() -> None:
+def test_a_config_of_another_version_is_a_mismatch() -> None:
     config = ViewPolicy().to_config() | {"version": 2}
     with pytest.raises(CacheMismatch, match="views are of version 2"):
         ViewPolicy.from_config(config)

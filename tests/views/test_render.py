@@ -55,7 +55,7 @@ def test_columns_are_resized_before_rows_whatever_pillow_prefers(make_image: Mak
     assert (other != expected).any(), "the order matters, so this test would notice"
 
 
-def test_pixels_outside_the_crop_have_no_say(image: Image.Image) -> None:
+def test_pixels_outside_the_crop_have_no_effect(image: Image.Image) -> None:
     inside = Image.new("RGB", image.size)
     inside.paste(image.crop((20, 10, 100, 70)), (20, 10))
     np.testing.assert_array_equal(
@@ -72,7 +72,7 @@ def test_a_flip_mirrors_before_the_operations(image: Image.Image) -> None:
     assert (drawn[:, 20:] == [124, 116, 104]).all()
 
 
-def test_interpolation_matters(image: Image.Image) -> None:
+def test_interpolation_changes_pixels(image: Image.Image) -> None:
     other = render(image, replace(PLAIN, interpolation="bilinear"), view_size=(48, 48))
     assert (other != render(image, PLAIN, view_size=(48, 48))).any()
 
@@ -105,7 +105,7 @@ def test_a_centre_view_is_timms_evaluation_view(
         ((64, 64), 1e-320, "more than 65,535 px"),
     ],
 )
-def test_a_centre_view_takes_no_memory_out_of_proportion(
+def test_a_centre_view_takes_bounded_memory(
     size: tuple[int, int], fraction: float, message: str
 ) -> None:
     """A strip one pixel wide would be resized to 256 x 15 million."""
@@ -114,7 +114,7 @@ def test_a_centre_view_takes_no_memory_out_of_proportion(
         render(Image.new("RGB", size), view, view_size=(224, 224))
 
 
-def test_rendering_leaves_image_alone_and_gives_a_fresh_writable_array(image: Image.Image) -> None:
+def test_rendering_returns_a_new_array_and_does_not_change_the_image(image: Image.Image) -> None:
     before = image.tobytes()
     whole = replace(PLAIN, geometry=CropBox(0, 0, image.height, image.width))
     for view in (whole, replace(whole, steps=(EraseBox(0, 0, 9000, 9000, 0),))):
@@ -210,7 +210,7 @@ def test_geometry_is_relative_so_another_size_shows_the_same_part(make_image: Ma
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 2), (500, 2)])
 @pytest.mark.parametrize("source", [(1, 1), (1, 300), (300, 1), (2, 2)])
-def test_tiny_images_and_tiny_views(
+def test_tiny_images_and_tiny_views_are_rendered(
     make_image: Maker, source: tuple[int, int], size: tuple[int, int]
 ) -> None:
     image = make_image(*source)
@@ -222,7 +222,7 @@ def test_tiny_images_and_tiny_views(
         assert render(image, view, view_size=size).shape == (*size, 3)
 
 
-def test_a_box_that_the_image_does_not_hold_is_an_error_and_never_black_padding(
+def test_a_box_outside_the_image_is_an_error_and_not_padded(
     make_image: Maker,
 ) -> None:
     for size in ((69, 100), (70, 99)):
@@ -231,7 +231,7 @@ def test_a_box_that_the_image_does_not_hold_is_an_error_and_never_black_padding(
     assert render(make_image(70, 100), PLAIN, view_size=(32, 32)).shape == (32, 32, 3)
 
 
-def test_only_rgb_images_and_possible_sizes(image: Image.Image) -> None:
+def test_other_modes_and_impossible_sizes_are_refused(image: Image.Image) -> None:
     with pytest.raises(ValueError, match="RGB images, not L"):
         render(image.convert("L"), PLAIN, view_size=(32, 32))
     with pytest.raises(ValueError, match="sides must be in"):

@@ -17,7 +17,7 @@ def grey(row: list[int]) -> np.ndarray:
     return np.repeat(np.array(row, np.uint8)[None, :, None], 3, axis=2)
 
 
-def test_it_reads_two_pixels_of_a_row_however_much_it_shrinks() -> None:
+def test_the_opencv_filter_reads_two_pixels_of_a_row_at_any_scale() -> None:
     # Centres of the two halves: between pixels 0 and 1 and between 2 and 3; at pixels 1 and 4.
     assert resized(grey([10, 20, 30, 50]), (1, 2), "bilinear-opencv")[0, :, 0].tolist() == [15, 40]
     spikes = grey([0, 200, 0, 0, 100, 0])
@@ -48,7 +48,7 @@ LARGER_RED = [
 ]
 
 
-def test_it_is_opencvs_to_the_bit() -> None:
+def test_the_opencv_filter_equals_opencv_bit_for_bit() -> None:
     assert resized(PIXELS, (3, 4), "bilinear-opencv").tolist() == SMALLER
     assert resized(PIXELS, (6, 9), "bilinear-opencv")[..., 0].tolist() == LARGER_RED
     assert np.array_equal(resized(PIXELS, (5, 7), "bilinear-opencv"), PIXELS)

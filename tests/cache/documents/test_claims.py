@@ -48,7 +48,7 @@ def test_a_shard_committed_while_it_is_claimed_is_not_claimed(
     assert not list(cache_copy.rglob("*.lease"))
 
 
-def test_a_shard_of_somebody_else_is_not_begun(cache_copy: Path) -> None:
+def test_a_shard_leased_by_another_process_is_not_begun(cache_copy: Path) -> None:
     (cache_copy / LOST).unlink()
     holder = _somebody_elses(cache_copy / ShardId(1, 2).lease_path)
     with _writer(cache_copy) as writer:
@@ -60,7 +60,9 @@ def test_a_shard_of_somebody_else_is_not_begun(cache_copy: Path) -> None:
             writer.shard(1, 1)
 
 
-def test_a_job_that_finds_all_taken_says_by_whom(cache_copy: Path, make_cache: Any) -> None:
+def test_a_job_without_free_shards_names_the_process_that_writes_them(
+    cache_copy: Path, make_cache: Any
+) -> None:
     (cache_copy / LOST).unlink()
     (cache_copy / "manifest.json").unlink()
     _somebody_elses(cache_copy / ShardId(1, 2).lease_path)
@@ -83,7 +85,7 @@ def test_an_extension_that_is_being_written_is_not_overwritten(
     assert file_contents(cache_copy) == before
 
 
-def test_who_stood_still_commits_nothing(
+def test_a_suspended_process_commits_nothing(
     cache_copy: Path,
     sound_cache: Path,
     make_cache: Any,
@@ -117,7 +119,7 @@ def whole(
 
 @pytest.mark.parametrize("unit", ["samples", 1])
 @pytest.mark.parametrize("record", [True, False])
-def test_a_shard_taken_over_meanwhile_is_not_touched(
+def test_files_of_a_shard_that_was_taken_over_are_not_deleted(
     unit: str | int, record: bool, whole: Path, tmp_path: Path, file_contents: FileContents
 ) -> None:
     """``record``: the shard was committed since; otherwise another process writes it now."""
@@ -168,7 +170,9 @@ def test_a_file_that_appears_at_the_last_moment_is_kept(
     assert (root / relative).read_bytes() == theirs
 
 
-def test_what_another_left_there_gives_way_to_the_owner(whole: Path, tmp_path: Path) -> None:
+def test_the_owner_of_a_lease_replaces_files_left_by_another_process(
+    whole: Path, tmp_path: Path
+) -> None:
     root = Path(shutil.copytree(whole, tmp_path / "cache"))
     record = root / ShardId(1, 2).record_path
     relative = next(iter(ShardRecord.model_validate_json(record.read_bytes()).files))

@@ -111,7 +111,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
 
 @given(plans())
 @settings(max_examples=100, deadline=None)
-def test_any_plan_survives_its_file(plan: Plan) -> None:
+def test_any_plan_round_trips_through_json(plan: Plan) -> None:
     content = canonical(plan)
     again = parse_committed(Plan, content, where="here")
     assert again == plan
@@ -121,14 +121,16 @@ def test_any_plan_survives_its_file(plan: Plan) -> None:
 
 @given(manifests())
 @settings(max_examples=50, deadline=None)
-def test_any_manifest_survives_its_file(manifest: Manifest) -> None:
+def test_any_manifest_round_trips_through_json(manifest: Manifest) -> None:
     content = canonical(manifest)
     assert canonical(parse_committed(Manifest, content, where="here")) == content
 
 
 @given(identities(), identities())
 @settings(max_examples=50, deadline=None)
-def test_plans_have_one_id_only_if_they_are_one(first: Identity, second: Identity) -> None:
+def test_plans_have_equal_ids_only_if_their_identities_are_equal(
+    first: Identity, second: Identity
+) -> None:
     nothing = Provenance(software={})
     ids = [Plan.of(each, nothing).cache_id for each in (first, second)]
     assert (ids[0] == ids[1]) == (canonical(first) == canonical(second))

@@ -47,7 +47,7 @@ def manifest(sound_cache: Path) -> Manifest:
 
 @given(_RECORDS)
 @settings(max_examples=60, deadline=None)
-def test_a_record_survives_its_file(record: ShardRecord) -> None:
+def test_a_record_round_trips_through_json(record: ShardRecord) -> None:
     assert parse_committed(ShardRecord, canonical(record), where="here") == record
 
 
@@ -69,7 +69,7 @@ def test_no_flipped_bit_of_a_record_goes_unnoticed(
 
 @given(st.binary(max_size=300))
 @settings(max_examples=200, deadline=None)
-def test_any_bytes_are_a_document_or_a_clear_refusal(content: bytes) -> None:
+def test_any_bytes_are_parsed_or_refused_with_a_cache_error(content: bytes) -> None:
     for model in (Plan, ShardRecord, Manifest):
         with pytest.raises(CacheCorrupt, match="here"):
             parse(model, content, where="here")
@@ -91,7 +91,7 @@ _JSON = st.recursive(
 
 @given(_JSON)
 @settings(max_examples=200, deadline=None)
-def test_any_json_is_refused_in_our_own_words(document: Any) -> None:
+def test_any_json_is_refused_with_a_cache_error(document: Any) -> None:
     for model in (Plan, ShardRecord, Manifest):
         with pytest.raises((CacheCorrupt, CacheMismatch), match="here"):
             parse(model, json.dumps(document).encode(), where="here")
@@ -116,7 +116,7 @@ def test_hostile_json_is_refused(content: bytes) -> None:
             parse(model, content, where="here")
 
 
-def test_plan_and_manifest_survive_their_files(sound_cache: Path, manifest: Manifest) -> None:
+def test_plan_and_manifest_round_trip_through_json(sound_cache: Path, manifest: Manifest) -> None:
     assert canonical(manifest) == (sound_cache / "manifest.json").read_bytes()
     assert canonical(manifest.plan) == (sound_cache / "plan.json").read_bytes()
     assert parse(Manifest, canonical(manifest), where="here") == manifest
@@ -157,7 +157,7 @@ def test_every_edited_value_of_a_manifest_is_noticed(manifest: Manifest) -> None
     assert edited > 60
 
 
-def test_an_edited_plan_is_no_longer_the_plan_of_its_id(manifest: Manifest) -> None:
+def test_an_edited_plan_does_not_match_its_cache_id(manifest: Manifest) -> None:
     document = json.loads(canonical(manifest.plan))
     document["identity"]["views"]["seed"] += 1
     with pytest.raises(CacheCorrupt, match="the plan was edited"):
@@ -168,7 +168,7 @@ def test_an_edited_plan_is_no_longer_the_plan_of_its_id(manifest: Manifest) -> N
     ("version", "advice"), [(2, "update scalekd"), (0, "write the cache again")]
 )
 @pytest.mark.parametrize("model", [Plan, Manifest])
-def test_another_format_version_is_told_from_damage(
+def test_another_format_version_is_a_mismatch_and_not_damage(
     model: type[Plan] | type[Manifest], version: int, advice: str, manifest: Manifest
 ) -> None:
     document = json.loads(canonical(manifest if model is Manifest else manifest.plan))
@@ -192,7 +192,7 @@ def test_another_format_version_is_told_from_damage(
     ],
     ids=str,
 )
-def test_an_identity_is_bounded(change: dict[str, Any], manifest: Manifest) -> None:
+def test_sizes_in_an_identity_are_bounded(change: dict[str, Any], manifest: Manifest) -> None:
     with pytest.raises(ValidationError):
         Identity(**{**manifest.plan.identity.model_dump(), **change})
 
@@ -203,7 +203,7 @@ def test_shards_cover_every_sample_once(manifest: Manifest) -> None:
     assert [identity.rows_of(shard) for shard in range(3)] == [24, 24, 22]
 
 
-def test_each_file_of_a_shard_holds_its_own_rows(manifest: Manifest) -> None:
+def test_each_file_of_a_shard_contains_rows_of_that_shard_only(manifest: Manifest) -> None:
     """70 samples in shards of 24 and blocks of 8: shard 1 has blocks 3 to 5 of 0 to 8."""
     array = ArraySpec("stage4/codes", np.dtype(np.int16), (5,), (2,), "pcodec")
     paths = list(array.chunk_files(manifest.plan.identity, 1, 1, 24))
@@ -246,7 +246,7 @@ def _change(root: Path, unit: str | int, shard: int, **changes: Any) -> None:
     path.write_bytes(canonical(record))
 
 
-def test_records_are_write_once(cache_copy: Path, read: Callable[..., ShardRecord]) -> None:
+def test_records_are_written_once(cache_copy: Path, read: Callable[..., ShardRecord]) -> None:
     record = read(0, 1)
     write_record(LocalStorage(cache_copy), record)  # the same bytes again are no harm
     with pytest.raises(CacheMismatch, match="another process committed"):
@@ -256,7 +256,7 @@ def test_records_are_write_once(cache_copy: Path, read: Callable[..., ShardRecor
     assert read(0, 1) == record
 
 
-def test_a_record_of_another_place_or_cache_is_refused(
+def test_a_record_of_another_shard_or_cache_is_refused(
     cache_copy: Path, read: Callable[..., ShardRecord]
 ) -> None:
     first, second = (cache_copy / ShardId(1, shard).record_path for shard in (0, 1))

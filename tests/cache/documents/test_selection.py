@@ -26,7 +26,7 @@ def part(**changes: object) -> Selection:
     return Selection.model_validate({"cache_id": ID, **changes})
 
 
-def test_a_part_is_a_product() -> None:
+def test_a_part_is_the_product_of_passes_shards_and_targets() -> None:
     some = part(passes=[[0, 1]], shards=[[3, 5]], targets=["logits"])
     assert some.has_unit("samples")
     assert [some.has_unit(number) for number in (0, 1, 2)] == [True, True, False]
@@ -90,7 +90,7 @@ def test_a_selection_changes_in_one_process_at_a_time(tmp_path: Path) -> None:
     assert read_selection(storage) == part(passes=[[0, 8]])
 
 
-def test_the_lock_of_a_whole_cache_leaves_nothing(tmp_path: Path) -> None:
+def test_locking_a_whole_cache_creates_no_folder(tmp_path: Path) -> None:
     with selection_lock(LocalStorage(tmp_path)):
         pass
     assert list(tmp_path.iterdir()) == []
@@ -105,5 +105,5 @@ def test_a_damaged_selection_is_an_error(tmp_path: Path) -> None:
         read_selection(storage)
 
 
-def test_runs_of_numbers() -> None:
+def test_consecutive_numbers_become_ranges() -> None:
     assert ranges_of([5, 3, 4, 9]) == ((3, 5), (9, 9))

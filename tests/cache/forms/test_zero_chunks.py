@@ -21,7 +21,7 @@ class _Sizes:
 
 
 @pytest.mark.parametrize("value", [0, 3])
-def test_a_chunk_of_one_value_is_written(tmp_path: Path, value: int) -> None:
+def test_a_chunk_of_equal_values_is_written_as_a_file(tmp_path: Path, value: int) -> None:
     identity: Identity = _Sizes()  # type: ignore[assignment]
     array = ArraySpec("label", np.dtype(np.int32))
     for path, content in metadata_documents(identity, "samples", (array,)).items():

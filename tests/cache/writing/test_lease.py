@@ -31,7 +31,7 @@ def _left_by(path: Path, **changes: object) -> LeaseHolder:
     return holder
 
 
-def test_the_second_is_told_who_has_the_shard_and_may_have_another(
+def test_a_second_process_learns_the_holder_and_may_lease_another_shard(
     ours: Leases, tmp_path: Path
 ) -> None:
     assert ours.acquire(0, 3) is None
@@ -51,7 +51,7 @@ def test_the_second_is_told_who_has_the_shard_and_may_have_another(
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_of_many_that_try_at_once_one_gets_it(tmp_path: Path) -> None:
+def test_one_of_many_concurrent_attempts_gets_the_lease(tmp_path: Path) -> None:
     """A dead owner's lease, so that all of them take over."""
     for attempt in range(10):
         path = tmp_path / ShardId(attempt, 0).lease_path
@@ -103,13 +103,13 @@ def test_a_killed_owner_is_replaced_at_once(ours: Leases, tmp_path: Path) -> Non
     owner.join()
 
 
-def test_a_number_that_another_process_got_is_not_the_owner(ours: Leases, tmp_path: Path) -> None:
+def test_a_reused_process_number_is_not_the_owner(ours: Leases, tmp_path: Path) -> None:
     _left_by(tmp_path / ShardId(0, 0).lease_path, started="of an earlier process")
     assert ours.acquire(0, 0) is None
 
 
 @pytest.mark.parametrize("elsewhere", [{"host": "far_away"}, {"namespace": "pid:[1]"}])
-def test_of_a_process_elsewhere_only_silence_tells(
+def test_a_lease_of_another_machine_expires_by_silence_only(
     elsewhere: dict[str, object], ours: Leases, tmp_path: Path
 ) -> None:
     path = tmp_path / ShardId(0, 0).lease_path
@@ -123,7 +123,7 @@ def test_of_a_process_elsewhere_only_silence_tells(
     assert ours.acquire(0, 0) is None
 
 
-def test_time_is_the_file_systems(
+def test_the_age_of_a_lease_uses_the_clock_of_the_file_system(
     ours: Leases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine whose clock is a day ahead takes nothing from others."""
@@ -144,7 +144,7 @@ def test_a_lease_is_touched_while_its_owner_lives(tmp_path: Path) -> None:
             time.sleep(0.01)
 
 
-def test_who_stood_still_learns_that_the_shard_went_to_another(
+def test_a_suspended_process_notices_that_its_lease_was_taken_over(
     ours: Leases, tmp_path: Path
 ) -> None:
     ours.acquire(0, 0)
@@ -155,7 +155,7 @@ def test_who_stood_still_learns_that_the_shard_went_to_another(
     assert path.read_text() == other.model_dump_json(), "not ours to remove"
 
 
-def test_a_takeover_that_comes_too_late_takes_nothing(
+def test_a_late_takeover_does_not_get_the_lease(
     ours: Leases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Found stale by us, given back and taken anew by another before we create our file."""
@@ -192,7 +192,7 @@ def test_a_shard_may_be_taken_over_again_and_again(ours: Leases, tmp_path: Path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[" * 4000, b'{"host": 1}', b"\xff\xfe"])
-def test_a_damaged_lease_is_nobodys(content: bytes, ours: Leases, tmp_path: Path) -> None:
+def test_a_damaged_lease_has_no_owner(content: bytes, ours: Leases, tmp_path: Path) -> None:
     path = tmp_path / ShardId(0, 0).lease_path
     path.parent.mkdir(parents=True)
     path.write_bytes(content)

@@ -45,7 +45,7 @@ def middle_flipped(content: bytes) -> bytes:
         lambda content: None,
     ],
 )
-def test_every_harm_to_a_tar_or_index_is_found(
+def test_every_damage_to_a_tar_or_index_is_reported(
     tars: Path, path: str, harm: Callable[[bytes], bytes | None]
 ) -> None:
     content = harm((tars / path).read_bytes())
@@ -69,7 +69,7 @@ def test_only_the_damaged_block_is_lost(tars: Path) -> None:
     assert len(reader.read_rows(1, 32, 8, ["pixel_hash"])["pixel_hash"]) == 8
 
 
-def test_swapped_shards_and_passes(tars: Path) -> None:
+def test_swapped_shards_and_passes_are_reported(tars: Path) -> None:
     for other in ("passes/0001/000000.tar", "passes/0000/000001.tar"):
         first, second = (tars / TAR).read_bytes(), (tars / other).read_bytes()
         (tars / TAR).write_bytes(second)
@@ -82,7 +82,7 @@ def test_swapped_shards_and_passes(tars: Path) -> None:
     assert not verify(tars).problems
 
 
-def test_a_link_in_the_place_of_a_tar(tars: Path, tmp_path: Path) -> None:
+def test_a_link_instead_of_a_tar_is_refused(tars: Path, tmp_path: Path) -> None:
     (tars / TAR).rename(tmp_path / "elsewhere.tar")
     (tars / TAR).symlink_to(tmp_path / "elsewhere.tar")
     with pytest.raises(CacheCorrupt, match="symbolic link"):
@@ -91,7 +91,7 @@ def test_a_link_in_the_place_of_a_tar(tars: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["webdataset.json", "_info.json", "passes/fields.json"])
-def test_documents_that_were_edited(tars: Path, name: str) -> None:
+def test_edited_documents_are_refused(tars: Path, name: str) -> None:
     path = tars / name
     path.write_bytes(path.read_bytes().replace(b'"s', b'"t', 1))
     try:
@@ -101,7 +101,7 @@ def test_documents_that_were_edited(tars: Path, name: str) -> None:
     assert name in problems[0]
 
 
-def test_a_form_of_a_later_version_and_no_form_at_all(tars: Path) -> None:
+def test_another_version_or_a_missing_form_document_is_refused(tars: Path) -> None:
     path = tars / "webdataset.json"
     content = path.read_text()
     path.write_text(content.replace('"format_version": 1', '"format_version": 3'))
@@ -115,7 +115,9 @@ def test_a_form_of_a_later_version_and_no_form_at_all(tars: Path) -> None:
         read_all(tars)
 
 
-def test_rows_of_parts_of_blocks_and_of_several(tars: Path, sound_cache: Path) -> None:
+def test_rows_are_read_from_parts_of_blocks_and_across_blocks(
+    tars: Path, sound_cache: Path
+) -> None:
     reader, zarr = open_cache(tars), open_cache(sound_cache)
     names = ["stage4/values", "view/crop", "pixel_hash"]
     for first, count in [(0, 1), (3, 4), (5, 9), (24, 24), (47, 1), (48, 22), (69, 1)]:

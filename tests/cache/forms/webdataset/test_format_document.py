@@ -44,7 +44,7 @@ def parsed(packed: bytes, fields: list[dict[str, Any]]) -> dict[str, np.ndarray]
     return found
 
 
-def test_a_tar_holds_what_the_page_says(sound_tars: Path, image_bytes: dict[int, bytes]) -> None:
+def test_a_tar_has_the_documented_content(sound_tars: Path, image_bytes: dict[int, bytes]) -> None:
     fields = json.loads((sound_tars / "passes/fields.json").read_text())["fields"]
     form = json.loads((sound_tars / "webdataset.json").read_text())
     assert form == {"embed": "source", "format": "scalekd-webdataset", "format_version": 1}

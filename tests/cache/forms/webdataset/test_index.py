@@ -36,12 +36,12 @@ def test_every_member_is_where_the_index_says(
 
 
 @pytest.mark.parametrize("changes", [{"num_rows": 21}, {"num_rows": 24}, {"block_size": 4}])
-def test_an_index_of_another_shard(content: bytes, changes: dict[str, int]) -> None:
+def test_an_index_of_another_shard_is_refused(content: bytes, changes: dict[str, int]) -> None:
     with pytest.raises(CacheCorrupt, match="not an index of"):
         read(content, **changes)
 
 
-def test_no_index_at_all() -> None:
+def test_bytes_that_are_no_index_are_refused() -> None:
     for data in (b"", b"{}", b"\xff" * 64):
         with pytest.raises(CacheCorrupt, match="not a safetensors file"):
             read(data)
@@ -72,14 +72,14 @@ def edited(name: str, place: tuple[int, int], value: int) -> Callable[[ShardInde
         edited("views", (2, 1), 2**63 - 1),
     ],
 )
-def test_places_outside_their_block(
+def test_members_outside_their_block_are_refused(
     content: bytes, change: Callable[[ShardIndex], ShardIndex]
 ) -> None:
     with pytest.raises(CacheCorrupt, match="block"):
         read(change(read(content)).to_bytes())
 
 
-def test_a_tar_shorter_than_its_blocks(content: bytes) -> None:
+def test_a_tar_shorter_than_its_blocks_is_refused(content: bytes) -> None:
     index = read(content)
     end = int(index.blocks[-1].sum())
     assert np.array_equal(read(content, tar_bytes=end).views, index.views)

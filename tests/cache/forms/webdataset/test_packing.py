@@ -58,7 +58,7 @@ def unpack(views: list[bytes], names: list[str] = NAMES) -> dict[str, np.ndarray
     return ViewPacking(ARRAYS).unpack(views, names)
 
 
-def test_what_went_in_comes_out(packed: list[bytes]) -> None:
+def test_packed_views_round_trip(packed: list[bytes]) -> None:
     expected = rows()
     found = unpack(packed, [*NAMES, SOURCE_HASH])
     assert found.keys() == expected.keys()
@@ -70,7 +70,7 @@ def test_what_went_in_comes_out(packed: list[bytes]) -> None:
     np.testing.assert_array_equal(some["stage4/gains"], expected["stage4/gains"][2:4])
 
 
-def test_the_layout_is_the_one_written_down(packed: list[bytes]) -> None:
+def test_packed_bytes_have_the_documented_layout(packed: list[bytes]) -> None:
     """Taken apart by hand: head, raw fields, sizes, coded fields, checksum."""
     view, expected = packed[3], {name: values[3] for name, values in rows().items()}
     assert view[:8] == b"SKDV\x01\x04\0\0"
@@ -119,7 +119,7 @@ def test_other_bytes_are_refused(packed: list[bytes], changed: Any, message: str
         unpack([packed[0], changed(packed[1])])
 
 
-def test_planes_that_hold_something_else_are_refused(packed: list[bytes]) -> None:
+def test_planes_with_other_content_are_refused(packed: list[bytes]) -> None:
     view = packed[0]
     sizes, at = list(struct.unpack_from("<4I", view, 33)), 49
     short = bytes(zstd.compress(b"\0" * 319, 3))
@@ -146,7 +146,7 @@ def test_a_small_member_cannot_ask_for_much_memory() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_damaged_members_are_errors_of_ours(packed: list[bytes], data: st.DataObject) -> None:
+def test_damaged_members_raise_cache_errors(packed: list[bytes], data: st.DataObject) -> None:
     content = bytearray(packed[0][:-4])
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))

@@ -36,7 +36,7 @@ def test_plain_keys_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "n/" + "x" * 98 + ".skd", "long/" * 60 + "name.webp"])
-def test_members_are_where_they_are_said_to_be(name: str) -> None:
+def test_members_lie_at_the_recorded_offsets(name: str) -> None:
     data, start = member(name, b"content")
     assert data[start : start + 7] == b"content"
     assert len(data) % 512 == 0
@@ -58,7 +58,7 @@ def test_members_are_where_they_are_said_to_be(name: str) -> None:
         ("PPM", "ppm"),
     ],
 )
-def test_extensions_tell_what_an_image_is(form: str, extension: str) -> None:
+def test_the_extension_follows_from_the_images_bytes(form: str, extension: str) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (4, 4)).save(buffer, form)
     assert image_extension(buffer.getvalue()) == extension
