@@ -42,7 +42,9 @@ def test_a_setting_with_an_option_is_overridden_with_a_note(
     assert not hasattr(prepared, "_orig_mod")
 
 
-def test_what_the_launcher_always_sets_is_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_that_the_launcher_always_sets_give_no_note(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
@@ -64,7 +66,7 @@ def test_other_ways_of_training_are_refused(
         make_accelerator("auto")
 
 
-def test_a_cpu_is_taken_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_is_used_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert make_accelerator("no").device.type == "cpu"
     with pytest.raises(UsageError, match="--amp fp16"):
@@ -86,7 +88,7 @@ def test_float32_products_stay_in_float32(monkeypatch: pytest.MonkeyPatch) -> No
     assert done.stdout.startswith("highest False TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 is ignored")
 
 
-def test_a_run_is_the_same_whatever_the_environment(
+def test_a_run_does_not_depend_on_the_environment(
     cache: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     norms = []

@@ -88,7 +88,7 @@ def rows(run: Path) -> list[dict[str, float]]:
         return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
 
 
-def test_neighbours_choose_where_the_validation_images_have_labels(
+def test_neighbours_choose_the_best_epoch_if_validation_images_have_labels(
     options: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     result = train(options, model_ema=True, model_ema_decay=0.5)
@@ -108,7 +108,9 @@ def test_neighbours_choose_where_the_validation_images_have_labels(
     assert "by neighbours" in "\n".join(found.lines())
 
 
-def test_a_gallery_of_its_own_and_resuming(options: dict[str, Any], tmp_path: Path) -> None:
+def test_a_separate_gallery_gives_the_same_scores_after_resuming(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
     options |= {"knn_split": "val"}  # each image is among its own neighbours
     whole = train(options)
     options |= {"output": str(tmp_path / "halves"), "resume": "auto"}
@@ -125,7 +127,7 @@ def test_a_gallery_of_its_own_and_resuming(options: dict[str, Any], tmp_path: Pa
     assert (whole.best_epoch, whole.best_metric) == (halves_.best_epoch, halves_.best_metric)
 
 
-def test_the_feature_loss_chooses_where_there_is_only_a_cache(
+def test_the_feature_loss_chooses_the_best_epoch_if_there_is_only_a_cache(
     options: dict[str, Any], caches: Path, tmp_path: Path
 ) -> None:
     options |= {"val_cache": str(caches / "val"), "val_split": "bare"}
@@ -156,7 +158,7 @@ def test_labels_and_a_cache_are_both_logged_and_neighbours_choose(
 
 
 @pytest.mark.parametrize("split", [{"val_split": None}, {"val_split": "bare"}])
-def test_the_last_epoch_is_the_best_where_nothing_is_measured(
+def test_the_last_epoch_is_the_best_if_nothing_is_measured(
     options: dict[str, Any], split: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
     result = train(options, **split)
@@ -221,7 +223,7 @@ def test_halves_have_the_same_share_of_each_class(images: Path) -> None:
         halves(whole.taken(np.array([0])))
 
 
-def test_neighbours_leave_mode_and_random_state_alone(images: Path) -> None:
+def test_neighbours_do_not_change_mode_and_random_state(images: Path) -> None:
     views = EvaluationViews(open_dataset(str(images), "val"), Accelerator(cpu=True), 8)
     config = EvaluationConfig(img_size=(32, 32), mean=(0.5,) * 3, std=(0.25,) * 3)
 
@@ -240,7 +242,7 @@ def test_neighbours_leave_mode_and_random_state_alone(images: Path) -> None:
     assert json.dumps(str(random_state())) == before
 
 
-def test_the_averaged_weights_choose_and_lower_may_be_better() -> None:
+def test_a_metric_of_averaged_weights_is_preferred_and_may_be_minimised() -> None:
     choose = by_metric("feature_loss", sign=-1)
     assert choose({"eval_feature_loss": 1.0, "ema_eval_feature_loss": 3.0}) == -3
     assert choose({"eval_feature_loss": 1.0}) == -1

@@ -47,7 +47,7 @@ def open_loader(teacher: CachedTeacher, *, img_size: int = 32) -> CachedViewLoad
     return teacher.loader(student, targets, batch_size=10)
 
 
-def test_images_labelled_anew_are_refused_with_both_labels(
+def test_images_with_changed_labels_are_refused_with_both_labels(
     sound_cache: Path, labelled: Labelled
 ) -> None:
     turned = labelled("turned", lambda number: (number + 1) % 10 if number >= 65 else number % 10)
@@ -62,13 +62,13 @@ def test_images_labelled_anew_are_refused_with_both_labels(
         assert words in str(caught.value)
 
 
-def test_images_without_labels_contradict_none(sound_cache: Path, labelled: Labelled) -> None:
+def test_images_without_labels_are_accepted(sound_cache: Path, labelled: Labelled) -> None:
     teacher = CachedTeacher(sound_cache, data_dir=labelled("bare", lambda _: None))
     batch = next(open_loader(teacher).epoch(0))
     assert len(set(batch["label"].tolist()) & set(range(10))) > 1
 
 
-def test_labels_count_wherever_images_are_drawn(
+def test_labels_are_compared_whenever_images_are_read(
     sound_cache: Path, tiny_images: Path, labelled: Labelled, tmp_path: Path
 ) -> None:
     """A cache of views needs the images at another size, and does not look at them at its own."""
@@ -90,7 +90,7 @@ def test_labels_count_wherever_images_are_drawn(
     assert open_loader(CachedTeacher(tmp_path / "views", data_dir=tiny_images), img_size=48)
 
 
-def test_only_samples_that_are_here_are_compared(
+def test_only_labels_of_available_samples_are_compared(
     sound_cache: Path, labelled: Labelled, tmp_path: Path
 ) -> None:
     """Shard 1 holds samples 24 to 47."""
@@ -130,7 +130,7 @@ def test_a_class_folder_that_came_before_the_others_is_refused(cache: Path, fold
     assert "class folders with images are numbered in order of name" in str(caught.value)
 
 
-def test_an_extension_trains_on_no_other_labels_either(
+def test_labels_of_an_extension_are_compared_too(
     cache: Path, folders: Path, tmp_path: Path
 ) -> None:
     root = shutil.copytree(cache, tmp_path / "cache")
@@ -152,7 +152,7 @@ def test_an_extension_trains_on_no_other_labels_either(
         open_loader(CachedTeacher(root, data_dir=folders, targets="second"))
 
 
-def test_classes_are_those_of_the_cache_whatever_the_images_got_since(
+def test_classes_are_those_of_the_cache_although_the_images_have_more(
     cache: Path, folders: Path, tmp_path: Path
 ) -> None:
     """Neither an empty folder nor a new class after the last shifts labels or validation."""
@@ -177,7 +177,7 @@ def test_classes_are_those_of_the_cache_whatever_the_images_got_since(
     assert result.samples_viewed == 4 * 48
 
 
-def test_names_that_the_cache_lacks_are_the_images(
+def test_class_names_that_the_cache_lacks_come_from_the_images(
     make_cache: Callable[..., Any], labelled: Labelled, tmp_path: Path
 ) -> None:
     images = labelled("images", lambda number: number % 10)

@@ -43,7 +43,7 @@ def a_checkpoint(number: int) -> Checkpoint:
     )
 
 
-def test_a_checkpoint_comes_back_whole(tmp_path: Path) -> None:
+def test_a_checkpoint_round_trips(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "last", a_checkpoint(2))
     found = read_checkpoint(tmp_path / "last")
     assert found.position == Position(epoch=2, num_updates=20)
@@ -110,7 +110,7 @@ def test_a_copy_shares_no_bytes_on_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [STUDENT_FILE, "training_state.pt", STATE_FILE])
-def test_one_flipped_bit_is_seen(tmp_path: Path, name: str) -> None:
+def test_one_flipped_bit_is_detected(tmp_path: Path, name: str) -> None:
     write_checkpoint(tmp_path / "last", a_checkpoint(1))
     path = tmp_path / "last" / name
     content = bytearray(path.read_bytes())
@@ -123,7 +123,7 @@ def test_one_flipped_bit_is_seen(tmp_path: Path, name: str) -> None:
     assert sound_position(tmp_path / "last") is None
 
 
-def test_a_file_of_another_checkpoint_is_seen(tmp_path: Path) -> None:
+def test_a_file_of_another_checkpoint_is_detected(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "last", a_checkpoint(1))
     write_checkpoint(tmp_path / "other", a_checkpoint(2))
     (tmp_path / "other" / STUDENT_FILE).replace(tmp_path / "last" / STUDENT_FILE)
@@ -187,7 +187,7 @@ def _write_many(folder: Path, first: int) -> None:
             return
 
 
-def test_two_writers_leave_a_whole_checkpoint(tmp_path: Path) -> None:
+def test_two_concurrent_writers_leave_one_complete_checkpoint(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     writers = [
         context.Process(target=_write_many, args=(tmp_path / "last", first)) for first in (1, 1001)
@@ -221,7 +221,7 @@ def test_another_format_version_is_named(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "last")
 
 
-def test_random_states_are_put_back() -> None:
+def test_random_states_are_restored() -> None:
     import random
 
     import numpy as np
@@ -239,7 +239,7 @@ def test_random_states_are_put_back() -> None:
     assert (draws(), draws()) == (first, second)
 
 
-def test_a_step_log_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+def test_a_step_log_drops_lines_after_the_checkpoint(tmp_path: Path) -> None:
     log = StepLog(tmp_path / "log.jsonl")
     for step in (10, 20, 30):
         log.write({"step": step})
@@ -308,7 +308,7 @@ def test_a_damaged_summary_is_one_line(tmp_path: Path, content: bytes) -> None:
         read_summary(path)
 
 
-def test_a_summary_keeps_columns_that_come_later(tmp_path: Path) -> None:
+def test_a_summary_keeps_columns_that_appear_later(tmp_path: Path) -> None:
     summary = EpochSummary(tmp_path / "summary.csv")
     summary.write({"epoch": 0, "loss": 1.5})
     summary.write({"epoch": 1, "loss": 1.25, "top1": 40})
@@ -329,7 +329,7 @@ def test_means_are_weighted_and_merge() -> None:
     assert first.means() == {"loss": 2.0}
 
 
-def test_what_is_not_finite_counts_in_no_mean() -> None:
+def test_values_that_are_not_finite_are_left_out_of_means() -> None:
     means = RunningMeans()
     means.add({"loss": 1.0, "grad_norm": float("inf")}, 3)
     assert means.means() == {"loss": 1.0}

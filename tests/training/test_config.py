@@ -6,7 +6,7 @@ from scalekd.errors import UsageError
 from scalekd.training import TrainConfig
 
 
-def test_yaml_and_back(tmp_path: Path) -> None:
+def test_a_configuration_round_trips_through_yaml(tmp_path: Path) -> None:
     config = TrainConfig.from_mapping(
         {
             "model": "resnet50",

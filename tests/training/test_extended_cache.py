@@ -66,7 +66,7 @@ def train(extended: Path, image_folder: Path, tmp_path: Path) -> Any:
     return train
 
 
-def test_an_extension_trains_as_the_cache_that_it_is(train: Any, extended: Path) -> None:
+def test_an_extension_trains_like_a_cache_of_its_own(train: Any, extended: Path) -> None:
     named = train(targets="second", objective="scalekd")
     alone = train(cache=str(extended / "extensions/second"), objective="scalekd")
     base = train(objective="scalekd")
@@ -74,7 +74,7 @@ def test_an_extension_trains_as_the_cache_that_it_is(train: Any, extended: Path)
     assert named["train_stage4_spatial_loss"] != base["train_stage4_spatial_loss"]
 
 
-def test_logits_come_from_whom_they_are_asked_of(train: Any, extended: Path) -> None:
+def test_logits_come_from_the_requested_extension(train: Any, extended: Path) -> None:
     base, second = train(), train(logits_from=("second",))
     assert second == train(cache=str(extended / "extensions/second"))
     assert len({base["train_kd_loss"], second["train_kd_loss"]}) == 2
@@ -119,7 +119,9 @@ def test_only_passes_that_all_have_are_read(extended: Path) -> None:
         ({"targets": "third", "objective": "scalekd"}, "teacher tail"),
     ],
 )
-def test_what_is_not_there_is_refused(train: Any, changes: dict[str, Any], message: str) -> None:
+def test_missing_extensions_and_targets_are_refused(
+    train: Any, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         train(**changes)
 

@@ -63,7 +63,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("opt", ["sgd", "adamw", "lamb"])
 @pytest.mark.parametrize("log_interval", [1, 2, 4, 50])
-def test_reading_late_changes_nothing(
+def test_reading_reports_late_gives_the_same_run(
     make_trainer: Make, tmp_path: Path, opt: str, log_interval: int
 ) -> None:
     values = {"epochs": 2, "opt": opt, "log_interval": log_interval, "model_ema": True}
@@ -137,7 +137,7 @@ def poison(trainer: Trainer, update: int) -> None:
 
 @pytest.mark.parametrize("opt", ["sgd", "adamw", "lamb"])
 @pytest.mark.parametrize("update", [0, 2, 5])
-def test_the_device_leaves_out_what_is_not_finite(
+def test_the_device_skips_an_update_that_is_not_finite(
     make_trainer: Make, tmp_path: Path, opt: str, update: int
 ) -> None:
     trainer = make_trainer(tmp_path / "run", late=True, opt=opt, log_interval=2)
@@ -183,7 +183,7 @@ def test_a_finite_sum_of_a_term_that_is_not_leaves_no_gradient(
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
-def test_a_guarded_step(kind: Any, fused: bool) -> None:
+def test_a_guarded_step_is_skipped_after_a_norm_that_is_not_finite(kind: Any, fused: bool) -> None:
     parameter = nn.Parameter(torch.ones(3))
     optimizer = kind([parameter], lr=0.1, fused=fused)
     step = GuardedStep(optimizer, [parameter], scaled=False)
@@ -213,7 +213,7 @@ def test_a_meter_gives_an_interval_back_when_the_next_one_ends() -> None:
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])
-def test_batches_come_in_order_and_errors_in_their_place(ahead: int) -> None:
+def test_batches_and_errors_arrive_in_order(ahead: int) -> None:
     asked = []
 
     def batches() -> Iterator[dict[str, torch.Tensor]]:
@@ -232,7 +232,7 @@ def test_batches_come_in_order_and_errors_in_their_place(ahead: int) -> None:
         next(feed)
 
 
-def test_waiting_is_measured(make_trainer: Make, tmp_path: Path) -> None:
+def test_waiting_for_data_is_measured(make_trainer: Make, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path / "run", late=True, epochs=1, log_interval=3)
     trainer._loader.before_batch = lambda epoch, number: time.sleep(0.05)  # type: ignore[attr-defined]
     trainer.fit()

@@ -183,7 +183,7 @@ def test_another_teacher_than_the_caches_is_refused(
     assert not (tmp_path / "run/last").exists()
 
 
-def test_what_cannot_work_is_refused_before_training(
+def test_impossible_options_are_refused_before_training(
     options: dict[str, Any], tmp_path: Path, image_folder: Path
 ) -> None:
     def refused(kind: type[Exception], match: str, **changes: object) -> None:
@@ -222,7 +222,7 @@ def test_a_corrupt_validation_image_costs_no_epoch(
         assert first[name] == second[name], name
 
 
-def test_a_run_is_continued_with_its_own_teacher_wherever_the_cache_is(
+def test_a_run_is_continued_with_its_own_teacher_from_a_moved_cache(
     options: dict[str, Any], tmp_path: Path, cache: Path
 ) -> None:
     options |= {"objective": "kd", "val_split": None, "resume": "auto"}
@@ -267,7 +267,7 @@ def test_weights_for_other_classes_leave_the_head_new(
     assert "its classifier was trained on other classes and is left out" in said
 
 
-def test_the_walk_from_training_to_an_exported_backbone(
+def test_a_student_is_trained_exported_and_opened_as_a_backbone(
     options: dict[str, Any], tmp_path: Path, image_folder: Path
 ) -> None:
     run, folder = tmp_path / "run", tmp_path / "exported"

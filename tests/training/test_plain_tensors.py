@@ -36,7 +36,9 @@ STATE = {"head.weight": torch.arange(3.0)}
     ],
 )
 @pytest.mark.parametrize("key", ["state_dict", "model", "model_ema", None])
-def test_what_training_scripts_save_is_read(tmp_path: Path, extra: Any, key: str | None) -> None:
+def test_checkpoints_of_training_scripts_are_read(
+    tmp_path: Path, extra: Any, key: str | None
+) -> None:
     content = {"args": extra, "epoch": 3} | ({key: STATE} if key else STATE)
     torch.save(content, tmp_path / "last.pth.tar")
     state = read_state_dict(tmp_path / "last.pth.tar")
@@ -44,7 +46,7 @@ def test_what_training_scripts_save_is_read(tmp_path: Path, extra: Any, key: str
     assert torch.equal(state["head.weight"], STATE["head.weight"])
 
 
-def test_averaged_weights_come_first(tmp_path: Path) -> None:
+def test_averaged_weights_are_preferred(tmp_path: Path) -> None:
     averaged = {"module.head.weight": torch.ones(3)}
     torch.save({"state_dict": STATE, "state_dict_ema": averaged}, tmp_path / "last.pth.tar")
     assert torch.equal(read_state_dict(tmp_path / "last.pth.tar")["head.weight"], torch.ones(3))

@@ -15,7 +15,7 @@ ALIASES = "a: &a [x, x]\n" + "".join(
 )
 
 
-def test_plain_data_comes_back() -> None:
+def test_plain_data_round_trips() -> None:
     shared = [1, 2]
     values = {
         "a": shared,
@@ -49,7 +49,7 @@ def test_plain_data_comes_back() -> None:
         "? [a, b]\n: 1\n? {c: d}\n: 1",
     ],
 )
-def test_everything_else_is_one_line(tmp_path: Path, text: str) -> None:
+def test_other_data_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
         load_plain(text)
     assert len(str(caught.value)) < 400
@@ -63,7 +63,7 @@ def test_everything_else_is_one_line(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["[]", "1", "", "1: 2", "a: {1: 2}\n3: 4"])
-def test_a_mapping_with_text_keys_is_asked_for(tmp_path: Path, text: str) -> None:
+def test_only_a_mapping_with_text_keys_is_accepted(tmp_path: Path, text: str) -> None:
     path = tmp_path / "args.yaml"
     path.write_text(text)
     with pytest.raises(DataError, match=r"args\.yaml: expected a mapping"):

@@ -49,7 +49,7 @@ def cut_off(run: Path) -> None:
 
 
 @pytest.mark.parametrize("loss", [remove_state, remove_folder, flip_a_bit, cut_off])
-def test_without_last_the_newest_sound_checkpoint_continues(
+def test_without_last_the_newest_intact_checkpoint_is_resumed(
     make_trainer: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], loss: Any
 ) -> None:
     run = tmp_path / "run"
@@ -65,9 +65,7 @@ def test_without_last_the_newest_sound_checkpoint_continues(
     assert positions(run)["last"] == 3
 
 
-def test_nothing_is_replaced_where_nothing_is_left_to_train(
-    make_trainer: Make, tmp_path: Path
-) -> None:
+def test_resuming_a_finished_run_changes_no_checkpoint(make_trainer: Make, tmp_path: Path) -> None:
     run = tmp_path / "run"
     make_trainer(run, epochs=2).fit()
     remove_state(run)
@@ -78,7 +76,7 @@ def test_nothing_is_replaced_where_nothing_is_left_to_train(
             assert path.read_bytes() == content, path
 
 
-def test_a_run_without_a_sound_checkpoint_is_not_begun_anew(
+def test_a_run_without_an_intact_checkpoint_is_not_started_again(
     make_trainer: Make, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -111,7 +109,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts(
     assert make_trainer(run, epochs=1, resume="auto").fit().epochs == 1
 
 
-def test_overwrite_begins_anew_and_touches_nothing_else(make_trainer: Make, tmp_path: Path) -> None:
+def test_overwrite_starts_again_and_keeps_other_files(make_trainer: Make, tmp_path: Path) -> None:
     run = tmp_path / "run"
     make_trainer(run, epochs=3).fit()
     (run / "notes.txt").write_text("mine")
@@ -142,7 +140,7 @@ def test_another_runs_checkpoint_does_not_replace_a_run(make_trainer: Make, tmp_
     assert positions(tmp_path / "three")["last"] == 2
 
 
-def test_going_back_is_said(
+def test_resuming_from_an_older_checkpoint_prints_a_note(
     make_trainer: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -191,7 +189,7 @@ def test_one_process_at_a_time_trains_in_a_folder(make_trainer: Make, tmp_path: 
         holder.stdout.close()
 
 
-def test_leftovers_of_killed_writers_go(make_trainer: Make, tmp_path: Path) -> None:
+def test_files_of_killed_writers_are_removed(make_trainer: Make, tmp_path: Path) -> None:
     run = tmp_path / "run"
     make_trainer(run, epochs=1).fit()
     (run / ".last.0123.writing").mkdir()

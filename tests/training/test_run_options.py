@@ -39,7 +39,7 @@ def first_batch(trainer: Trainer) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", ["bce", "smoothing", "both"])
-def test_the_task_loss_is_the_one_asked_for(make_trainer: Make, tmp_path: Path, name: str) -> None:
+def test_the_task_loss_is_the_requested_one(make_trainer: Make, tmp_path: Path, name: str) -> None:
     options = {"bce_loss": name != "smoothing", "smoothing": 0.0 if name == "bce" else 0.2}
     options |= {"drop_path": 0.0, "log_interval": 1, "epochs": 4}
     logits, labels = first_batch(make_trainer(tmp_path / "twin", **options))
@@ -143,7 +143,7 @@ def test_channels_last_reaches_the_student_and_changes_no_value(
         ("mixer_s32_224", False),
     ],
 )
-def test_cnns_are_told_from_other_models(name: str, expected: bool) -> None:
+def test_cnns_are_recognised(name: str, expected: bool) -> None:
     assert is_convolutional(timm.create_model(name, device="meta")) == expected
 
 
@@ -273,7 +273,7 @@ def test_default_workers_never_exceed_the_cores(monkeypatch: pytest.MonkeyPatch)
         assert TrainConfig(model="m", output="o").workers == expected
 
 
-def test_every_line_tells_the_views_so_far(
+def test_every_line_of_the_log_has_the_number_of_views(
     make_trainer: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_trainer(tmp_path / "run", epochs=2, batch_size=8).fit()

@@ -76,7 +76,7 @@ def leveldb_records(content: bytes) -> Iterator[bytes]:
             data = b""
 
 
-def test_the_log_tells_the_views_at_every_step(kept: Kept) -> None:
+def test_the_log_has_the_number_of_views_at_every_step(kept: Kept) -> None:
     _, records = kept
     assert [record["samples_viewed"] for record in records] == [16, 32, 48, 64, 80, 96]
 
@@ -133,7 +133,7 @@ def test_trackio_has_every_value(kept: Kept) -> None:
     assert losses == expected(records, "kd_loss")
 
 
-def test_a_tracker_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_or_missing_tracker_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     check_trackers(())
     with pytest.raises(UsageError, match=r"--log-with tensorbord: no such .* mean .tensorboard.\?"):
         check_trackers(["tensorbord"])

@@ -135,7 +135,9 @@ def test_a_resumed_epoch_reads_no_batch_twice(make_trainer: Make, tmp_path: Path
     assert trained_on == [(epoch, number) for epoch in range(3) for number in range(6)]
 
 
-def test_a_crash_between_checkpoints_is_made_good(make_trainer: Make, tmp_path: Path) -> None:
+def test_a_run_that_crashed_between_checkpoints_ends_with_the_same_weights(
+    make_trainer: Make, tmp_path: Path
+) -> None:
     make_trainer(tmp_path / "whole").fit()
     trainer = make_trainer(tmp_path / "run", recovery_interval=2)
     update = trainer._update
@@ -316,7 +318,9 @@ def test_the_best_epochs_are_kept_and_no_more(make_trainer: Make, tmp_path: Path
     assert best["epoch"] == 2
 
 
-def test_the_average_is_evaluated_beside_the_student(make_trainer: Make, tmp_path: Path) -> None:
+def test_the_average_is_evaluated_as_well_as_the_student(
+    make_trainer: Make, tmp_path: Path
+) -> None:
     seen = []
 
     def evaluate(model: nn.Module) -> dict[str, float]:
@@ -338,7 +342,7 @@ def test_the_average_starts_from_the_first_update(make_trainer: Make, tmp_path: 
     assert equal(weights(tmp_path / "run"), weights(tmp_path / "run", "ema.safetensors"))
 
 
-def test_evaluation_leaves_no_trace_in_training(make_trainer: Make, tmp_path: Path) -> None:
+def test_evaluation_does_not_change_the_weights(make_trainer: Make, tmp_path: Path) -> None:
     make_trainer(tmp_path / "without").fit()
     make_trainer(
         tmp_path / "with", evaluate=lambda model: {"top1": float(torch.rand(3).sum())}
@@ -346,7 +350,7 @@ def test_evaluation_leaves_no_trace_in_training(make_trainer: Make, tmp_path: Pa
     assert equal(weights(tmp_path / "without"), weights(tmp_path / "with"))
 
 
-def test_an_evaluation_that_fails_or_is_not_waited_for_costs_no_update(
+def test_an_evaluation_that_fails_or_is_interrupted_loses_no_update(
     make_trainer: Make, tmp_path: Path
 ) -> None:
     """Epoch 1 meets a corrupt image twice; a signal comes with the last update of epoch 2."""
@@ -414,7 +418,7 @@ def test_a_trained_epoch_is_evaluated_under_another_batch_size_too(
         ("keep_epoch", 2, "checkpoint-2"),
     ],
 )
-def test_copies_that_a_kill_left_out_are_made_on_resume(
+def test_copies_of_checkpoints_that_a_kill_prevented_are_made_on_resume(
     make_trainer: Make, tmp_path: Path, copy: str, epoch: int, missing: str
 ) -> None:
     """The process is killed once ``last`` is written, and again before it trains on."""
@@ -479,14 +483,14 @@ def test_a_run_is_continued_only_on_request(make_trainer: Make, tmp_path: Path) 
         make_trainer(tmp_path / "run", epochs=1).fit()
 
 
-def test_a_folder_with_something_else_is_left_alone(make_trainer: Make, tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused(make_trainer: Make, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match="contains something that is not a training run"):
         make_trainer(tmp_path, resume="auto").fit()
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_more_epochs_may_be_asked_for_on_resume_but_not_another_model(
+def test_a_resumed_run_may_have_more_epochs_but_not_another_model(
     make_trainer: Make, tmp_path: Path
 ) -> None:
     make_trainer(tmp_path / "run", epochs=1).fit()
@@ -496,7 +500,7 @@ def test_more_epochs_may_be_asked_for_on_resume_but_not_another_model(
         make_trainer(tmp_path / "run", epochs=2, opt="sgd", resume="auto").fit()
 
 
-def test_another_batch_size_goes_on_where_the_views_were(
+def test_another_batch_size_continues_at_the_same_view(
     make_trainer: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = make_trainer(tmp_path / "run", epochs=1)
@@ -514,7 +518,7 @@ def test_another_batch_size_goes_on_where_the_views_were(
     )
 
 
-def test_another_batch_size_keeps_the_place_in_the_schedule(
+def test_another_batch_size_keeps_the_position_in_the_schedule(
     make_trainer: Make, tmp_path: Path
 ) -> None:
     values = {"epochs": 4, "warmup_epochs": 1, "sched_on_updates": True, "drop_path": 0}
@@ -535,7 +539,7 @@ def test_another_batch_size_keeps_the_place_in_the_schedule(
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_stops_and_crashes_at_random_updates_leave_no_trace(
+def test_stops_and_crashes_at_random_updates_give_the_same_weights(
     make_trainer: Make, tmp_path: Path, seed: int
 ) -> None:
     """18 updates in five parts, each of which was asked to stop or simply ended."""
@@ -560,7 +564,7 @@ def test_stops_and_crashes_at_random_updates_leave_no_trace(
     assert rows(tmp_path / "whole") == rows(tmp_path / "run")
 
 
-def test_a_finished_run_resumes_to_nothing(make_trainer: Make, tmp_path: Path) -> None:
+def test_resuming_a_finished_run_trains_nothing(make_trainer: Make, tmp_path: Path) -> None:
     make_trainer(tmp_path / "run", epochs=2).fit()
     before = weights(tmp_path / "run")
     again = make_trainer(tmp_path / "run", epochs=2, resume="auto")
@@ -580,7 +584,7 @@ def test_a_damaged_checkpoint_is_named(make_trainer: Make, tmp_path: Path) -> No
         make_trainer(tmp_path / "run", epochs=2, resume=str(tmp_path / "run/last")).fit()
 
 
-def test_a_frozen_part_stays_as_it_was(make_trainer: Make, tmp_path: Path) -> None:
+def test_a_frozen_part_does_not_change(make_trainer: Make, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path / "reference", epochs=1)
     student = trainer._state.student
     freeze_parameters(student, ["layer1", "conv1*", "bn1"])
@@ -593,7 +597,9 @@ def test_a_frozen_part_stays_as_it_was(make_trainer: Make, tmp_path: Path) -> No
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own, while it traces
-def test_compilation_leaves_no_trace_in_checkpoints(make_trainer: Make, tmp_path: Path) -> None:
+def test_checkpoints_of_compiled_students_have_the_usual_names(
+    make_trainer: Make, tmp_path: Path
+) -> None:
     values = {"epochs": 1, "drop_path": 0.0, "model_ema": True}
     make_trainer(tmp_path / "plain", **values).fit()
     make_trainer(tmp_path / "compiled", torchcompile="eager", **values).fit()

@@ -102,7 +102,7 @@ def test_arguments_of_a_folder_are_checked(tmp_path: Path, model_args: Config) -
         {"pretrained_cfg": {"num_classes": "many"}},
     ],
 )
-def test_damaged_configurations_raise_nothing_foreign(tmp_path: Path, changes: Config) -> None:
+def test_damaged_configurations_raise_our_errors(tmp_path: Path, changes: Config) -> None:
     name = exported(tmp_path / "x", **changes)
     with contextlib.suppress(ScaleKDError):  # a value that nobody reads may pass
         create_student(name, num_classes=4, img_size=32, pretrained=True)
@@ -133,7 +133,7 @@ def test_tensors_of_another_model_are_named(tmp_path: Path) -> None:
         create_student(name, num_classes=4, pretrained=True)
 
 
-def test_a_huge_model_beside_small_weights_takes_no_memory(tmp_path: Path) -> None:
+def test_a_huge_model_with_small_weights_is_refused_without_memory(tmp_path: Path) -> None:
     name = exported(tmp_path / "x", model_args={"embed_dim": 65_536, "num_heads": 16})
     with pytest.raises(UsageError, match=r"describes a model of .* bytes"):
         create_student(name, num_classes=4, pretrained=True)

@@ -44,7 +44,7 @@ def forge(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         (folder / "state.json").write_text(json.dumps(state))
 
 
-def test_an_honest_run_opens(run: Path) -> None:
+def test_an_unchanged_run_opens(run: Path) -> None:
     forge(run, lambda state: None)
     assert load_trained_student(run).model(torch.zeros(1, 3, 32, 32)).shape == (1, 4)
 
@@ -171,7 +171,7 @@ def test_construction_is_bounded(architecture: str, kwargs: dict[str, Any]) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_tables_that_are_computed_count_too() -> None:
+def test_computed_tables_count_towards_the_limit() -> None:
     kwargs = {"window_size": 96, "img_size": 768}
     empty = create_on_meta("swin_tiny_patch4_window7_224", kwargs)
     shapes = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
@@ -196,7 +196,7 @@ def test_tables_that_are_computed_count_too() -> None:
         {"objective": ["kd"]},
     ],
 )
-def test_facts_of_a_document_are_checked(run: Path, facts: dict[str, Any]) -> None:
+def test_values_of_a_document_are_checked(run: Path, facts: dict[str, Any]) -> None:
     forge(run, lambda state: state.update(facts))
     with pytest.raises(DataError, match="cannot be read") as caught:
         load_trained_student(run)
