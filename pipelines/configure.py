@@ -63,7 +63,7 @@ def train_config(recipe: str | None, flags: Mapping[str, Any]) -> TrainConfig:
             merged["model_kwargs"] = model_kwargs
     if distillation:
         merged["distillation"] = distillation
-    return TrainConfig.from_mapping(merged, source="the options")
+    return TrainConfig.from_mapping(merged, source=None)
 
 
 def read_recipe(name: str) -> dict[str, Any]:

@@ -151,8 +151,15 @@ def _leave_head_out(model: nn.Module, state: dict[str, Tensor], *, always: bool)
 
 
 def classifier_names(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the modules of a timm model that are its classifier."""
+    """Return the names of the modules of a timm model that are its classifier.
+
+    The configuration of a model folder need not name them.
+    """
     names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    if not names and hasattr(model, "get_classifier"):
+        heads = model.get_classifier()  # an Identity in a model without classes
+        heads = heads if isinstance(heads, tuple | list) else (heads,)
+        names = [name for name, module in model.named_modules() if any(module is h for h in heads)]
     return (names,) if isinstance(names, str) else tuple(names)
 
 

@@ -277,13 +277,14 @@ class TrainConfig(ImageOptions):
 
     @classmethod
     def from_mapping(
-        cls, values: Mapping[str, Any], *, source: str = "the options"
+        cls, values: Mapping[str, Any], *, source: str | None = "the options"
     ) -> "TrainConfig":
         """Check values from flags or a file.
 
         Args:
             values: Names of this record's fields, with ``-`` or ``_``, to values.
-            source: Origin of the values, for the error message.
+            source: Origin of the values, for the error message; ``None`` for the command line,
+                whose options are named as they are given.
 
         Raises:
             UsageError: A name is unknown, missing or its value impossible.
@@ -294,15 +295,23 @@ class TrainConfig(ImageOptions):
             return cls(**named)
         except ValidationError as error:
             first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
+            field, *parts = map(str, first["loc"])
+            name, option = ".".join([field, *parts]), f"--{field.replace('_', '-')}"
             if first["type"] == "extra_forbidden":
                 record = _record_at(cls, first["loc"][:-1])
-                reject_unknown_keys({name: None}, record.model_fields, source=source)
+                unknown = ".".join(parts) if source is None else name
+                reject_unknown_keys({unknown: None}, record.model_fields, source=source or option)
             if first["type"] == "missing":
-                raise UsageError(f"{source}: {name!r} is missing, and has no default") from None
-            raise UsageError(
-                f"{source}: {name} = {_shown(first['input'])} is not possible: {first['msg']}"
-            ) from None
+                what = (
+                    f"{option} is missing" if source is None else f"{source}: {name!r} is missing"
+                )
+                raise UsageError(f"{what}, and has no default") from None
+            value, message = _shown(first["input"]), first["msg"].removeprefix("Value error, ")
+            if source is None:
+                setting = f" {'.'.join(parts)}" if parts else ""
+                given = "" if isinstance(first["input"], Mapping) else f" (got {value})"
+                raise UsageError(f"{option}{setting}: {message}{given}") from None
+            raise UsageError(f"{source}: {name} = {value} is not possible: {message}") from None
 
     @property
     def objective_config(self) -> ScaleKDConfig:

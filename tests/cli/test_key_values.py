@@ -1,5 +1,6 @@
 """Values of ``key=value`` options, which every command reads alike."""
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -80,3 +81,30 @@ def test_names_of_teachers_may_have_hyphens_and_dots() -> None:
     for bad in (".weight=1", "a..b=1", "a.=1", "a b.c=1"):
         with pytest.raises(click.BadParameter):
             KeyValue(dotted=True).convert(bad, None, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--lr -1", "--lr: Input should be greater than 0 (got -1.0)"),
+        ("--layer-decay 3", "--layer-decay: Input should be less than or equal to 1 (got 3.0)"),
+        ("--distillation kd_alpha=2", "--distillation kd_alpha: Input should be less than"),
+        ("--distillation stage4.spatial_weight=-1", "--distillation stage4.spatial_weight: Input"),
+        ("--distillation summry=direction", "--distillation: unknown key 'summry'; did you mean"),
+        ("--distillation stage4.heads=2", "--distillation: unknown key 'stage4.heads'; did you"),
+        ("--targets base,b.c --distillation b.c.wieght=2", "--distillation: b.c.wieght: Extra"),
+        ("--epochs 0 --recipe swin_l-resnet50", "--epochs: Input should be greater than or equal"),
+    ],
+)
+def test_a_value_of_train_student_is_refused_by_the_name_of_its_option(
+    run: Callable[..., Any], options: str, message: str
+) -> None:
+    ran = run("train-student", "--model", "resnet18", "--output", "run", *options.split())
+    assert ran.code == 2
+    assert message in ran.err
+    assert "the options" not in ran.err
+    assert "is not possible" not in ran.err
+
+
+def test_a_missing_option_of_train_student_is_named(run: Callable[..., Any]) -> None:
+    assert "--model is missing" in run("train-student", "--output", "run").err

@@ -1,6 +1,7 @@
 """Students give timm's own logits and the two levels of the reference, in one forward."""
 
 import copy
+import json
 import socket
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from scalekd.errors import UsageError
 from scalekd.models.levels import find_levels
 from scalekd.students import Student, StudentSpec, create_student
+from scalekd.training import freeze_parameters
 
 # The paper's students at their real widths and a small image size, with the levels that golden
 # README section 3 states: (channels, downsampling) of the third and fourth stage.
@@ -229,6 +231,34 @@ def test_an_impossible_student_is_refused_with_a_reason(
         create_student(name, **{"num_classes": 3, **options})
     assert says in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_convnext", "test_efficientnet"])
+@pytest.mark.parametrize(("was", "now"), [(0, 3), (5, 3), (5, 0)])
+def test_a_folder_need_not_name_its_classifier(
+    name: str, was: int, now: int, tmp_path: Path
+) -> None:
+    original = timm.create_model(name, num_classes=was)
+    timm.models.save_for_hf(original, tmp_path / "run")
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    del config["pretrained_cfg"]["classifier"]
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
+    notes: list[str] = []
+    student = create_student(
+        f"local-dir:{tmp_path / 'run'}",
+        num_classes=now,
+        pretrained=True,
+        new_head=None,
+        notes=notes,
+    )
+    ours, theirs = student.model.state_dict(), original.state_dict()
+    head = {key for key in ours if key not in theirs or ours[key].shape != theirs[key].shape}
+    assert len(head) == (2 if now else 0)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours if key not in head)
+    assert len(notes) == bool(head)
+    freeze_parameters(student.model, ("backbone",) if now else ())
+    trained = {key for key, value in student.model.named_parameters() if value.requires_grad}
+    assert not now or trained == head
 
 
 def test_a_model_without_inner_features_is_refused() -> None:
