@@ -157,7 +157,7 @@ def classifier_names(model: nn.Module) -> tuple[str, ...]:
     """
     names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     if not names and hasattr(model, "get_classifier"):
-        heads = model.get_classifier()  # an Identity in a model without classes
+        heads: Any = model.get_classifier()  # type: ignore[operator]  # Identity without classes
         heads = heads if isinstance(heads, tuple | list) else (heads,)
         names = [name for name, module in model.named_modules() if any(module is h for h in heads)]
     return (names,) if isinstance(names, str) else tuple(names)

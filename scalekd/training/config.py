@@ -290,7 +290,7 @@ class TrainConfig(ImageOptions):
             UsageError: A name is unknown, missing or its value impossible.
         """
         named = {name.replace("-", "_"): value for name, value in values.items()}
-        reject_unknown_keys(named, cls.model_fields, source=source)
+        reject_unknown_keys(named, cls.model_fields, source=source or "the options")
         try:
             return cls(**named)
         except ValidationError as error:
