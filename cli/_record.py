@@ -151,6 +151,20 @@ def _print_all_options(context: click.Context, parameter: click.Parameter, value
         context.exit()
 
 
+def _explain_views(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> str | None:
+    """Print the grammar of view policies for ``--aug help``, whatever else is given."""
+    del parameter
+    if value != "help" or context.resilient_parsing:
+        return value
+    from scalekd.views import POLICY_GRAMMAR
+
+    for line in POLICY_GRAMMAR.splitlines():
+        echo(line)
+    context.exit()
+
+
 _OF_THE_CACHE = "augmentation belongs to the cache: give --aug to cache-teacher"
 _ELSEWHERE = {
     **dict.fromkeys(
@@ -219,6 +233,8 @@ def record_options(
         if settings.pop("switch", False):
             names = (f"{names[0]}/--no-{names[0][2:]}",)
         settings |= {"heading": heading, "is_common": name in getattr(record, "common", ())}
+        if name == "aug":
+            settings |= {"is_eager": True, "callback": _explain_views}
         options.append((names, name, {**settings, "field": field}))
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:

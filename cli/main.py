@@ -10,6 +10,7 @@ import click
 from scalekd import __version__
 from scalekd.cli._output import (
     Reported,
+    echo,
     emit_failure,
     escaping,
     print_error,
@@ -113,6 +114,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         except click.exceptions.Exit as stop:
             code = stop.exit_code
+        except click.exceptions.NoArgsIsHelpError as error:
+            for line in error.format_message().splitlines():
+                echo(line, err=True)
+            code = error.exit_code
         except Reported as reported:
             print_error(reported.failure)
             code = reported.failure.exit_code

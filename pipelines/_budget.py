@@ -21,6 +21,7 @@ from scalekd.pipelines._job import Job
 from scalekd.pipelines._processes import Processes
 from scalekd.pipelines.estimate import CacheEstimate, estimate_cache, estimate_job
 from scalekd.teachers import Teacher
+from scalekd.text import counted
 
 ERRORS = (0.01, 0.02, 0.05, 0.1)
 """Errors of the transform codec among which bytes are divided; finer ones gained nothing."""
@@ -119,7 +120,7 @@ class Spending(BaseModel):
 
     def line(self) -> str:
         """Describe the spending in one line."""
-        passes = f"{self.passes} pass{'es' * (self.passes > 1)}"
+        passes = counted(self.passes, "pass")
         size = ByteSize(math.ceil(self.total_bytes)).human_readable(decimal=True)
         hours = f"{self.hours:,.1f} h" if self.hours >= 1 else f"{60 * self.hours:.1f} min"
         return (
@@ -176,7 +177,7 @@ class Choice(BaseModel):
 
     def lines(self) -> list[str]:
         """Return the lines to print: the choice, and the possible spendings."""
-        first = f"--budget {self.budget}: {self.passes} passes by --codec {self.codec}"
+        first = f"--budget {self.budget}: {counted(self.passes, 'pass')} by --codec {self.codec}"
         if not self.ways:
             return [f"{first}, as the cache was begun"]
         return [

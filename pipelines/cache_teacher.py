@@ -43,7 +43,7 @@ from scalekd.pipelines._write_shards import num_coding_threads, write_claimed
 from scalekd.signals import terminable
 from scalekd.storage import LocalStorage, Storage
 from scalekd.teachers import Teacher
-from scalekd.text import format_cache_size
+from scalekd.text import counted, format_cache_size
 from scalekd.training.compilation import check_backend, compile_faults
 
 __all__ = ["CacheTeacherConfig", "CacheTeacherResult", "cache_teacher", "write_cache"]
@@ -108,8 +108,9 @@ class CacheTeacherResult(BaseModel):
                 + "; the process that commits the last shard completes the cache"
             )
         lines = [
-            f"{self.output}: {state}; {self.num_samples:,} samples, {self.num_passes} passes,"
-            f" {self.num_shards} shards ({self.shards_written} written now)",
+            f"{self.output}: {state}; {counted(self.num_samples, 'sample')},"
+            f" {counted(self.num_passes, 'pass')}, {counted(self.num_shards, 'shard')}"
+            f" ({self.shards_written} written now)",
             f"{self.views_written:,} views in {self.seconds:,.0f} s,"
             f" {self.views_per_second:,.1f} views/s, data wait {self.data_wait_share:.0%}",
         ]

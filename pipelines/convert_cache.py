@@ -41,7 +41,7 @@ from scalekd.pipelines._progress import ProgressReport
 from scalekd.signals import terminable
 from scalekd.storage import Storage, open_storage
 from scalekd.storage.files import remove_abandoned
-from scalekd.text import format_cache_size
+from scalekd.text import counted, format_cache_size
 
 
 class ConvertResult(BaseModel):
@@ -66,7 +66,8 @@ class ConvertResult(BaseModel):
         if self.shards_elsewhere:
             state = f"not complete: another process is writing {self.shards_elsewhere[0]}"
         lines = [
-            f"{self.output}: {state}; {self.num_passes} passes, {self.num_shards} shards"
+            f"{self.output}: {state}; {counted(self.num_passes, 'pass')},"
+            f" {counted(self.num_shards, 'shard')}"
             f" ({self.shards_written} written now) in {self.seconds:,.1f} s"
         ]
         if self.total_bytes is not None:

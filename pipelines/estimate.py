@@ -21,6 +21,7 @@ from scalekd.pipelines._probe import STUDENT, Disk, Probe, probe_disk, probe_job
 from scalekd.pipelines._processes import Processes
 from scalekd.pipelines._write_shards import num_coding_threads
 from scalekd.storage import Storage
+from scalekd.text import counted, format_bytes, format_duration
 
 
 @dataclass(frozen=True)
@@ -154,28 +155,29 @@ class CacheEstimate(BaseModel):
 
     def lines(self) -> list[str]:
         """Return the lines to print."""
-        free = "" if self.free_bytes is None else f", {self.free_bytes / 1e9:,.1f} GB are free"
+        free = "" if self.free_bytes is None else f", {format_bytes(self.free_bytes)} are free"
         teacher = (
             "no teacher is run"
             if self.teacher_views_per_second is None
             else f"teacher {self.teacher_views_per_second:,.1f} views/s"
         )
         lines = [
-            f"{self.num_samples:,} samples x {self.num_passes} passes:"
-            f" {self.total_bytes / 1e9:,.2f} GB ({self.bytes_per_view:,.0f} B per view,"
+            f"{counted(self.num_samples, 'sample')} x {counted(self.num_passes, 'pass')}:"
+            f" {format_bytes(self.total_bytes)} ({self.bytes_per_view:,.0f} B per view,"
             f" without tail and tables){free}",
-            f"about {self.hours:,.2f} h with one process here, {self.calibration_hours:,.2f} h of"
-            f" them calibration (fitting the codec adds minutes): {teacher}, drawing"
-            f" {self.drawn_views_per_second_per_worker:,.0f} views/s per worker",
-            f"memory so far {self.peak_memory_bytes / 1e9:.1f} GB; {self.num_files:,} files",
+            f"about {_hours(self.hours)} with one process here, of which calibration takes"
+            f" {_hours(self.calibration_hours)} (fitting the codec adds minutes): {teacher},"
+            f" drawing {self.drawn_views_per_second_per_worker:,.0f} views/s per worker",
+            f"memory so far {format_bytes(self.peak_memory_bytes)};"
+            f" {counted(self.num_files, 'file')}",
         ]
         return lines if self.live_epoch_hours is None else [*lines, self._break_even()]
 
     def _break_even(self) -> str:
         live, cached = self.live_epoch_hours or 0.0, self.cached_epoch_hours or 0.0
         epochs = (
-            f"an epoch of {self.student} (its bare step) takes {live:,.2f} h with the live teacher"
-            f" and {cached:,.2f} h with the cache"
+            f"an epoch of {self.student} (its bare step) takes {_hours(live)} with the live teacher"
+            f" and {_hours(cached)} with the cache"
         )
         if self.break_even_epochs is None:
             return f"does not pay for itself: {epochs}, because drawing limits both"
@@ -183,6 +185,10 @@ class CacheEstimate(BaseModel):
             f"pays for itself after {self.break_even_epochs:,.1f} epochs of training, of all"
             f" students together: {epochs}"
         )
+
+
+def _hours(hours: float) -> str:
+    return format_duration(3600 * hours)
 
 
 @strict_float32()

@@ -13,7 +13,7 @@ from scalekd.cache.reading.extensions import extension_names
 from scalekd.errors import CacheCorrupt, CacheError, CacheMismatch, UsageError
 from scalekd.pipelines._source_options import VerifyConfig
 from scalekd.storage import Location, open_storage
-from scalekd.text import format_bytes, format_cache_size
+from scalekd.text import counted, format_bytes, format_cache_size
 
 
 class CacheInfo(BaseModel):
@@ -70,7 +70,7 @@ class CacheInfo(BaseModel):
         for key in self.skipped:
             yield "  skipped", key
         height, width = self.view_size
-        yield "views", f"{self.num_passes} passes of {self.views}, {height} x {width} px"
+        yield "views", f"{counted(self.num_passes, 'pass')} of {self.views}, {height} x {width} px"
         yield (
             "shards",
             f"{self.num_shards} of {self.shard_size:,} views, blocks of {self.block_size}",

@@ -29,7 +29,7 @@ from scalekd.errors import CacheMismatch, DataError, UsageError
 from scalekd.pipelines._progress import ProgressReport
 from scalekd.signals import terminable
 from scalekd.storage import LocalStorage
-from scalekd.text import format_bytes
+from scalekd.text import counted, format_bytes
 
 
 class MergeResult(BaseModel):
@@ -59,13 +59,13 @@ class MergeResult(BaseModel):
 
     def lines(self) -> list[str]:
         """Return the lines to print."""
-        state = f"{self.num_passes} passes complete" if self.complete else "not complete"
+        state = f"{counted(self.num_passes, 'pass')} complete" if self.complete else "not complete"
         return [
             *(f"missing: {shards}" for shards in self.missing),
             f"{self.output}: {state}; {self.num_files:,} files, {format_bytes(self.num_bytes)} in"
             f" {self.seconds:,.1f} s; {self.num_found:,} shards existed already",
             *(
-                f"extension {name}: {inner.num_passes} passes complete"
+                f"extension {name}: {counted(inner.num_passes, 'pass')} complete"
                 for name, inner in self.extensions.items()
             ),
         ]

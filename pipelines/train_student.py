@@ -27,6 +27,7 @@ from scalekd.pipelines._validation import decode_dtype, local_cache_of, make_val
 from scalekd.pipelines.configure import departures_from_recipe
 from scalekd.storage.locks import require_locks
 from scalekd.students import Student, create_student
+from scalekd.text import counted
 from scalekd.training import (
     CachedTeacher,
     EpochLoader,
@@ -162,7 +163,7 @@ def _make_loader(
 
 
 def _reused_views(num_epochs: int, num_passes: int, *, fresh: bool) -> str:
-    passes = f"{num_passes} pass" if num_passes == 1 else f"{num_passes} passes"
+    passes = counted(num_passes, "pass")
     if fresh:
         return f"{num_epochs} epochs: {passes} of the cache, and fresh views from then on"
     times = num_epochs / num_passes

@@ -101,6 +101,13 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+def counted(number: int, noun: str) -> str:
+    """Format a number with its noun, such as ``1 pass`` and ``1,000 samples``."""
+    if number != 1:
+        noun += "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}"
+
+
 def format_bytes(num_bytes: float) -> str:
     """Format a number of bytes, such as ``1.9 GB``."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -130,3 +130,17 @@ def test_html_is_text() -> None:
 def test_a_fence_is_longer_than_any_run_inside() -> None:
     assert text.markdown_fence("a") == "```"
     assert text.markdown_fence("a ```` b ``") == "`````"
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "written"),
+    [
+        (1, "pass", "1 pass"),
+        (2, "pass", "2 passes"),
+        (0, "shard", "0 shards"),
+        (1, "shard", "1 shard"),
+        (1_281_167, "sample", "1,281,167 samples"),
+    ],
+)
+def test_a_count_has_the_noun_in_its_number(number: int, noun: str, written: str) -> None:
+    assert text.counted(number, noun) == written

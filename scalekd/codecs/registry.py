@@ -127,7 +127,9 @@ def create_logit_codec(text: str, num_classes: int) -> LogitCodec:
         return FullLogitCodec(num_classes)
     if name == TopKLogitCodec.name and re.fullmatch(r"[0-9]{1,9}", rest):
         return TopKLogitCodec(num_classes, int(rest))
-    raise UsageError(f"logits {text!r} are neither 'full' nor 'topk:K' with a number K")
+    raise UsageError(
+        f"logits {text!r}: give full for all classes, topk:K for the K likeliest, or none"
+    )
 
 
 def check_logit_codec(text: str) -> None:

@@ -78,7 +78,7 @@ def evaluate_linear_probe(
     divisions = [_held_out(labels, seed, training.images.location) for seed in seeds]
     coordinator = Coordinator(queries.accelerator.num_processes)
     features = pooled_features(model, training, config, coordinator).numpy()
-    asked = pooled_features(model, queries, config, coordinator).numpy()
+    query_features = pooled_features(model, queries, config, coordinator).numpy()
     truth = queries.images.labels.astype(np.int64)
     if class_map is not None:
         truth = np.asarray(class_map)[truth]
@@ -86,7 +86,7 @@ def evaluate_linear_probe(
     def results() -> list[tuple[float, float, float]] | None:
         if not queries.accelerator.is_main_process:
             return None
-        return [_probe(features, labels, held, asked, truth) for held in divisions]
+        return [_probe(features, labels, held, query_features, truth) for held in divisions]
 
     shares = coordinator.collect(coordinator.together(results))
     scores = next(share for share in shares if share is not None)
@@ -116,9 +116,9 @@ def _held_out(labels: Array, seed: int, location: str) -> Array:
 
 
 def _probe(
-    features: Array, labels: Array, held: Array, asked: Array, truth: Array
+    features: Array, labels: Array, held: Array, query_features: Array, truth: Array
 ) -> tuple[float, float, float]:
-    """Return top-1 and top-5 on the asked images, and the chosen C."""
+    """Return top-1 and top-5 on the queries, and the chosen C."""
     scores = {}
     classifier = _classifier()
     for strength in STRENGTHS:  # from strong to weak penalty, each starting from the last
@@ -127,7 +127,7 @@ def _probe(
     best = max(STRENGTHS, key=lambda strength: scores[strength])
     classifier = _classifier()
     _fit(classifier, features, labels, best)
-    return *_accuracy(classifier, asked, truth), best
+    return *_accuracy(classifier, query_features, truth), best
 
 
 def _classifier() -> Any:

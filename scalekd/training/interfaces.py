@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import nn
 
+from scalekd.text import counted
 from scalekd.training.random_state import preserved_random_state
 from scalekd.training.targets import Batch
 
@@ -117,7 +118,7 @@ class TrainResult:
         """Return the lines to print."""
         loss = f"loss {self.metrics['train_loss']:.4g}"
         return [
-            f"{self.output}: {self.epochs} epochs, {self.samples_viewed:,} views, "
+            f"{self.output}: {counted(self.epochs, 'epoch')}, {self.samples_viewed:,} views, "
             + ", ".join([loss, *score_texts(self.metrics)]),
             f"best: epoch {self.best_epoch + 1}, in {self.output}/model_best",
         ]

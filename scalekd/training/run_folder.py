@@ -2,7 +2,7 @@
 
 ``args.yaml`` (the configuration), ``summary.csv``, ``log.jsonl``, and checkpoints in ``last``,
 ``model_best`` and ``checkpoint-N``, as timm lays them out. A folder that contains anything else
-is never written to, a run is continued with ``--resume`` and begun anew with ``--overwrite`` only.
+is never written to, a run is continued with ``--resume`` and replaced with ``--overwrite`` only.
 One process at a time trains in a folder: it holds a lock on ``.lock``, which the operating system
 releases when the process ends or is killed.
 """

@@ -27,6 +27,12 @@ POLICY_GRAMMAR = "\n".join(
     )
 )
 
+_SYNTAX = [kind.grammar.split()[0] for kind in (*GEOMETRIES, *COMPONENTS)]
+_SUMMARY = (
+    f"a policy is {_SYNTAX[0]} or {_SYNTAX[1]}, then any of {', '.join(_SYNTAX[2:])}, joined by"
+    f" '+', or a preset ({', '.join(PRESETS)})"
+)
+
 # Version of draws, rendering and their arguments. A change that affects a pixel or a stored number
 # needs the next number.
 POLICY_VERSION = 1
@@ -107,7 +113,7 @@ class ViewPolicy:
             std: RGB standard deviation in 0..1.
 
         Raises:
-            UsageError: ``text`` is not a policy; the message lists the grammar.
+            UsageError: ``text`` is not a policy; the message lists the components.
         """
         try:
             parts = [_parse(part.strip()) for part in PRESETS.get(text.strip(), text).split("+")]
@@ -124,7 +130,7 @@ class ViewPolicy:
                 std=std,
             )
         except UsageError as error:
-            raise UsageError(f"view policy {quoted(text)}: {error}\n{POLICY_GRAMMAR}") from None
+            raise UsageError(f"view policy {quoted(text)}: {error}; {_SUMMARY}") from None
 
     def __str__(self) -> str:
         return "+".join(map(str, self.parts))

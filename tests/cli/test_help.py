@@ -116,3 +116,34 @@ def test_completion_offers_commands_and_options() -> None:
             check=False,
         )
         assert expected in ended.stdout, ended.stderr
+
+
+@pytest.mark.parametrize("group_name", ["", "cache"])
+def test_a_group_without_a_command_prints_its_help(run: Run, group_name: str) -> None:
+    ran = run(*group_name.split())
+    assert ran.code == 2
+    assert ran.err == run(*group_name.split(), "--help").out
+    assert "error" not in ran.err
+
+
+@pytest.mark.parametrize("command", ["cache-teacher", "train-student"])
+@pytest.mark.parametrize("spelling", [("--aug", "help"), ("--aug=help",)])
+def test_aug_help_explains_every_component_line_by_line(
+    run: Run, command: str, spelling: tuple[str, ...]
+) -> None:
+    ran = run(command, *spelling)
+    assert (ran.code, ran.err) == (0, "")
+    starts = [line.split()[0] for line in ran.out.splitlines() if line.startswith("  ")]
+    for start in ("crop[:LO..HI]", "center[:FRACTION]", "flip[:P]", "jitter:S", "erase:P"):
+        assert start in starts
+
+
+def test_a_missing_option_is_named_as_it_is_typed(run: Run) -> None:
+    for given, missing in (
+        ((), "--model"),
+        (("--model", "resnet18"), "--output"),
+    ):
+        ran = run("train-student", *given)
+        assert ran.code == 2
+        assert f"{missing} is missing" in ran.err
+        assert "scalekd train-student --help" in ran.err

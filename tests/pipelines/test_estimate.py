@@ -135,13 +135,13 @@ def test_the_disk_may_be_the_slowest_part() -> None:
 def test_the_printed_estimate() -> None:
     probe = replace(PROBE, student_seconds=1 / 1500)
     assert priced(probe, num_calibration_views=360_000).lines() == [
-        "900,000 samples x 8 passes: 64.92 GB (9,016 B per view, without tail and"
-        " tables), 1,000.0 GB are free",
-        "about 2.10 h with one process here, 0.10 h of them calibration (fitting the codec adds"
-        " minutes): teacher 1,000.0 views/s, drawing 250 views/s per worker",
+        "900,000 samples x 8 passes: 64.9 GB (9,016 B per view, without tail and"
+        " tables), 1.0 TB are free",
+        "about 2 h 6 min with one process here, of which calibration takes 6 min (fitting the"
+        " codec adds minutes): teacher 1,000.0 views/s, drawing 250 views/s per worker",
         "memory so far 2.0 GB; 880 files",
         "pays for itself after 8.4 epochs of training, of all students together: an epoch of"
-        " resnet50 (its bare step) takes 0.42 h with the live teacher and 0.17 h with the cache",
+        " resnet50 (its bare step) takes 25 min with the live teacher and 10 min with the cache",
     ]
     views_only = priced(replace(PROBE, teacher_seconds=0.0), free_bytes=None).lines()
     assert views_only[0].endswith("B per view, without tail and tables)")
@@ -229,7 +229,7 @@ def test_topk_names_the_limit_of_the_teacher(kept: int, settings: dict[str, Any]
     for work in (estimating.estimate_cache, stage_one.cache_teacher):
         with pytest.raises(UsageError, match=expected):
             work(config)
-    with pytest.raises(UsageError, match="neither 'full' nor 'topk:K'"):
+    with pytest.raises(UsageError, match="give full for all classes, topk:K"):
         estimate_cache(CacheTeacherConfig(**settings, logits="topk:" + "9" * 5000))
 
 

@@ -8,6 +8,7 @@ from scalekd.cache.documents.selection import Selection
 from scalekd.cache.documents.stored import read_document
 from scalekd.cache.layout import MANIFEST_FILE, PLAN_FILE, ShardId
 from scalekd.cache.reading.committed import recorded_shards
+from scalekd.cache.reading.reader import check_folder
 from scalekd.cache.tables import table_files
 from scalekd.errors import CacheMismatch, DataError
 from scalekd.storage import Storage
@@ -31,6 +32,7 @@ class SourceCache(Cache):
     def __init__(self, storage: Storage, *, committed: bool = False) -> None:
         self.manifest_at_opening = None if committed else read_manifest_if_any(storage)
         if self.manifest_at_opening is None and not storage.exists(PLAN_FILE):
+            check_folder(storage)
             raise DataError(
                 f"no cache at {storage.location}: neither {MANIFEST_FILE} nor {PLAN_FILE}"
             )
