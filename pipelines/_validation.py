@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 from scalekd.cache import CacheReader, open_cache
-from scalekd.errors import CacheMismatch, DataError, UsageError
+from scalekd.errors import CacheMismatch, DataError, UsageError, rewording
 from scalekd.evaluation import (
     EvaluationConfig,
     EvaluationViews,
@@ -74,7 +73,8 @@ def make_validation(
         return Validation(None, last_epoch, (*notes, _last("no labelled images in --val-split")))
     measured: list[tuple[Evaluate, Choose]] = []
     if images is not None:
-        neighbours = _neighbour_evaluator(config, _spec(module), images, accelerator)
+        neighbours, more = _neighbour_evaluator(config, _spec(module), images, accelerator)
+        notes = (*notes, *more)
         measured.append((neighbours, by_metric("knn_top1")))
     elif config.knn_split is not None:
         raise UsageError(
@@ -134,12 +134,15 @@ def _validation_images(
             f"{error}; name the validation split with --val-split, or train without by "
             "--val-split none"
         ) from error
+    labelled = images.labelled()
+    if len(labelled):
+        return labelled, labelled.notes
     if needed:
-        return images, images.notes
-    labelled = np.flatnonzero(images.labels >= 0)
-    if not len(labelled):
-        return None, images.notes
-    return images.taken(labelled), images.notes
+        raise DataError(
+            f"{images.location}: none of its {len(images):,} images has a label to validate on;"
+            " name a labelled split with --val-split, or train without by --val-split none"
+        )
+    return None, images.notes
 
 
 def _open(config: TrainConfig, data_dir: str, split: str) -> ImageDataset:
@@ -182,13 +185,21 @@ def _classifier_evaluator(
 
 def _neighbour_evaluator(
     config: TrainConfig, spec: StudentSpec, images: ImageDataset, accelerator: Accelerator
-) -> NeighbourEvaluator:
-    class_map = None
+) -> tuple[NeighbourEvaluator, tuple[str, ...]]:
+    """Make the evaluator, and return notes about the images of ``--knn-split``."""
+    class_map: Sequence[int] | None = None
+    notes: tuple[str, ...] = ()
     if config.knn_split is None or config.data_dir is None:
         queries, gallery = halves(images)
     else:
-        queries, gallery = images, _open(config, config.data_dir, config.knn_split)
-        gallery = gallery.taken(np.flatnonzero(gallery.labels >= 0))
+        queries, gallery = images, _open(config, config.data_dir, config.knn_split).labelled()
+        notes = gallery.notes
+        if gallery.fingerprint == queries.fingerprint:
+            notes += (
+                f"--knn-split {config.knn_split}: has the images of --val-split, each of which is"
+                " its own neighbour, so that the scores are too high; without the option they are"
+                " divided into halves",
+            )
         if not len(gallery):
             raise DataError(
                 f"--knn-split {config.knn_split}: no image of {gallery.location} has a label; name"
@@ -204,7 +215,8 @@ def _neighbour_evaluator(
     def views(images: ImageDataset) -> EvaluationViews:
         return EvaluationViews(images, accelerator, config.batch_size, config.workers)
 
-    return NeighbourEvaluator(views(queries), views(gallery), _view(spec), class_map=class_map)
+    pair = views(queries), views(gallery)
+    return NeighbourEvaluator(*pair, _view(spec), class_map=class_map), notes
 
 
 def _feature_loss_evaluator(
@@ -213,14 +225,16 @@ def _feature_loss_evaluator(
     module: DistillationModule,
     accelerator: Accelerator,
 ) -> FeatureLossEvaluator:
-    validated = CachedTeacher(
-        str(config.val_cache),
-        data_dir=None if config.val_split is None else config.data_dir,
-        split=config.val_split or config.split,
-        image_options=config.image_options,
-        local_cache=local_cache_of(config),
-        targets=config.targets,
-    )
+    missing = {"--data-dir is missing": "--val-split is missing"}
+    with rewording(missing if config.val_split is None else {}):
+        validated = CachedTeacher(
+            str(config.val_cache),
+            data_dir=None if config.val_split is None else config.data_dir,
+            split=config.val_split or config.split,
+            image_options=config.image_options,
+            local_cache=local_cache_of(config),
+            targets=config.targets,
+        )
     for name, ours in source.feature_teachers.items():
         theirs = validated.feature_teachers[name]
         if (theirs.weights_sha256, theirs.stages) != (ours.weights_sha256, ours.stages):

@@ -107,7 +107,14 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     opened = _open_model(config)
 
     def views_of(split: str) -> EvaluationViews:
-        images = open_images(config.data_dir, split, options=config.image_options)
+        whole = open_images(config.data_dir, split, options=config.image_options)
+        images = whole.labelled()
+        if not len(images):
+            raise DataError(
+                f"{whole.location}: none of its {len(whole):,} images has a label, so nothing can"
+                " be evaluated on it; give a labelled split, or name what holds the labels with"
+                " --target-key"
+            )
         note(*images.notes)
         return EvaluationViews(images, accelerator, config.batch_size, config.workers)
 
@@ -118,6 +125,12 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         for split in dict.fromkeys((config.knn_split, config.linear_probe))
         if split is not None
     }
+    for gallery in galleries.values():
+        if gallery.images.fingerprint == views.images.fingerprint:
+            note(
+                f"{views.images.location}: the evaluated images are those of --knn-split or"
+                " --linear-probe, so that each is its own example and the scores are too high"
+            )
     data = _classes_of_data(views.images)
     model = opened.model.to(accelerator.device)
     metrics: dict[str, Any] = {

@@ -164,6 +164,18 @@ class ImageDataset(ABC):
             raise UsageError(f"--limit {limit}: at least one sample is needed")
         return self.taken(np.arange(limit))
 
+    def labelled(self) -> Self:
+        """Return the samples that have a label; a note says how many others are left out."""
+        missing = np.flatnonzero(self.labels < 0)
+        if not len(missing):
+            return self
+        note = (
+            f"{self.location}: {len(missing):,} of {len(self):,} images have no label and are left"
+            f" out, such as {shown(self.key(int(missing[0])))}"
+        )
+        chosen = self.taken(np.flatnonzero(self.labels >= 0))
+        return replace(chosen, notes=(*self.notes, note))
+
     def taken(self, positions: Rows) -> Self:
         """Return the samples at ``positions``, in that order."""
         return replace(self, **{name: getattr(self, name)[positions] for name in self._columns})

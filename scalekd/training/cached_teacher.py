@@ -157,6 +157,11 @@ class CachedTeacher:
     def notes_for(self, objective: Objective) -> list[str]:
         """Return messages about classes and labels that an objective reads, one line each."""
         notes = self.notes if objective.needs_logits else []
+        if objective.needs_labels and self._image_options.labels == "none":
+            notes.append(
+                "--labels none: the objective reads the labels of the cache; the option only leaves"
+                " out those of --data-dir"
+            )
         if objective.needs_labels and len(self._unlabelled):
             samples = self.reader.samples
             first = samples.key(int(self._unlabelled[0]))

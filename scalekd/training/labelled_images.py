@@ -2,8 +2,6 @@
 
 from typing import Any, cast, get_args
 
-import numpy as np
-
 from scalekd.distillation import ObjectiveName, ScaleKDConfig, build_objective
 from scalekd.errors import DataError, UsageError
 from scalekd.loading import open_images
@@ -54,7 +52,7 @@ class LabelledImages:
             raise UsageError("--num-classes 0: --objective none trains a classifier; leave it out")
         self._policy = policy
         images = open_images(data_dir, split, local_cache=local_cache, options=image_options)
-        labelled = np.flatnonzero(images.labels >= 0)
+        labelled = images.labelled()
         if not len(labelled):
             why = " with --labels none" if image_options.labels == "none" else ""
             raise DataError(
@@ -62,16 +60,9 @@ class LabelledImages:
                 " --objective none learns from; give class folders or label members (see"
                 " --target-key), or train from the cache of a teacher by --objective features"
             )
-        notes = list(images.notes)
-        if len(labelled) < len(images):
-            first = images.key(int(np.flatnonzero(images.labels < 0)[0]))
-            notes.append(
-                f"{images.location}: {len(images) - len(labelled):,} of {len(images):,} images have"
-                f" no label and are left out, such as {first!r}"
-            )
-            images = images.taken(labelled)
+        images = labelled
         self.images = images.mixed_unless_shuffled()
-        self.notes = list(dict.fromkeys([*notes, *self.images.notes]))
+        self.notes = list(dict.fromkeys([*images.notes, *self.images.notes]))
         data = classes_of_data(images.location, images.class_names, images.labels)
         self.num_classes = num_classes or data.count
         check_labels(images.location, images.labels, self.num_classes)

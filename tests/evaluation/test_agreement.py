@@ -112,12 +112,36 @@ def test_the_command_measures_accuracy_and_agreement(tiny_images: Path, centre_c
     assert found["num_samples"] == found["knn_num_gallery"] == 70
     assert 0 <= found["teacher_agreement"] < 100
     assert found["knn_top1"] >= 10  # an image is among its own neighbours
+    assert "each is its own example and the scores are too high" in ran.stderr
     arguments = [*common, f"--teacher-cache={centre_cache}"]
     ran = CliRunner().invoke(evaluate_command, arguments, catch_exceptions=False)
     first, second, third = ran.stdout.splitlines()
     assert "70 images" in first
     assert "the teacher's top-1 is" in second
     assert third.startswith("3 nearest of 70 images: top-1")
+
+
+def test_images_without_labels_are_left_out_with_a_note(
+    image_bytes: dict[int, bytes], write_tar: Callable[..., Path], tmp_path: Path
+) -> None:
+    for split in ("train", "val", "bare"):
+        members = {}
+        for number in range(20):
+            members[f"{split}-{number:03d}.jpg"] = image_bytes[number]
+            if number % 4 and split != "bare":
+                members[f"{split}-{number:03d}.cls"] = b"%d" % (number % 2)
+        write_tar(tmp_path / f"{split}-0.tar", members)
+    common = ["test_vit", "--no-pretrained", f"--data-dir={tmp_path}", "-j0", "--img-size=32"]
+    common += ["--knn-k=3", "--linear-probe=train", "--json"]
+    arguments = [*common, "--knn-split=train", "--split=val"]
+    ran = CliRunner().invoke(evaluate_command, arguments, catch_exceptions=False)
+    found = json.loads(ran.stdout)
+    assert found["num_samples"] == found["knn_num_gallery"] == found["linear_num_images"] == 15
+    assert ran.stderr.count("5 of 20 images have no label and are left out, such as") == 2
+    assert "its own example" not in ran.stderr
+    for arguments in ([*common, "--split=bare"], [*common, "--split=val", "--knn-split=bare"]):
+        with pytest.raises(DataError, match=r"none of its 20 images has a label.*--target-key"):
+            CliRunner().invoke(evaluate_command, arguments, catch_exceptions=False)
 
 
 def test_a_subset_is_evaluated_by_the_names_of_its_classes(

@@ -109,10 +109,11 @@ def test_neighbours_choose_the_best_epoch_if_validation_images_have_labels(
 
 
 def test_a_separate_gallery_gives_the_same_scores_after_resuming(
-    options: dict[str, Any], tmp_path: Path
+    options: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    options |= {"knn_split": "val"}  # each image is among its own neighbours
+    options |= {"knn_split": "val"}
     whole = train(options)
+    assert "--knn-split val: has the images of --val-split" in capfd.readouterr().err
     options |= {"output": str(tmp_path / "halves"), "resume": "auto"}
     for epochs in (1, 3):
         halves_ = train(options, epochs=epochs)
@@ -207,7 +208,7 @@ def test_a_cache_or_gallery_that_does_not_fit_is_refused_before_training(
         train(options, knn_split="val", val_split=None)
     with pytest.raises(UsageError, match="--knn-split: --objective none trains a classifier"):
         train(options, cache=None, split="val", objective="none", knn_split="val")
-    with pytest.raises(UsageError, match="--data-dir"):  # no images for the cache
+    with pytest.raises(UsageError, match=r"--val-split is missing: .* no images"):
         train(options, val_cache=str(caches / "val"), val_split=None)
     assert not (tmp_path / "run/last").exists()
 

@@ -9,6 +9,7 @@ import pytest
 
 from scalekd.cache import JoinedReader
 from scalekd.errors import CacheMismatch
+from scalekd.images import ImageOptions
 from scalekd.loading import CachedViewLoader
 from scalekd.pipelines._source_options import ExtendConfig
 from scalekd.pipelines.convert_cache import ConvertConfig, convert_cache
@@ -66,6 +67,19 @@ def test_images_without_labels_are_accepted(sound_cache: Path, labelled: Labelle
     teacher = CachedTeacher(sound_cache, data_dir=labelled("bare", lambda _: None))
     batch = next(open_loader(teacher).epoch(0))
     assert len(set(batch["label"].tolist()) & set(range(10))) > 1
+
+
+def test_labels_of_the_cache_are_used_without_those_of_the_images_and_said(
+    sound_cache: Path, labelled: Labelled
+) -> None:
+    turned = labelled("turned", lambda number: (number + 1) % 10)
+    teacher = CachedTeacher(sound_cache, data_dir=turned, image_options=ImageOptions(labels="none"))
+    batch = next(open_loader(teacher).epoch(0))
+    assert len(set(batch["label"].tolist()) & set(range(10))) > 1
+    student = create_student("test_resnet", num_classes=10, img_size=32)
+    for objective, says in (("none", True), ("kd", True), ("features", False)):
+        notes = teacher.notes_for(teacher.module(student, objective=objective).objective)
+        assert any("reads the labels of the cache" in note for note in notes) == says
 
 
 def test_labels_are_compared_whenever_images_are_read(

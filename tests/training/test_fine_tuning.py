@@ -293,9 +293,18 @@ def test_images_without_a_label_are_left_out_and_counted(
         if number % 4:
             members[f"{number:02d}.cls"] = b"%d" % (number % 3)
     write_tar(tmp_path / "tars/train-0.tar", members)
-    trained(options, data_dir=str(tmp_path / "tars"), batch_size=15, epochs=1, val_split=None)
+    write_tar(tmp_path / "tars/val-0.tar", members)
+    bare = {name: image for name, image in members.items() if not name.endswith("cls")}
+    write_tar(tmp_path / "tars/bare-0.tar", bare)
+    options |= {"data_dir": str(tmp_path / "tars"), "batch_size": 15, "epochs": 1}
+    trained(options, val_split=None)
     assert "5 of 20 images have no label and are left out, such as '00'" in capsys.readouterr().err
     assert json.loads((tmp_path / "run/last/state.json").read_text())["samples_viewed"] == 15
+    trained(options, val_split="val", output=str(tmp_path / "validated"))
+    assert "val-*.tar: 5 of 20 images have no label and are left out" in capsys.readouterr().err
+    assert "eval_top1" in (tmp_path / "validated/summary.csv").read_text()
+    with pytest.raises(DataError, match=r"none of its 20 images has a label.*--val-split none"):
+        trained(options, val_split="bare", output=str(tmp_path / "bare"))
 
 
 def test_a_run_is_not_continued_on_other_images(options: dict[str, Any], tmp_path: Path) -> None:
