@@ -15,6 +15,7 @@ from scalekd.loading.cached_views import Batch, BatchRequest
 from scalekd.loading.drawing import DrawnViews, DrawRequest
 from scalekd.loading.loader import ViewLoader
 from scalekd.loading.order import EpochOrder
+from scalekd.text import counted
 from scalekd.views import ViewPolicy
 
 _BLOCK_SIZE = 256  # neighbouring samples of the image set are read together
@@ -79,7 +80,7 @@ class ImageLoader(ViewLoader):
         if order.num_batches == 0:
             raise UsageError(
                 f"{images.location} has {len(images):,} labelled images, fewer than one batch of"
-                f" {batch_size} on {world_size} processes; use a smaller -b"
+                f" {batch_size} on {counted(world_size, 'process')}; use a smaller -b"
             )
         super().__init__(
             ImageViews(DrawnViews(images, policy, seed, view_size)),

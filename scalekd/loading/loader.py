@@ -14,6 +14,7 @@ from scalekd.images import ImageDataset
 from scalekd.loading._workers import as_is, prepare_worker, relayed, start_method
 from scalekd.loading.cached_views import Batch, BatchRequest, CachedViews
 from scalekd.loading.order import BUFFER_BLOCKS, LANES_PER_RANK, EpochOrder, even_workers
+from scalekd.text import counted
 
 _BATCHES_AHEAD = 2
 """Number of a worker's next batches whose remote targets and images are prefetched."""
@@ -182,7 +183,7 @@ class CachedViewLoader(ViewLoader):
         if order.num_batches == 0:
             raise UsageError(
                 f"the cache has {len(self.views):,} views, fewer than one batch of {batch_size} on"
-                f" {world_size} processes; use a smaller -b"
+                f" {counted(world_size, 'process')}; use a smaller -b"
             )
         super().__init__(
             self.views,
