@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.accuracy.grid import AUG, REGIME, SHORT, TEACHER_PX, Regime, Run, teacher_size
 from scalekd.cache import open_cache
 from scalekd.loading.views import pixel_hash
-from scalekd.pipelines import _calibrate, _write_shards
+from scalekd.pipelines import _calibration_views, _write_shards
 from scalekd.pipelines._teacher_stream import TeacherArrays
 from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher
 from scalekd.teachers import Teacher, TeacherConfig
@@ -128,7 +128,7 @@ def _remembered(cache: Path) -> Iterator[None]:
         return TeacherArrays({3: stage3, 4: stage4}, logits)
 
     with (
-        mock.patch.object(_calibrate, "run_teacher", run_teacher),
+        mock.patch.object(_calibration_views, "run_teacher", run_teacher),
         mock.patch.object(_write_shards, "run_teacher", run_teacher),
     ):
         yield

@@ -167,9 +167,12 @@ ARMS = (
             # With the fine-tuning, about the CPU time of pre-training on 60,000 views.
             "from random weights, 6 x the views": {"longer": 6},
             "from random weights, 6 x the views, RandAugment": {"longer": 6, "aug": _STRONG_AUG},
+            # And that of pre-training on 240,000 views.
+            "from random weights, 18 x the views, RandAugment": {"longer": 18, "aug": _STRONG_AUG},
             f"from {BEST}, rate 5e-4": {"start": BEST, "rate": 5e-4},
             f"from {BEST}": {"start": BEST},
             f"from {LONGER}": {"start": LONGER},
+            f"from {LONGER}, 6 x the views": {"start": LONGER, "longer": 6},
             f"from {BEST}, rate 2e-4": {"start": BEST, "rate": 2e-4},
             f"from {BEST}, backbone frozen": {"start": BEST, "freeze": ("backbone",)},
         }.items()

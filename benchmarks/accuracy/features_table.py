@@ -35,9 +35,10 @@ _TITLES = {
     ),
     "few": (
         "### Fine-tuning with few labels\n\n"
-        "Students see about 12,000 views of the labelled images, or 6 times as many, at a rate of"
+        "Students see about 12,000 views of the labelled images, or a stated multiple, at a rate of"
         " 1.5e-3 where no other is stated, and start from random weights or from a student of the"
-        " long runs."
+        " long runs. From random weights, 6 times the views take the CPU time of pre-training on"
+        " 60,000 views and fine-tuning, and 18 times that of 240,000 and fine-tuning."
     ),
 }
 

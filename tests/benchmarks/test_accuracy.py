@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from benchmarks.accuracy import __main__, caches, flops, grid, tables
+from scalekd.cache import open_cache
 from scalekd.codecs import parse_codec
+from scalekd.pipelines import _calibration_views, _write_shards
 
 
 @pytest.mark.parametrize("student", ["resnet50", "vit_small_patch16_224"])
@@ -103,6 +105,24 @@ def test_caches_of_another_regime_are_not_used(tmp_path: Path) -> None:
         (folder / "manifest.json").touch()
     assert small.get(run) == small.folder / "float16"
     assert caches.Caches(tmp_path, data_dir="", teacher="").folder not in (tmp_path, small.folder)
+
+
+def test_caches_of_other_codecs_take_their_values_from_the_first(
+    tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = caches.Caches(
+        tmp_path, data_dir=str(tiny_images), teacher="", regime=grid.Regime(8, 2, 2)
+    )
+    here.teacher = caches._NO_TEACHER
+    here.get(grid.Run(grid.CNN, "kd"))
+
+    def runs_again(*_arguments: Any) -> None:
+        pytest.fail("the teacher runs again")
+
+    for module in (_calibration_views, _write_shards):
+        monkeypatch.setattr(module, "run_teacher", runs_again)
+    coarse = open_cache(here.get(grid.Run(grid.CNN, "stage3", cache="1xtransform:error=0.1+3")))
+    assert (coarse.num_passes, sorted(coarse.codecs.stages)) == (1, [3, 4])
 
 
 def test_a_cache_named_by_its_size_has_the_teacher_at_that_size(
