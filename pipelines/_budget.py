@@ -21,7 +21,7 @@ from scalekd.pipelines._job import Job
 from scalekd.pipelines._processes import Processes
 from scalekd.pipelines.estimate import CacheEstimate, estimate_cache, estimate_job
 from scalekd.teachers import Teacher
-from scalekd.text import counted
+from scalekd.text import counted, format_bytes, format_duration
 
 ERRORS = (0.01, 0.02, 0.05, 0.1)
 """Errors of the transform codec among which bytes are divided; finer ones gained nothing."""
@@ -120,12 +120,10 @@ class Spending(BaseModel):
 
     def line(self) -> str:
         """Describe the spending in one line."""
-        passes = counted(self.passes, "pass")
-        size = ByteSize(math.ceil(self.total_bytes)).human_readable(decimal=True)
-        hours = f"{self.hours:,.1f} h" if self.hours >= 1 else f"{60 * self.hours:.1f} min"
         return (
-            f"{passes} by {self.codec}: {size}, about {hours},"
-            f" expected loss {self.expected_loss:.2f} points"
+            f"{counted(self.passes, 'pass')} with {self.codec}: {format_bytes(self.total_bytes)},"
+            f" about {format_duration(3600 * self.hours)}, expected loss"
+            f" {self.expected_loss:.2f} points"
         )
 
 
@@ -152,7 +150,7 @@ def frontier(
     if not ways:
         least = _spending(min(prices, key=lambda price: price.pass_bytes), passes or 1)
         raise UsageError(
-            f"--budget: the cheapest cache is {least.line()}, which is more; give a larger budget,"
+            f"--budget: even the smallest cache costs more ({least.line()}); give a larger budget,"
             " or --limit for fewer images"
         )
     return ways
@@ -177,7 +175,7 @@ class Choice(BaseModel):
 
     def lines(self) -> list[str]:
         """Return the lines to print: the choice, and the possible spendings."""
-        first = f"--budget {self.budget}: {counted(self.passes, 'pass')} by --codec {self.codec}"
+        first = f"--budget {self.budget}: {counted(self.passes, 'pass')} with --codec {self.codec}"
         if not self.ways:
             return [f"{first}, as the cache was begun"]
         return [

@@ -75,12 +75,12 @@ def test_the_tail_counts_once() -> None:
     price = Price("int8", 0.0, pass_bytes=2e9, pass_hours=1.0, start_hours=0.0, start_bytes=3e9)
     (way,) = frontier(Budget(num_bytes=10 * 10**9), [price])
     assert (way.passes, way.total_bytes) == (3, 9e9)
-    with pytest.raises(UsageError, match=r"1 pass by int8: 5\.0GB"):
+    with pytest.raises(UsageError, match=r"1 pass with int8: 5\.0 GB"):
         frontier(Budget(num_bytes=5 * 10**9 - 1), [price])
 
 
-def test_too_small_a_budget_names_the_cheapest_cache() -> None:
-    with pytest.raises(UsageError, match=r"1 pass by transform:error=0.1: 1.0GB.*--limit"):
+def test_too_small_a_budget_names_the_smallest_cache() -> None:
+    with pytest.raises(UsageError, match=r"1 pass with transform:error=0.1: 1.0 GB.*--limit"):
         frontier(Budget(num_bytes=10**9 - 1), _PRICES)
 
 
@@ -116,7 +116,7 @@ def test_an_incomplete_cache_keeps_the_choice_of_its_budget(
     result = cache_teacher(config)
     assert result.num_passes == dry.passes >= 2
     assert (
-        f"--budget {small}: {dry.passes} passes by --codec {dry.codec}" in capsys.readouterr().err
+        f"--budget {small}: {dry.passes} passes with --codec {dry.codec}" in capsys.readouterr().err
     )
     cache = open_cache(options["output"])
     assert cache.identity.request["codec"] == str(parse_codec(dry.codec))
@@ -141,6 +141,6 @@ def test_options_that_are_given_are_kept(options: dict[str, Any]) -> None:
 
 
 def test_too_small_a_budget_stops_before_anything_is_written(options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="the cheapest cache is 1 pass by transform"):
+    with pytest.raises(UsageError, match=r"smallest cache costs more \(1 pass with transform"):
         cache_teacher(CacheTeacherConfig(**options, budget="1kB"))
     assert not options["output"].exists()
