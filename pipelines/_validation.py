@@ -37,11 +37,13 @@ class Validation(NamedTuple):
         evaluate: Measures a student; ``None`` if nothing is measured.
         choose: Decides which epoch is the best; ``None`` for the trainer's default.
         notes: Notes for the user.
+        measure: Name of the metric that decides, and of the images that it is measured on.
     """
 
     evaluate: Evaluate | None = None
     choose: Choose | None = None
     notes: tuple[str, ...] = ()
+    measure: str = "train_loss"
 
 
 def make_validation(
@@ -66,28 +68,31 @@ def make_validation(
     images, notes = _validation_images(config, needed=objective.needs_labels)
     if images is not None and objective.trains_classifier:
         evaluator = _classifier_evaluator(config, source, _spec(module), images, accelerator)
-        return Validation(evaluator, None, notes)
+        return Validation(evaluator, None, notes, f"top1 {images.fingerprint}")
     if objective.needs_labels:
         return Validation(None, None, notes)
     if objective.trains_classifier:
-        return Validation(None, last_epoch, (*notes, _last("no labelled images in --val-split")))
-    measured: list[tuple[Evaluate, Choose]] = []
+        return Validation(
+            None, last_epoch, (*notes, _last("no labelled images in --val-split")), "epoch"
+        )
+    measured: list[tuple[Evaluate, Choose, str]] = []
     if images is not None:
-        neighbours, more = _neighbour_evaluator(config, _spec(module), images, accelerator)
+        neighbours, more, where = _neighbour_evaluator(config, _spec(module), images, accelerator)
         notes = (*notes, *more)
-        measured.append((neighbours, by_metric("knn_top1")))
+        measured.append((neighbours, by_metric("knn_top1"), f"knn_top1 {where}"))
     elif config.knn_split is not None:
         raise UsageError(
             "--knn-split: classifies the labelled images of --val-split, and there are none; give a"
             " labelled --val-split, or leave --knn-split out"
         )
     if config.val_cache is not None and isinstance(source, CachedTeacher):
-        loss = _feature_loss_evaluator(config, source, module, accelerator)
-        measured.append((loss, by_metric("feature_loss", sign=-1)))
+        loss, where = _feature_loss_evaluator(config, source, module, accelerator)
+        measured.append((loss, by_metric("feature_loss", sign=-1), f"feature_loss {where}"))
     if not measured:
         why = "no labelled images in --val-split, and no --val-cache"
-        return Validation(None, last_epoch, (*notes, _last(why)))
-    return Validation(_all([evaluate for evaluate, _ in measured]), measured[0][1], notes)
+        return Validation(None, last_epoch, (*notes, _last(why)), "epoch")
+    _, choose, measure = measured[0]
+    return Validation(_all([each[0] for each in measured]), choose, notes, measure)
 
 
 def local_cache_of(config: TrainConfig) -> LocalCache | None:
@@ -185,8 +190,8 @@ def _classifier_evaluator(
 
 def _neighbour_evaluator(
     config: TrainConfig, spec: StudentSpec, images: ImageDataset, accelerator: Accelerator
-) -> tuple[NeighbourEvaluator, tuple[str, ...]]:
-    """Make the evaluator, and return notes about the images of ``--knn-split``."""
+) -> tuple[NeighbourEvaluator, tuple[str, ...], str]:
+    """Return the evaluator, notes about the images of ``--knn-split``, and a name of all images."""
     class_map: Sequence[int] | None = None
     notes: tuple[str, ...] = ()
     if config.knn_split is None or config.data_dir is None:
@@ -216,7 +221,8 @@ def _neighbour_evaluator(
         return EvaluationViews(images, accelerator, config.batch_size, config.workers)
 
     pair = views(queries), views(gallery)
-    return NeighbourEvaluator(*pair, _view(spec), class_map=class_map), notes
+    evaluator = NeighbourEvaluator(*pair, _view(spec), class_map=class_map)
+    return evaluator, notes, f"{queries.fingerprint} {gallery.fingerprint}"
 
 
 def _feature_loss_evaluator(
@@ -224,7 +230,8 @@ def _feature_loss_evaluator(
     source: CachedTeacher,
     module: DistillationModule,
     accelerator: Accelerator,
-) -> FeatureLossEvaluator:
+) -> tuple[FeatureLossEvaluator, str]:
+    """Return the evaluator, and a name of its cache."""
     missing = {"--data-dir is missing": "--val-split is missing"}
     with rewording(missing if config.val_split is None else {}):
         validated = CachedTeacher(
@@ -256,7 +263,8 @@ def _feature_loss_evaluator(
         rank=accelerator.process_index,
         world_size=world_size,
     )
-    return FeatureLossEvaluator(module, targets, loader, accelerator)
+    evaluator = FeatureLossEvaluator(module, targets, loader, accelerator)
+    return evaluator, validated.chosen.base.manifest.plan.cache_id
 
 
 def _view(spec: StudentSpec) -> EvaluationConfig:

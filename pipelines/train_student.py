@@ -107,7 +107,7 @@ def train_student(config: TrainConfig) -> TrainResult:
         targets=targets,
         evaluate=validation.evaluate,
         choose=validation.choose,
-        facts=run_facts(config, source, student),
+        facts={**run_facts(config, source, student), "measure": validation.measure},
         notes=notes,
     )
     result = trainer.fit()

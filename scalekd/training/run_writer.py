@@ -30,10 +30,16 @@ class RunWriter:
         config: Configuration of the run.
         accelerator: Accelerator of the run.
         coordinator: Exchanges values between the run's processes.
+        measure: Name of the metric that chooses the best epoch and of what it is measured on. A run
+            that is continued with another measure does not compare its epochs with earlier ones.
     """
 
     def __init__(
-        self, config: TrainConfig, accelerator: Accelerator, coordinator: Coordinator
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        coordinator: Coordinator,
+        measure: str | None = None,
     ) -> None:
         self.folder = RunFolder(Path(config.output))
         self.last_row: dict[str, float] = {}
@@ -42,6 +48,7 @@ class RunWriter:
         self._coordinator = coordinator
         self._trackers = Trackers(accelerator, Path(config.output))
         self._metric_by_epoch: dict[int, float] = {}
+        self._measure = self._measure_so_far = measure
         self._num_epochs = 0
         self._progress: TrainingProgress | None = None
 
@@ -116,6 +123,9 @@ class RunWriter:
         """
         best = False
         if metric is not None:
+            if self._measure_so_far not in (None, self._measure):
+                self._metric_by_epoch.clear()
+            self._measure_so_far = self._measure
             best = metric > max(self._metric_by_epoch.values(), default=-math.inf)
             self._metric_by_epoch[int(row["epoch"])] = metric
         self.last_row = dict(row)
@@ -172,10 +182,17 @@ class RunWriter:
 
     def state(self) -> dict[str, Any]:
         """Return the metrics of the epochs so far as plain values, for a checkpoint."""
-        return {"metric_by_epoch": dict(self._metric_by_epoch), "last_row": dict(self.last_row)}
+        return {
+            "metric_by_epoch": dict(self._metric_by_epoch),
+            "last_row": dict(self.last_row),
+            "measure": self._measure_so_far,
+        }
 
-    def restore(self, state: Mapping[str, Any], path: Path) -> None:
+    def restore(self, state: Mapping[str, Any], path: Path) -> list[str]:
         """Restore the result of :meth:`state`.
+
+        Returns:
+            A message if the epochs so far were measured otherwise.
 
         Raises:
             DataError: The state is damaged.
@@ -186,6 +203,13 @@ class RunWriter:
             self.last_row = {str(name): float(value) for name, value in state["last_row"].items()}
         except (LookupError, TypeError, AttributeError, ValueError) as error:
             raise DataError(f"{path}: the checkpoint's metrics are damaged: {error!r}") from error
+        self._measure_so_far = state.get("measure")  # checkpoints of earlier releases have none
+        if self._measure_so_far in (None, self._measure) or not self._metric_by_epoch:
+            return []
+        return [
+            "the epochs so far were validated otherwise, and are not compared with those from here"
+            " on: model_best becomes the best of these"
+        ]
 
 
 def _epoch_line(row: Mapping[str, float], num_epochs: int) -> str:

@@ -62,7 +62,8 @@ class Trainer:
         evaluate: Called on the student, and on its average, at the end of epochs.
         choose: Decides which epoch is the best; by default by top-1, or by the training loss
             without ``evaluate``.
-        facts: JSON stored in every checkpoint: describes the weights for `scalekd.export`.
+        facts: JSON stored in every checkpoint: describes the weights for `scalekd.export`; its
+            ``measure`` is that of `RunWriter`.
         notes: Sentences to show before the first update.
         late: Read measurements of the device one log line later; by default on accelerators.
 
@@ -92,7 +93,7 @@ class Trainer:
         self._choose = choose or (by_training_loss if evaluate is None else by_metric("top1"))
         self._facts = dict(facts or {})
         self._notes = tuple(notes)
-        self._writer = RunWriter(config, accelerator, self._coordinator)
+        self._writer = RunWriter(config, accelerator, self._coordinator, self._facts.get("measure"))
         self._run = self._writer.folder
         self._stop = StopRequest()
 
@@ -195,7 +196,7 @@ class Trainer:
             self._meter.epoch.merge(meters["epoch"])  # type: ignore[index]
         except (LookupError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: the checkpoint's means are damaged: {error!r}") from error
-        self._writer.restore(meters, path)  # type: ignore[arg-type]
+        notes += self._writer.restore(meters, path)  # type: ignore[arg-type]
         where = (
             f"{path}: resuming at epoch {self._position.epoch + 1}, update "
             f"{self._position.num_updates}, after {self._position.samples_viewed:,} views"

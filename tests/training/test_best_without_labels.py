@@ -128,6 +128,34 @@ def test_a_separate_gallery_gives_the_same_scores_after_resuming(
     assert (whole.best_epoch, whole.best_metric) == (halves_.best_epoch, halves_.best_metric)
 
 
+def test_epochs_that_were_validated_otherwise_are_not_compared(
+    options: dict[str, Any], caches: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A percentage, a number of an epoch and a negative loss have no order."""
+    message = "the epochs so far were validated otherwise"
+    options |= {"resume": "auto", "sched": "constant"}
+    by_loss = {"val_cache": str(caches / "val"), "val_split": "bare"}
+    assert train(options, epochs=1, knn_split="val").best_metric > 2
+    unchanged = train(options, epochs=1, **by_loss)  # there is nothing left to train
+    assert (unchanged.best_epoch, message in capfd.readouterr().err) == (0, True)
+    last = train(options, epochs=2, val_split=None)
+    assert (last.best_epoch, message in capfd.readouterr().err) == (1, True)
+    first = train(options, epochs=3, **by_loss)
+    assert (first.best_epoch, message in capfd.readouterr().err) == (2, True)
+    best = load_file(tmp_path / "run/model_best/model.safetensors")
+    kept = load_file(tmp_path / "run/checkpoint-2/model.safetensors")
+    assert all(torch.equal(best[name], kept[name]) for name in best)
+    more = train(options, epochs=4, **by_loss)
+    losses = [row["eval_feature_loss"] for row in rows(tmp_path / "run")[2:]]
+    assert more.best_epoch == 2 + losses.index(min(losses))
+    assert more.best_metric == pytest.approx(-min(losses), rel=1e-6)
+    assert message not in capfd.readouterr().err
+    neighbours = train(options, epochs=5, knn_split="val")
+    assert (neighbours.best_epoch, message in capfd.readouterr().err) == (4, True)
+    halves_ = train(options, epochs=6)  # the same metric on other images
+    assert (halves_.best_epoch, message in capfd.readouterr().err) == (5, True)
+
+
 def test_the_feature_loss_chooses_the_best_epoch_if_there_is_only_a_cache(
     options: dict[str, Any], caches: Path, tmp_path: Path
 ) -> None:
