@@ -111,6 +111,10 @@ class DocumentReader:
                 "logits/log_sum_exp": ("float32", (), ()),
                 "logits/tail_mass": ("float32", (), ()),
             }
+        if (self.root / "images.json").exists():
+            form = {"embed": "pixels", "format": "scalekd-images", "format_version": 1}
+            assert self._document("images.json") == form
+            found["pixels/differences"] = ("uint8", (), (3, *self.identity["views"]["view_size"]))
         return {n: (np.dtype(dtype), before, after) for n, (dtype, before, after) in found.items()}
 
     def components(self) -> dict[str, str]:
@@ -552,6 +556,20 @@ def test_views_with_the_filter_of_opencv_are_redrawn(
         with Image.open(io.BytesIO(image_bytes[int(key[-3:])])) as image:
             pixels = theirs.redraw(image.convert("RGB"), rows, row)
         assert xxhash.xxh3_64_intdigest(pixels.tobytes()) == rows["pixel_hash"][row]
+
+
+def test_embedded_pixels_are_restored_to_the_stored_hashes(
+    make_cache: Callable[..., Any], tmp_path: Path
+) -> None:
+    made = make_cache(tmp_path / "cache", embed="pixels", passes=1, stages=(4,), limit=30)
+    assert made.complete
+    rows = DocumentReader(tmp_path / "cache").rows(0)[0]
+    for differences, expected in zip(rows["pixels/differences"], rows["pixel_hash"], strict=True):
+        planes = differences.cumsum(2, dtype=np.uint8).cumsum(1, dtype=np.uint8)
+        planes[0] += planes[1]
+        planes[2] += planes[1]
+        pixels = np.ascontiguousarray(planes.transpose(1, 2, 0))
+        assert xxhash.xxh3_64_intdigest(pixels.tobytes()) == expected
 
 
 @pytest.mark.parametrize("kind", ["manifest.json", "plan.json", "records/0000/000001.json"])
