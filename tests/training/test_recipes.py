@@ -279,8 +279,10 @@ def test_weight_decay_agrees_with_the_reference(built: Built) -> None:
             or (free["biases"] and is_bias)
             or any(key in f".{path}" for key in keys)
         )
-        if free["norms"] and path.endswith("gamma"):
-            continue  # ConvNeXt's layer scale: a vector, which timm does not decay
+        if free["norms"] and path.endswith("gamma"):  # ConvNeXt's layer scale, a vector
+            assert decays[id(parameter)] == 0
+            assert "the student's layer scale (reference: it does)" in departures(name)
+            continue
         assert decays[id(parameter)] == (0 if exempt else reference["weight_decay"]), path
         num_checked += 1
     assert num_checked > 60
