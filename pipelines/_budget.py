@@ -77,7 +77,8 @@ class Price:
 
     Attributes:
         codec: Value of ``--codec``.
-        error: Relative squared error of the codec; 0 if the codec does not let one choose it.
+        error: Relative squared error of the codec; 0 if the codec does not let one choose it, or if
+            no features are kept.
         pass_bytes: Bytes of one pass.
         pass_hours: Hours of one pass.
         start_hours: Hours of calibration.
@@ -142,11 +143,9 @@ def frontier(
     """
     ways = []
     for price in prices:
-        count = _affordable(budget, price)
-        if passes is not None:
-            count = passes if count >= passes else 0
-        if count:
-            ways.append(_spending(price, min(count, passes or MAX_PASSES)))
+        count = _affordable(budget, price, passes)
+        if count >= (passes or 1):
+            ways.append(_spending(price, count))
     if not ways:
         least = _spending(min(prices, key=lambda price: price.pass_bytes), passes or 1)
         raise UsageError(
@@ -198,18 +197,20 @@ def choose(job: Job, config: CacheTeacherConfig) -> Choice:
     budget = Budget.parse(text)
     passes = config.passes if "passes" in config.model_fields_set else None
     plan = None if config.overwrite else read_plan(job.output)
-    codecs = {job.request.codec: 0.0}
+    codecs = [job.request.codec]
     if plan is not None:
-        codecs = {Request.model_validate(plan.identity.request).codec: 0.0}
+        codecs = [Request.model_validate(plan.identity.request).codec]
         passes = passes or plan.provenance.num_passes
         if passes is not None:
-            return Choice(budget=text, codec=next(iter(codecs)), passes=passes)
+            return Choice(budget=text, codec=codecs[0], passes=passes)
     elif "codec" not in config.model_fields_set and job.request.stages and budget.num_bytes:
-        codecs = {f"transform:error={error:g}": error for error in ERRORS}
-    estimates = estimate_job(job, config.passes, list(codecs))
+        codecs = [f"transform:error={error:g}" for error in ERRORS]
+    if passes is None and job.drawn.policy.deterministic:
+        passes = 1  # all passes would be equal
+    estimates = estimate_job(job, config.passes, codecs)
     prices = [
-        Price.of(codec, error, estimate, _tail_bytes(job.teacher))
-        for (codec, error), estimate in zip(codecs.items(), estimates, strict=True)
+        Price.of(codec, _error(job, codec), estimate, _tail_bytes(job.teacher))
+        for codec, estimate in zip(codecs, estimates, strict=True)
     ]
     ways = frontier(budget, prices, passes=passes)
     way = best(ways)
@@ -221,6 +222,12 @@ def with_codec(job: Job, codec: str) -> Job:
     return replace(job, request=job.request.model_copy(update={"codec": str(parse_codec(codec))}))
 
 
+def _error(job: Job, codec: str) -> float:
+    """Return the error that a codec is asked for."""
+    options = parse_codec(codec).options
+    return options.error if options is not None and job.request.stages else 0.0
+
+
 def _tail_bytes(teacher: Teacher) -> int:
     """Return the most that the file of a teacher's tail takes; float16 weights take half of it."""
     if not teacher.has_tail:
@@ -228,8 +235,9 @@ def _tail_bytes(teacher: Teacher) -> int:
     return sum(t.numel() * t.element_size() for t in teacher.tail().state_dict().values())
 
 
-def _affordable(budget: Budget, price: Price) -> int:
-    counts = []
+def _affordable(budget: Budget, price: Price, passes: int | None) -> int:
+    """Return the number of passes that the budget pays for, up to those wanted."""
+    counts: list[float] = [MAX_PASSES if passes is None else passes]
     if budget.num_bytes is not None:
         counts.append((budget.num_bytes - price.start_bytes) / price.pass_bytes)
     if budget.hours is not None:
@@ -253,6 +261,7 @@ def estimate_budget(config: CacheTeacherConfig) -> tuple[Choice, CacheEstimate]:
     Raises:
         ScaleKDError: Any fault that would stop a run before its first shard.
     """
+    Budget.parse(config.budget or "")  # before the teacher is loaded
     job = Job.asked(config, Processes().device)
     choice = choose(job, config)
     (estimate,) = estimate_job(job, choice.passes, [choice.codec], with_student=True)

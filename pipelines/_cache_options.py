@@ -78,8 +78,8 @@ class CacheOptions(ImageOptions):
     passes: int = Field(default=1, ge=1, le=9999)
     """Number of views of every sample."""
     budget: str | None = None
-    """Limit of the cache's size, of the time to write it, or of both, such as 200GB, 40h or
-    200GB,40h; it determines --passes and --codec unless they are given."""
+    """Limit of the cache's size, of the time in which one process writes it, or of both, such as
+    200GB, 40h or 200GB,40h; it determines --passes and --codec unless they are given."""
     aug: str = "crop-flip"
     """View policy: components joined by +, such as crop+flip+rand-m9-n2-mstd0.5-inc1+erase:0.25;
     `--aug help` explains them all."""

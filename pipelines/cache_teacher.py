@@ -28,7 +28,7 @@ from scalekd.distributed import process_faults
 from scalekd.errors import CacheMismatch, EnvironmentFault
 from scalekd.loading import worker_faults
 from scalekd.pipelines._arithmetic import strict_float32
-from scalekd.pipelines._budget import choose, with_codec
+from scalekd.pipelines._budget import Budget, choose, with_codec
 from scalekd.pipelines._cache_config import CacheTeacherConfig
 from scalekd.pipelines._calibrate import calibrate
 from scalekd.pipelines._classes import TeacherAnswers
@@ -166,6 +166,8 @@ def cache_teacher(
     """
     if config.torchcompile:
         check_backend(config.torchcompile)
+    if config.budget is not None:
+        Budget.parse(config.budget)  # before the teacher is loaded
     processes = Processes()
     job = processes.together(lambda: Job.asked(config, processes.device, teacher=teacher))
     order = CacheOrder(config.passes, config.shards, config.licence, config.note)
@@ -195,6 +197,11 @@ def write_cache(job: Job, order: CacheOrder, processes: Processes) -> CacheTeach
         ScaleKDError: Any fault that a user can correct; committed shards are kept.
     """
     processes.note(*job.notes)
+    if order.passes > 1 and job.drawn.policy.deterministic:
+        processes.note(
+            f"--passes {order.passes}: all views that {job.drawn.policy} draws of an image are the"
+            " same; one pass has them all"
+        )
     with _folder_to_write_in(job.output) as folder:
         committed = _committed_plan(job, order, folder, processes)
         cache = processes.together(lambda: _join(job, order, committed))

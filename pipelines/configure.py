@@ -20,7 +20,7 @@ from scalekd.views import ViewPolicy
 # Settings that a run may choose without departing from the recipe, and settings that
 # departures_from_recipe compares itself. Every other setting belongs to the recipe.
 _NOT_OF_A_RECIPE = frozenset(
-    {"recipe", "cache", "data_dir", "split", "val_split", "val_cache", "local_cache"}
+    {"recipe", "cache", "data_dir", "aug", "split", "val_split", "val_cache", "local_cache"}
     | {"local_cache_size", "num_classes", "class_map", "targets", "online", "teacher"}
     | {"teacher_checkpoint", "batch_size", "grad_accum_steps", "grad_checkpointing"}
     | {"tail_checkpointing", "channels_last", "torchcompile", "seed", "workers", "output", "resume"}
@@ -113,10 +113,8 @@ def departures_from_recipe(name: str, config: TrainConfig, *, world_size: int) -
     departures = []
     if about["reference"] is None:
         departures.append(f"--recipe {name}: was not released by the authors")
-    if about["departures"] and config.objective != "none":
-        departures.append(
-            f"--recipe {name}: {'; '.join(about['departures'])}; docs/departures.md has the reasons"
-        )
+    if own := departures_of(about, config.objective):
+        departures.append(f"--recipe {name}: {'; '.join(own)}; docs/departures.md has the reasons")
 
     def compare(what: str, here: object, there: object, advice: str) -> None:
         if here != there:
@@ -132,6 +130,20 @@ def departures_from_recipe(name: str, config: TrainConfig, *, world_size: int) -
         f"its rate of {published.lr:g} belongs to that number: launch more processes, or change"
         " --batch-size, --grad-accum-steps or --lr",
     )
+    wanted_views = batch_norm_views(published, about["processes"], config.objective)
+    if wanted_views is not None:
+        compare(
+            "the number of views that batch norm sees",
+            batch_norm_views(
+                published.model_copy(
+                    update={"batch_size": config.batch_size, "sync_bn": config.sync_bn}
+                ),
+                world_size,
+                config.objective,
+            ),
+            wanted_views,
+            "launch as many processes, or change --batch-size",
+        )
     settings = published.model_dump()
     changes = [
         f"{option} is {value!r} here ({settings[option]!r} as published)"
@@ -140,6 +152,10 @@ def departures_from_recipe(name: str, config: TrainConfig, *, world_size: int) -
     ]
     if changes:
         departures.append(f"--recipe {name}: {'; '.join(changes)}")
+    wanted = ViewPolicy.parse(about["augmentation"], interpolation=about["interpolation"])
+    if manifest is None and config.objective == "none":
+        drawn = str(ViewPolicy.parse(config.aug or "crop-flip"))
+        compare("the augmentation", drawn, str(wanted), f"give --aug {wanted} to have it")
     if manifest is not None:
         identity = manifest.plan.identity
         teacher = resolve_model_name(about["teacher"])[0].partition(".")[0]
@@ -151,7 +167,6 @@ def departures_from_recipe(name: str, config: TrainConfig, *, world_size: int) -
             advice = f"write a cache with --img-size {side} to have it"
             compare("the teacher's image size", size, f"{side} x {side} px", advice)
         policy = ViewPolicy.from_config(identity.views.policy)
-        wanted = ViewPolicy.parse(about["augmentation"], interpolation=about["interpolation"])
         compare("the augmentation", str(policy), str(wanted), "write a cache with --aug to have it")
         compare(
             "the filter of the views",
@@ -160,6 +175,27 @@ def departures_from_recipe(name: str, config: TrainConfig, *, world_size: int) -
             "write a cache with --interpolation to have it",
         )
     return departures
+
+
+def departures_of(about: Mapping[str, Any], objective: str) -> list[str]:
+    """Return the departures of a recipe; a student trained alone has no teacher or projectors."""
+    texts: list[str] = about["departures"]
+    if objective != "none":
+        return texts
+    return [text for text in texts if "teacher" not in text and "projectors" not in text]
+
+
+def batch_norm_views(config: TrainConfig, processes: int, objective: str) -> int | None:
+    """Return over how many views a published pair computes batch norm; ``None`` if it has none.
+
+    These are the batch norms of the student if it has some (of all processes with ``sync_bn``),
+    and otherwise those of the projectors.
+    """
+    if config.model.startswith(("resnet", "mobilenet")):
+        return config.batch_size * (processes if config.sync_bn else 1)
+    if objective == "none" or config.objective_config.norm != "batch":
+        return None
+    return config.batch_size
 
 
 def describe_recipe(name: str) -> dict[str, Any]:

@@ -10,7 +10,13 @@ from pydantic import BaseModel
 
 from scalekd.errors import UsageError
 from scalekd.pipelines._run_options import RecipesConfig
-from scalekd.pipelines.configure import describe_recipe, recipe_names, train_config
+from scalekd.pipelines.configure import (
+    batch_norm_views,
+    departures_of,
+    describe_recipe,
+    recipe_names,
+    train_config,
+)
 from scalekd.text import table
 from scalekd.training import TrainConfig
 
@@ -37,7 +43,10 @@ class RecipeCost(BaseModel):
 
 
 class RecipePlan(BaseModel):
-    """A recipe, its commands as argument lists, and their cost."""
+    """A recipe, its commands as argument lists, and their cost.
+
+    ``cache_command`` is empty if no cache is needed.
+    """
 
     recipe: dict[str, Any]
     config: RecipePlanConfig
@@ -48,8 +57,9 @@ class RecipePlan(BaseModel):
 
     @property
     def departures(self) -> list[str]:
-        """Differences from the reference; a baseline, which has no teacher, has only its notes."""
-        return [*([] if self.config.baseline else self.recipe["departures"]), *self.notes]
+        """Differences from the reference; those of the teacher do not concern a baseline."""
+        objective = "none" if self.config.baseline else ""
+        return [*departures_of(self.recipe, objective), *self.notes]
 
     def lines(self) -> list[str]:
         """Return the lines to print, at most 80 columns wide; the commands can be pasted."""
@@ -74,7 +84,9 @@ class RecipePlan(BaseModel):
             for index, text in enumerate(texts):
                 lines.append(f"  {name if index == 0 else '':<9}{text}")
         lines += ["", "# IMAGENET is a folder with train/CLASS and val/CLASS."]
-        return [*lines, *_wrapped(self.cache_command), "", *_wrapped(self.train_command)]
+        if self.cache_command:
+            lines += [*_wrapped(self.cache_command), ""]
+        return [*lines, *_wrapped(self.train_command)]
 
 
 class RecipeList(BaseModel):
@@ -133,6 +145,8 @@ def plan_recipe(config: RecipePlanConfig) -> RecipePlan:
 def _cache_command(
     config: RecipePlanConfig, recipe: dict[str, Any], published: TrainConfig
 ) -> list[str]:
+    if config.online and config.baseline:
+        return []  # fresh views need no teacher
     kept = not (config.online or config.baseline)
     logits = "full" if kept and published.distillation.kd else "none"
     passes = 1 if config.online else config.passes
@@ -149,8 +163,27 @@ def _train_command(
     config: RecipePlanConfig, recipe: dict[str, Any], published: TrainConfig
 ) -> list[str]:
     command = [*_launcher(config.gpus), "train-student", "--recipe", recipe["name"]]
-    command += ["--cache", _cache_name(config, recipe), "--data-dir", "IMAGENET"]
-    batch, accumulated = published.batch_size, published.grad_accum_steps
+    if not (config.online and config.baseline):
+        command += ["--cache", _cache_name(config, recipe)]
+    command += ["--data-dir", "IMAGENET"]
+    batch, accumulated = _batch(config, recipe, published)
+    if batch != published.batch_size:
+        command += ["--batch-size", str(batch)]
+    if accumulated != published.grad_accum_steps:
+        command += ["--grad-accum-steps", str(accumulated)]
+    if config.baseline:
+        command += ["--objective", "none"]
+        command += ["--aug", recipe["augmentation"]] if config.online else []
+    elif config.online:
+        command.append("--online")
+    run = f"{recipe['name']}-{'alone' if config.baseline else 'run'}"
+    return [*command, "--output", run]
+
+
+def _batch(
+    config: RecipePlanConfig, recipe: dict[str, Any], published: TrainConfig
+) -> tuple[int, int]:
+    """Divide an update into batches of each GPU: their size, and their number."""
     total = recipe["batch"]
     if total % config.gpus:
         raise UsageError(
@@ -158,18 +191,8 @@ def _train_command(
             " number of GPUs that divides it"
         )
     if config.gpus > recipe["processes"] or recipe["processes"] % config.gpus:
-        batch, accumulated = total // config.gpus, 1
-        command += ["--batch-size", str(batch)]
-    else:
-        accumulated *= recipe["processes"] // config.gpus
-    if accumulated != published.grad_accum_steps:
-        command += ["--grad-accum-steps", str(accumulated)]
-    if config.baseline:
-        command += ["--objective", "none"]
-    if config.online:
-        command.append("--online")
-    run = f"{recipe['name']}-{'alone' if config.baseline else 'run'}"
-    return [*command, "--output", run]
+        return total // config.gpus, 1
+    return published.batch_size, published.grad_accum_steps * recipe["processes"] // config.gpus
 
 
 def _notes(config: RecipePlanConfig, recipe: dict[str, Any], published: TrainConfig) -> list[str]:
@@ -180,11 +203,13 @@ def _notes(config: RecipePlanConfig, recipe: dict[str, Any], published: TrainCon
         notes.append(
             f"every view is trained on {reused:.3g} times (reference: fresh views; --online)"
         )
-    seen = published.batch_size * config.gpus
-    has_batch_norm = not recipe["student"].startswith("mixer")
-    if published.sync_bn and has_batch_norm and seen < recipe["batch"]:
-        where = _gpus(config.gpus)
-        notes.append(f"batch norm sees {seen} views on {where} (reference: {recipe['batch']})")
+    objective = "none" if config.baseline else published.objective
+    batch, _ = _batch(config, recipe, published)
+    here = published.model_copy(update={"batch_size": batch})
+    seen = batch_norm_views(here, config.gpus, objective)
+    there = batch_norm_views(published, recipe["processes"], objective)
+    if seen != there:
+        notes.append(f"batch norm sees {seen} views on {_gpus(config.gpus)} (reference: {there})")
     return notes
 
 

@@ -17,7 +17,7 @@ from scalekd.pipelines._budget import (
     frontier,
 )
 from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher
-from scalekd.teachers import load_teacher
+from scalekd.teachers import TeacherConfig, load_teacher
 from tests.conftest import tiny_teacher
 
 
@@ -138,6 +138,42 @@ def test_options_that_are_given_are_kept(options: dict[str, Any]) -> None:
     assert two.codec == "transform:error=0.01"  # bytes are left
     by_time, _ = estimate_budget(CacheTeacherConfig(**options, budget="2d"))
     assert [way.codec for way in by_time.ways] == ["transform:error=0.01,metric=spatial"]
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_text_that_is_no_budget_stops_before_the_teacher_is_loaded(
+    options: dict[str, Any], dry_run: bool
+) -> None:
+    absent = TeacherConfig(model="test_vit", checkpoint=str(options["output"] / "absent"))
+    config = CacheTeacherConfig(**options | {"teacher": absent}, budget="5 weeks")
+    with pytest.raises(UsageError, match="--budget 5 weeks: give bytes on disk"):
+        estimate_budget(config) if dry_run else cache_teacher(config)
+
+
+def test_equal_views_are_bought_once(
+    options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = CacheTeacherConfig(**options, budget="1TB,99d", aug="center")
+    choice, _ = estimate_budget(config)
+    assert (choice.passes, choice.codec) == (1, "transform:error=0.01")
+    assert cache_teacher(config).num_passes == 1
+    twice = CacheTeacherConfig(**options | {"overwrite": True}, passes=2, aug="center")
+    assert "one pass" not in capsys.readouterr().err
+    cache_teacher(twice)
+    assert "--passes 2: all views that center draws" in capsys.readouterr().err
+
+
+def test_a_codec_that_is_given_has_its_error(options: dict[str, Any]) -> None:
+    def loss(**changes: Any) -> float:
+        choice, _ = estimate_budget(
+            CacheTeacherConfig(**options, budget="9" * 400 + "h", **changes)
+        )
+        assert choice.passes == MAX_PASSES
+        return choice.ways[0].expected_loss
+
+    assert loss() == pytest.approx(9 / 300 + 5 * 0.01)
+    assert loss(codec="transform:error=0.1") == pytest.approx(9 / 300 + 5 * 0.1)
+    assert loss(codec="int8") == pytest.approx(9 / 300)
 
 
 def test_too_small_a_budget_stops_before_anything_is_written(options: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from scalekd.pipelines.recipe_plan import RecipePlan, RecipePlanConfig, plan_rec
 
 NAMES = recipe_names()
 SWITCHES: list[dict[str, Any]] = [{}, {"online": True}, {"baseline": True}, {"gpus": 1}]
+SWITCHES.append({"online": True, "baseline": True})
 
 
 def plan(name: str, **options: Any) -> RecipePlan:
@@ -75,6 +76,22 @@ def test_fresh_views_and_baselines_are_one_switch_away() -> None:
     assert parsed(cache_command, baseline.cache_command)["logits"] == "none"
     assert parsed(train_command, baseline.train_command)["objective"] == "none"
     assert not [text for text in baseline.departures if "teacher" in text]
+    both = plan("swin_l-vit_s16", baseline=True, online=True)
+    assert both.cache_command == []  # fresh views need no teacher
+    options = parsed(train_command, both.train_command)
+    assert options["objective"] == "none"
+    assert not options["cache"]
+    assert not options["online"]
+    assert options["aug"] == recipe_about("swin_l-vit_s16")["augmentation"]
+
+
+def test_a_baseline_keeps_the_departures_that_are_not_of_the_teacher() -> None:
+    baseline = plan("swin_l-resnet50d", baseline=True, online=True)
+    assert baseline.departures == ["RandAugment has magnitude 9 (reference: 8.75)"]
+    convnext = plan("swin_l-convnext_t", baseline=True, online=True).departures
+    assert convnext == [
+        "weight decay does not apply to the student's layer scale (reference: it does)"
+    ]
 
 
 def test_costs_add_up() -> None:
@@ -113,9 +130,9 @@ def test_what_is_printed_fits_a_terminal_and_can_be_pasted(name: str) -> None:
         lines = planned.lines()
         assert max(map(len, lines)) <= 80
         start = next(i for i, line in enumerate(lines) if line.startswith("#")) + 1
-        first, second = "\n".join(lines[start:]).split("\n\n")
-        assert shlex.split(first.replace("\\\n", " ")) == planned.cache_command
-        assert shlex.split(second.replace("\\\n", " ")) == planned.train_command
+        printed = "\n".join(lines[start:]).replace("\\\n", " ").split("\n\n")
+        commands = [planned.cache_command, planned.train_command]
+        assert [shlex.split(text) for text in printed] == list(filter(None, commands))
         for text in planned.departures:
             assert text.partition(" (reference: ")[0] in "\n".join(lines)
 
@@ -144,6 +161,19 @@ def test_fewer_gpus_than_published_say_what_batch_norm_sees() -> None:
     assert seen in plan("swin_s-resnet50", gpus=2).departures
     assert not [t for t in plan("swin_s-resnet50", gpus=8).departures if "batch norm" in t]
     assert not [t for t in plan("swin_l-mixer_b16", gpus=2).departures if "batch norm" in t]
+
+
+def test_other_batches_than_published_say_what_batch_norm_sees() -> None:
+    seen = "batch norm sees 32 views on 64 GPUs (reference: 64)"
+    assert seen in plan("swin_l-resnet50d", gpus=64).departures
+    assert seen in plan("swin_l-resnet50d", gpus=64, baseline=True).departures
+    # The projectors' batch norms, where the student has none; layer norm has no batch.
+    projectors = "batch norm sees 16 views on 64 GPUs (reference: 32)"
+    assert projectors in plan("swin_l-vit_s16", gpus=64).departures
+    for other in (plan("swin_l-vit_s16", gpus=64, baseline=True), plan("swin_l-swin_t", gpus=64)):
+        assert not [t for t in other.departures if "batch norm" in t]
+    # Synchronised: smaller batches on more GPUs are the same batch.
+    assert not [t for t in plan("swin_l-resnet50", gpus=16).departures if "batch norm" in t]
 
 
 def test_reused_views_are_a_departure() -> None:

@@ -352,17 +352,23 @@ def test_a_run_that_departs_from_its_recipe_says_in_what(sound_cache: Path) -> N
     """The cache is a small ViT's; the published pair is Swin-L over 8 processes of 32 views."""
     config = train_config("swin_l-resnet50", {"cache": str(sound_cache), "output": "run"})
     notes = departures_from_recipe("swin_l-resnet50", config, world_size=1)
-    method, batch, teacher, size, interpolation = notes
+    method, batch, norm, teacher, size, interpolation = notes
     assert "eval mode (reference: with stochastic depth 0.1)" in method
     assert "docs/departures.md" in method
     assert "views an update is 256 as published, 32 here; its rate of 0.1 belongs to" in batch
+    assert "the number of views that batch norm sees is 256 as published, 32 here" in norm
     assert "the teacher is swin_large_patch4_window7_224 as published, test_vit here" in teacher
     assert "image size is 224 x 224 px as published, 32 x 32 px here" in size
     assert "--img-size 224" in size
     assert "is bilinear-opencv as published, bicubic here" in interpolation
     larger = config.model_copy(update={"grad_accum_steps": 2})
     assert departures_from_recipe("swin_l-resnet50", larger, world_size=4) == [
-        note for note in notes if note != batch
+        note.replace("32 here", "128 here") if note == norm else note
+        for note in notes
+        if note != batch
+    ]
+    assert departures_from_recipe("swin_l-resnet50", config, world_size=8) == [
+        note for note in notes if note not in (batch, norm)
     ]
     other = departures_from_recipe("swin_l-mixer_b16", config, world_size=1)
     assert any("the augmentation is crop+flip+rand-m8" in note for note in other)
@@ -378,6 +384,39 @@ def test_a_baseline_has_no_teacher_to_depart_from(sound_cache: Path) -> None:
     objective, interpolation = notes
     assert "objective is 'none' here ('scalekd' as published)" in objective
     assert "bilinear-opencv" in interpolation
+
+
+def test_a_baseline_without_a_cache_has_the_views_of_its_recipe_or_says_so() -> None:
+    name = "swin_l-resnet50d"
+
+    def notes(**flags: Any) -> list[str]:
+        flags = {"output": "run", "data_dir": "d", "objective": "none", **flags}
+        return departures_from_recipe(name, train_config(name, flags), world_size=32)
+
+    wanted = recipe_about(name)["augmentation"]
+    method, objective, augmentation = notes()
+    assert "RandAugment has magnitude 9" in method
+    assert "eval mode" not in method
+    assert "objective is 'none' here" in objective
+    assert f"augmentation is {wanted} as published, crop+flip here; give --aug" in augmentation
+    assert notes(aug=wanted) == [method, objective]
+
+
+def test_a_batch_of_another_size_changes_what_batch_norm_sees() -> None:
+    def views(name: str, **flags: Any) -> list[str]:
+        config = train_config(name, {"output": "run", **flags})
+        notes = departures_from_recipe(name, config, world_size=8)
+        return [note for note in notes if "batch norm sees" in note]
+
+    assert views("swin_l-resnet50d", grad_accum_steps=4) == []
+    (note,) = views("swin_l-resnet50d", batch_size=256)
+    assert "is 64 as published, 256 here" in note
+    assert views("swin_l-resnet50") == []
+    (note,) = views("swin_l-resnet50", sync_bn=False)
+    assert "is 256 as published, 32 here" in note
+    (note,) = views("swin_l-vit_s16", batch_size=128)  # the projectors'
+    assert "is 32 as published, 128 here" in note
+    assert views("swin_l-swin_t", batch_size=64) == []
 
 
 def changes_of(name: str, **flags: Any) -> list[str]:
