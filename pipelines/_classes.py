@@ -1,5 +1,6 @@
 """Logits of a caching job: choose them, match labels with classes, count right answers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,15 @@ _LEAST_VIEWS = 32  # the accuracy on fewer views is not significant
 _NUM_DEVIATIONS = 3.0  # an answer drawn at random is above chance by so many in 1 of 700 caches
 
 
-def choose_logits(asked: str | None, teacher: Teacher) -> tuple[str, str]:
+def choose_logits(
+    asked: str | None, teacher: Teacher, *, stages: Sequence[int] = (4,)
+) -> tuple[str, str]:
     """Choose the logits that a cache keeps.
 
     Args:
         asked: Value of ``--logits``: ``full``, ``topk:K`` or ``none``; ``None`` if not given.
         teacher: Teacher that computes the logits.
+        stages: Stages whose features the cache keeps.
 
     Returns:
         The choice as ``full``, ``topk:K`` or ``none``, and a note for the user or ``""``.
@@ -31,11 +35,12 @@ def choose_logits(asked: str | None, teacher: Teacher) -> tuple[str, str]:
     if asked is None:
         if num_classes is not None:
             return "full", ""
-        note = (
-            f"{teacher.spec.model} has no logits: {teacher.no_classifier}; features alone are"
-            " cached (--logits none)"
+        kept = (
+            "features alone are cached" if stages else "with --stages none, only views are cached"
         )
-        return "none", note
+        return "none", (
+            f"{teacher.spec.model} has no logits: {teacher.no_classifier}; {kept} (--logits none)"
+        )
     if asked != "none":
         if num_classes is None:
             raise UsageError(

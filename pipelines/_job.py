@@ -163,7 +163,7 @@ class Job:
         no_tail = ""
         if config.stages and not teacher.has_tail:
             no_tail = f"{teacher.spec.model} has no tail: students learn from it with tpp=false"
-        logits, no_logits = choose_logits(config.logits, teacher)
+        logits, no_logits = choose_logits(config.logits, teacher, stages=config.stages)
         job = cls(
             output=output,
             form=form,

@@ -129,10 +129,25 @@ def _notes(config: TrainConfig, source: Source, objective: Objective) -> list[st
     if isinstance(source, LabelledImages):
         return source.notes
     notes = source.notes_for(objective)
+    if config.objective == "features" and (unread := _of_classifiers(config)):
+        notes.append(
+            "--objective features reads neither labels nor logits, so these settings have no"
+            f" effect: {', '.join(unread)}"
+        )
     num_passes, num_epochs = len(source.reader.passes), planned_epochs(config)
     if num_epochs > num_passes and not source.reader.policy.deterministic:
         notes.append(_reused_views(num_epochs, num_passes, fresh=config.online))
     return notes
+
+
+def _of_classifiers(config: TrainConfig) -> list[str]:
+    """Return the settings that were changed and that only losses of a classifier read."""
+    fields = type(config).model_fields
+    names = ("smoothing", "bce_loss", "logits_from", "class_map")
+    changed = [name for name in names if getattr(config, name) != fields[name].default]
+    settings = ("kd", "kd_alpha", "temperature", "task", "label_smoothing")
+    changed += [name for name in settings if name in config.distillation.model_fields_set]
+    return changed
 
 
 def _make_loader(

@@ -319,6 +319,8 @@ def test_a_head_that_classifies_nothing_gives_no_logits(
         cached(setting, five, tmp_path / "cache", teacher=teacher, logits="full")
     cached(setting, five, tmp_path / "cache", teacher=teacher)
     assert "features alone are cached" in capfd.readouterr().err
+    cached(setting, five, tmp_path / "views", teacher=teacher, stages=())
+    assert "with --stages none, only views are cached" in capfd.readouterr().err
     identity = open_cache(tmp_path / "cache").identity
     assert identity.logits is None
     assert identity.teacher["num_classes"] is None

@@ -157,6 +157,17 @@ def test_the_teachers_answers_alone_need_no_labels(
         train(options, output=str(tmp_path / "other"))
 
 
+def test_settings_of_a_classifier_that_have_no_effect_are_named(
+    options: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    distillation = {"spatial": False, "frequency": False}
+    train(options, epochs=1, distillation=distillation)
+    assert "no effect" not in capfd.readouterr().err
+    changed = {"distillation": {**distillation, "kd_alpha": 0.5}, "smoothing": 0.1}
+    train(options, epochs=1, overwrite=True, **changed)
+    assert "these settings have no effect: smoothing, kd_alpha" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("objective", ["none", "scalekd", "scalekd-light"])
 def test_what_needs_labels_says_what_does_not(options: dict[str, Any], objective: str) -> None:
     options |= {"objective": objective, "distillation": {"kd": False}, "num_classes": 10}
