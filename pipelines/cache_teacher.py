@@ -173,7 +173,8 @@ def cache_teacher(
     order = CacheOrder(config.passes, config.shards, config.licence, config.note)
     if config.budget is not None:
         job, passes = _within_budget(job, config, processes)
-        order = replace(order, passes=passes, chosen=True)
+        chosen = "passes" not in config.model_fields_set
+        order = replace(order, passes=passes, chosen=chosen)
     if config.overwrite:
         processes.on_main(lambda: remove_cache(job.output))
     with compile_faults(config.torchcompile):
@@ -205,7 +206,10 @@ def write_cache(job: Job, order: CacheOrder, processes: Processes) -> CacheTeach
     with _folder_to_write_in(job.output) as folder:
         committed = _committed_plan(job, order, folder, processes)
         cache = processes.together(lambda: _join(job, order, committed))
-        num_passes = max(order.passes, committed_passes(cache))
+        wanted = order.passes
+        if order.chosen:  # another task of the same command may have chosen and begun the cache
+            wanted = cache.plan.provenance.num_passes or wanted
+        num_passes = max(wanted, committed_passes(cache))
         processes.on_main(lambda: _prepare(cache, num_passes))
         if cache.storage.is_remote:
             begin_arrays(folder, cache.plan, cache.layout, num_passes)

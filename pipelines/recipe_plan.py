@@ -113,8 +113,17 @@ class RecipeList(BaseModel):
 
 
 def list_or_plan_recipes(config: RecipesConfig) -> RecipeList | RecipePlan:
-    """List all recipes, or plan the one that is named."""
+    """List all recipes, or plan the one that is named.
+
+    Raises:
+        UsageError: An option of a plan is given without a name, or see :func:`plan_recipe`.
+    """
     if config.name is None:
+        for name, field in RecipesConfig.model_fields.items():
+            if getattr(config, name) != field.default:
+                raise UsageError(
+                    f"--{name}: plans one recipe; name it, as in `scalekd recipes NAME`"
+                )
         return RecipeList(recipes=[describe_recipe(name) for name in recipe_names()])
     return plan_recipe(RecipePlanConfig(**config.model_dump()))
 

@@ -44,6 +44,7 @@ from scalekd.training import (
 from scalekd.training.accelerator import make_accelerator
 from scalekd.training.trackers import check_trackers
 
+_FOLDERS = ("local-dir:", "hf-hub:", "hf_hub:")  # names of weights, which timm reads on request
 _NEED_A_CACHE = (
     "targets",
     "logits_from",
@@ -248,6 +249,11 @@ def _make_student(config: TrainConfig, source: Source, notes: list[str]) -> Stud
     weights, class_names = initial_weights(
         config.model, config.initial_checkpoint, pretrained=config.pretrained
     )
+    if weights is None and not config.pretrained and config.model.startswith(_FOLDERS):
+        notes.append(
+            f"--model {config.model}: the architecture with random weights; --pretrained reads its"
+            " own"
+        )
     own = None if source.class_names is None else tuple(source.class_names)
     known = class_names is not None and own is not None
     num_classes = source.num_classes if config.num_classes is None else config.num_classes

@@ -182,6 +182,7 @@ def _rows(student: TrainedStudent, metrics: Mapping[str, Any]) -> list[tuple[str
         ("views seen in training", f"{int(state['samples_viewed']):,}"),
         ("epochs", state["epoch"]),
         ("mean, std", f"{_numbers(spec.mean)}, {_numbers(spec.std)}"),
+        ("evaluated with", f"resize filter {spec.interpolation}, crop_pct {spec.crop_pct:g}"),
     ]
     for name, (label, unit) in (SCORES | {"eval_num_samples": ("validation images", "")}).items():
         if name in metrics:

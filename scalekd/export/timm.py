@@ -73,6 +73,7 @@ class Exported:
             timm has no such mode for the architecture, and for an ONNX file.
         difference: Largest difference between outputs of the export and of the student, as a share
             of the largest value; 0 for all formats but ONNX.
+        notes: Lines about properties of the student that the format cannot express.
     """
 
     output: str
@@ -82,6 +83,7 @@ class Exported:
     num_parameters: int
     feature_channels: tuple[int, ...] | None
     difference: float = 0.0
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """Return the lines to print."""
@@ -99,7 +101,7 @@ class Exported:
         needed = import_for(self.architecture)
         if needed is not None and self.format in ("timm", "hf"):
             lines.append(f"timm has no {self.architecture}: `{needed}` before opening it")
-        return lines
+        return [*lines, *self.notes]
 
 
 def export_student(
@@ -160,6 +162,18 @@ def export_student(
         num_parameters=sum(parameter.numel() for parameter in student.model.parameters()),
         feature_channels=channels,
         difference=difference,
+        notes=_notes(student) if export_format in ("timm", "hf") else (),
+    )
+
+
+def _notes(student: TrainedStudent) -> tuple[str, ...]:
+    here = student.spec.interpolation
+    there = pillow_name(here)
+    if here == there:
+        return ()
+    return (
+        f"timm has no {here} filter: config.json names {there}, with antialiasing, so scores of the"
+        " folder differ a little from those of the run",
     )
 
 

@@ -15,8 +15,16 @@ from scalekd.pipelines._budget import (
     best,
     estimate_budget,
     frontier,
+    with_codec,
 )
-from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher
+from scalekd.pipelines._job import Job
+from scalekd.pipelines._processes import Processes
+from scalekd.pipelines.cache_teacher import (
+    CacheOrder,
+    CacheTeacherConfig,
+    cache_teacher,
+    write_cache,
+)
 from scalekd.teachers import TeacherConfig, load_teacher
 from tests.conftest import tiny_teacher
 
@@ -127,6 +135,18 @@ def test_an_incomplete_cache_keeps_the_choice_of_its_budget(
     assert "as the cache was begun" in capsys.readouterr().err
     larger = cache_teacher(config.model_copy(update={"budget": large, "overwrite": True}))
     assert larger.num_passes > dry.passes
+
+
+def test_of_several_tasks_the_first_chooses(options: dict[str, Any]) -> None:
+    """Tasks of a Slurm array probe at the same time, and measure other speeds."""
+    config = CacheTeacherConfig(**options, budget="1min", passes=2)
+    begun = cache_teacher(CacheTeacherConfig(**options, budget=_beside_the_tail(60_000)))
+    job, processes = Job.asked(config, Processes().device), Processes()
+    codec = str(open_cache(options["output"]).identity.request["codec"])
+    late = CacheOrder(begun.num_passes + 2, chosen=True)
+    assert write_cache(with_codec(job, codec), late, processes).num_passes == begun.num_passes
+    given = cache_teacher(config.model_copy(update={"passes": begun.num_passes + 1}))
+    assert given.num_passes == begun.num_passes + 1
 
 
 def test_options_that_are_given_are_kept(options: dict[str, Any]) -> None:

@@ -187,5 +187,7 @@ def test_an_impossible_plan_is_refused() -> None:
         plan("swin_l-resnet5x")
     with pytest.raises(UsageError, match=r"--gpus 7: swin_l-resnet50 makes an update of 256"):
         plan("swin_l-resnet50", gpus=7)
+    with pytest.raises(UsageError, match="--baseline: plans one recipe; name it"):
+        invoke("--baseline")
     with pytest.raises(UsageError, match="--gpus"):
         invoke("swin_l-resnet50", "--gpus", "0")

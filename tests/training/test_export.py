@@ -14,7 +14,7 @@ from torch import nn
 from scalekd.errors import EnvironmentFault, UsageError
 from scalekd.export import timm as export_module
 from scalekd.export.card import model_card
-from scalekd.export.timm import export_student
+from scalekd.export.timm import ExportFormat, export_student
 from scalekd.students import create_student
 from scalekd.training import TrainedStudent, student_facts
 from scalekd.training.state import plain_names
@@ -40,6 +40,29 @@ def a_student(model: str, img_size: int, **model_kwargs: Any) -> TrainedStudent:
             module.running_mean.uniform_(-1, 1)  # type: ignore[union-attr, operator]
     facts = student_facts(student.spec, NAMES)
     return TrainedStudent(Path("run/last"), student.spec, facts, student.model)
+
+
+@pytest.mark.parametrize("export_format", ["timm", "hf", "safetensors"])
+def test_a_filter_that_timm_does_not_have_is_named(
+    tmp_path: Path, export_format: ExportFormat
+) -> None:
+    facts = {"samples_viewed": 1, "epoch": 1}
+    for number, (interpolation, is_noted) in enumerate(
+        {"bilinear-opencv": export_format != "safetensors", "bilinear": False}.items()
+    ):
+        student = create_student("test_resnet", num_classes=3, interpolation=interpolation)
+        trained = TrainedStudent(
+            Path("run/last"),
+            student.spec,
+            student_facts(student.spec, NAMES) | facts,
+            student.model,
+        )
+        output = tmp_path / str(number)
+        exported = export_student(trained, output, export_format=export_format)
+        noted = [line for line in exported.lines() if "no bilinear-opencv filter" in line]
+        assert bool(noted) == is_noted
+        if export_format == "hf":
+            assert f"resize filter {interpolation}, crop" in (output / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

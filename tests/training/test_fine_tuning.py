@@ -103,6 +103,20 @@ def test_labelled_images_alone_train_evaluate_export_and_report(
     assert row.teacher is None
 
 
+def test_a_folder_whose_weights_are_not_read_is_named(
+    options: dict[str, Any], first_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    export(first_run, tmp_path / "export")
+    once = {"epochs": 1, "model": f"local-dir:{tmp_path / 'export'}", "val_split": None}
+    note = "the architecture with random weights; --pretrained reads"
+    trained(options, **once)
+    assert note in capfd.readouterr().err
+    trained(options, **once, pretrained=True, output=str(tmp_path / "two"))
+    weights = str(tmp_path / "export/model.safetensors")
+    trained(options, **once, initial_checkpoint=weights, output=str(tmp_path / "three"))
+    assert note not in capfd.readouterr().err
+
+
 def test_every_epoch_has_new_views_and_a_resumed_run_sees_the_same(
     options: dict[str, Any], images: Path, tmp_path: Path
 ) -> None:
