@@ -40,6 +40,7 @@ from scalekd.pipelines._progress import ProgressReport
 from scalekd.pipelines._same_pixels import check_pixels
 from scalekd.pipelines._shard_division import divide
 from scalekd.pipelines._write_shards import num_coding_threads, write_claimed
+from scalekd.pipelines.check_replay import check_same_outputs
 from scalekd.signals import terminable
 from scalekd.storage import LocalStorage, Storage
 from scalekd.teachers import Teacher
@@ -177,6 +178,8 @@ def cache_teacher(
         order = replace(order, passes=passes, chosen=chosen)
     if config.overwrite:
         processes.on_main(lambda: remove_cache(job.output))
+    elif teacher is not None:
+        processes.on_main(lambda: check_same_outputs(job))
     with compile_faults(config.torchcompile):
         return write_cache(job, order, processes)
 

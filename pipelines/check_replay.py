@@ -15,6 +15,7 @@ import torch
 
 from scalekd.cache import CacheReader, open_cache
 from scalekd.cache.forms import read_form
+from scalekd.cache.layout import MANIFEST_FILE
 from scalekd.codecs.measure import view_errors
 from scalekd.errors import CacheMismatch, UsageError
 from scalekd.images.samples import ImageDataset, Sample
@@ -28,7 +29,7 @@ from scalekd.pipelines._teacher_stream import TeacherArrays
 from scalekd.pipelines._write_shards import run_teacher
 from scalekd.pipelines.inspect_cache import DeepFindings
 from scalekd.signals import terminable
-from scalekd.teachers import Teacher, load_tail_bytes
+from scalekd.teachers import Teacher, TeacherSpec, load_tail_bytes
 from scalekd.views import pixel_hash
 
 # The stated error of a codec is the maximum over at most 128 held-out views; others may exceed it.
@@ -36,6 +37,7 @@ _SLACK = 4.0
 # Relative squared error from rounding alone, with another batch size or processor.
 _ROUNDING = {"fp32": 1e-6, "bf16": 1e-3, "fp16": 1e-4}
 _LOGIT_ERROR = 1e-5  # relative squared error from storing logits in 16 bits
+_VIEWS_OF_A_CONTINUED_CACHE = 4
 _UNSTATED = 0.05  # used if the cache states no error: too few views to hold any out
 
 Rows = np.ndarray[Any, Any]
@@ -164,7 +166,43 @@ def deep_verify(config: CacheSources, num_views: int) -> DeepFindings:
     else:
         images = select_images(config, open_source(config), identity.data, reader.samples.keys)
     job = Job.of(reader.cache, config, drawn=views_of(reader.cache, images))
-    teacher = job.to(default_device()).teacher
+    return _compared(reader, images, job.to(default_device()).teacher, num_views)
+
+
+@strict_float32()
+def check_same_outputs(job: Job) -> None:
+    """Check that a job's teacher gives what the complete cache that it continues keeps.
+
+    The hash of its weights identifies a model of timm. The code of a user's module may have changed
+    besides.
+
+    Raises:
+        CacheMismatch: The outputs for some views differ by more than codec and rounding explain.
+    """
+    if not job.output.exists(MANIFEST_FILE):
+        return
+    reader, spec = open_cache(job.output), job.teacher.spec
+    known = TeacherSpec.model_validate(reader.identity.teacher)
+    same_images = reader.identity.data.fingerprint == job.images.fingerprint
+    if not same_images or (known.weights_sha256, known.stages) != (
+        spec.weights_sha256,
+        spec.stages,
+    ):
+        return  # which is reported with everything else that differs
+    findings = _compared(reader, job.images, job.teacher, _VIEWS_OF_A_CONTINUED_CACHE)
+    for name, error in findings.largest_error.items():
+        if not error <= _allowed(reader, name):
+            raise CacheMismatch(
+                f"{reader.location}: the teacher's {name} differ now from those in the cache by"
+                f" {error:.2g} (relative squared error), although its weights are the same; if the"
+                " code of its module has changed, choose another output or overwrite the cache"
+            )
+
+
+def _compared(
+    reader: CacheReader, images: ImageDataset, teacher: Teacher, num_views: int
+) -> DeepFindings:
+    """Compare tail, pixels and targets of a cache with those of a teacher on its device."""
     groups = tuple(f"stage{stage}" for stage in reader.codecs.stages)
     groups += ("logits",) if reader.codecs.logits else ()
     groups = tuple(group for group in groups if reader.part.has_target(group))
@@ -178,7 +216,7 @@ def deep_verify(config: CacheSources, num_views: int) -> DeepFindings:
             problems.append(f"{view}: {problem}")
             continue
         pixels = torch.from_numpy(drawn.pixels).permute(2, 0, 1)[None].contiguous()
-        output = run_teacher(teacher, pixels, identity.precision)
+        output = run_teacher(teacher, pixels, reader.identity.precision)
         for name, error in _errors(reader, view, output):
             largest[name] = max(largest.get(name, 0.0), error)
             allowed = _allowed(reader, name)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from scalekd.cache import open_cache
-from scalekd.errors import UsageError
+from scalekd.errors import CacheMismatch, UsageError
 from scalekd.pipelines.cache_teacher import CacheTeacherConfig, cache_teacher
 from scalekd.students import create_student
 from scalekd.teachers import (
@@ -186,6 +186,32 @@ def test_impossible_arguments_of_a_module_are_one_line(
     with pytest.raises(UsageError, match=message) as raised:
         teacher_from_module(module, **{"name": "own", "img_size": 32, **arguments})
     assert "\n" not in str(raised.value)
+
+
+def test_a_cache_is_not_continued_by_a_module_whose_code_has_changed(
+    tiny_images: Path, tmp_path: Path
+) -> None:
+    """The weights of both are the same."""
+
+    def write(passes: int, answer: Callable[[Tensor], Any], **changes: Any) -> Any:
+        torch.manual_seed(0)
+        config = CacheTeacherConfig(
+            teacher=TeacherConfig(model="own"),
+            data_dir=str(tiny_images),
+            output=tmp_path / "cache",
+            workers=0,
+            stages=(4,),
+            passes=passes,
+            **changes,
+        )
+        teacher = teacher_from_module(Own(answer), name="own", img_size=32)
+        return cache_teacher(config, teacher=teacher)
+
+    assert write(1, lambda maps: maps).complete
+    with pytest.raises(CacheMismatch, match=r"stage4 differ now .* although its weights are the"):
+        write(2, lambda maps: maps.flip(2))
+    assert write(2, lambda maps: maps).shards_written == 1
+    assert write(2, lambda maps: maps.relu(), overwrite=True).shards_written == 2
 
 
 def test_students_learn_from_features_without_a_tail(tiny_images: Path, tmp_path: Path) -> None:
