@@ -142,7 +142,7 @@ def departures_from_recipe(name: str, config: TrainConfig, *, world_size: int) -
                 config.objective,
             ),
             wanted_views,
-            "launch as many processes, or change --batch-size",
+            "it is --batch-size, times the processes with --sync-bn",
         )
     settings = published.model_dump()
     changes = [

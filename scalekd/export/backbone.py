@@ -19,6 +19,7 @@ from scalekd.errors import DataError, UsageError
 from scalekd.models.arguments import constructor_arguments
 from scalekd.models.build import create_on_meta
 from scalekd.models.names import describe_model
+from scalekd.models.weights import is_computed
 
 _WEIGHTS_FILE = "model.safetensors"
 # Parts of the names of position tables, which timm resamples to other image sizes.
@@ -91,7 +92,8 @@ def load_backbone(
         ) from error
     except (RuntimeError, AttributeError, AssertionError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: {architecture} does not open as a backbone: {error}") from error
-    check_weights(backbone, stored, where=str(path))
+    state = {name: t for name, t in backbone.state_dict().items() if not is_computed(name)}
+    _compare(state, stored, where=str(path))  # with the statistics of batch norms
     return backbone
 
 
@@ -109,9 +111,13 @@ def check_weights(backbone: nn.Module, stored: Mapping[str, Tensor], *, where: s
     Raises:
         DataError: A parameter differs, or is missing in the export.
     """
+    _compare(dict(backbone.named_parameters()), stored, where=where)
+
+
+def _compare(tensors: Mapping[str, Tensor], stored: Mapping[str, Tensor], *, where: str) -> None:
     by_name = {_plain(name): tensor for name, tensor in stored.items()}
     num_compared = 0
-    for name, parameter in backbone.named_parameters():
+    for name, parameter in tensors.items():
         weights = next((by_name[n] for n in _endings(_plain(name)) if n in by_name), None)
         if weights is None:
             raise DataError(f"{where}: has no weights for {name} of the backbone")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from scalekd.errors import DataError, UsageError
 from scalekd.export import check_weights, export_student, load_backbone
@@ -92,6 +92,16 @@ def test_what_is_no_export_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             load_backbone(folder, out_indices=levels)  # type: ignore[arg-type]
+
+
+def test_statistics_of_batch_norms_are_weights_too(tmp_path: Path) -> None:
+    folder, _ = exported(tmp_path, "test_resnet", {})
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {n: t for n, t in weights.items() if "running" not in n}, folder / "model.safetensors"
+    )
+    with pytest.raises(DataError, match=r"has no weights for .*running_mean"):
+        load_backbone(folder)
 
 
 def test_the_card_has_the_line_for_the_architecture_at_hand(tmp_path: Path) -> None:
