@@ -95,7 +95,7 @@ def train_student(config: TrainConfig) -> TrainResult:
             "--batch-size 1: the summary loss tells the images of a batch apart, and learns nothing"
             " from one; give 2 or more (better 32), or --distillation summary=standardised"
         )
-    note(*_notes(config, source, module.objective))
+    note(*_notes(config, source, student, module.objective))
     targets = _make_targets(config, source, module.objective, accelerator)
     loader = _make_loader(config, source, student, targets, accelerator)
     validation = make_validation(config, source, module, accelerator)
@@ -126,10 +126,12 @@ def _channels_last(config: TrainConfig, student: Student, accelerator: Accelerat
     return accelerator.device.type == "cuda" and is_convolutional(student.model)
 
 
-def _notes(config: TrainConfig, source: Source, objective: Objective) -> list[str]:
+def _notes(
+    config: TrainConfig, source: Source, student: Student, objective: Objective
+) -> list[str]:
     if isinstance(source, LabelledImages):
         return source.notes
-    notes = source.notes_for(objective)
+    notes = [*source.notes_for(objective), *_constant_losses(student, objective)]
     if config.objective == "features" and (unread := _of_classifiers(config)):
         notes.append(
             "--objective features reads neither labels nor logits, so these settings have no"
@@ -139,6 +141,22 @@ def _notes(config: TrainConfig, source: Source, objective: Objective) -> list[st
     if num_epochs > num_passes and not source.reader.policy.deterministic:
         notes.append(_reused_views(num_epochs, num_passes, fresh=config.online))
     return notes
+
+
+def _constant_losses(student: Student, objective: Objective) -> list[str]:
+    """Name the frequency losses of maps of 1 x 1, whose projections are equal everywhere."""
+    losses = [
+        f"stage{stage}_frequency_loss"
+        for stage, level in zip((3, 4), student.spec.levels, strict=True)
+        if level.num_patch_tokens == 1
+    ]
+    return [
+        f"{name}: cannot be lowered, because this map of the student is 1 x 1 at"
+        f" {' x '.join(map(str, student.spec.img_size))} px; give a larger --img-size, or"
+        f" --distillation {name.replace('_', '.', 1).removesuffix('_loss')}_weight=0"
+        for name in losses
+        if any(term.endswith(name) for term in objective.loss_names)
+    ]
 
 
 def _of_classifiers(config: TrainConfig) -> list[str]:

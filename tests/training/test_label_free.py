@@ -235,3 +235,16 @@ def test_registers_are_no_class_token(
     )
     assert teacher.spec.stages[4].num_prefix_tokens == num_prefix_tokens
     assert has_class_token(teacher.spec) == expected
+
+
+def test_frequency_losses_of_maps_of_one_place_are_named(
+    options: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = train(options, model="test_resnet", epochs=1)
+    assert result.metrics["train_stage4_frequency_loss"] == pytest.approx(3)
+    err = " ".join(capfd.readouterr().err.split())
+    assert "stage4_frequency_loss: cannot be lowered" in err
+    assert "stage3_frequency_loss" not in err
+    off = {"stage4": {"frequency_weight": 0}}
+    train(options, model="test_resnet", epochs=1, overwrite=True, distillation=off)
+    assert "cannot be lowered" not in capfd.readouterr().err
