@@ -20,7 +20,7 @@ from scalekd.pipelines._token_maps import ColourBasis, heat, png, thumbnail, tok
 from scalekd.pipelines.inspect_cache import CacheInfo
 from scalekd.shapes import FeatureShape
 from scalekd.teachers import TeacherSpec
-from scalekd.text import MAX_CELL, format_cache_size, printable
+from scalekd.text import MAX_CELL, counted, format_cache_size, printable
 
 _TEMPLATES = Path(__file__).with_name("pages")
 _THUMBNAIL = 220  # longest side of a whole image, in pixels
@@ -124,12 +124,11 @@ def _facts(page: CachePage) -> list[tuple[str, str]]:
     labels = f"{page.num_labelled:,} with a label"
     if page.class_names:
         labels += f", {len(page.class_names):,} classes"
-    passes = "pass" if info.num_passes == 1 else "passes"
     facts = [
         ("teacher", f"{info.teacher}, {spec.img_size[0]} x {spec.img_size[1]} px"),
         ("data", f"{info.num_samples:,} samples, {labels}, {info.num_skipped:,} left out"),
         ("fingerprint", page.data_fingerprint[:16]),
-        ("views", f"{info.num_passes:,} {passes} of {info.views}"),
+        ("views", f"{counted(info.num_passes, 'pass')} of {info.views}"),
     ]
     for stage, stored in info.stages.items():
         grid = " x ".join(map(str, stored["grid"]))

@@ -17,7 +17,7 @@ from scalekd.pipelines.configure import (
     recipe_names,
     train_config,
 )
-from scalekd.text import table
+from scalekd.text import counted, table
 from scalekd.training import TrainConfig
 
 IMAGENET_SAMPLES = 1_281_167
@@ -76,7 +76,8 @@ class RecipePlan(BaseModel):
                 f"{_short(cost.cache_exaflop)} EFLOP to cache,"
                 f" {_short(cost.train_exaflop)} to train:"
                 f" {cost.cache_hours:.1f} and {cost.train_hours:.1f} hours",
-                f"on {_gpus(config.gpus)} of {config.tflops:g} sustained TFLOP/s (--tflops)",
+                f"on {counted(config.gpus, 'GPU')} of {config.tflops:g} sustained TFLOP/s"
+                " (--tflops)",
             ],
         }
         lines = [recipe["name"]]
@@ -218,16 +219,14 @@ def _notes(config: RecipePlanConfig, recipe: dict[str, Any], published: TrainCon
     seen = batch_norm_views(here, config.gpus, objective)
     there = batch_norm_views(published, recipe["processes"], objective)
     if seen != there:
-        notes.append(f"batch norm sees {seen} views on {_gpus(config.gpus)} (reference: {there})")
+        notes.append(
+            f"batch norm sees {seen} views on {counted(config.gpus, 'GPU')} (reference: {there})"
+        )
     return notes
 
 
 def _short(number: float) -> str:
     return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
-
-
-def _gpus(count: int) -> str:
-    return f"{count} GPU" if count == 1 else f"{count} GPUs"
 
 
 def _launcher(gpus: int) -> list[str]:

@@ -26,7 +26,7 @@ from scalekd.pipelines._run_facts import Source, run_facts
 from scalekd.pipelines._validation import decode_dtype, local_cache_of, make_validation
 from scalekd.pipelines.configure import departures_from_recipe
 from scalekd.storage.locks import require_locks
-from scalekd.students import Student, create_student
+from scalekd.students import Student, create_student, resolve_student_name
 from scalekd.text import counted
 from scalekd.training import (
     CachedTeacher,
@@ -44,7 +44,6 @@ from scalekd.training import (
 from scalekd.training.accelerator import make_accelerator
 from scalekd.training.trackers import check_trackers
 
-_FOLDERS = ("local-dir:", "hf-hub:", "hf_hub:")  # names of weights, which timm reads on request
 _NEED_A_CACHE = (
     "targets",
     "logits_from",
@@ -131,7 +130,7 @@ def _notes(
 ) -> list[str]:
     if isinstance(source, LabelledImages):
         return source.notes
-    notes = [*source.notes_for(objective), *_constant_losses(student, objective)]
+    notes = [*source.notes_for(objective), *_constant_loss(student, objective)]
     if config.objective == "features" and (unread := _of_classifiers(config)):
         notes.append(
             "--objective features reads neither labels nor logits, so these settings have no"
@@ -143,19 +142,19 @@ def _notes(
     return notes
 
 
-def _constant_losses(student: Student, objective: Objective) -> list[str]:
-    """Name the frequency losses of maps of 1 x 1, whose projections are equal everywhere."""
-    losses = [
-        f"stage{stage}_frequency_loss"
-        for stage, level in zip((3, 4), student.spec.levels, strict=True)
-        if level.num_patch_tokens == 1
-    ]
+def _constant_loss(student: Student, objective: Objective) -> list[str]:
+    """Name the frequency loss of a final map of 1 x 1, whose projection is equal everywhere.
+
+    One of the level before it can differ by position after a tail with rotary embeddings.
+    """
+    name = "stage4_frequency_loss"
+    is_read = any(term.endswith(name) for term in objective.loss_names)
+    if student.spec.levels[1].num_patch_tokens > 1 or not is_read:
+        return []
     return [
         f"{name}: cannot be lowered, because this map of the student is 1 x 1 at"
         f" {' x '.join(map(str, student.spec.img_size))} px; give a larger --img-size, or"
-        f" --distillation {name.replace('_', '.', 1).removesuffix('_loss')}_weight=0"
-        for name in losses
-        if any(term.endswith(name) for term in objective.loss_names)
+        " --distillation stage4.frequency_weight=0"
     ]
 
 
@@ -267,7 +266,8 @@ def _make_student(config: TrainConfig, source: Source, notes: list[str]) -> Stud
     weights, class_names = initial_weights(
         config.model, config.initial_checkpoint, pretrained=config.pretrained
     )
-    if weights is None and not config.pretrained and config.model.startswith(_FOLDERS):
+    of_a_folder = ":" in resolve_student_name(config.model)[0]  # or of a hub's repository
+    if weights is None and not config.pretrained and of_a_folder:
         notes.append(
             f"--model {config.model}: the architecture with random weights; --pretrained reads its"
             " own"

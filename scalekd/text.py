@@ -24,6 +24,7 @@ MAX_CELL = 200
 _IGNORABLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
+_LINE_END = re.compile(r"\r\n|\r|\n")
 # An underscore inside a word is not markup, and model names have many.
 _MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
 
@@ -99,6 +100,12 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in cells
     ]
+
+
+def split_lines(text: str) -> list[str]:
+    """Split at line ends alone; ``str.splitlines`` also divides at characters of a line."""
+    lines = _LINE_END.split(text)
+    return lines if lines[-1] else lines[:-1]
 
 
 def counted(number: int, noun: str) -> str:

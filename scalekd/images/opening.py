@@ -123,8 +123,9 @@ def recognise(
     if split == "." or name in folders:
         folder = "" if split == "." else split
         return partial(FolderImages.open, storage, folder, labelled=labelled)
-    images = _has_images(files)
-    if split == "train" and (not labelled or (images and not has_class_folders(storage, ""))):
+    if split == "train" and (
+        not labelled or (_has_images(files) and not has_class_folders(storage, ""))
+    ):
         return partial(FolderImages.open, storage, "", labelled=labelled)
     raise DataError(_nothing_there(storage, split, folders, files))
 

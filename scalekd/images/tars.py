@@ -1,7 +1,6 @@
 """WebDataset shards: tar files in which members with one base name are one sample."""
 
 import posixpath
-import re
 import tarfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +18,9 @@ from scalekd.images.samples import IMAGE_EXTENSIONS, Rows, check_not_empty, enco
 from scalekd.images.stored import StoredImages
 from scalekd.storage import NotStored, Storage, StoredFile
 from scalekd.storage.in_flight import REQUESTS_IN_FLIGHT, submit
-from scalekd.text import printable
+from scalekd.text import printable, split_lines
 
 _CLASS_FILES = ("classes.txt", "classnames.txt")
-_LINE_END = re.compile(r"\r\n|\r|\n")
 _MAX_CLASS_FILE_BYTES = 16 << 20
 _DOTTED = (
     "images whose names have a second dot (the key ends at the first; rename them, or pass what"
@@ -247,8 +245,5 @@ def _class_names(storage: Storage) -> tuple[str, ...] | None:
         except UnicodeDecodeError as error:
             where = storage.locate(name)
             raise DataError(f"{where}: class names are not UTF-8 ({error})") from error
-        # Not splitlines(), which also divides at characters that a name may contain.
-        return (
-            tuple(line.strip() for line in _LINE_END.split(text.rstrip())) if text.strip() else ()
-        )
+        return tuple(line.strip() for line in split_lines(text.rstrip()))
     return None

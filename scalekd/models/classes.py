@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from scalekd.errors import DataError, UsageError
+from scalekd.text import split_lines
 
 MAX_CLASSES = 1 << 20
 MAX_NAME_LENGTH = 1000
@@ -348,7 +349,7 @@ def _lines(path: Path, option: str) -> list[str]:
         text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{option} {path}: cannot be read: {error}") from error
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [line.strip() for line in split_lines(text)]
     if not lines or len(content) > _MAX_FILE_BYTES or len(lines) > MAX_CLASSES:
         what = "is empty" if not lines else f"has more than {MAX_CLASSES:,} lines"
         raise UsageError(f"{option} {path}: {what}; expected one class a line")

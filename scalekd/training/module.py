@@ -132,9 +132,9 @@ def _with_summaries_elsewhere(targets: Targets) -> Targets:
     """
     if not _has_processes():
         return targets
-    elsewhere = None
-    if targets.summary is not None:
-        own = at_least_float32(targets.summary).contiguous()  # not every backend has bfloat16
+    elsewhere, summary = None, targets.summary
+    if summary is not None:
+        own = at_least_float32(summary).contiguous()  # not every backend has bfloat16
         rank, number = torch.distributed.get_rank(), torch.distributed.get_world_size()
         batches = [torch.empty_like(own) for _ in range(number)]
         torch.distributed.all_gather(batches, own)

@@ -187,6 +187,8 @@ def test_class_names_of_a_teacher_are_one_per_line(
     path = tmp_path / "names.txt"
     path.write_bytes(b"\xef\xbb\xbfant\r\n bee \r\n")
     assert read_class_names(path) == ("ant", "bee")
+    path.write_bytes("ant\u2028lion\r\nbee\x0cfly\r\n".encode())  # no line ends in a name
+    assert read_class_names(path) == ("ant\u2028lion", "bee\x0cfly")
     path.write_bytes(content)
     with pytest.raises(UsageError, match=message):
         read_class_names(path)

@@ -111,6 +111,9 @@ def test_a_folder_whose_weights_are_not_read_is_named(
     note = "the architecture with random weights; --pretrained reads"
     trained(options, **once)
     assert note in capfd.readouterr().err
+    as_path = once | {"model": str(tmp_path / "export"), "output": str(tmp_path / "path")}
+    trained(options, **as_path)
+    assert note in capfd.readouterr().err
     trained(options, **once, pretrained=True, output=str(tmp_path / "two"))
     weights = str(tmp_path / "export/model.safetensors")
     trained(options, **once, initial_checkpoint=weights, output=str(tmp_path / "three"))

@@ -172,13 +172,13 @@ def exchanged_gradients() -> dict[str, float]:
     return found
 
 
-def contrast_gradient(**settings: Any) -> float:
+def contrast_gradient() -> float:
     """Distance of the common gradient of a contrast from that of one batch of all views."""
     torch.manual_seed(0)
     student = create_student("test_vit", num_classes=0, img_size=32)
     objective = build_objective(
         "features",
-        ScaleKDConfig(spatial=False, frequency=False, **settings),
+        ScaleKDConfig(spatial=False, frequency=False),
         student_levels=student.spec.levels,
         teacher_stages={4: FeatureShape((3, 3), 8)},
         student_features=student.num_features(),
